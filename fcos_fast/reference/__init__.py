@@ -1,0 +1,20 @@
+"""The operators in plain PyTorch: the specification that the native ones are tested against.
+
+Same names and signatures as :mod:`fcos_fast.ops`; nothing here needs a binary, and autograd differentiates it.
+"""
+
+from fcos_fast.reference.assign_targets import assign_targets
+from fcos_fast.reference.box_loss import box_loss
+from fcos_fast.reference.centerness import centerness
+from fcos_fast.reference.focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_star
+from fcos_fast.reference.nms import batched_nms, nms
+
+__all__ = [
+    "assign_targets",
+    "batched_nms",
+    "box_loss",
+    "centerness",
+    "nms",
+    "sigmoid_focal_loss",
+    "sigmoid_focal_loss_star",
+]

@@ -1,0 +1,38 @@
+"""Greedy non-maximum suppression."""
+
+import torch
+from torch import Tensor
+
+
+def _suppress(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+    dtype = torch.float64 if boxes.dtype == torch.float64 else torch.float32
+    order = torch.argsort(scores, descending=True, stable=True)
+    boxes = boxes[order].to(dtype)
+    idxs = None if idxs is None else idxs[order]
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    areas = (x2 - x1) * (y2 - y1)
+
+    alive = torch.ones_like(order, dtype=torch.bool)
+    for i in range(len(order)):
+        if not alive[i]:
+            continue
+        w = (torch.minimum(x2[i], x2[i + 1 :]) - torch.maximum(x1[i], x1[i + 1 :])).clamp(min=0)
+        h = (torch.minimum(y2[i], y2[i + 1 :]) - torch.maximum(y1[i], y1[i + 1 :])).clamp(min=0)
+        intersection = w * h
+        iou = intersection / (areas[i] + areas[i + 1 :] - intersection)
+        # The threshold is a float64 number and stays one: a float32 IoU of 0.6 exceeds the float64 0.6.
+        suppressed = iou.double() > iou_threshold
+        if idxs is not None:
+            suppressed &= idxs[i + 1 :] == idxs[i]
+        alive[i + 1 :] &= ~suppressed
+    return order[alive]
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """See :func:`fcos_fast.ops.nms`."""
+    return _suppress(boxes, scores, None, iou_threshold)
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
+    """See :func:`fcos_fast.ops.batched_nms`."""
+    return _suppress(boxes, scores, idxs, iou_threshold)
