@@ -1,1 +1,33 @@
-"""."""
+"""Data sets: reading, checking, generating, augmenting and batching them. Needs the extra ``train``."""
+
+from .categories import Categories
+from .checks import DataError, Report
+from .dataset import DetectionDataset, Record, read_image
+from .loader import EpochSampler, collate, eval_loader, train_loader
+from .readers import READERS, Reader, load_dataset
+from .synthetic import SyntheticConfig, draw_picture, synthetic_dataset, write_voc
+from .transforms import AugmentConfig, AugmentedDataset
+from .voc import load_voc
+
+__all__ = [
+    "READERS",
+    "AugmentConfig",
+    "AugmentedDataset",
+    "Categories",
+    "DataError",
+    "DetectionDataset",
+    "EpochSampler",
+    "Reader",
+    "Record",
+    "Report",
+    "SyntheticConfig",
+    "collate",
+    "draw_picture",
+    "eval_loader",
+    "load_dataset",
+    "load_voc",
+    "read_image",
+    "synthetic_dataset",
+    "train_loader",
+    "write_voc",
+]

@@ -1,0 +1,80 @@
+"""Which number stands for which class."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The classes of a data set, and the only place where their numbers are translated.
+
+    The model speaks of labels 0..C-1, which are positions in ``names``. Files speak of the data set's own ids, which
+    may start anywhere and have gaps (COCO's 80 classes have ids 1..90), or of names.
+
+    Attributes:
+        names: the C class names, by label.
+        ids: the C ids in the data set's own numbering, by label; 1..C where the data set has no numbers.
+    """
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        if isinstance(self.names, str):
+            raise TypeError(
+                f"Categories: names is the string {self.names!r}; expected a sequence of class names"
+            )
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(
+            self, "ids", tuple(int(i) for i in self.ids) or tuple(range(1, len(self.names) + 1))
+        )
+        if not self.names:
+            raise ValueError("Categories: got no class; a detector needs at least one")
+        if len(self.ids) != len(self.names):
+            raise ValueError(
+                f"Categories: got {len(self.names)} names but {len(self.ids)} ids; expected one id each"
+            )
+        for what, values in (("name", self.names), ("id", self.ids)):
+            repeated = sorted({v for v in values if values.count(v) > 1})
+            if repeated:
+                raise ValueError(
+                    f"Categories: the {what} {repeated[0]!r} occurs more than once; make each unique"
+                )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def label_of(self, name: str) -> int:
+        """Label of the class ``name``; ValueError with the known names and the nearest where there is none."""
+        if name in self.names:
+            return self.names.index(name)
+        nearest = difflib.get_close_matches(name, self.names, n=1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise ValueError(f"unknown class {name!r}; {hint}known are {', '.join(self.names)}")
+
+    def label_of_id(self, category_id: int) -> int:
+        """Label of the data set's id; ValueError with the known ids where there is none."""
+        if category_id in self.ids:
+            return self.ids.index(category_id)
+        known = ", ".join(f"{i} ({name})" for i, name in zip(self.ids, self.names, strict=True))
+        raise ValueError(f"unknown category id {category_id!r}; known are {known}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, for JSON and checkpoints."""
+        return {"names": list(self.names), "ids": list(self.ids)}
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> Categories:
+        """Inverse of :meth:`to_dict`."""
+        return cls(names=tuple(state["names"]), ids=tuple(state["ids"]))
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in self.names)
+        rows = [
+            f"{label:5}  {name:{width}}  {i:10}"
+            for label, (name, i) in enumerate(zip(self.names, self.ids, strict=True))
+        ]
+        return "\n".join([f"label  {'class':{width}}  dataset id", *rows])

@@ -1,0 +1,58 @@
+"""Which reader reads which layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .categories import Categories
+from .checks import DataError
+from .dataset import DetectionDataset
+from .voc import is_voc, load_voc
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layout of files.
+
+    Attributes:
+        name: of the layout.
+        looks_for: what a folder of this layout holds, for the error message.
+        recognises: whether a folder has this layout.
+        load: ``(root, split, categories, strict) -> DetectionDataset``.
+    """
+
+    name: str
+    looks_for: str
+    recognises: Callable[[Path], bool]
+    load: Callable[[Path, str | None, Categories | None, bool], DetectionDataset]
+
+
+READERS = (Reader("VOC", "folders Annotations and JPEGImages", is_voc, load_voc),)
+"""Every layout that is read; the first that recognises a folder reads it."""
+
+
+def load_dataset(
+    root: str | Path, split: str | None = None, categories: Categories | None = None, strict: bool = False
+) -> DetectionDataset:
+    """Read a data set of any layout in :data:`READERS`.
+
+    Args:
+        root: the data set's folder.
+        split: name of the part to read; None reads all.
+        categories: the classes, as for the evaluation of a trained model; None takes what the annotations name.
+        strict: refuse boxes that would otherwise be left out or cut.
+
+    Raises:
+        DataError: no such folder, no known layout, or the data set cannot be used.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such folder; give the folder of a data set")
+    for reader in READERS:
+        if reader.recognises(root):
+            return reader.load(root, split, categories, strict)
+    wanted = "; ".join(f"{reader.name}: {reader.looks_for}" for reader in READERS)
+    present = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
+    raise DataError(f"{root}: has no layout that is known ({wanted}); it holds {present}")
