@@ -1,0 +1,49 @@
+"""What every backbone is: five stages that end in feature maps of strides 8, 16 and 32, and can be frozen."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+NUM_STAGES = 5
+
+
+class Backbone(nn.Module):
+    """Base of the backbones.
+
+    Attributes:
+        out_channels: channels of the three feature maps C3, C4, C5.
+    """
+
+    out_channels: tuple[int, int, int]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frozen: list[nn.Module] = []
+
+    def stages(self) -> list[list[nn.Module]]:
+        """The modules of each of the five stages, from the image up."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) to [C3, C4, C5]: (B, out_channels[i], ceil(H / stride), ceil(W / stride))."""
+        raise NotImplementedError
+
+    def freeze(self, trainable_stages: int) -> None:
+        """Train only the last ``trainable_stages`` of the five stages.
+
+        The parameters of the others take no gradient and their batch norms keep their statistics.
+        """
+        # Kept in a list, which nn.Module does not register: the modules already have their place in the state dict.
+        self._frozen = [
+            module for stage in self.stages()[: NUM_STAGES - trainable_stages] for module in stage
+        ]
+        for module in self._frozen:
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As ``nn.Module.train``; frozen stages stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self

@@ -1,0 +1,87 @@
+"""What a model refuses to be given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_images(images: object, device: torch.device) -> None:
+    """Raise unless ``images`` is a sequence of RGB images (3, H, W), float or uint8, on ``device``."""
+    if isinstance(images, Tensor) or not isinstance(images, Sequence):
+        raise TypeError(f"images: got {_kind(images)}; expected a list of tensors (3, H, W), one per image")
+    if len(images) == 0:
+        raise ValueError("images: got an empty list; expected at least one image")
+    for i, image in enumerate(images):
+        name = f"images[{i}]"
+        if not isinstance(image, Tensor):
+            raise TypeError(f"{name}: got {_kind(image)}; expected a tensor (3, H, W)")
+        if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+            raise ValueError(f"{name}: got shape {tuple(image.shape)}; expected (3, H, W), RGB, not empty")
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise TypeError(f"{name}: got {image.dtype}; expected uint8, or floating point in [0, 1]")
+        _check_device(name, image, device)
+
+
+def check_targets(targets: object, num_images: int, num_classes: int, device: torch.device) -> None:
+    """Raise unless ``targets`` is one dict per image of ``boxes`` (N, 4) xyxy and ``labels`` (N,) in 0..C-1.
+
+    Values are checked on the host; on a GPU, where looking at them would wait for it, with ``FCOS_FAST_CHECK=1``.
+    """
+    if targets is None:
+        raise ValueError("targets: got None; training needs one dict of boxes and labels per image")
+    if not isinstance(targets, Sequence) or len(targets) != num_images:
+        count = len(targets) if isinstance(targets, Sequence) else _kind(targets)
+        raise ValueError(
+            f"targets: got {count} for {num_images} images; expected a list of one dict per image"
+        )
+    for i, target in enumerate(targets):
+        name = f"targets[{i}]"
+        for key in ("boxes", "labels"):
+            if not isinstance(target, dict) or not isinstance(target.get(key), Tensor):
+                raise TypeError(
+                    f"{name}: expected a dict with the tensors 'boxes' and 'labels'; {key!r} is not there"
+                )
+            _check_device(f"{name}[{key!r}]", target[key], device)
+        _check_target(name, target["boxes"], target["labels"], num_classes)
+
+
+def _check_target(name: str, boxes: Tensor, labels: Tensor, num_classes: int) -> None:
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(
+            f"{name}['boxes']: got shape {tuple(boxes.shape)}; expected (N, 4), also where N is 0"
+        )
+    if labels.shape != boxes.shape[:1]:
+        raise ValueError(
+            f"{name}['labels']: got shape {tuple(labels.shape)} beside {len(boxes)} boxes; expected ({len(boxes)},)"
+        )
+    if not boxes.is_floating_point():
+        raise TypeError(f"{name}['boxes']: got {boxes.dtype}; expected float32")
+    if labels.dtype != torch.int64:
+        raise TypeError(f"{name}['labels']: got {labels.dtype}; expected int64")
+    if boxes.device.type != "cpu" and os.environ.get("FCOS_FAST_CHECK") != "1":
+        return
+    wrong = ~((boxes[:, 2:] > boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1))
+    if wrong.any():
+        n = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"{name}['boxes'][{n}]: got {boxes[n].tolist()}; expected finite x1 < x2 and y1 < y2"
+        )
+    wrong = (labels < 0) | (labels >= num_classes)
+    if wrong.any():
+        n = int(wrong.nonzero()[0])
+        raise ValueError(f"{name}['labels'][{n}]: got {int(labels[n])}; expected 0 to {num_classes - 1}")
+
+
+def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(
+            f"{name}: is on {tensor.device}, the model on {device}; move one to the other with .to()"
+        )
+
+
+def _kind(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

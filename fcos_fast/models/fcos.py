@@ -1,0 +1,179 @@
+"""FCOS (Tian et al., "FCOS: Fully Convolutional One-Stage Object Detection", 2019)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fcos_fast import ops
+from fcos_fast.assignment import GroundTruth, Level, Targets
+from fcos_fast.models.backbones import build_backbone
+from fcos_fast.models.checks import check_images, check_targets
+from fcos_fast.models.config import STRIDES, FCOSConfig, check_fields
+from fcos_fast.models.fpn import BackboneWithFPN
+from fcos_fast.models.head import FCOSHead
+from fcos_fast.models.losses import detection_loss, ignore_outside
+from fcos_fast.models.names import unknown_name
+from fcos_fast.models.postprocess import postprocess
+from fcos_fast.models.presets import PRESETS
+from fcos_fast.models.transform import ImageBatch, Size, Transform, image_size, scale_boxes
+
+
+class FCOS(nn.Module):
+    """The detector that ``config`` describes, with torchvision's calling convention and parameter names.
+
+    In training, ``model(images, targets)`` returns the losses ``{"classification", "bbox_regression",
+    "bbox_ctrness"}``, float32 scalars. In evaluation, ``model(images)`` returns one dict per image: ``boxes`` (N, 4)
+    float32 xyxy in pixels of the image as it was given, ``scores`` (N,) float32 in descending order, ``labels`` (N,)
+    int64 in 0..C-1.
+
+    Images are a list of RGB tensors (3, H, W) of any sizes, uint8 or float in [0, 1]. Targets are one dict per image:
+    ``boxes`` (N, 4) float32 xyxy in pixels and ``labels`` (N,) int64 in 0..C-1; N may be 0.
+    """
+
+    def __init__(self, config: FCOSConfig) -> None:
+        super().__init__()
+        self.config = config
+        options: dict[str, Any] = {"norm": config.norm}
+        if config.backbone.startswith("resnet"):
+            options["stride_in_1x1"] = config.stride_in_1x1
+        self.transform = Transform(config)
+        self.backbone = BackboneWithFPN(
+            build_backbone(config.backbone, config.trainable_stages, **options),
+            config.fpn_channels,
+            config.p6_from,
+        )
+        self.head = FCOSHead(
+            config.fpn_channels,
+            config.num_classes,
+            len(STRIDES),
+            config.head_channels,
+            config.head_convs,
+            config.head_norm,
+            config.prior,
+            config.centerness_on,
+            config.regression,
+            config.scale_per_level,
+        )
+        self._units = STRIDES if config.regression_unit == "stride" else (1,) * len(STRIDES)
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training, detections in evaluation.
+
+        Raises:
+            ValueError, TypeError: for images or targets of another form; the message names the one and its remedy.
+        """
+        device = self.transform.mean.device
+        check_images(images, device)
+        if self.training:
+            check_targets(targets, len(images), self.config.num_classes, device)
+            return self.losses(images, targets)
+        return self.detect(images)
+
+    def losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What :meth:`forward` does in training."""
+        resized = [self.transform(image) for image in images]
+        boxes = [
+            scale_boxes(target["boxes"], image_size(image), image_size(small))
+            for target, image, small in zip(targets, images, resized, strict=True)
+        ]
+        batch = self.transform.batch(resized)
+        assigned = self.assign(batch, GroundTruth.pack(boxes, [target["labels"] for target in targets]))
+        reduction = self._average_totals(assigned)  # runs behind the forward pass
+        outputs = self.head(self.backbone(batch.tensor))
+        if reduction is not None:
+            reduction.wait()
+        config = self.config
+        return detection_loss(
+            *outputs,
+            assigned,
+            units=self._units,
+            alpha=config.focal_alpha,
+            gamma=config.focal_gamma,
+            box_loss=config.box_loss,
+            box_loss_smooth=config.box_loss_smooth,
+            centerness_weighted=config.centerness_weighted,
+        )
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """What :meth:`forward` does in evaluation."""
+        resized = [self.transform(image) for image in images]
+        detections: list[dict[str, Tensor]] = [{} for _ in images]
+        for indices in self.transform.groups(resized):
+            batch = self.transform.batch([resized[i] for i in indices])
+            for i, found in zip(indices, self._detect_batch(batch), strict=True):
+                found["boxes"] = scale_boxes(found["boxes"], image_size(resized[i]), image_size(images[i]))
+                detections[i] = found
+        return detections
+
+    def _detect_batch(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
+        outputs = self.head(self.backbone(batch.tensor))
+        config = self.config
+        return postprocess(
+            *outputs,
+            self.levels(batch.padded_size),
+            batch.sizes,
+            units=self._units,
+            score_threshold=config.score_threshold,
+            threshold_on=config.threshold_on,
+            topk_candidates=config.topk_candidates,
+            nms_threshold=config.nms_threshold,
+            max_detections=config.max_detections,
+            inclusive_boxes=config.inclusive_boxes,
+        )
+
+    def levels(self, size: Size) -> list[Level]:
+        """The levels over a padded image of (height, width), known before the network runs."""
+        feature_sizes = [tuple(math.ceil(side / stride) for side in size) for stride in STRIDES]
+        return self.config.rule.levels(feature_sizes, size, STRIDES)
+
+    def assign(self, batch: ImageBatch, gt: GroundTruth) -> Targets:
+        """The targets of all locations of a batch."""
+        levels = self.levels(batch.padded_size)
+        targets = ops.assign_targets(gt, levels, self.config.rule)
+        if not self.config.ignore_padding or all(size == batch.padded_size for size in batch.sizes):
+            return targets
+        sizes = torch.tensor(batch.sizes)
+        if gt.boxes.is_cuda:
+            sizes = sizes.pin_memory()
+        return ignore_outside(targets, levels, sizes.to(gt.boxes.device, non_blocking=True))
+
+    def _average_totals(self, targets: Targets) -> dist.Work | None:
+        """Begin to replace the totals by their mean over all processes."""
+        if not (self.config.average_totals and dist.is_available() and dist.is_initialized()):
+            return None
+        targets.totals.div_(dist.get_world_size())
+        return dist.all_reduce(targets.totals, async_op=True)
+
+
+def fcos(
+    backbone: str = "resnet50", num_classes: int = 80, preset: str = "official-improved", **overrides: Any
+) -> FCOS:
+    """Build an FCOS with random weights.
+
+    Args:
+        backbone: a name of ``fcos_fast.models.BACKBONES``.
+        num_classes: number of classes C; labels are 0..C-1.
+        preset: a name of ``fcos_fast.models.PRESETS``.
+        **overrides: fields of :class:`FCOSConfig` that shall differ from the preset.
+
+    Raises:
+        ValueError: for an unknown preset, backbone or field, with the nearest names; for a value that no FCOS can have.
+
+    Example:
+        >>> model = fcos("resnet18", num_classes=3, min_size=240, max_size=320)
+        >>> losses = model([torch.rand(3, 240, 320)], [{"boxes": boxes, "labels": labels}])
+    """
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    check_fields(overrides)
+    return FCOS(replace(PRESETS[preset], backbone=backbone, num_classes=num_classes, **overrides))

@@ -1,0 +1,138 @@
+"""The head of FCOS (Tian et al., 2019): two towers shared by all levels, and three outputs per location."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fcos_fast.models.norm import GROUPS
+
+
+class HeadOutputs(NamedTuple):
+    """What the head says, one tensor per level, as the convolutions leave it in memory.
+
+    Attributes:
+        cls_logits: (B, C, H, W) each.
+        box_regression: (B, 4, H, W) each; distances left, top, right, bottom, not negative, in strides or pixels.
+        centerness: (B, 1, H, W) each; logits.
+    """
+
+    cls_logits: list[Tensor]
+    box_regression: list[Tensor]
+    centerness: list[Tensor]
+
+
+def _conv(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2d:
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    nn.init.normal_(conv.weight, std=0.01)
+    nn.init.constant_(conv.bias, bias)
+    return conv
+
+
+def _tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    for i in range(num_convs):
+        modules.append(_conv(in_channels if i == 0 else channels, channels))
+        if norm == "group":
+            modules.append(nn.GroupNorm(GROUPS, channels))
+        modules.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*modules)
+
+
+class ClassificationHead(nn.Module):
+    """The classification tower, its logits, and the centerness where it stands on this tower."""
+
+    def __init__(
+        self, tower: nn.Sequential, channels: int, num_classes: int, prior: float, centerness: bool
+    ) -> None:
+        super().__init__()
+        self.conv = tower
+        self.cls_logits = _conv(channels, num_classes, bias=-math.log((1 - prior) / prior))
+        self.bbox_ctrness = _conv(channels, 1) if centerness else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """One level (B, channels, H, W) to logits (B, C, H, W) and centerness (B, 1, H, W) or None."""
+        x = self.conv(x)
+        return self.cls_logits(x), None if self.bbox_ctrness is None else self.bbox_ctrness(x)
+
+
+class RegressionHead(nn.Module):
+    """The regression tower, its distances, and the centerness where it stands on this tower."""
+
+    def __init__(
+        self, tower: nn.Sequential, channels: int, activation: str, num_scales: int, centerness: bool
+    ) -> None:
+        super().__init__()
+        self.conv = tower
+        self.bbox_reg = _conv(channels, 4)
+        self.bbox_ctrness = _conv(channels, 1) if centerness else None
+        self.activation = torch.exp if activation == "exp" else torch.relu
+        self.scales = nn.Parameter(torch.ones(num_scales)) if num_scales else None
+
+    def forward(self, x: Tensor, level: int) -> tuple[Tensor, Tensor | None]:
+        """One level (B, channels, H, W) to ltrb (B, 4, H, W) and centerness (B, 1, H, W) or None."""
+        x = self.conv(x)
+        distances = self.bbox_reg(x)
+        if self.scales is not None:
+            distances = distances * self.scales[level].to(distances.dtype)
+        return self.activation(distances), None if self.bbox_ctrness is None else self.bbox_ctrness(x)
+
+
+class FCOSHead(nn.Module):
+    """Both towers over all levels.
+
+    Args:
+        in_channels: channels of the pyramid.
+        num_classes: number of classes C.
+        num_levels: number of levels.
+        channels, num_convs, norm: of each tower; ``norm`` is ``"group"`` or ``"none"``.
+        prior: probability that every class starts with.
+        centerness_on: tower that predicts the centerness, ``"regression"`` or ``"classification"``.
+        activation: of the distances, ``"relu"`` or ``"exp"``.
+        scale_per_level: multiply the distances of each level by a learned number, before the activation.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        num_levels: int,
+        channels: int = 256,
+        num_convs: int = 4,
+        norm: str = "group",
+        prior: float = 0.01,
+        centerness_on: str = "regression",
+        activation: str = "relu",
+        scale_per_level: bool = True,
+    ) -> None:
+        super().__init__()
+        width = channels if num_convs else in_channels
+        self.classification_head = ClassificationHead(
+            _tower(in_channels, channels, num_convs, norm),
+            width,
+            num_classes,
+            prior,
+            centerness=centerness_on == "classification",
+        )
+        self.regression_head = RegressionHead(
+            _tower(in_channels, channels, num_convs, norm),
+            width,
+            activation,
+            num_levels if scale_per_level else 0,
+            centerness=centerness_on == "regression",
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> HeadOutputs:
+        """[P3, ..., P7] to the three outputs of every level."""
+        outputs = HeadOutputs([], [], [])
+        for level, x in enumerate(features):
+            cls_logits, centerness = self.classification_head(x)
+            box_regression, centerness_too = self.regression_head(x, level)
+            outputs.cls_logits.append(cls_logits)
+            outputs.box_regression.append(box_regression)
+            outputs.centerness.append(centerness_too if centerness is None else centerness)
+        return outputs

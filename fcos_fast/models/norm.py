@@ -1,0 +1,67 @@
+"""Normalisation layers of the backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GROUPS = 32
+"""Groups of every group norm (Wu and He, "Group Normalization", 2018)."""
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm whose statistics and affine parameters are buffers: an affine map per channel.
+
+    Keys and values as in ``torchvision.ops.FrozenBatchNorm2d``. The output has the input's dtype, also where the buffers
+    are float32 and autocast made the activations bfloat16.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """The map ``x * scale + shift``: two tensors (C,)."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) of any floating dtype to the same shape and dtype."""
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # A checkpoint of an ordinary batch norm also counts its batches.
+        state_dict.pop(prefix + "num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """Size and eps, as the other norms print them."""
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "frozen": FrozenBatchNorm2d,
+    "group": lambda channels: nn.GroupNorm(GROUPS, channels),
+}
+"""The norms of a backbone, by the name that ``FCOSConfig.norm`` gives them."""
+
+
+def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+    """``norm(conv(x))`` for a bias-free convolution; a frozen norm is folded into its weight.
+
+    Folding leaves no pass over the activations, forward or backward, and autograd carries the scale to the gradient
+    of ``conv.weight``.
+    """
+    if not isinstance(norm, FrozenBatchNorm2d):
+        return norm(conv(x))
+    scale, shift = norm.affine()
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding)

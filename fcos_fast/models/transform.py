@@ -1,0 +1,126 @@
+"""From images of any size to what the backbone sees, and from its detections back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fcos_fast.models.config import FCOSConfig
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Images padded to one size.
+
+    Attributes:
+        tensor: (B, 3, H, W); each image stands in the top left corner, zeros beyond.
+        sizes: the images' own (height, width).
+    """
+
+    tensor: Tensor
+    sizes: list[Size]
+
+    @property
+    def padded_size(self) -> Size:
+        """(H, W) of the batch."""
+        return tuple(self.tensor.shape[-2:])
+
+
+def image_size(image: Tensor) -> Size:
+    """(height, width) of a (3, H, W) image."""
+    return tuple(image.shape[-2:])
+
+
+def resized(size: Size, min_size: int, max_size: int | None) -> Size:
+    """``size`` with its shorter side scaled to ``min_size``, or less where the longer would exceed ``max_size``."""
+    scale = min_size / min(size)
+    if max_size is not None:
+        scale = min(scale, max_size / max(size))
+    return tuple(max(1, math.floor(side * scale)) for side in size)
+
+
+def scale_boxes(boxes: Tensor, from_size: Size, to_size: Size) -> Tensor:
+    """xyxy boxes (N, 4) of an image of ``from_size`` for the same image at ``to_size``."""
+    if from_size == to_size:
+        return boxes
+    ratio_y, ratio_x = (new / old for new, old in zip(to_size, from_size, strict=True))
+    x1, y1, x2, y2 = boxes.unbind(1)
+    return torch.stack((x1 * ratio_x, y1 * ratio_y, x2 * ratio_x, y2 * ratio_y), dim=1)
+
+
+class Transform(nn.Module):
+    """Pixel values, sizes and padding, as ``FCOSConfig`` defines them.
+
+    Bit for bit torchvision's ``GeneralizedRCNNTransform`` under the preset ``torchvision``.
+    """
+
+    def __init__(self, config: FCOSConfig) -> None:
+        super().__init__()
+        self.reverse_channels = config.channel_order == "bgr"
+        self.pixel_range = config.pixel_range
+        self.min_sizes = config.min_size if isinstance(config.min_size, tuple) else (config.min_size,)
+        self.max_size = config.max_size
+        self.size_divisor = config.size_divisor
+        self.batching = config.batching
+        # Buffers, so that they follow the model to its device; not persistent: they belong to the configuration.
+        self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """One RGB image (3, H, W), float in [0, 1] or uint8, normalised and resized; not yet padded."""
+        return self._resize(self._normalize(image))
+
+    def _normalize(self, image: Tensor) -> Tensor:
+        white = 1 if image.is_floating_point() else 255
+        image = image.to(self.mean.dtype)
+        if white != self.pixel_range:
+            image = image * self.pixel_range if white == 1 else image / white
+        if self.reverse_channels:
+            image = image.flip(0)
+        return (image - self.mean) / self.std
+
+    def _resize(self, image: Tensor) -> Tensor:
+        min_size = self.min_sizes[-1]
+        if self.training and len(self.min_sizes) > 1:
+            min_size = self.min_sizes[int(torch.empty(1).uniform_(0, len(self.min_sizes)))]
+        if min_size is None:
+            return image
+        size = resized(image_size(image), min_size, self.max_size)
+        if size == image_size(image):
+            return image
+        return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
+
+    def padded_size(self, sizes: Sequence[Size]) -> Size:
+        """The smallest multiples of the size divisor that hold all ``sizes``."""
+        return tuple(
+            math.ceil(max(sides) / self.size_divisor) * self.size_divisor
+            for sides in zip(*sizes, strict=True)
+        )
+
+    def batch(self, images: Sequence[Tensor]) -> ImageBatch:
+        """Pad transformed images to one size."""
+        sizes = [image_size(image) for image in images]
+        height, width = self.padded_size(sizes)
+        if all(size == (height, width) for size in sizes):
+            return ImageBatch(torch.stack(list(images)), sizes)
+        padded = images[0].new_zeros((len(images), 3, height, width))
+        for row, image, (h, w) in zip(padded, images, sizes, strict=True):
+            row[:, :h, :w] = image
+        return ImageBatch(padded, sizes)
+
+    def groups(self, images: Sequence[Tensor]) -> list[list[int]]:
+        """Which of the transformed images are evaluated together: lists of their indices."""
+        if self.batching == "pad":
+            return [list(range(len(images)))]
+        groups: dict[Size, list[int]] = {}
+        for i, image in enumerate(images):
+            groups.setdefault(self.padded_size([image_size(image)]), []).append(i)
+        return list(groups.values())
