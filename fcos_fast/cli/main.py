@@ -1,0 +1,65 @@
+"""The command ``fcos-fast``: finds the verb, and turns the user's mistakes into one line each."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import fcos_fast
+from fcos_fast.cli.suggest import did_you_mean
+
+VERBS = {
+    "train": "train a detector, or resume a run",
+    "evaluate": "average precision of a checkpoint on a data set",
+    "detect": "draw what a checkpoint finds in images or folders, and write it as JSON",
+    "demo": "generate pictures, train a small detector on them, and look at what it learnt",
+    "info": "what is installed, and which implementation of each operator runs",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``fcos-fast`` and return its exit status: 0, 1 (the work failed), 2 (bad input), 130 (interrupted).
+
+    Bad input ends in one line on stderr; the environment variable ``FCOS_FAST_DEBUG=1`` shows the traceback.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        print(fcos_fast.__version__)
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        return _fail("fcos-fast", f"there is no verb {verb!r}{did_you_mean(verb, VERBS)}")
+    try:
+        return import_module(f"fcos_fast.cli.{verb}").main(rest)
+    except KeyboardInterrupt:
+        return _fail(f"fcos-fast {verb}", "interrupted", status=130)
+    except ModuleNotFoundError as error:
+        if _debugging() or (error.name or "fcos_fast").startswith("fcos_fast"):
+            raise
+        return _fail(
+            f"fcos-fast {verb}", f"needs {error.name}, which is not installed; pip install 'fcos_fast[train]'"
+        )
+    except (ValueError, OSError) as error:
+        if _debugging():
+            raise
+        return _fail(f"fcos-fast {verb}", str(error))
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {what}" for verb, what in VERBS.items())
+    return f"usage: fcos-fast VERB [options]\n\n{verbs}\n\nfcos-fast VERB --help shows the options of a verb."
+
+
+def _fail(command: str, message: str, status: int = 2) -> int:
+    print(f"{command}: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _debugging() -> bool:
+    return os.environ.get("FCOS_FAST_DEBUG", "0") not in ("", "0")

@@ -1,0 +1,148 @@
+"""Average precision as COCO defines it, computed by faster-coco-eval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fcos_fast.data.categories import Categories
+
+
+@dataclass(frozen=True)
+class AveragePrecision:
+    """The summary of the COCO detection challenge; values in 0..1, NaN where there is no ground truth to find.
+
+    Attributes:
+        ap: mean over IoU thresholds 0.50:0.05:0.95 and classes, at most 100 detections per image.
+        ap50, ap75: at one IoU threshold.
+        ap_small, ap_medium, ap_large: over ground truth of area below 32², between, and above 96² pixels.
+        ar1, ar10, ar100: average recall with at most so many detections per image.
+        ar_small, ar_medium, ar_large: as ``ap_small``..., at most 100 detections per image.
+        per_class: ``ap`` of each class by name, in the order of the categories.
+        per_class50: ``ap50`` of each class.
+    """
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    ar1: float
+    ar10: float
+    ar100: float
+    ar_small: float
+    ar_medium: float
+    ar_large: float
+    per_class: dict[str, float] = field(default_factory=dict)
+    per_class50: dict[str, float] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, float]:
+        """The scalar values by name."""
+        return {k: v for k, v in vars(self).items() if isinstance(v, float)}
+
+    def table(self) -> str:
+        """A table for people, one line per class below the totals."""
+        width = max(len("all classes"), *(len(name) for name in self.per_class))
+        lines = [
+            f"{'':{width}}      AP    AP50",
+            f"{'all classes':{width}}  {self.ap:6.3f}  {self.ap50:6.3f}",
+        ]
+        for name, ap in self.per_class.items():
+            lines.append(f"{name:{width}}  {ap:6.3f}  {self.per_class50[name]:6.3f}")
+        lines.append(
+            f"AP75 {self.ap75:.3f}   AP small {self.ap_small:.3f}, medium {self.ap_medium:.3f}, "
+            f"large {self.ap_large:.3f}   AR {self.ar100:.3f}"
+        )
+        return "\n".join(lines)
+
+
+def average_precision(
+    ground_truth: dict[str, list[dict]], detections: Sequence[dict[str, Tensor]], categories: Categories
+) -> AveragePrecision:
+    """COCO average precision.
+
+    Args:
+        ground_truth: as a COCO file has it, ``DetectionDataset.coco_ground_truth()``. Annotations with ``iscrowd``
+            count neither as found nor as missed.
+        detections: of each of its images, in their order: ``boxes`` (N, 4) xyxy pixels, ``scores`` (N,), ``labels``
+            (N,) in 0..C-1.
+        categories: the classes.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    images = ground_truth["images"]
+    if len(detections) != len(images):
+        raise ValueError(
+            f"average_precision: got detections of {len(detections)} images; there are {len(images)}"
+        )
+    annotations = [
+        annotation
+        for image, detection in zip(images, detections, strict=True)
+        for annotation in coco_detections(image["id"], detection, categories)
+    ]
+    # faster-coco-eval looks up these fields, which a file of results does not have
+    annotations = [
+        {**annotation, "id": i, "iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3]}
+        for i, annotation in enumerate(annotations, start=1)
+    ]
+    evaluation = COCOeval_faster(
+        COCO(ground_truth),
+        COCO({**ground_truth, "annotations": annotations}),
+        iouType="bbox",
+        print_function=lambda *_: None,
+    )
+    evaluation.evaluate()
+    evaluation.accumulate()
+
+    # (T, R, K, A, M): IoU thresholds, recall thresholds, classes, area ranges, detection limits; recall has no R.
+    # Classes stand in the order of their ids, -1 marks what has no ground truth.
+    precision = np.asarray(evaluation.eval["precision"])
+    recall = np.asarray(evaluation.eval["recall"])
+    rank = np.argsort(np.argsort(categories.ids))
+    all_sizes, small, medium, large = range(4)
+    return AveragePrecision(
+        ap=_mean(precision[:, :, :, all_sizes, 2]),
+        ap50=_mean(precision[0, :, :, all_sizes, 2]),
+        ap75=_mean(precision[5, :, :, all_sizes, 2]),
+        ap_small=_mean(precision[:, :, :, small, 2]),
+        ap_medium=_mean(precision[:, :, :, medium, 2]),
+        ap_large=_mean(precision[:, :, :, large, 2]),
+        ar1=_mean(recall[:, :, all_sizes, 0]),
+        ar10=_mean(recall[:, :, all_sizes, 1]),
+        ar100=_mean(recall[:, :, all_sizes, 2]),
+        ar_small=_mean(recall[:, :, small, 2]),
+        ar_medium=_mean(recall[:, :, medium, 2]),
+        ar_large=_mean(recall[:, :, large, 2]),
+        per_class={
+            n: _mean(precision[:, :, k, all_sizes, 2]) for n, k in zip(categories.names, rank, strict=True)
+        },
+        per_class50={
+            n: _mean(precision[0, :, k, all_sizes, 2]) for n, k in zip(categories.names, rank, strict=True)
+        },
+    )
+
+
+def coco_detections(image_id: int, detection: dict[str, Tensor], categories: Categories) -> list[dict]:
+    """The detections of one image as a COCO file of results has them: data set ids, boxes as xywh."""
+    boxes = detection["boxes"].detach().to("cpu", torch.float64)
+    rows = zip(boxes.tolist(), detection["labels"].tolist(), detection["scores"].tolist(), strict=True)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": categories.ids[label],
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": score,
+        }
+        for (x1, y1, x2, y2), label, score in rows
+    ]
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[values > -1]
+    return float(values.mean()) if values.size else math.nan

@@ -1,0 +1,134 @@
+"""The configuration of a run: plain dataclasses, the same from Python, YAML, the command line and a checkpoint."""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fcos_fast.data import AugmentConfig
+from fcos_fast.engine.files import write_text
+from fcos_fast.engine.optimizer import OptimizerConfig
+from fcos_fast.engine.precision import Precision
+from fcos_fast.engine.schedule import ScheduleConfig
+from fcos_fast.models import FCOSConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the pictures are.
+
+    Attributes:
+        root: folder of the data set; its layout is recognised.
+        train: split to train on.
+        val: split to evaluate on; an empty name does without evaluation.
+        strict: refuse boxes without an area or outside their image instead of leaving them out.
+        workers: processes that read and augment pictures beside the training; 0 does it in between.
+    """
+
+    root: str = ""
+    train: str = "train"
+    val: str = "val"
+    strict: bool = False
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The course of a run.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: images per step.
+        seed: of the first weights, the order of the images and their augmentation.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
+        precision: ``bfloat16`` (autocast), ``float32``, or ``auto``: bfloat16 where the machine is fast at it.
+        channels_last: keep activations with the channels innermost, which convolutions on CPUs and tensor cores want.
+        ema_decay: of the moving average of the weights, which is evaluated and stored as the best; 0 does without.
+        evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        weights: checkpoint to begin from instead of random weights.
+        new_classes: take everything from ``weights`` but the classification layer, for a data set of other classes.
+        runs: folder in which the folder of the run is made.
+        name: of the run's folder; a number is added where there is one already.
+        tensorboard: write the metrics for TensorBoard too.
+    """
+
+    epochs: int = 50
+    batch_size: int = 8
+    seed: int = 0
+    device: str = "auto"
+    precision: Precision = "auto"
+    channels_last: bool = True
+    ema_decay: float = 0.998
+    evaluate_every: int = 1
+    weights: str | None = None
+    new_classes: bool = False
+    runs: str = "runs"
+    name: str = "train"
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}; it must be 1 or more")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a training run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: FCOSConfig = field(default_factory=FCOSConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A configuration in dictionaries, lists, numbers and strings, for YAML and checkpoints."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [plain(v) for v in value]
+        return value
+
+    return plain(asdict(config))
+
+
+def from_plain(kind: type, values: dict[str, Any]) -> Any:
+    """Undo :func:`to_plain` for the dataclass ``kind``; fields that ``values`` lacks take their defaults.
+
+    Raises:
+        ValueError: a field that there is not.
+    """
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{kind.__name__} has no field {name!r}; it has {', '.join(sorted(known))}")
+    return kind(**{name: _typed(hints[name], value) for name, value in values.items()})
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    if is_dataclass(hint):
+        return hint.from_dict(value) if hasattr(hint, "from_dict") else from_plain(hint, value)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next((h for h in typing.get_args(hint) if h is not type(None)), hint)
+    if value is not None and (typing.get_origin(hint) or hint) is tuple:
+        inner = [a for a in typing.get_args(hint) if a is not Ellipsis]
+        return tuple(_typed(inner[min(i, len(inner) - 1)], v) for i, v in enumerate(value))
+    return value
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    """Write a configuration as YAML that ``fcos-fast train --config`` reads."""
+    write_text(path, yaml.safe_dump(to_plain(config), sort_keys=False))

@@ -1,0 +1,53 @@
+"""Exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class ExponentialMovingAverage:
+    """A second copy of a model whose weights trail the first.
+
+    After update ``t`` (counted from 1) ``average = d * average + (1 - d) * model`` with
+    ``d = min(decay, (1 + t) / (10 + t))``, so that the random first weights are soon forgotten. Floating-point
+    buffers (running statistics) are averaged alike; integer ones are copied.
+
+    Attributes:
+        model: the averaged copy, in evaluation mode and without gradients.
+        updates: number of updates so far.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards ``model``, which has the same parameters and buffers."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        averages, values = [], []
+        for average, value in zip(_tensors(self.model), _tensors(model), strict=True):
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(value)
+            else:
+                average.copy_(value)
+        torch._foreach_lerp_(averages, values, 1 - decay)
+
+    def state_dict(self) -> dict:
+        """Weights and number of updates."""
+        return {"model": self.model.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Undo :meth:`state_dict`."""
+        self.model.load_state_dict(state["model"])
+        self.updates = state["updates"]
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]

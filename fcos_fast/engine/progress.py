@@ -1,0 +1,70 @@
+"""What a run says while it works: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+
+class Progress:
+    """Shows how far ``total`` steps have come, with images per second, time left and whatever else is known.
+
+    On a terminal a tqdm bar; elsewhere (a log file, CI) a plain line every ``interval`` seconds.
+
+    Args:
+        total: number of steps.
+        title: what is being done.
+        images: images per step, for images per second.
+        interval: seconds between plain lines.
+        file: where to write, ``sys.stderr`` by default.
+    """
+
+    def __init__(
+        self, total: int, title: str, images: int = 1, interval: float = 10.0, file: TextIO | None = None
+    ) -> None:
+        self.total, self.title, self.images, self.interval = total, title, images, interval
+        self.file = file or sys.stderr
+        self.step = 0
+        self.start = self.last_line = time.perf_counter()
+        self.bar = None
+        if self.file.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(
+                total=total,
+                desc=title,
+                file=self.file,
+                leave=False,
+                dynamic_ncols=True,
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {n}/{total}  {elapsed} (left {remaining}){postfix}",
+            )
+
+    def update(self, values: dict[str, float] | None = None) -> None:
+        """One step is done; ``values`` are shown by name."""
+        self.step += 1
+        now = time.perf_counter()
+        if self.bar is None and now - self.last_line < self.interval:
+            return
+        rate = self.step * self.images / max(now - self.start, 1e-9)
+        text = "  ".join(
+            [f"{rate:.1f} images/s", *(f"{name} {value:.3f}" for name, value in (values or {}).items())]
+        )
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update()
+        else:
+            self.last_line = now
+            left = (self.total - self.step) * (now - self.start) / self.step
+            print(
+                f"{self.title}  {self.step}/{self.total}  left {left:.0f} s  {text}",
+                file=self.file,
+                flush=True,
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,107 @@
+"""Curves of a run, and one HTML page that holds everything there is to see of it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+from fcos_fast.engine.files import replacing, write_text
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from fcos_fast.engine.evaluate import AveragePrecision
+
+
+def save_picture(picture: Image.Image, path: str | Path) -> None:
+    """Write a picture, whole or not at all; the suffix says in which format."""
+    with replacing(path) as temporary:
+        picture.save(temporary)
+
+
+def plot_curves(rows: Sequence[dict[str, float]]) -> Image.Image:
+    """Losses, average precision and learning rate over the epochs of a ``metrics.csv``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a display
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    panels = {
+        "loss": ("loss", "loss_classification", "loss_bbox_regression", "loss_bbox_ctrness"),
+        "average precision": ("ap", "ap50", "ap75"),
+        "learning rate": ("lr",),
+    }
+    for axis, (title, columns) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        for column in columns:
+            points = [(row["epoch"], row[column]) for row in rows if column in row]
+            if points:
+                axis.plot(
+                    *zip(*points, strict=True), label=column.removeprefix("loss_"), marker=".", markersize=3
+                )
+        axis.set(title=title, xlabel="epoch", ylim=(0, 1) if title == "average precision" else (0, None))
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend()
+    canvas.draw()
+    return Image.fromarray(canvas.buffer_rgba().__array__()).convert("RGB")
+
+
+_PAGE = Template(
+    """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>$title</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #222 }
+img { max-width: 100%; border: 1px solid #ddd }
+table { border-collapse: collapse } td, th { padding: .2em .9em; border-bottom: 1px solid #ddd; text-align: right }
+td:first-child, th:first-child { text-align: left }
+pre { background: #f6f6f6; padding: 1em; overflow-x: auto }
+</style></head><body>
+<h1>$title</h1>
+$sections
+</body></html>
+"""
+)
+
+
+def write_report(
+    path: str | Path,
+    title: str,
+    result: AveragePrecision,
+    pictures: dict[str, Image.Image],
+    texts: dict[str, str],
+) -> None:
+    """Write a self-contained HTML page: the table of average precision, pictures and texts under their headings."""
+    sections = [f"<h2>Average precision</h2>{_table(result)}"]
+    for heading, picture in pictures.items():
+        sections.append(
+            f"<h2>{html.escape(heading)}</h2><img alt='{html.escape(heading)}' src='{_embedded(picture)}'>"
+        )
+    for heading, text in texts.items():
+        sections.append(f"<h2>{html.escape(heading)}</h2><pre>{html.escape(text)}</pre>")
+    write_text(path, _PAGE.substitute(title=html.escape(title), sections="\n".join(sections)))
+
+
+def _table(result: AveragePrecision) -> str:
+    rows = [("all classes", result.ap, result.ap50)]
+    rows += [(name, ap, result.per_class50[name]) for name, ap in result.per_class.items()]
+    body = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{ap:.3f}</td><td>{ap50:.3f}</td></tr>"
+        for name, ap, ap50 in rows
+    )
+    return (
+        f"<table><tr><th></th><th>AP</th><th>AP50</th></tr>{body}</table>"
+        f"<p>AP75 {result.ap75:.3f}; AP of small, medium and large objects {result.ap_small:.3f}, "
+        f"{result.ap_medium:.3f}, {result.ap_large:.3f}; average recall {result.ar100:.3f}</p>"
+    )
+
+
+def _embedded(picture: Image.Image) -> str:
+    data = io.BytesIO()
+    picture.save(data, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode("ascii")

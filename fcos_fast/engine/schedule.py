@@ -1,0 +1,72 @@
+"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate changes over the run, as factors of ``optimizer.lr``.
+
+    Attributes:
+        kind: ``cosine`` and ``steps`` after a warm-up; ``onecycle`` rises for ``rise`` of the run and falls to almost
+            nothing, both along a cosine (Smith and Topin, 2017; the curve of torch's ``OneCycleLR``); ``constant``.
+        warmup: ``linear`` from ``warmup_factor`` to 1, or ``constant`` at ``warmup_factor`` (official FCOS).
+            ``onecycle`` has its own rise and no warm-up.
+        warmup_steps: length of the warm-up; by default a twentieth of the run, 1000 steps at most.
+        warmup_factor: where the warm-up begins. Official FCOS: 1/3 for 500 steps.
+        milestones: fractions of the run at which ``steps`` multiplies by ``gamma``. 2/3 and 8/9 are the 60k and 80k
+            of 90k steps of the published recipes.
+        gamma: see ``milestones``.
+        final_factor: where ``cosine`` ends.
+        rise: fraction of the run in which ``onecycle`` rises.
+    """
+
+    kind: Literal["cosine", "steps", "onecycle", "constant"] = "cosine"
+    warmup: Literal["linear", "constant"] = "linear"
+    warmup_steps: int | None = None
+    warmup_factor: float = 0.001
+    milestones: tuple[float, ...] = (2 / 3, 8 / 9)
+    gamma: float = 0.1
+    final_factor: float = 0.01
+    rise: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise ValueError(f"schedule.warmup_steps is {self.warmup_steps}; it must be 0 or more")
+        if not 0 < self.rise < 1:
+            raise ValueError(f"schedule.rise is {self.rise}; it must lie between 0 and 1")
+        if sorted(self.milestones) != list(self.milestones) or not all(0 < m < 1 for m in self.milestones):
+            raise ValueError(
+                f"schedule.milestones are {self.milestones}; they must rise and lie between 0 and 1 "
+                "(fractions of the run)"
+            )
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def learning_rate_factor(config: ScheduleConfig, step: int, total_steps: int) -> float:
+    """Factor of the base learning rate for optimizer step ``step`` (0-based) of ``total_steps``."""
+    if config.kind == "onecycle":
+        peak = config.rise * total_steps - 1
+        if step < peak:
+            return _cosine(1 / 25, 1.0, step / peak)
+        return _cosine(1.0, 1 / 25e4, (step - peak) / max(total_steps - 1 - peak, 1))
+
+    warmup_steps = config.warmup_steps if config.warmup_steps is not None else min(total_steps // 20, 1000)
+    if step < warmup_steps:
+        if config.warmup == "constant":
+            return config.warmup_factor
+        return config.warmup_factor + (1 - config.warmup_factor) * step / warmup_steps
+
+    if config.kind == "cosine":
+        return _cosine(1.0, config.final_factor, (step - warmup_steps) / max(total_steps - warmup_steps, 1))
+    if config.kind == "steps":
+        return config.gamma ** bisect_right([round(m * total_steps) for m in config.milestones], step)
+    return 1.0

@@ -1,0 +1,138 @@
+"""Boxes drawn on pictures."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def class_color(label: int) -> tuple[int, int, int]:
+    """The colour of a class: hues a golden angle apart, so that neighbouring classes differ for any number of them."""
+    red, green, blue = colorsys.hsv_to_rgb((0.6 + label * 0.381966) % 1.0, 0.85, 1.0)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """A (3, H, W) image, uint8 or float in [0, 1], as a PIL picture."""
+    from PIL import Image
+
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"to_picture: got an image of shape {tuple(image.shape)}; expected (3, H, W)")
+    if image.is_floating_point():
+        image = (image.detach().clamp(0, 1) * 255).round()
+    return Image.fromarray(image.to("cpu", torch.uint8).permute(1, 2, 0).contiguous().numpy())
+
+
+def draw_boxes(
+    image: Tensor | Image.Image,
+    boxes: Tensor,
+    labels: Tensor,
+    names: Sequence[str],
+    scores: Tensor | None = None,
+    scale: float = 1.0,
+) -> Image.Image:
+    """Draw boxes with their class, and their score in percent, on a copy of a picture.
+
+    Args:
+        image: (3, H, W) tensor or PIL picture.
+        boxes: (N, 4) xyxy in the picture's pixels. The strongest is drawn last, on top.
+        labels: (N,) classes in 0..len(names)-1.
+        names: the classes' names.
+        scores: (N,) in 0..1, or None for ground truth.
+        scale: enlarge the picture first; lines and text keep their size.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    picture = image if isinstance(image, Image.Image) else to_picture(image)
+    picture = picture.convert("RGB").resize([max(1, round(side * scale)) for side in picture.size])
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size=max(10, min(picture.size) // 32))
+    thickness = max(1, min(picture.size) // 200)
+    order = range(len(boxes)) if scores is None else scores.argsort().tolist()
+    for i in order:
+        label = int(labels[i])
+        color = class_color(label)
+        x1, y1, x2, y2 = (boxes[i] * scale).tolist()
+        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=color, width=thickness)
+        text = names[label] if scores is None else f"{names[label]} {100 * float(scores[i]):.0f}"
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+        width, height = right - left + 2, bottom - top + 2
+        x = max(0, min(x1, picture.width - width))
+        y = y1 - height if y1 >= height else y1  # above the box, inside it at the upper border
+        draw.rectangle((x, y, x + width, y + height), fill=color)
+        draw.text((x + 1 - left, y + 1 - top), text, fill=(0, 0, 0), font=font)
+    return picture
+
+
+def sheet(
+    images: Sequence[Tensor],
+    targets: Sequence[dict[str, Tensor]],
+    detections: Sequence[dict[str, Tensor]],
+    names: Sequence[str],
+    columns: int = 2,
+    width: int = 400,
+    score_threshold: float = 0.3,
+) -> Image.Image:
+    """Pictures with their labels on the left and what was detected on the right.
+
+    Args:
+        images: (3, H, W) tensors.
+        targets: ``boxes``, ``labels`` of each picture.
+        detections: ``boxes``, ``labels``, ``scores`` of each picture.
+        names: the classes' names.
+        columns: pairs per row.
+        width: of one picture, in pixels.
+        score_threshold: weaker detections are not drawn.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    if not images:
+        raise ValueError("sheet: got no pictures")
+    pairs = []
+    for image, target, detection in zip(images, targets, detections, strict=True):
+        scale = width / image.shape[-1]
+        keep = detection["scores"] >= score_threshold
+        pairs.append(
+            (
+                draw_boxes(image, target["boxes"], target["labels"], names, scale=scale),
+                draw_boxes(
+                    image,
+                    detection["boxes"][keep],
+                    detection["labels"][keep],
+                    names,
+                    detection["scores"][keep],
+                    scale=scale,
+                ),
+            )
+        )
+
+    gap, header = 8, 28
+    columns = min(columns, len(pairs))
+    rows = [pairs[i : i + columns] for i in range(0, len(pairs), columns)]
+    heights = [max(left.height for left, _ in row) for row in rows]
+    page = Image.new(
+        "RGB", (columns * (2 * width + 3 * gap), header + sum(h + gap for h in heights)), (255, 255, 255)
+    )
+    draw = ImageDraw.Draw(page)
+    font = ImageFont.load_default(size=16)
+    for column in range(columns):
+        x = column * (2 * width + 3 * gap) + gap
+        draw.text((x, 4), "labels", fill=(0, 0, 0), font=font)
+        draw.text(
+            (x + width + gap, 4), f"detections (score ≥ {score_threshold:g})", fill=(0, 0, 0), font=font
+        )
+    y = header
+    for row, height in zip(rows, heights, strict=True):
+        for column, (left, right) in enumerate(row):
+            x = column * (2 * width + 3 * gap) + gap
+            page.paste(left, (x, y))
+            page.paste(right, (x + width + gap, y))
+        y += height + gap
+    return page
