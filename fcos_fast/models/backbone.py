@@ -33,7 +33,8 @@ class Backbone(nn.Module):
 
         The parameters of the others take no gradient and their batch norms keep their statistics.
         """
-        # Kept in a list, which nn.Module does not register: the modules already have their place in the state dict.
+        # Kept in a list, which nn.Module does not register: the modules already have their place in the
+        # state dict.
         self._frozen = [
             module for stage in self.stages()[: NUM_STAGES - trainable_stages] for module in stage
         ]

@@ -24,12 +24,19 @@ def check_images(images: object, device: torch.device) -> None:
         if image.dtype != torch.uint8 and not image.is_floating_point():
             raise TypeError(f"{name}: got {image.dtype}; expected uint8, or floating point in [0, 1]")
         _check_device(name, image, device)
+        if image.is_floating_point() and _values_are_checked(image) and not image.amax() <= 2:
+            # 2 and not 1: resampling and colour jitter overshoot a little.
+            raise ValueError(
+                f"{name}: got values up to {float(image.amax()):g}; floating-point images are in [0, 1]: "
+                "divide by 255, or pass uint8"
+            )
 
 
 def check_targets(targets: object, num_images: int, num_classes: int, device: torch.device) -> None:
     """Raise unless ``targets`` is one dict per image of ``boxes`` (N, 4) xyxy and ``labels`` (N,) in 0..C-1.
 
-    Values are checked on the host; on a GPU, where looking at them would wait for it, with ``FCOS_FAST_CHECK=1``.
+    Values are checked on the host; on a GPU, where looking at them would wait for it, with
+    ``FCOS_FAST_CHECK=1``.
     """
     if targets is None:
         raise ValueError("targets: got None; training needs one dict of boxes and labels per image")
@@ -56,13 +63,14 @@ def _check_target(name: str, boxes: Tensor, labels: Tensor, num_classes: int) ->
         )
     if labels.shape != boxes.shape[:1]:
         raise ValueError(
-            f"{name}['labels']: got shape {tuple(labels.shape)} beside {len(boxes)} boxes; expected ({len(boxes)},)"
+            f"{name}['labels']: got shape {tuple(labels.shape)} beside {len(boxes)} boxes; "
+            f"expected ({len(boxes)},)"
         )
     if not boxes.is_floating_point():
         raise TypeError(f"{name}['boxes']: got {boxes.dtype}; expected float32")
     if labels.dtype != torch.int64:
         raise TypeError(f"{name}['labels']: got {labels.dtype}; expected int64")
-    if boxes.device.type != "cpu" and os.environ.get("FCOS_FAST_CHECK") != "1":
+    if not _values_are_checked(boxes):
         return
     wrong = ~((boxes[:, 2:] > boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1))
     if wrong.any():
@@ -81,6 +89,11 @@ def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
         raise ValueError(
             f"{name}: is on {tensor.device}, the model on {device}; move one to the other with .to()"
         )
+
+
+def _values_are_checked(tensor: Tensor) -> bool:
+    """Elsewhere than on the host, looking at a value would wait for the device."""
+    return tensor.device.type == "cpu" or os.environ.get("FCOS_FAST_CHECK") == "1"
 
 
 def _kind(value: object) -> str:

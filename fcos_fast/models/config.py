@@ -23,12 +23,12 @@ class FCOSConfig:
     Attributes:
         backbone: a name of ``fcos_fast.models.BACKBONES``.
         num_classes: number of classes C; labels are 0..C-1.
-        norm: of the backbone. ``batch`` for training from random weights. ``frozen`` is made for pretrained weights:
-            statistics and affine parameters never change. ``group`` for small batches.
-        trainable_stages: how many of the backbone's five stages train, counted from the last; 3 is usual for pretrained
-            weights.
-        stride_in_1x1: where a bottleneck has its stride: in its first 1x1 convolution (weights of Caffe and Detectron)
-            or in the 3x3 (weights of torchvision).
+        norm: of the backbone. ``batch`` for training from random weights. ``frozen`` is made for
+            pretrained weights: statistics and affine parameters never change. ``group`` for small batches.
+        trainable_stages: how many of the backbone's five stages train, counted from the last; 3 is usual
+            for pretrained weights.
+        stride_in_1x1: where a bottleneck has its stride: in its first 1x1 convolution (weights of Caffe
+            and Detectron) or in the 3x3 (weights of torchvision).
         fpn_channels: channels of every pyramid level.
         p6_from: the map that P6 is made of.
         head_channels: channels of both towers.
@@ -40,29 +40,31 @@ class FCOSConfig:
         regression: activation of the distances.
         regression_unit: unit of the distances.
         rule: which locations are responsible for which box.
-        ignore_padding: whether training leaves out the locations beyond an image's own edge, where the batch is padded.
+        ignore_padding: whether training leaves out the locations beyond an image's own edge, where the
+            batch is padded.
         focal_alpha, focal_gamma: of the focal loss.
         box_loss: kind of ``fcos_fast.ops.box_loss``.
         box_loss_smooth: added to intersection and union, in ``regression_unit`` squared.
-        centerness_weighted: whether the box loss is a mean weighted by the target centerness, else a plain mean over the
-            positive locations.
+        centerness_weighted: whether the box loss is a mean weighted by the target centerness, else a
+            plain mean over the positive locations.
         average_totals: whether several processes share the mean of their normalisers, as one process with all
             images would.
         score_threshold: detections score above it.
-        threshold_on: what the threshold applies to: the final ``score`` sqrt(classification * centerness), or the
-            ``classification`` alone.
+        threshold_on: what the threshold applies to: the final ``score`` sqrt(classification *
+            centerness), or the ``classification`` alone.
         topk_candidates: detections that each level of an image sends to NMS.
         nms_threshold: IoU above which NMS drops the lower score.
         max_detections: detections per image.
-        inclusive_boxes: the convention that x2 and y2 name the last pixel inside: boxes are clipped to width - 1 and
-            height - 1, and NMS adds 1 to widths and heights.
-        batching: how images of different sizes are evaluated. ``group``: together only where their padded sizes are
-            equal, so that no image's detections depend on its company. ``pad``: all padded to one size.
+        inclusive_boxes: the convention that x2 and y2 name the last pixel inside: boxes are clipped to
+            width - 1 and height - 1, and NMS adds 1 to widths and heights.
+        batching: how images of different sizes are evaluated. ``group``: together only where their padded
+            sizes are equal, so that no image's detections depend on its company. ``pad``: all padded to
+            one size.
         channel_order: of the images that the backbone sees; the model is always given RGB.
         pixel_range: the value of white before ``image_mean`` and ``image_std`` apply.
         image_mean, image_std: per channel, in ``channel_order`` and ``pixel_range``.
-        min_size: length in pixels that the shorter side is scaled to; of several, training draws one per image and
-            evaluation uses the last. None: images keep their size.
+        min_size: length in pixels that the shorter side is scaled to; of several, training draws one per
+            image and evaluation uses the last. None: images keep their size.
         max_size: bound in pixels of the longer side. None: no bound.
         size_divisor: height and width are padded with zeros to multiples of it.
 
@@ -127,8 +129,7 @@ class FCOSConfig:
         values = dict(values)
         if isinstance(values.get("rule"), Mapping):
             rule = dict(values["rule"])
-            if "sizes_of_interest" in rule:
-                rule["sizes_of_interest"] = tuple(rule["sizes_of_interest"])
+            rule["sizes_of_interest"] = tuple(rule["sizes_of_interest"])
             values["rule"] = AssignmentRule(**rule)
         return cls(**values)
 
@@ -142,7 +143,7 @@ class FCOSConfig:
 
 
 def check_fields(values: Mapping[str, Any]) -> None:
-    """Raise a ValueError where a key of ``values`` is no field of :class:`FCOSConfig`, with the nearest ones."""
+    """Raise a ValueError where a key of ``values`` is no field of :class:`FCOSConfig`."""
     known = [f.name for f in fields(FCOSConfig)]
     for name in values:
         if name not in known:
@@ -160,6 +161,8 @@ def _check_names(config: FCOSConfig) -> None:
             raise unknown_name(f"value of {name}", value, map(str, get_args(kind)))
         if kind is bool and not isinstance(value, bool):
             raise TypeError(f"{name}={value!r}; expected True or False")
+        if kind is float and not isinstance(value, (int, float)):
+            raise TypeError(f"{name}={value!r}; expected a number")
 
 
 def _check_numbers(config: FCOSConfig) -> None:
@@ -179,7 +182,9 @@ def _check_numbers(config: FCOSConfig) -> None:
         check(name, _is_count(getattr(config, name)), "a positive integer")
     check("head_convs", config.head_convs == 0 or _is_count(config.head_convs), "a non-negative integer")
     stages = config.trainable_stages
-    check("trainable_stages", stages == 0 or _is_count(stages) and stages <= NUM_STAGES, f"0 to {NUM_STAGES}")
+    check(
+        "trainable_stages", stages == 0 or (_is_count(stages) and stages <= NUM_STAGES), f"0 to {NUM_STAGES}"
+    )
     check("prior", 0 < config.prior < 1, "a probability between 0 and 1")
     for name in ("score_threshold", "nms_threshold"):
         check(name, 0 <= getattr(config, name) <= 1, "a number from 0 to 1")
@@ -191,7 +196,7 @@ def _check_numbers(config: FCOSConfig) -> None:
 
 def _check_sizes(config: FCOSConfig) -> None:
     sizes = config.min_size if isinstance(config.min_size, tuple) else (config.min_size,)
-    if not sizes or not all(map(_is_count, sizes)) and config.min_size is not None:
+    if config.min_size is not None and not (sizes and all(map(_is_count, sizes))):
         raise ValueError(f"min_size={config.min_size!r}; expected a positive integer, several, or None")
     if config.max_size is not None and not _is_count(config.max_size):
         raise ValueError(f"max_size={config.max_size!r}; expected a positive integer or None")

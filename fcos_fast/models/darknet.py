@@ -37,7 +37,8 @@ def _layer(channels: int, num_convs: int, norm: str) -> nn.Sequential:
 class DarkNet19(Backbone):
     """The 18 convolutions of DarkNet19 below its classifier.
 
-    ``stem`` ends at stride 2, ``layer1`` to ``layer4`` at strides 4, 8, 16 and 32 with 128, 256, 512 and 1024 channels.
+    ``stem`` ends at stride 2, ``layer1`` to ``layer4`` at strides 4, 8, 16 and 32 with 128, 256, 512 and
+    1024 channels.
 
     Args:
         norm: ``"batch"``, ``"frozen"`` or ``"group"``.

@@ -29,12 +29,12 @@ class FCOS(nn.Module):
     """The detector that ``config`` describes, with torchvision's calling convention and parameter names.
 
     In training, ``model(images, targets)`` returns the losses ``{"classification", "bbox_regression",
-    "bbox_ctrness"}``, float32 scalars. In evaluation, ``model(images)`` returns one dict per image: ``boxes`` (N, 4)
-    float32 xyxy in pixels of the image as it was given, ``scores`` (N,) float32 in descending order, ``labels`` (N,)
-    int64 in 0..C-1.
+    "bbox_ctrness"}``, float32 scalars. In evaluation, ``model(images)`` returns one dict per image:
+    ``boxes`` (N, 4) float32 xyxy in pixels of the image as it was given, ``scores`` (N,) float32 in
+    descending order, ``labels`` (N,) int64 in 0..C-1.
 
-    Images are a list of RGB tensors (3, H, W) of any sizes, uint8 or float in [0, 1]. Targets are one dict per image:
-    ``boxes`` (N, 4) float32 xyxy in pixels and ``labels`` (N,) int64 in 0..C-1; N may be 0.
+    Images are a list of RGB tensors (3, H, W) of any sizes, uint8 or float in [0, 1]. Targets are one
+    dict per image: ``boxes`` (N, 4) float32 xyxy in pixels and ``labels`` (N,) int64 in 0..C-1; N may be 0.
     """
 
     def __init__(self, config: FCOSConfig) -> None:
@@ -69,7 +69,8 @@ class FCOS(nn.Module):
         """Losses in training, detections in evaluation.
 
         Raises:
-            ValueError, TypeError: for images or targets of another form; the message names the one and its remedy.
+            ValueError, TypeError: for images or targets of another form; the message names the one and
+                its remedy.
         """
         device = self.transform.mean.device
         check_images(images, device)
@@ -156,18 +157,22 @@ class FCOS(nn.Module):
 
 
 def fcos(
-    backbone: str = "resnet50", num_classes: int = 80, preset: str = "official-improved", **overrides: Any
+    backbone: str = "resnet50",
+    num_classes: int | None = None,
+    preset: str = "official-improved",
+    **overrides: Any,
 ) -> FCOS:
     """Build an FCOS with random weights.
 
     Args:
         backbone: a name of ``fcos_fast.models.BACKBONES``.
-        num_classes: number of classes C; labels are 0..C-1.
+        num_classes: number of classes C; labels are 0..C-1. None: the preset's.
         preset: a name of ``fcos_fast.models.PRESETS``.
         **overrides: fields of :class:`FCOSConfig` that shall differ from the preset.
 
     Raises:
-        ValueError: for an unknown preset, backbone or field, with the nearest names; for a value that no FCOS can have.
+        ValueError: for an unknown preset, backbone or field, with the nearest names; for a value that no
+            FCOS can have.
 
     Example:
         >>> model = fcos("resnet18", num_classes=3, min_size=240, max_size=320)
@@ -176,4 +181,6 @@ def fcos(
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     check_fields(overrides)
-    return FCOS(replace(PRESETS[preset], backbone=backbone, num_classes=num_classes, **overrides))
+    if num_classes is not None:
+        overrides["num_classes"] = num_classes
+    return FCOS(replace(PRESETS[preset], backbone=backbone, **overrides))

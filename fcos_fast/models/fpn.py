@@ -1,4 +1,4 @@
-"""Feature pyramid P3 to P7 (Lin et al., "Feature Pyramid Networks", 2017) with torchvision's parameter names."""
+"""Feature pyramid P3 to P7 (Lin et al., "Feature Pyramid Networks", 2017), torchvision's parameter names."""
 
 from __future__ import annotations
 

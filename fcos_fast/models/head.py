@@ -17,7 +17,8 @@ class HeadOutputs(NamedTuple):
 
     Attributes:
         cls_logits: (B, C, H, W) each.
-        box_regression: (B, 4, H, W) each; distances left, top, right, bottom, not negative, in strides or pixels.
+        box_regression: (B, 4, H, W) each; distances left, top, right, bottom, not negative, in strides or
+            pixels.
         centerness: (B, 1, H, W) each; logits.
     """
 

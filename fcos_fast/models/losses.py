@@ -95,5 +95,5 @@ def detection_loss(
 
 
 def flatten_levels(maps: Sequence[Tensor]) -> Tensor:
-    """Per-level maps (B, K, H, W) to (B, P, K), location after location as :class:`fcos_fast.assignment.Targets`."""
+    """Per-level maps (B, K, H, W) to (B, P, K), in the order of the locations in ``Targets``."""
     return torch.cat([x.flatten(2) for x in maps], dim=2).mT

@@ -15,8 +15,8 @@ GROUPS = 32
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics and affine parameters are buffers: an affine map per channel.
 
-    Keys and values as in ``torchvision.ops.FrozenBatchNorm2d``. The output has the input's dtype, also where the buffers
-    are float32 and autocast made the activations bfloat16.
+    Keys and values as in ``torchvision.ops.FrozenBatchNorm2d``. The output has the input's dtype, also
+    where the buffers are float32 and autocast made the activations bfloat16.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5):
@@ -57,8 +57,8 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     """``norm(conv(x))`` for a bias-free convolution; a frozen norm is folded into its weight.
 
-    Folding leaves no pass over the activations, forward or backward, and autograd carries the scale to the gradient
-    of ``conv.weight``.
+    Folding leaves no pass over the activations, forward or backward, and autograd carries the scale to
+    the gradient of ``conv.weight``.
     """
     if not isinstance(norm, FrozenBatchNorm2d):
         return norm(conv(x))

@@ -39,8 +39,8 @@ def postprocess(
             :class:`fcos_fast.models.FCOSConfig`.
 
     Returns:
-        One dict per image: ``boxes`` (N, 4) float32 xyxy in pixels of the resized image, ``scores`` (N,) float32 in
-        descending order, ``labels`` (N,) int64.
+        One dict per image: ``boxes`` (N, 4) float32 xyxy in pixels of the resized image, ``scores`` (N,)
+        float32 in descending order, ``labels`` (N,) int64.
     """
     last_pixel = 1 if inclusive_boxes else 0
     detections = []
@@ -61,9 +61,10 @@ def postprocess(
             )
         ]
         boxes, scores, labels = (torch.cat(parts) for parts in zip(*candidates, strict=True))
-        limit = boxes.new_tensor([width, height, width, height]) - last_pixel
-        boxes = torch.minimum(boxes.clamp(min=0), limit)
-        # With inclusive ends a box's sides are one longer than their difference, in areas and in overlaps alike.
+        boxes[:, 0::2].clamp_(0, width - last_pixel)
+        boxes[:, 1::2].clamp_(0, height - last_pixel)
+        # With inclusive ends a box's sides are one longer than their difference, in areas and in overlaps
+        # alike.
         suppressable = torch.cat((boxes[:, :2], boxes[:, 2:] + last_pixel), dim=1)
         keep = ops.batched_nms(suppressable, scores, labels, nms_threshold)[:max_detections]
         detections.append({"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]})
@@ -80,13 +81,13 @@ def _candidates(
     threshold_on: str,
     topk: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes (N, 4), scores (N,) and labels (N,) that one level (C, H, W), (4, H, W), (1, H, W) of one image offers."""
+    """Boxes (N, 4), scores (N,) and labels (N,) of one level of one image; maps without batch dimension."""
     num_classes = cls_logits.shape[0]
     logits = cls_logits.permute(1, 2, 0).flatten()  # (H * W * C,), location after location
     quality = centerness.flatten().float().sigmoid()  # (H * W,)
 
-    # No score can pass whose classification alone does not, so that few logits need a sigmoid. The margin leaves the
-    # decision in rounding's reach to the exact comparison.
+    # No score can pass whose classification alone does not, so that few logits need a sigmoid. The margin
+    # leaves the decision in rounding's reach to the exact comparison.
     lowest = score_threshold**2 if threshold_on == "score" else score_threshold
     margin = 0.01
     candidates = (logits >= _logit(lowest) - margin).nonzero().squeeze(1)

@@ -1,8 +1,8 @@
 """The published FCOS detectors as complete configurations.
 
-A preset says what a detector computes. How its backbone is trained is the user's: every preset starts with batch norm and
-all stages trainable, as random weights need it; with pretrained weights the published recipes have ``norm="frozen"``
-and ``trainable_stages=3``. In evaluation the two norms are the same map.
+A preset says what a detector computes. How its backbone is trained is the user's: every preset starts
+with batch norm and all stages trainable, as random weights need it; with pretrained weights the published
+recipes have ``norm="frozen"`` and ``trainable_stages=3``. In evaluation the two norms are the same map.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from fcos_fast.assignment import RULES
 from fcos_fast.models.config import FCOSConfig
 
 PRESETS: dict[str, FCOSConfig] = {
-    # tianzhi0549/FCOS with centre sampling, GIoU, normalised regression and centerness on the regression tower.
+    # tianzhi0549/FCOS with centre sampling, GIoU, normalised regression and centerness on the regression
+    # tower.
     "official-improved": FCOSConfig(),
     # torchvision.models.detection.fcos_resnet50_fpn.
     "torchvision": FCOSConfig(

@@ -1,4 +1,4 @@
-"""ResNet (He et al., "Deep Residual Learning for Image Recognition", 2015) with torchvision's parameter names."""
+"""ResNet (He et al., "Deep Residual Learning for Image Recognition", 2015), torchvision's parameter names."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class BasicBlock(_Block):
 class Bottleneck(_Block):
     """1x1, 3x3, 1x1 convolutions: the block of ResNet 50, 101 and 152.
 
-    The stride is in the 3x3 convolution, as torchvision has it, or with ``stride_in_1x1`` in the first 1x1, as the
-    paper and the weights of Caffe and Detectron have it.
+    The stride is in the 3x3 convolution, as torchvision has it, or with ``stride_in_1x1`` in the first
+    1x1, as the paper and the weights of Caffe and Detectron have it.
     """
 
     expansion = 4

@@ -40,7 +40,7 @@ def image_size(image: Tensor) -> Size:
 
 
 def resized(size: Size, min_size: int, max_size: int | None) -> Size:
-    """``size`` with its shorter side scaled to ``min_size``, or less where the longer would exceed ``max_size``."""
+    """``size`` with its shorter side scaled to ``min_size``, or less where the longer passes ``max_size``."""
     scale = min_size / min(size)
     if max_size is not None:
         scale = min(scale, max_size / max(size))
@@ -70,7 +70,8 @@ class Transform(nn.Module):
         self.max_size = config.max_size
         self.size_divisor = config.size_divisor
         self.batching = config.batching
-        # Buffers, so that they follow the model to its device; not persistent: they belong to the configuration.
+        # Buffers, so that they follow the model to its device; not persistent: they belong to the
+        # configuration.
         self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], persistent=False)
 

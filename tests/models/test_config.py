@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from fcos_fast.assignment import RULES
+from fcos_fast.models import PRESETS, FCOSConfig, fcos
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_survives_dict_and_json(preset):
+    config = dataclasses.replace(PRESETS[preset], min_size=(640, 800))
+    assert FCOSConfig.from_dict(config.to_dict()) == config
+    assert FCOSConfig.from_dict(dataclasses.asdict(config)) == config
+    assert FCOSConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert hash(config) == hash(FCOSConfig.from_dict(config.to_dict()))
+
+
+def test_every_field_is_documented_and_printed():
+    config = FCOSConfig()
+    for field in dataclasses.fields(config):
+        assert field.name in FCOSConfig.__doc__
+        assert f"\n{field.name} " in "\n" + str(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("backbone", "resnet51", "unknown backbone 'resnet51'; did you mean 'resnet50'"),
+        ("norm", "frosen", "unknown value of norm 'frosen'; did you mean 'frozen'"),
+        ("pixel_range", 256, "unknown value of pixel_range 256; did you mean '255'"),
+        ("num_classes", 0, "num_classes=0; expected a positive integer"),
+        ("num_classes", 2.5, "num_classes=2.5; expected a positive integer"),
+        ("trainable_stages", 6, "trainable_stages=6; expected 0 to 5"),
+        ("head_channels", 48, "head_channels=48; expected a multiple of 32"),
+        ("prior", 1.0, "prior=1.0; expected a probability"),
+        ("score_threshold", -0.1, "score_threshold=-0.1; expected a number from 0 to 1"),
+        ("min_size", 0, "min_size=0; expected a positive integer"),
+        ("min_size", (), "min_size=.*; expected a positive integer"),
+        ("max_size", -3, "max_size=-3; expected"),
+        ("image_std", (1.0, 0.0, 1.0), "image_std=.*; expected positive numbers"),
+        ("image_mean", (1.0, 0.0), "image_mean=.*; expected three numbers"),
+        ("rule", dataclasses.replace(RULES["official"], sizes_of_interest=(64.0,)), "1 sizes_of_interest"),
+    ],
+)
+def test_refuses_values_no_detector_can_have(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(FCOSConfig(), **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("scale_per_level", "yes"), ("prior", "0.01"), ("rule", "official"), ("min_size", "800")],
+)
+def test_refuses_values_of_another_type(field, value):
+    with pytest.raises((TypeError, ValueError), match=f"{field}='{value}'; expected"):
+        dataclasses.replace(FCOSConfig(), **{field: value})
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(
+        ValueError, match="unknown preset 'oficial-improved'; did you mean 'official-improved'"
+    ):
+        fcos(preset="oficial-improved")
+    with pytest.raises(
+        ValueError, match="unknown FCOSConfig field 'nms_treshold'; did you mean 'nms_threshold'"
+    ):
+        fcos(nms_treshold=0.5)
+    with pytest.raises(ValueError, match="unknown FCOSConfig field 'head_conv'"):
+        FCOSConfig.from_dict({"head_conv": 4})
+
+
+def test_overrides_reach_the_configuration():
+    config = fcos("resnet18", 5, preset="torchvision", head_convs=1, trainable_stages=0).config
+    expected = {"backbone": "resnet18", "num_classes": 5, "head_convs": 1, "trainable_stages": 0}
+    assert config == dataclasses.replace(PRESETS["torchvision"], **expected)
