@@ -11,8 +11,8 @@ from typing import Any
 class Categories:
     """The classes of a data set, and the only place where their numbers are translated.
 
-    The model speaks of labels 0..C-1, which are positions in ``names``. Files speak of the data set's own ids, which
-    may start anywhere and have gaps (COCO's 80 classes have ids 1..90), or of names.
+    The model speaks of labels 0..C-1, which are positions in ``names``. Files speak of the data set's own
+    ids, which may start anywhere and have gaps (COCO's 80 classes have ids 1..90), or of names.
 
     Attributes:
         names: the C class names, by label.
@@ -48,7 +48,7 @@ class Categories:
         return len(self.names)
 
     def label_of(self, name: str) -> int:
-        """Label of the class ``name``; ValueError with the known names and the nearest where there is none."""
+        """Label of the class ``name``; ValueError with the known names and the nearest if there is none."""
         if name in self.names:
             return self.names.index(name)
         nearest = difflib.get_close_matches(name, self.names, n=1)
@@ -56,7 +56,7 @@ class Categories:
         raise ValueError(f"unknown class {name!r}; {hint}known are {', '.join(self.names)}")
 
     def label_of_id(self, category_id: int) -> int:
-        """Label of the data set's id; ValueError with the known ids where there is none."""
+        """Label of the data set's id; ValueError with the known ids if there is none."""
         if category_id in self.ids:
             return self.ids.index(category_id)
         known = ", ".join(f"{i} ({name})" for i, name in zip(self.ids, self.names, strict=True))

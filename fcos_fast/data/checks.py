@@ -1,7 +1,8 @@
 """What may be wrong with a data set, and how it is said.
 
-A fault that spoils one box is counted in a :class:`Report`, the box is left out or cut to the image, and loading goes
-on; under ``strict`` the first such fault is refused. A fault that spoils more than a box raises :class:`DataError`.
+A fault that spoils one box is counted in a :class:`Report`, the box is left out or cut to the image, and
+loading goes on; under ``strict`` the first such fault is refused. A fault that spoils more than a box raises
+:class:`DataError`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 _EXIF_ORIENTATION = 0x0112
 _EXIF_QUARTER_TURNS = (5, 6, 7, 8)
+_EXIF_FORMATS = ("JPEG", "PNG")  # torchvision turns these upright, and no others
 
 
 class DataError(ValueError):
@@ -111,7 +113,8 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_QUARTER_TURNS
+            has_orientation = image.format in _EXIF_FORMATS
+            turned = has_orientation and image.getexif().get(_EXIF_ORIENTATION) in _EXIF_QUARTER_TURNS
             return image.size[::-1] if turned else image.size
     except UnidentifiedImageError:
         what = "is an empty file" if path.stat().st_size == 0 else "is no image"

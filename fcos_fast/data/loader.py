@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .dataset import DetectionDataset
 from .transforms import AugmentConfig, AugmentedDataset
@@ -23,7 +23,7 @@ def collate(samples: list[tuple[Tensor, dict[str, Any]]]) -> Batch:
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """``(epoch, index)`` for each of ``count`` samples, in an order that depends on the seed and the epoch alone.
+    """``(epoch, index)`` of each of ``count`` samples, in an order that depends on the seed and epoch alone.
 
     The epoch travels with the index, so that workers that live through all epochs need not be told of it.
     """
@@ -42,7 +42,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
-        return ((self.epoch, int(index)) for index in order)
+        epoch = self.epoch
+        return ((epoch, int(index)) for index in order)
 
 
 def train_loader(
@@ -54,15 +55,15 @@ def train_loader(
 ) -> DataLoader:
     """Batches for training: shuffled and varied anew in each epoch, the last incomplete batch left out.
 
-    Call ``loader.sampler.set_epoch(epoch)`` before each epoch; order and augmentation then depend on the seed and the
-    epoch alone, whatever the number of workers.
+    Call ``loader.sampler.set_epoch(epoch)`` before each epoch. Order and augmentation then depend on the seed
+    and the epoch alone, whatever the number of workers.
 
     Raises:
         ValueError: the data set holds less than one batch.
     """
     if len(dataset) < batch_size:
         raise ValueError(
-            f"train_loader: batch_size is {batch_size}, the data set has {len(dataset)} images; lower it"
+            f"train_loader: batch_size is {batch_size} but the data set has {len(dataset)} images; lower it"
         )
     augmented = AugmentedDataset(dataset, augment or AugmentConfig(), seed)
     return _loader(augmented, batch_size, workers, sampler=EpochSampler(len(dataset), seed), drop_last=True)
@@ -70,10 +71,10 @@ def train_loader(
 
 def eval_loader(dataset: DetectionDataset, batch_size: int, workers: int = 0) -> DataLoader:
     """Batches for evaluation: every image once, unchanged and in order."""
-    return _loader(dataset, batch_size, workers, shuffle=False)
+    return _loader(dataset, batch_size, workers)
 
 
-def _loader(dataset: Any, batch_size: int, workers: int, **options: Any) -> DataLoader:
+def _loader(dataset: Dataset, batch_size: int, workers: int, **options: Any) -> DataLoader:
     return DataLoader(
         dataset,
         batch_size=batch_size,
@@ -81,5 +82,8 @@ def _loader(dataset: Any, batch_size: int, workers: int, **options: Any) -> Data
         persistent_workers=workers > 0,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
+        # A generator of its own: a loader draws one number per epoch, which else moves the run's random
+        # state.
+        generator=torch.Generator(),
         **options,
     )

@@ -41,7 +41,8 @@ def load_dataset(
     Args:
         root: the data set's folder.
         split: name of the part to read; None reads all.
-        categories: the classes, as for the evaluation of a trained model; None takes what the annotations name.
+        categories: the classes, as for the evaluation of a trained model; None takes what the annotations
+        name.
         strict: refuse boxes that would otherwise be left out or cut.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,12 @@ from torchvision.transforms import v2
 
 from .dataset import DetectionDataset
 
-_MIN_SIDE = 1.0
-_FILL = (124, 116, 104)  # ImageNet's mean colour, which normalisation turns into zero
+MIN_SIDE = 1.0
+"""A box of which less than so many pixels are left in either direction has lost its area."""
+
+_FILL = [124, 116, 104]  # ImageNet's mean colour, which normalisation turns into zero
+
+Sample = dict[str, tv_tensors.TVTensor]
 
 
 @dataclass(frozen=True)
@@ -23,14 +28,14 @@ class AugmentConfig:
     """How training pictures are varied.
 
     Attributes:
-        size: (height, width) in pixels of every augmented picture: it is scaled to fit, its proportions kept, and
-            padded at a random side with a mean colour, so that all pictures of a batch have one size. None keeps
-            each picture's size and leaves scaling to the model.
-        scale: (least, largest) factor on top of fitting into ``size``, drawn uniformly; what reaches out is cropped
-            at random. Needs ``size`` unless it is (1, 1).
+        size: (height, width) in pixels of every augmented picture: it is scaled to fit, its proportions kept,
+            and padded at random sides with a mean colour, so that all pictures of a batch have one size. None
+            leaves scaling to the model.
+        scale: (least, largest) factor on top of fitting into ``size``, drawn uniformly; what then reaches out
+            is cropped at random. (1, 1) without a ``size``.
         horizontal_flip, vertical_flip: probabilities.
         iou_crop: probability of a random crop that keeps an overlap with some box (SSD, arXiv:1512.02325).
-        brightness, contrast, saturation, hue: largest relative change, hue in turns up to 0.5; 0 is none.
+        brightness, contrast, saturation, hue: largest relative change; of hue in turns, at most 0.5.
     """
 
     size: tuple[int, int] | None = None
@@ -47,20 +52,52 @@ class AugmentConfig:
         for name in ("horizontal_flip", "vertical_flip", "iou_crop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
-                    f"AugmentConfig: {name} is {getattr(self, name)}; expected a probability from 0 to 1"
+                    f"AugmentConfig: {name} is {getattr(self, name)}; expected a probability, 0 to 1"
                 )
+        for name, most in (("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"AugmentConfig: {name} is {getattr(self, name)}; expected 0 to {most}")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"AugmentConfig: scale is {self.scale}; expected 0 < least <= largest")
         if self.size is None and tuple(self.scale) != (1.0, 1.0):
             raise ValueError(
-                f"AugmentConfig: scale is {self.scale} without a size; give size as (height, width)"
+                f"AugmentConfig: scale is {self.scale} but size is None; give size as (height, width)"
             )
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"AugmentConfig: size is {self.size}; expected (height, width) in pixels")
 
 
-def _build(config: AugmentConfig) -> v2.Compose:
-    steps: list[torch.nn.Module] = []
+class _FitInto:
+    """Scale by what fits ``size`` times a random factor; crop or pad at random what differs."""
+
+    def __init__(self, size: tuple[int, int], scale: tuple[float, float]):
+        self.size = size
+        self.scale = scale
+
+    def __call__(self, sample: Sample) -> Sample:
+        height, width = sample["image"].shape[-2:]
+        fit = min(self.size[0] / height, self.size[1] / width)
+        factor = fit * (self.scale[0] + (self.scale[1] - self.scale[0]) * torch.rand(()).item())
+        scaled = [max(1, round(height * factor)), max(1, round(width * factor))]
+        # For y and x: the place of the scaled picture in the result; below zero it is cropped.
+        places = [
+            round((whole - part) * torch.rand(()).item())
+            for whole, part in zip(self.size, scaled, strict=True)
+        ]
+        kept = [min(whole, part) for whole, part in zip(self.size, scaled, strict=True)]
+        crop = [*(max(0, -place) for place in places), *kept]
+        top, left = (max(0, place) for place in places)
+        padding = [left, top, self.size[1] - kept[1] - left, self.size[0] - kept[0] - top]
+
+        def fit_one(x: tv_tensors.TVTensor) -> tv_tensors.TVTensor:
+            x = v2.functional.crop(v2.functional.resize(x, scaled, antialias=True), *crop)
+            return v2.functional.pad(x, padding, fill=_FILL) if any(padding) else x
+
+        return {name: fit_one(x) for name, x in sample.items()}
+
+
+def _build(config: AugmentConfig) -> Callable[[Sample], Sample]:
+    steps: list[Callable[[Sample], Sample]] = []
     if config.iou_crop:
         steps.append(v2.RandomApply([v2.RandomIoUCrop()], p=config.iou_crop))
     if config.horizontal_flip:
@@ -68,20 +105,19 @@ def _build(config: AugmentConfig) -> v2.Compose:
     if config.vertical_flip:
         steps.append(v2.RandomVerticalFlip(config.vertical_flip))
     if config.size is not None:
-        steps.append(v2.ScaleJitter(target_size=config.size, scale_range=config.scale))
-        steps.append(v2.RandomCrop(config.size, pad_if_needed=True, fill=_FILL))
+        steps.append(_FitInto(config.size, config.scale))
     colour = {name: getattr(config, name) for name in ("brightness", "contrast", "saturation", "hue")}
     if any(colour.values()):
         steps.append(v2.ColorJitter(**colour))
-    return v2.Compose(steps)
+    return v2.Compose(steps or [v2.Identity()])
 
 
 class AugmentedDataset(Dataset):
     """A data set whose pictures are varied anew in every epoch.
 
-    It is indexed by ``(epoch, index)``, and the result depends on the seed and these two alone: not on the worker that
-    makes it, on what was made before, or on torch's own random state, which it leaves as it was. So a resumed run
-    continues exactly. Boxes that lost their area are left out together with their labels.
+    It is indexed by ``(epoch, index)``, and the result depends on the seed and these two alone: not on the
+    worker that makes it, nor on what was made before, nor on torch's own random state, which it leaves as it
+    was. So a resumed run goes on exactly. Boxes that lost their area are left out together with their labels.
     """
 
     def __init__(self, dataset: DetectionDataset, config: AugmentConfig, seed: int = 0):
@@ -96,21 +132,20 @@ class AugmentedDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, dict[str, Any]]:
         epoch, index = key
         image, target = self.dataset[index]
-        boxes = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=image.shape[1:])
-        # RandomIoUCrop expects a dictionary with labels and drops rows of tensors named so; rows travel in their place.
-        sample = {"image": tv_tensors.Image(image), "boxes": boxes, "labels": torch.arange(len(boxes))}
+        sample = {
+            "image": tv_tensors.Image(image),
+            "boxes": tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=image.shape[1:]),
+        }
+        seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
         with torch.random.fork_rng(devices=[]):
-            # The CPU generator alone: torch.manual_seed would also seed every GPU.
-            torch.default_generator.manual_seed(
-                int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
-            )
+            # The CPU's generator, which transforms draw from; torch.manual_seed would seed every GPU as well.
+            torch.default_generator.manual_seed(seed)
             sample = self._transform(sample)
         boxes = sample["boxes"].as_subclass(Tensor)
-        keep = ((boxes[:, 2:] - boxes[:, :2]) >= _MIN_SIDE).all(dim=1)
-        rows = sample["labels"][keep]
+        keep = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(dim=1)
         return sample["image"].as_subclass(Tensor).contiguous(), {
             "boxes": boxes[keep],
-            "labels": target["labels"][rows],
-            "ignore": target["ignore"][rows],
+            "labels": target["labels"][keep],
+            "ignore": target["ignore"][keep],
             "image_id": target["image_id"],
         }
