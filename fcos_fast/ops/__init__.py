@@ -1,14 +1,10 @@
-"""The public operators."""
+"""The public operators: native where the binaries have them, with gradients, ``torch.compile`` and autocast."""
 
-from fcos_fast.reference import (
-    assign_targets,
-    batched_nms,
-    box_loss,
-    centerness,
-    nms,
-    sigmoid_focal_loss,
-    sigmoid_focal_loss_star,
-)
+from fcos_fast.ops.assign_targets import assign_targets
+from fcos_fast.ops.box_loss import box_loss
+from fcos_fast.ops.centerness import centerness
+from fcos_fast.ops.focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_star
+from fcos_fast.ops.nms import batched_nms, nms
 
 __all__ = [
     "assign_targets",

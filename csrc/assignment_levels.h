@@ -1,0 +1,52 @@
+// Reads the levels and the rule of assign_targets from the arguments of its schema.
+#pragma once
+
+#include <vector>
+
+#include "math/assign_targets.h"
+#include "tensor.h"
+
+namespace fcos_fast {
+
+inline std::vector<math::AssignmentLevel> read_levels(const std::vector<int64_t>& sizes,
+                                                      const std::vector<double>& geometry, double radius) {
+  const size_t count = sizes.size() / 2;
+  STD_TORCH_CHECK(sizes.size() == 2 * count && geometry.size() == 7 * count,
+                  "fcos_fast::assign_targets: expected 2 sizes and 7 numbers of geometry per level, got ", sizes.size(),
+                  " and ", geometry.size());
+  std::vector<math::AssignmentLevel> levels;
+  int64_t first = 0;
+  for (size_t l = 0; l < count; ++l) {
+    const double* g = &geometry[7 * l];
+    math::AssignmentLevel level;
+    level.height = int32_t(sizes[2 * l]);
+    level.width = int32_t(sizes[2 * l + 1]);
+    level.first = first;
+    level.reach = float(radius * g[0]);
+    level.step_y = float(g[1]);
+    level.step_x = float(g[2]);
+    level.offset_y = float(g[3]);
+    level.offset_x = float(g[4]);
+    level.lower = float(g[5]);
+    level.upper = float(g[6]);
+    levels.push_back(level);
+    first += sizes[2 * l] * sizes[2 * l + 1];
+  }
+  return levels;
+}
+
+inline int64_t count_locations(const std::vector<math::AssignmentLevel>& levels) {
+  return levels.empty() ? 0 : levels.back().first + int64_t(levels.back().height) * levels.back().width;
+}
+
+struct AssignmentOutputs {
+  Tensor labels, matched, ltrb, centerness, totals;
+};
+
+inline AssignmentOutputs new_outputs(const Tensor& boxes, int64_t batch, int64_t locations) {
+  return {new_empty(boxes, {batch, locations}, ScalarType::Int), new_empty(boxes, {batch, locations}, ScalarType::Int),
+          new_empty(boxes, {batch, locations, 4}, ScalarType::Float),
+          new_empty(boxes, {batch, locations}, ScalarType::Float), new_empty(boxes, {2}, ScalarType::Float)};
+}
+
+}  // namespace fcos_fast

@@ -1,0 +1,26 @@
+// Included by simd_<name>.cpp: the kernels of one instruction set, as a table.
+#include "box_loss_kernel.h"
+#include "centerness_kernel.h"
+#include "focal_loss_kernel.h"
+#include "nms_kernel.h"
+
+namespace fcos_fast::FCOS_SIMD_NAMESPACE {
+
+template <class T>
+constexpr Kernels kernels_for() {
+  return {focal_span<T>, box_loss_span<T>, centerness_span<T>, overlaps_any<vec_t<T>>};
+}
+
+#define FCOS_STRING(x) #x
+#define FCOS_NAME(x) FCOS_STRING(x)
+
+extern const KernelSet kernel_set;
+const KernelSet kernel_set{
+    FCOS_NAME(FCOS_SIMD_NAMESPACE),
+    kernels_for<float>(),
+    kernels_for<BFloat16>(),
+    kernels_for<Half>(),
+    kernels_for<double>(),
+};
+
+}  // namespace fcos_fast::FCOS_SIMD_NAMESPACE

@@ -1,0 +1,90 @@
+// The inner loops that exist once per instruction set, and the choice among them at run time.
+#pragma once
+
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+
+#include "../math/box_loss.h"
+
+namespace fcos_fast {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using torch::headeronly::ScalarType;
+
+// Elements of a focal loss that lie one after the other. Null pointers are what the caller does not have or want.
+struct FocalSpan {
+  const void* x;
+  int64_t n;
+  const void* targets;    // dense targets, one per element
+  const int32_t* labels;  // or class labels, one per element, compared with `label`; neither: all background
+  int32_t label;
+  const void* upstream;  // gradient of the loss, one per element; without it `scale` is that of all
+  double scale;
+  void* loss;
+  void* grad;
+};
+
+struct FocalParameters {
+  bool star;
+  double alpha, gamma, beta;
+};
+
+// Returns the sum of the span's losses, unless `loss` or `grad` are asked for (then 0).
+using FocalKernel = double (*)(const FocalSpan&, const FocalParameters&);
+
+// n pairs of boxes, four numbers each.
+struct BoxLossSpan {
+  const void* pred;
+  const void* target;
+  int64_t n;
+  const void* upstream;  // one per pair, or null for `scale`
+  double scale;
+  void* loss;  // one per pair
+  void* grad;  // four per pair
+};
+
+struct BoxLossParameters {
+  math::BoxLossKind kind;
+  bool ltrb;  // boxes are distances from a location, not xyxy
+  double smooth, eps;
+};
+
+using BoxLossKernel = double (*)(const BoxLossSpan&, const BoxLossParameters&);
+
+// n locations, four distances each. Without upstream: out[n] centerness; with it: out[n, 4] the gradient.
+using CenternessKernel = void (*)(const void* ltrb, const void* upstream, void* out, int64_t n);
+
+// Boxes as structure of arrays, for non-maximum suppression: float64 for float64 boxes, else float32.
+struct BoxColumns {
+  const void* x1;
+  const void* y1;
+  const void* x2;
+  const void* y2;
+  const void* area;
+};
+
+// Has a box (x1, y1, x2, y2, area) an IoU above the threshold with any of the columns' boxes [begin, end)?
+using OverlapsAny = bool (*)(const BoxColumns&, int64_t begin, int64_t end, const void* box, double threshold);
+
+struct Kernels {
+  FocalKernel focal;
+  BoxLossKernel box_loss;
+  CenternessKernel centerness;
+  OverlapsAny overlaps_any;
+};
+
+// Those of one instruction set.
+struct KernelSet {
+  const char* name;
+  Kernels float32, bfloat16, float16, float64;
+};
+
+// The widest instruction set that this machine runs, or the one that FCOS_FAST_SIMD=baseline|avx2|avx512 asks for.
+const KernelSet& kernel_set();
+
+// Kernels for elements of a floating-point type.
+const Kernels& kernels(ScalarType dtype);
+
+}  // namespace fcos_fast

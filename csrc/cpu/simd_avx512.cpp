@@ -1,0 +1,21 @@
+// The kernels for AVX-512 (F, BW, DQ, VL).
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "target.h"
+
+// Other people's headers stand above: only what follows is compiled for this instruction set.
+FCOS_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#define FCOS_SIMD_NAMESPACE avx512
+#define FCOS_SIMD_BYTES 64
+#include "kernel_table.h"
+FCOS_TARGET_END
+#endif

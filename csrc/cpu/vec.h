@@ -1,0 +1,265 @@
+// Registers of floats and doubles, for the instruction set that the including file chose.
+//
+// simd_<name>.cpp defines FCOS_SIMD_NAMESPACE and FCOS_SIMD_BYTES, switches the compiler's target, and then includes
+// the *_kernel.h files. Everything lives in that namespace, so no two instruction sets share a symbol. Built on the
+// compilers' vector extension: the same source serves SSE2, AVX2, AVX-512 and NEON.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../math/elementary.h"
+#include "kernels.h"
+
+#define FCOS_INLINE inline __attribute__((always_inline))
+
+namespace fcos_fast::FCOS_SIMD_NAMESPACE {
+
+typedef float FloatLanes __attribute__((vector_size(FCOS_SIMD_BYTES)));
+typedef int32_t IntLanes __attribute__((vector_size(FCOS_SIMD_BYTES)));
+typedef uint32_t UintLanes __attribute__((vector_size(FCOS_SIMD_BYTES)));
+typedef uint16_t ShortLanes __attribute__((vector_size(FCOS_SIMD_BYTES / 2)));
+typedef double DoubleLanes __attribute__((vector_size(FCOS_SIMD_BYTES)));
+typedef int64_t LongLanes __attribute__((vector_size(FCOS_SIMD_BYTES)));
+
+// Numbers of type R, with integers of the same width beside them.
+template <class R, class RealLanes, class IntegerLanes>
+struct VecOf {
+  using Real = R;
+  using Reals = RealLanes;
+  using Ints = IntegerLanes;
+  static constexpr int kLanes = FCOS_SIMD_BYTES / sizeof(R);
+
+  struct Mask {
+    Ints m;  // -1 or 0
+  };
+
+  Reals v;
+
+  VecOf() = default;
+  FCOS_INLINE explicit VecOf(R x) : v(x - Reals{}) {}
+  FCOS_INLINE explicit VecOf(Reals x) : v(x) {}
+
+  FCOS_INLINE friend VecOf operator+(VecOf a, VecOf b) { return VecOf(a.v + b.v); }
+  FCOS_INLINE friend VecOf operator-(VecOf a, VecOf b) { return VecOf(a.v - b.v); }
+  FCOS_INLINE friend VecOf operator*(VecOf a, VecOf b) { return VecOf(a.v * b.v); }
+  FCOS_INLINE friend VecOf operator/(VecOf a, VecOf b) { return VecOf(a.v / b.v); }
+  FCOS_INLINE friend VecOf operator-(VecOf a) { return VecOf(-a.v); }
+  FCOS_INLINE friend Mask operator<(VecOf a, VecOf b) { return {a.v < b.v}; }
+  FCOS_INLINE friend Mask operator>(VecOf a, VecOf b) { return {a.v > b.v}; }
+  FCOS_INLINE friend Mask operator>=(VecOf a, VecOf b) { return {a.v >= b.v}; }
+  FCOS_INLINE friend Mask operator==(VecOf a, VecOf b) { return {a.v == b.v}; }
+  FCOS_INLINE friend Mask operator&(Mask a, Mask b) { return {a.m & b.m}; }
+  FCOS_INLINE friend VecOf select(Mask mask, VecOf a, VecOf b) { return VecOf(mask.m ? a.v : b.v); }
+};
+
+using Vec = VecOf<float, FloatLanes, IntLanes>;
+using VecDouble = VecOf<double, DoubleLanes, LongLanes>;
+
+// The register that elements of type T are computed in.
+template <class T>
+using vec_t = std::conditional_t<std::is_same_v<T, double>, VecDouble, Vec>;
+
+constexpr int kFloats = Vec::kLanes;
+
+// Lane by lane, where no instruction is worth more.
+template <class V, class F>
+FCOS_INLINE V map_lanes(V x, F f) {
+  V r;
+  for (int i = 0; i < V::kLanes; ++i) r.v[i] = f(x.v[i]);
+  return r;
+}
+template <class V>
+FCOS_INLINE bool any_lane(typename V::Mask mask) {
+  typename V::Ints m = mask.m;
+  bool found = false;
+  for (int i = 0; i < V::kLanes; ++i) found |= m[i] != 0;
+  return found;
+}
+template <class V>
+FCOS_INLINE typename V::Real sum(V x) {
+  typename V::Real total = 0;
+  for (int i = 0; i < V::kLanes; ++i) total += x.v[i];
+  return total;
+}
+template <class R, class F, class I>
+FCOS_INLINE VecOf<R, F, I> angle(VecOf<R, F, I> y, VecOf<R, F, I> x) {
+  for (int i = 0; i < VecOf<R, F, I>::kLanes; ++i) y.v[i] = math::angle(y.v[i], x.v[i]);
+  return y;
+}
+
+FCOS_INLINE Vec absolute(Vec x) { return Vec((FloatLanes)((UintLanes)x.v & 0x7fffffffu)); }
+
+// float64 is for checks and gradients of record, not for speed: its functions are the scalar ones.
+FCOS_INLINE VecDouble absolute(VecDouble x) { return select(x < VecDouble(0.0), -x, x); }
+FCOS_INLINE VecDouble multiply_add(VecDouble a, VecDouble b, VecDouble c) { return a * b + c; }
+FCOS_INLINE VecDouble square_root(VecDouble x) { return map_lanes(x, [](double d) { return std::sqrt(d); }); }
+FCOS_INLINE VecDouble exp_negative(VecDouble x) { return map_lanes(x, [](double d) { return std::exp(-d); }); }
+FCOS_INLINE VecDouble log1p_unit(VecDouble x) { return map_lanes(x, [](double d) { return std::log1p(d); }); }
+FCOS_INLINE VecDouble log_positive(VecDouble x) {
+  return map_lanes(x, [](double d) { return math::log_positive(d); });
+}
+FCOS_INLINE bool any(VecDouble::Mask mask) { return any_lane<VecDouble>(mask); }
+
+#if defined(__AVX512F__)
+FCOS_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
+  return Vec((FloatLanes)_mm512_fmadd_ps((__m512)a.v, (__m512)b.v, (__m512)c.v));
+}
+FCOS_INLINE Vec square_root(Vec x) { return Vec((FloatLanes)_mm512_sqrt_ps((__m512)x.v)); }
+FCOS_INLINE bool any(Vec::Mask mask) { return _mm512_test_epi32_mask((__m512i)mask.m, (__m512i)mask.m) != 0; }
+#elif defined(__AVX2__)
+FCOS_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
+  return Vec((FloatLanes)_mm256_fmadd_ps((__m256)a.v, (__m256)b.v, (__m256)c.v));
+}
+FCOS_INLINE Vec square_root(Vec x) { return Vec((FloatLanes)_mm256_sqrt_ps((__m256)x.v)); }
+FCOS_INLINE bool any(Vec::Mask mask) { return _mm256_movemask_ps((__m256)mask.m) != 0; }
+#else
+FCOS_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
+FCOS_INLINE Vec square_root(Vec x) { return map_lanes(x, [](float f) { return std::sqrt(f); }); }
+FCOS_INLINE bool any(Vec::Mask mask) { return any_lane<Vec>(mask); }
+#endif
+
+// exp(-a) for a >= 0: 2^n * exp(r) with |r| <= log(2) / 2. Below 2^-126 the result stays there.
+FCOS_INLINE Vec exp_negative(Vec a) {
+  const Vec bounded = select(a > Vec(87.3f), Vec(87.3f), a);  // NaN passes
+  const Vec magic(12582912.0f);                               // 1.5 * 2^23: adding it rounds to an integer
+  const Vec shifted = multiply_add(bounded, Vec(-1.44269504f), magic);
+  const Vec n = shifted - magic;
+  Vec r = multiply_add(n, Vec(-6.93145752e-1f), -bounded);
+  r = multiply_add(n, Vec(-1.42860677e-6f), r);
+  Vec s(8.297631285e-03f);
+  s = multiply_add(s, r, Vec(4.191552449e-02f));
+  s = multiply_add(s, r, Vec(1.666757582e-01f));
+  s = multiply_add(s, r, Vec(4.999889359e-01f));
+  s = multiply_add(s, r, Vec(9.999996914e-01f));
+  s = multiply_add(s, r, Vec(1.000000072e+00f));
+  const UintLanes exponent = ((UintLanes)shifted.v << 23) + 0x3f800000u;
+  return s * Vec((FloatLanes)exponent);
+}
+
+// log(w) for w > 0, a smaller w counting as the smallest normal number.
+FCOS_INLINE Vec log_positive(Vec w) {
+  const Vec x = select(w < Vec(1.17549435e-38f), Vec(1.17549435e-38f), w);  // NaN passes
+  // x = 2^k * m with m in [sqrt(1/2), sqrt(2))
+  const UintLanes bits = (UintLanes)x.v + (0x3f800000u - 0x3f3504f3u);
+  const IntLanes k = (IntLanes)(bits >> 23) - 127;
+  const Vec m((FloatLanes)((bits & 0x007fffffu) + 0x3f3504f3u));
+  const Vec t = m - Vec(1.0f);
+  Vec s(-7.621018461e-02f);
+  s = multiply_add(s, t, Vec(1.290460806e-01f));
+  s = multiply_add(s, t, Vec(-1.324347626e-01f));
+  s = multiply_add(s, t, Vec(1.418184475e-01f));
+  s = multiply_add(s, t, Vec(-1.660901213e-01f));
+  s = multiply_add(s, t, Vec(2.000196794e-01f));
+  s = multiply_add(s, t, Vec(-2.500158656e-01f));
+  s = multiply_add(s, t, Vec(3.333332600e-01f));
+  s = multiply_add(s, t, Vec(-4.999998829e-01f));
+  s = multiply_add(s, t, Vec(1.0f));
+  const Vec exponent(__builtin_convertvector(k, FloatLanes));
+  const Vec result = multiply_add(exponent, Vec(6.93147181e-1f), s * t);
+  return select(x == x, result, x);
+}
+
+// ---- memory: the first n lanes, from and to elements of type T ----
+
+template <int N, class T>
+FCOS_INLINE void copy_lanes(T* to, const T* from, int n) {
+  if (n == N) {
+    std::memcpy(to, from, sizeof(T) * N);
+  } else {
+    for (int i = 0; i < n; ++i) to[i] = from[i];
+  }
+}
+
+FCOS_INLINE Vec load(const float* p, int n) {
+  FloatLanes v{};
+  copy_lanes<kFloats>(reinterpret_cast<float*>(&v), p, n);
+  return Vec(v);
+}
+FCOS_INLINE void store(float* p, Vec x, int n) {
+  copy_lanes<kFloats>(p, reinterpret_cast<const float*>(&x.v), n);
+}
+
+FCOS_INLINE VecDouble load(const double* p, int n) {
+  VecDouble::Reals v{};
+  copy_lanes<VecDouble::kLanes>(reinterpret_cast<double*>(&v), p, n);
+  return VecDouble(v);
+}
+FCOS_INLINE void store(double* p, VecDouble x, int n) {
+  copy_lanes<VecDouble::kLanes>(p, reinterpret_cast<const double*>(&x.v), n);
+}
+
+template <class T>
+FCOS_INLINE ShortLanes load_shorts(const T* p, int n) {
+  ShortLanes s{};
+  copy_lanes<kFloats>(reinterpret_cast<uint16_t*>(&s), reinterpret_cast<const uint16_t*>(p), n);
+  return s;
+}
+template <class T>
+FCOS_INLINE void store_shorts(T* p, ShortLanes s, int n) {
+  copy_lanes<kFloats>(reinterpret_cast<uint16_t*>(p), reinterpret_cast<const uint16_t*>(&s), n);
+}
+
+FCOS_INLINE Vec load(const BFloat16* p, int n) {
+  return Vec((FloatLanes)(__builtin_convertvector(load_shorts(p, n), UintLanes) << 16));
+}
+FCOS_INLINE void store(BFloat16* p, Vec x, int n) {
+  const UintLanes u = (UintLanes)x.v;
+  const UintLanes rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const IntLanes quiet_nan = IntLanes{} + 0x7fc0;
+  const UintLanes kept = (UintLanes)((x.v == x.v) ? (IntLanes)rounded : quiet_nan);
+  store_shorts(p, __builtin_convertvector(kept, ShortLanes), n);
+}
+
+#if defined(__AVX512F__)
+FCOS_INLINE Vec widen_half(ShortLanes s) { return Vec((FloatLanes)_mm512_cvtph_ps((__m256i)s)); }
+FCOS_INLINE ShortLanes narrow_half(Vec x) { return (ShortLanes)_mm512_cvtps_ph((__m512)x.v, 0); }
+#elif defined(__AVX2__)
+FCOS_INLINE Vec widen_half(ShortLanes s) { return Vec((FloatLanes)_mm256_cvtph_ps((__m128i)s)); }
+FCOS_INLINE ShortLanes narrow_half(Vec x) { return (ShortLanes)_mm256_cvtps_ph((__m256)x.v, 0); }
+#else
+FCOS_INLINE Vec widen_half(ShortLanes s) {
+  Vec r;
+  for (int i = 0; i < kFloats; ++i) r.v[i] = float(Half(s[i], Half::from_bits()));
+  return r;
+}
+FCOS_INLINE ShortLanes narrow_half(Vec x) {
+  ShortLanes s;
+  for (int i = 0; i < kFloats; ++i) s[i] = Half(x.v[i]).x;
+  return s;
+}
+#endif
+
+FCOS_INLINE Vec load(const Half* p, int n) { return widen_half(load_shorts(p, n)); }
+FCOS_INLINE void store(Half* p, Vec x, int n) { store_shorts(p, narrow_half(x), n); }
+
+// 32-bit labels in lanes as wide as those of V.
+template <class V>
+FCOS_INLINE typename V::Ints load_labels(const int32_t* p, int n) {
+  typename V::Ints v{};
+  for (int i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+template <>
+FCOS_INLINE IntLanes load_labels<Vec>(const int32_t* p, int n) {
+  IntLanes v{};
+  copy_lanes<kFloats>(reinterpret_cast<int32_t*>(&v), p, n);
+  return v;
+}
+
+// Rows of four numbers: an array of structures becomes one register per column.
+template <class T, class V>
+FCOS_INLINE void load_rows(const T* rows, int n, V columns[4]) {
+  for (int c = 0; c < 4; ++c) columns[c] = V(0);
+  for (int i = 0; i < n; ++i) {
+    for (int c = 0; c < 4; ++c) columns[c].v[i] = typename V::Real(rows[4 * i + c]);
+  }
+}
+template <class T, class V>
+FCOS_INLINE void store_rows(T* rows, const V columns[4], int n) {
+  for (int i = 0; i < n; ++i) {
+    for (int c = 0; c < 4; ++c) rows[4 * i + c] = T(columns[c].v[i]);
+  }
+}
+
+}  // namespace fcos_fast::FCOS_SIMD_NAMESPACE

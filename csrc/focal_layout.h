@@ -1,0 +1,33 @@
+// How the logits of a focal loss with class targets lie in memory.
+#pragma once
+
+#include "tensor.h"
+
+namespace fcos_fast {
+
+// Memory is dense [outer][classes][inner]; location o * inner + i has its label at that place of the flattened labels.
+// inner is 1 for (..., C) and channels-last tensors, H * W for a permuted (B, C, H, W).
+struct FocalLayout {
+  int64_t outer, classes, inner;
+};
+
+inline std::optional<FocalLayout> find_focal_layout(const Tensor& inputs) {
+  const int64_t last = inputs.dim() - 1;
+  const int64_t classes = inputs.size(last);
+  const int64_t locations = classes == 0 ? 0 : inputs.numel() / classes;
+  if (inputs.is_contiguous() || inputs.numel() == 0) return FocalLayout{locations, classes, 1};
+
+  const int64_t inner = classes == 1 ? 1 : inputs.stride(last);
+  int64_t expected = 1;
+  for (int64_t d = last - 1; d >= 0; --d) {
+    if (inputs.size(d) == 1) continue;
+    if (expected == inner) expected *= classes;  // the classes lie between the inner and the outer dimensions
+    if (inputs.stride(d) != expected) return std::nullopt;
+    expected *= inputs.size(d);
+  }
+  const bool complete = expected == inner || expected == inputs.numel();
+  if (!complete) return std::nullopt;
+  return FocalLayout{locations / inner, classes, inner};
+}
+
+}  // namespace fcos_fast

@@ -1,0 +1,73 @@
+// exp, log and their relatives over the ranges that the losses need, for float, double and the SIMD type of cpu/vec.h.
+//
+// Polynomials are relative-error minimax fits, made in float64. Accuracy is about 2 ulp of float32.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace fcos_fast::math {
+
+FCOS_HOST_DEVICE float select(bool mask, float a, float b) { return mask ? a : b; }
+FCOS_HOST_DEVICE double select(bool mask, double a, double b) { return mask ? a : b; }
+FCOS_HOST_DEVICE float absolute(float x) { return fabsf(x); }
+FCOS_HOST_DEVICE double absolute(double x) { return fabs(x); }
+FCOS_HOST_DEVICE float square_root(float x) { return sqrtf(x); }
+FCOS_HOST_DEVICE double square_root(double x) { return sqrt(x); }
+FCOS_HOST_DEVICE float angle(float y, float x) { return atan2f(y, x); }
+FCOS_HOST_DEVICE double angle(double y, double x) { return atan2(y, x); }
+
+// A fused multiply-add where the machine has one; plain C++ for the baseline instruction set must not call libm's.
+FCOS_HOST_DEVICE float multiply_add(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  return fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+template <class T>
+FCOS_HOST_DEVICE T smaller(T a, T b) {
+  return select(a < b, a, b);
+}
+template <class T>
+FCOS_HOST_DEVICE T larger(T a, T b) {
+  return select(a > b, a, b);
+}
+
+// log(1 + e) for e in [0, 1].
+template <class T>
+FCOS_HOST_DEVICE T log1p_unit(T e) {
+  T s = T(-3.243980810e-03f);
+  s = multiply_add(s, e, T(1.985126240e-02f));
+  s = multiply_add(s, e, T(-5.695915866e-02f));
+  s = multiply_add(s, e, T(1.060361683e-01f));
+  s = multiply_add(s, e, T(-1.530557009e-01f));
+  s = multiply_add(s, e, T(1.967593146e-01f));
+  s = multiply_add(s, e, T(-2.495413213e-01f));
+  s = multiply_add(s, e, T(3.332996227e-01f));
+  s = multiply_add(s, e, T(-4.999990242e-01f));
+  s = multiply_add(s, e, T(9.999999953e-01f));
+  return s * e;
+}
+FCOS_HOST_DEVICE double log1p_unit(double e) { return log1p(e); }
+
+// exp(-a) for a >= 0.
+FCOS_HOST_DEVICE float exp_negative(float a) {
+#if defined(__CUDA_ARCH__)
+  return __expf(-a);
+#else
+  return std::exp(-a);
+#endif
+}
+FCOS_HOST_DEVICE double exp_negative(double a) { return exp(-a); }
+
+// log(w) for w > 0; a smaller w counts as the smallest normal number.
+FCOS_HOST_DEVICE float log_positive(float w) { return logf(w > 1.17549435e-38f ? w : 1.17549435e-38f); }
+FCOS_HOST_DEVICE double log_positive(double w) {
+  return log(w > 2.2250738585072014e-308 ? w : 2.2250738585072014e-308);
+}
+
+}  // namespace fcos_fast::math

@@ -1,0 +1,92 @@
+// Sigmoid focal loss (Lin et al. 2017): the loss of one logit and its derivative.
+//
+// sigmoid_focal_loss(inputs, targets, alpha, gamma), sigmoid_focal_loss_star(inputs, targets, gamma, beta)
+//   inputs   (..., C) logits; float32, float64, bfloat16, float16; any strides
+//   targets  dense: floating point, the shape of inputs; or classes: integer, inputs.shape[:-1],
+//            0..C-1, -1 background, -2 ignored. Any other class counts as background.
+//   result   loss of every element in the type of inputs; *_sum: their sum, float32 (float64 for float64)
+//   gradient to inputs alone; an ignored row has loss and gradient 0, whatever its logits
+//   inside   float32 (float64 for float64); the sum runs over blocks of fixed size, in order, in float64: the same bits
+//            each run and for any number of threads
+//   infinite logits have their limits (loss inf, gradient finite); NaN stays NaN
+#pragma once
+
+#include "elementary.h"
+
+namespace fcos_fast::math {
+
+template <class T>
+struct LossAndGrad {
+  T loss;
+  T grad;  // d loss / d x
+};
+
+// What one exp gives: p = sigmoid(x), q = 1 - p without cancellation, log1p(exp(-|x|)).
+template <class T>
+struct Sigmoid {
+  T p, q, log1p_exp;
+};
+
+template <class T>
+FCOS_HOST_DEVICE Sigmoid<T> sigmoid(T x) {
+  const T e = exp_negative(absolute(x));
+  const T r = T(1) / (T(1) + e);
+  const T er = e * r;
+  const auto positive = x >= T(0);
+  return {select(positive, r, er), select(positive, er, r), log1p_unit(e)};
+}
+
+// Focal loss. `Square` is the usual gamma = 2, which needs no further exp.
+template <class T, bool Square>
+struct FocalLoss {
+  T gamma;
+  T positive_weight, negative_weight;  // alpha and 1 - alpha, or 1 and 1
+
+  // x as a background logit. A foreground logit is -x with the sign of the gradient turned.
+  FCOS_HOST_DEVICE LossAndGrad<T> background(T x) const {
+    const auto s = sigmoid(x);
+    const T softplus = larger(x, T(0)) + s.log1p_exp;  // -log(1 - p)
+    const T w = Square ? s.p * s.p : exp_negative(gamma * (larger(-x, T(0)) + s.log1p_exp));  // p^gamma
+    const T bounded = smaller(softplus, T(1e30f));  // 0 * inf is not the limit
+    return {w * softplus, w * multiply_add(gamma * s.q, bounded, s.p)};
+  }
+
+  // Any target y in [0, 1].
+  FCOS_HOST_DEVICE LossAndGrad<T> soft(T x, T y) const {
+    const auto s = sigmoid(x);
+    const T cross_entropy = larger(x, T(0)) - x * y + s.log1p_exp;
+    const T wrong = s.p * (T(1) - y) + s.q * y;
+    const T slope = s.p * s.q * (T(1) - T(2) * y);  // d wrong / d x
+    const T weight = positive_weight * y + negative_weight * (T(1) - y);
+    T w, dw;  // wrong^gamma and its derivative
+    if (Square) {
+      w = wrong * wrong;
+      dw = T(2) * wrong * slope;
+    } else {
+      w = exp_negative(-gamma * log_positive(wrong));
+      dw = select(wrong > T(0), gamma * w * slope / wrong, T(0));
+    }
+    const T bounded = smaller(cross_entropy, T(1e30f));
+    return {weight * cross_entropy * w, weight * multiply_add(s.p - y, w, bounded * dw)};
+  }
+};
+
+// FL*: -log(sigmoid(gamma * x_t + beta)) / gamma with x_t = x for foreground, -x for background.
+template <class T>
+struct FocalLossStar {
+  T gamma, beta;
+  T positive_weight, negative_weight;  // 1
+
+  FCOS_HOST_DEVICE LossAndGrad<T> of_logit(T z) const {  // z = -(gamma * x_t + beta)
+    const auto s = sigmoid(z);
+    return {(larger(z, T(0)) + s.log1p_exp) / gamma, s.p};
+  }
+  FCOS_HOST_DEVICE LossAndGrad<T> background(T x) const { return of_logit(gamma * x - beta); }
+  FCOS_HOST_DEVICE LossAndGrad<T> soft(T x, T y) const {
+    const T direction = T(2) * y - T(1);
+    const auto at = of_logit(-(gamma * x * direction + beta));
+    return {at.loss, -direction * at.grad};
+  }
+};
+
+}  // namespace fcos_fast::math

@@ -1,0 +1,25 @@
+// The Python module fcos_fast._C: facts about the build. Importing it registers the schemas and the CPU operators.
+#include <pybind11/pybind11.h>
+#include <torch/csrc/stable/ops.h>
+
+#include "cpu/kernels.h"
+
+#ifndef FCOS_FAST_SOURCE_HASH
+#define FCOS_FAST_SOURCE_HASH "unknown"
+#endif
+#ifndef FCOS_FAST_BUILD_TORCH
+#define FCOS_FAST_BUILD_TORCH "unknown"
+#endif
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Build facts of fcos_fast's CPU operators.";
+  m.attr("source_hash") = FCOS_FAST_SOURCE_HASH;
+  m.attr("build_torch") = FCOS_FAST_BUILD_TORCH;
+#if defined(__clang__)
+  m.attr("compiler") = "clang " __clang_version__;
+#else
+  m.attr("compiler") = "gcc " __VERSION__;
+#endif
+  m.def("simd", [] { return fcos_fast::kernel_set().name; }, "The instruction set that the CPU operators use.");
+  m.def("threads", [] { return torch::stable::get_num_threads(); }, "How many threads the CPU operators use.");
+}

@@ -1,0 +1,76 @@
+// What every operator needs of torch's stable interface.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace fcos_fast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::vector<int64_t> sizes_of(const Tensor& t) {
+  const auto sizes = t.sizes();
+  return std::vector<int64_t>(sizes.begin(), sizes.end());
+}
+
+inline std::vector<int64_t> strides_of(const Tensor& t) {
+  const auto strides = t.strides();
+  return std::vector<int64_t>(strides.begin(), strides.end());
+}
+
+// Uninitialised, contiguous, on the device of `like`.
+inline Tensor new_empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, sizes, dtype);
+}
+
+// Do the elements fill one stretch of memory, each once, in whatever order?
+inline bool is_dense(const Tensor& t) {
+  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    if (t.size(d) != 1) dims.emplace_back(t.stride(d), t.size(d));
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+inline Tensor converted(const Tensor& t, ScalarType dtype) {
+  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+}
+
+// `t` in the memory order of `like`, which has the same sizes.
+inline Tensor in_order_of(const Tensor& t, const Tensor& like) {
+  if (strides_of(t) == strides_of(like)) return t;
+  Tensor ordered = torch::stable::empty_like(like);
+  ordered = converted(ordered, t.scalar_type());
+  torch::stable::copy_(ordered, t);
+  return ordered;
+}
+
+// Sums of 16-bit losses are float32, those of float64 losses float64.
+inline ScalarType sum_type(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline void check_same_sizes(const char* op, const char* name_a, const Tensor& a, const char* name_b, const Tensor& b) {
+  STD_TORCH_CHECK(sizes_of(a) == sizes_of(b), "fcos_fast::", op, ": ", name_a, " and ", name_b,
+                  " must have the same shape");
+}
+
+}  // namespace fcos_fast

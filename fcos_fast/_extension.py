@@ -1,0 +1,129 @@
+"""Finds and loads the binaries, and chooses between native and reference operators."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "native", "reference")
+
+
+class ExtensionError(RuntimeError):
+    """The native operators cannot do what was asked; the message says why and what to do."""
+
+
+class ExtensionNotBuiltError(ExtensionError):
+    """There is no binary."""
+
+
+class ExtensionLoadError(ExtensionError):
+    """There is a binary and it does not load, most often because of the torch or Python beside it."""
+
+
+REBUILD = "rebuild with `pip install .` in the source folder, or set FCOS_FAST_BACKEND=reference for plain PyTorch"
+
+
+def _load_cpu() -> ExtensionError | None:
+    folder = Path(__file__).parent
+    if not list(folder.glob("_C.*")):
+        return ExtensionNotBuiltError(f"fcos_fast._C is not built in {folder}; {REBUILD}")
+    try:
+        importlib.import_module("fcos_fast._C")
+    except (ImportError, OSError, RuntimeError) as error:
+        return ExtensionLoadError(f"fcos_fast._C does not load beside torch {torch.__version__}: {error}; {REBUILD}")
+    return None
+
+
+def _load_cuda() -> ExtensionError | None:
+    if torch.version.cuda is None:
+        return ExtensionNotBuiltError(f"torch {torch.__version__} has no CUDA")
+    binaries = sorted(Path(__file__).parent.glob("_C_cuda.*"))
+    if not binaries:
+        return ExtensionNotBuiltError(
+            "fcos_fast._C_cuda is not built; reinstall where nvcc is found with FCOS_FAST_BUILD=cuda, which says what is missing"
+        )
+    try:
+        torch.ops.load_library(str(binaries[0]))
+    except (OSError, RuntimeError) as error:
+        return ExtensionLoadError(f"{binaries[0].name} does not load beside torch {torch.__version__}: {error}; {REBUILD}")
+    return None
+
+
+cpu_error: ExtensionError | None = _load_cpu()
+"""Why there are no native CPU operators, or None."""
+
+cuda_error: ExtensionError | None = cpu_error or _load_cuda()
+"""Why there are no native CUDA operators, or None. The schemas are in the CPU binary, so its failure is theirs too."""
+
+
+def _backend_from_environment() -> str:
+    name = os.environ.get("FCOS_FAST_BACKEND", "auto")
+    if name not in BACKENDS:
+        raise ValueError(f"FCOS_FAST_BACKEND={name!r}; expected one of {', '.join(BACKENDS)}")
+    return name
+
+
+_backend = _backend_from_environment()
+
+
+def current_backend() -> str:
+    """``auto``, ``native`` or ``reference``."""
+    return _backend
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Choose the operators inside a ``with``: ``auto``, ``native`` (raise where missing) or ``reference``.
+
+    The choice is global to the process, not to a thread.
+    """
+    global _backend
+    if name not in BACKENDS:
+        raise ValueError(f"backend({name!r}); expected one of {', '.join(BACKENDS)}")
+    previous, _backend = _backend, name
+    try:
+        yield
+    finally:
+        _backend = previous
+
+
+def missing(device: torch.device | str) -> ExtensionError | None:
+    """Why operators on ``device`` are not native, or None."""
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return cpu_error
+    if kind == "cuda":
+        return cuda_error
+    return ExtensionNotBuiltError(f"fcos_fast has native operators for cpu and cuda, not for {kind}")
+
+
+_warned: set[str] = set()
+
+
+def use_native(tensor: Tensor) -> bool:
+    """Does the operator on this tensor run natively?
+
+    Raises:
+        ExtensionError: under ``native`` where the device has no native operators; under ``auto`` where the package
+            was never built. Under ``auto``, another device without native operators gets the reference version, and a
+            warning says so once.
+    """
+    if _backend == "reference":
+        return False
+    error = missing(tensor.device)
+    if error is None:
+        return True
+    if _backend == "native" or cpu_error is not None:
+        raise error
+    kind = tensor.device.type
+    if kind not in _warned:
+        _warned.add(kind)
+        warnings.warn(f"fcos_fast: plain PyTorch operators on {kind}: {error}", stacklevel=3)
+    return False

@@ -1,0 +1,88 @@
+"""Losses on boxes: IoU, linear IoU, GIoU, DIoU, CIoU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fcos_fast import reference
+from fcos_fast._extension import cpu_error, use_native
+from fcos_fast.ops import _checks
+from fcos_fast.ops._register import refuse_second_derivative, register_fake, register_gradient, sum_type
+
+KINDS = ("iou", "linear_iou", "giou", "diou", "ciou")
+FORMATS = ("xyxy", "ltrb")
+
+
+def box_loss(
+    pred: Tensor,
+    target: Tensor,
+    kind: str = "giou",
+    reduction: str = "none",
+    *,
+    box_format: str = "xyxy",
+    smooth: float = 0.0,
+    eps: float = 1e-7,
+) -> Tensor:
+    """Loss of each predicted box against its target.
+
+    With ``xyxy`` boxes and the defaults, ``giou``, ``diou`` and ``ciou`` equal torchvision's
+    ``generalized_box_iou_loss``, ``distance_box_iou_loss`` and ``complete_box_iou_loss``.
+
+    Args:
+        pred: (..., 4), float32, float64, bfloat16 or float16; computed in float32 (float64).
+        target: the shape of ``pred``.
+        kind: ``"iou"`` -log(IoU) (UnitBox, 2016), ``"linear_iou"`` 1 - IoU, ``"giou"`` (Rezatofighi et al., 2019),
+            ``"diou"`` or ``"ciou"`` (Zheng et al., 2020).
+        reduction: ``"none"``, ``"sum"`` or ``"mean"``.
+        box_format: ``"xyxy"`` corners, or ``"ltrb"`` distances from a common location to the four sides.
+        smooth: added to intersection and union; the official FCOS has 1.
+        eps: keeps quotients finite; -log(IoU) stops at -log(eps).
+
+    Returns:
+        The loss in the dtype of ``pred``, of shape ``pred.shape[:-1]`` or a scalar; float32 under autocast. Gradients
+        go to both boxes.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape, device, kind or format.
+    """
+    _check(pred, target, kind, reduction, box_format)
+    if not use_native(pred):
+        return reference.box_loss(pred, target, kind, reduction, box_format=box_format, smooth=smooth, eps=eps)
+    dtype = torch.promote_types(pred.dtype, target.dtype)
+    if torch.is_autocast_enabled(pred.device.type):
+        dtype = torch.promote_types(dtype, torch.float32)
+    pred, target = pred.to(dtype), target.to(dtype)
+    arguments = (pred, target, KINDS.index(kind), box_format == "ltrb", float(smooth), float(eps))
+    if reduction == "none":
+        return torch.ops.fcos_fast.box_loss(*arguments)
+    total = torch.ops.fcos_fast.box_loss_sum(*arguments).to(dtype)
+    pairs = pred.numel() // 4
+    return total / pairs if reduction == "mean" and pairs > 0 else total
+
+
+def _check(pred: Tensor, target: Tensor, kind: str, reduction: str, box_format: str) -> None:
+    op = "box_loss"
+    _checks.check_float(op, pred=pred, target=target)
+    _checks.check_boxes(op, pred=pred, target=target)
+    _checks.check_same_device(op, pred=pred, target=target)
+    _checks.check_reduction(op, reduction)
+    if pred.shape != target.shape:
+        raise ValueError(f"{op}: pred has shape {tuple(pred.shape)}, target {tuple(target.shape)}; they must be equal")
+    if kind not in KINDS:
+        raise ValueError(f"{op}: kind={kind!r}; expected one of {', '.join(KINDS)}")
+    if box_format not in FORMATS:
+        raise ValueError(f"{op}: box_format={box_format!r}; expected one of {', '.join(FORMATS)}")
+
+
+if cpu_error is None:
+    for name in ("box_loss", "box_loss_sum"):
+        register_gradient(name, "box_loss_backward", tensors=2, differentiable=[0, 1])
+    refuse_second_derivative("box_loss_backward")
+    register_fake("box_loss")(lambda pred, target, kind, ltrb, smooth, eps: pred.new_empty(pred.shape[:-1]))
+    register_fake("box_loss_sum")(
+        lambda pred, target, kind, ltrb, smooth, eps: pred.new_empty((), dtype=sum_type(pred.dtype))
+    )
+    register_fake("box_loss_backward")(
+        lambda grad, pred, target, kind, ltrb, smooth, eps: pred.new_empty(pred.shape)
+    )

@@ -1,0 +1,38 @@
+"""Centerness of a location in its box (Tian et al., "FCOS", 2019, equation 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fcos_fast import reference
+from fcos_fast._extension import cpu_error, use_native
+from fcos_fast.ops import _checks
+from fcos_fast.ops._register import refuse_second_derivative, register_fake, register_gradient
+
+
+def centerness(ltrb: Tensor) -> Tensor:
+    """``sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))``: 1 in the middle of the box, 0 on its border.
+
+    Args:
+        ltrb: (..., 4) distances to the left, top, right and bottom side in any one unit; float32, float64, bfloat16
+            or float16.
+
+    Returns:
+        (...) of the same dtype. Where a distance is 0 or negative the centerness is 0, and so is its gradient.
+
+    Raises:
+        TypeError, ValueError: wrong dtype or shape.
+    """
+    _checks.check_float("centerness", ltrb=ltrb)
+    _checks.check_boxes("centerness", ltrb=ltrb)
+    if not use_native(ltrb):
+        return reference.centerness(ltrb)
+    return torch.ops.fcos_fast.centerness(ltrb)
+
+
+if cpu_error is None:
+    register_gradient("centerness", "centerness_backward", tensors=1, differentiable=[0])
+    refuse_second_derivative("centerness_backward")
+    register_fake("centerness")(lambda ltrb: ltrb.new_empty(ltrb.shape[:-1]))
+    register_fake("centerness_backward")(lambda grad, ltrb: ltrb.new_empty(ltrb.shape))

@@ -1,0 +1,116 @@
+"""Sigmoid focal loss and its second form (Lin et al., "Focal Loss for Dense Object Detection", 2017)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fcos_fast import reference
+from fcos_fast._extension import cpu_error, use_native
+from fcos_fast.assignment import IGNORED
+from fcos_fast.ops import _checks
+from fcos_fast.ops._register import refuse_second_derivative, register_fake, register_gradient, sum_type
+
+
+def sigmoid_focal_loss(
+    inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "none"
+) -> Tensor:
+    """Focal loss on logits; drop-in for ``torchvision.ops.sigmoid_focal_loss``, which takes dense targets only.
+
+    Args:
+        inputs: (..., C) logits, float32, float64, bfloat16 or float16, any strides; computed in float32 (float64).
+        targets: dense, the shape of ``inputs``, each in [0, 1]; or classes, an integer tensor of shape
+            ``inputs.shape[:-1]`` with 0..C-1, -1 for background and -2 for a row that takes no part.
+        alpha: weight of the positives, 1 - alpha that of the negatives; negative for no weighting.
+        gamma: focusing exponent, at least 0.
+        reduction: ``"none"``, ``"sum"`` or ``"mean"`` (over all elements).
+
+    Returns:
+        The loss in the dtype of ``inputs``, of its shape or a scalar; float32 under autocast. The sum is the same bits
+        each run. Gradients go to ``inputs``; ignored rows get 0.
+
+    Raises:
+        TypeError, ValueError: wrong dtype, shape, device or value.
+    """
+    op = "sigmoid_focal_loss"
+    _check(op, inputs, targets, reduction)
+    if gamma < 0:
+        raise ValueError(f"{op}: gamma={gamma}; expected at least 0")
+    if alpha > 1:
+        raise ValueError(f"{op}: alpha={alpha}; expected 0..1, or negative for no weighting")
+    if not use_native(inputs):
+        return reference.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
+    return _call(op, inputs, targets, (float(alpha), float(gamma)), reduction)
+
+
+def sigmoid_focal_loss_star(
+    inputs: Tensor, targets: Tensor, gamma: float = 2, beta: float = 1, reduction: str = "none"
+) -> Tensor:
+    """FL*, the second form in the RetinaNet paper's appendix: ``-log(sigmoid(gamma * x_t + beta)) / gamma``.
+
+    ``x_t`` is the logit where the target is 1 and its negative where it is 0. ``gamma`` must be greater than 0.
+    Everything else is as in :func:`sigmoid_focal_loss`.
+    """
+    op = "sigmoid_focal_loss_star"
+    _check(op, inputs, targets, reduction)
+    if gamma <= 0:
+        raise ValueError(f"{op}: gamma={gamma}; expected more than 0")
+    if not use_native(inputs):
+        return reference.sigmoid_focal_loss_star(inputs, targets, gamma, beta, reduction)
+    return _call(op, inputs, targets, (float(gamma), float(beta)), reduction)
+
+
+def _check(op: str, inputs: Tensor, targets: Tensor, reduction: str) -> None:
+    _checks.check_float(op, inputs=inputs)
+    _checks.check_reduction(op, reduction)
+    _checks.check_same_device(op, inputs=inputs, targets=targets)
+    if targets.is_floating_point():
+        _checks.check_float(op, targets=targets)
+        if targets.shape != inputs.shape:
+            raise ValueError(
+                f"{op}: dense targets have shape {tuple(targets.shape)}, inputs {tuple(inputs.shape)}; they must be equal"
+            )
+        if targets.requires_grad:
+            raise ValueError(f"{op}: targets require a gradient, which only inputs get; pass targets.detach()")
+        return
+    _checks.check_integer(op, targets=targets)
+    if inputs.ndim == 0 or targets.shape != inputs.shape[:-1]:
+        raise ValueError(
+            f"{op}: class targets have shape {tuple(targets.shape)}, inputs {tuple(inputs.shape)}; "
+            "expected inputs.shape[:-1] (for one number per logit pass floating-point targets)"
+        )
+    if targets.numel() > 0 and _checks.checks_values(targets):
+        low, high = torch.aminmax(targets)
+        if low < IGNORED or high >= inputs.shape[-1]:
+            value = int(low) if low < IGNORED else int(high)
+            raise ValueError(
+                f"{op}: class target {value} with {inputs.shape[-1]} classes; expected 0..{inputs.shape[-1] - 1}, "
+                "-1 (background) or -2 (ignored)"
+            )
+
+
+def _call(op: str, inputs: Tensor, targets: Tensor, numbers: tuple[float, float], reduction: str) -> Tensor:
+    dtype = inputs.dtype
+    if targets.is_floating_point() and targets.dtype != dtype:
+        dtype = torch.promote_types(dtype, targets.dtype)
+        inputs, targets = inputs.to(dtype), targets.to(dtype)
+    if torch.is_autocast_enabled(inputs.device.type):
+        dtype = sum_type(dtype)
+    if reduction == "none":
+        return getattr(torch.ops.fcos_fast, op)(inputs.to(dtype), targets, *numbers)
+    total = getattr(torch.ops.fcos_fast, f"{op}_sum")(inputs, targets, *numbers).to(dtype)
+    return total / inputs.numel() if reduction == "mean" and inputs.numel() > 0 else total
+
+
+def _register(op: str) -> None:
+    register_gradient(op, f"{op}_backward", tensors=2, differentiable=[0])
+    register_gradient(f"{op}_sum", f"{op}_backward", tensors=2, differentiable=[0])
+    refuse_second_derivative(f"{op}_backward")
+    register_fake(op)(lambda inputs, targets, a, b: torch.empty_like(inputs))
+    register_fake(f"{op}_sum")(lambda inputs, targets, a, b: inputs.new_empty((), dtype=sum_type(inputs.dtype)))
+    register_fake(f"{op}_backward")(lambda grad, inputs, targets, a, b: torch.empty_like(inputs))
+
+
+if cpu_error is None:
+    _register("sigmoid_focal_loss")
+    _register("sigmoid_focal_loss_star")
