@@ -84,14 +84,15 @@ def _candidates(
     """Boxes (N, 4), scores (N,) and labels (N,) of one level of one image; maps without batch dimension."""
     num_classes = cls_logits.shape[0]
     logits = cls_logits.permute(1, 2, 0).flatten()  # (H * W * C,), location after location
-    quality = centerness.flatten().float().sigmoid()  # (H * W,)
+    dtype = torch.promote_types(cls_logits.dtype, torch.float32)
+    quality = centerness.flatten().to(dtype).sigmoid()  # (H * W,)
 
     # No score can pass whose classification alone does not, so that few logits need a sigmoid. The margin
     # leaves the decision in rounding's reach to the exact comparison.
     lowest = score_threshold**2 if threshold_on == "score" else score_threshold
     margin = 0.01
     candidates = (logits >= _logit(lowest) - margin).nonzero().squeeze(1)
-    probability = logits[candidates].float().sigmoid()
+    probability = logits[candidates].to(dtype).sigmoid()
     location = candidates // num_classes
     scores = (probability * quality[location]).sqrt()
     passing = (scores if threshold_on == "score" else probability) > score_threshold
@@ -102,7 +103,7 @@ def _candidates(
     location = location[best]
     x = level.offset[1] + level.step[1] * (location % level.width)
     y = level.offset[0] + level.step[0] * (location // level.width)
-    left, top, right, bottom = box_regression.flatten(1)[:, location].float() * unit  # (N,) each
+    left, top, right, bottom = box_regression.flatten(1)[:, location].to(dtype) * unit  # (N,) each
     boxes = torch.stack((x - left, y - top, x + right, y + bottom), dim=1)
     return boxes, scores[best], candidates[best] % num_classes
 

@@ -19,11 +19,11 @@ def small_model():
         settings = {
             "num_classes": 3,
             "fpn_channels": 32,
-            "head_channels": 32,
+            "head_channels": 64,
             "head_convs": 1,
             "min_size": None,
         }
-        return fcos("resnet18", **(settings | overrides))
+        return fcos(**(settings | overrides))
 
     return build
 
