@@ -7,21 +7,22 @@ loading goes on; under ``strict`` the first such fault is refused. A fault that 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 EXAMPLES = 3
 """So many faults of a kind are named; the others are counted."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """File formats that are read, in small letters."""
 
-_EXIF_ORIENTATION = 0x0112
-_EXIF_QUARTER_TURNS = (5, 6, 7, 8)
-_EXIF_FORMATS = ("JPEG", "PNG")  # torchvision turns these upright, and no others
+_QUARTER_TURNS = (5, 6, 7, 8)  # of EXIF's orientations
+_REPLACE = "replace it or take it out of the data set"
 
 
 class DataError(ValueError):
@@ -105,21 +106,25 @@ def check_boxes(
     return cut[rows].astype(np.float32), rows
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Read (width, height) of an image as it is shown upright, from the file's header alone.
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image file, of which only the header is read as yet.
 
     Raises:
-        DataError: the file is empty or no image of a format that is read.
+        DataError: the file is missing, empty, cut short or no image, noticed now or while it is decoded.
     """
     try:
         with Image.open(path) as image:
-            has_orientation = image.format in _EXIF_FORMATS
-            turned = has_orientation and image.getexif().get(_EXIF_ORIENTATION) in _EXIF_QUARTER_TURNS
-            return image.size[::-1] if turned else image.size
+            yield image
     except UnidentifiedImageError:
-        what = "is an empty file" if path.stat().st_size == 0 else "is no image"
-        raise DataError(f"{path}: {what}; replace it or take it out of the data set") from None
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); replace it or take it out of the data set"
-        ) from None
+        what = "is no image" if Path(path).stat().st_size else "is an empty file"
+        raise DataError(f"{path}: {what}; {_REPLACE}") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); {_REPLACE}") from None
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Read (width, height) of the upright image from its header alone; errors as :func:`open_image`."""
+    with open_image(path) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
+        return image.size[::-1] if turned else image.size

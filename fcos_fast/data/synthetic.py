@@ -130,7 +130,7 @@ def draw_picture(seed: int, index: int, config: SyntheticConfig | None = None) -
     config = config or SyntheticConfig()
     height, width = config.size
     rng = np.random.default_rng([seed, index])
-    canvas = _background(rng, height, width)  # (H, W, 3) float32
+    canvas = _background(rng, height, width)  # (3, H, W) float32
     owner = np.full((height, width), -1)  # the place whose shape is seen at each pixel
     places: list[_Place] = []
     labels: list[int] = []
@@ -143,7 +143,7 @@ def draw_picture(seed: int, index: int, config: SyntheticConfig | None = None) -
         mask = shape_mask(rng, CATEGORIES.names[label], size)
         place = _find_place(rng, mask, owner, places, config.min_visible)
         if place is not None:
-            _paint(rng, canvas[place.rows, place.columns], place.mask)
+            _paint(rng, canvas[:, place.rows, place.columns], place.mask)
             owner[place.rows, place.columns][place.mask > 0] = len(places)
             places.append(place)
             labels.append(label)
@@ -154,7 +154,7 @@ def draw_picture(seed: int, index: int, config: SyntheticConfig | None = None) -
         boxes=np.array([place.box for place in places], dtype=np.float32).reshape(-1, 4),
         labels=np.array(labels, dtype=np.int64),
         ignore=np.zeros(len(labels), dtype=bool),
-        image=np.ascontiguousarray(_expose(rng, canvas).transpose(2, 0, 1)),
+        image=_expose(rng, canvas),
     )
 
 
@@ -187,11 +187,12 @@ def _clip(mask: np.ndarray, top: int, left: int, height: int, width: int) -> _Pl
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Coloured clouds, with stripes or checks over them or not: (H, W, 3) float32."""
+    """Coloured clouds, with stripes or checks over them or not: (3, H, W) float32."""
     cells = rng.integers(0, 256, (*rng.integers(2, 10, 2), 3), dtype=np.uint8)
     clouds = np.asarray(Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC))
-    canvas = (clouds.astype(np.float32) - 128) * np.float32(rng.uniform(0.1, 0.4))
-    canvas += rng.uniform(40, 215, 3).astype(np.float32)
+    canvas = clouds.transpose(2, 0, 1).astype(np.float32, order="C") - 128
+    canvas *= np.float32(rng.uniform(0.1, 0.4))
+    canvas += _colour(rng, 40, 215)
 
     y, x = np.ogrid[:height, :width]
     period = int(rng.integers(6, 40))
@@ -199,24 +200,28 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     stripes = (slope_y * y + slope_x * x) // period % 2
     checks = (y // period + x // period) % 2
     pattern = (stripes, checks, np.zeros((1, 1)))[rng.integers(3)]
-    canvas += pattern[..., None].astype(np.float32) * rng.uniform(-35, 35, 3).astype(np.float32)
+    canvas += pattern.astype(np.float32) * _colour(rng, -35, 35)
     return canvas
+
+
+def _colour(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
+    return rng.uniform(low, high, (3, 1, 1)).astype(np.float32)
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray) -> None:
     """Lay a shape in one colour, shaded from side to side, over this part of the canvas, in place."""
-    ground = canvas.mean(axis=(0, 1))
-    colour = rng.uniform(0, 255, 3)
+    ground = canvas.mean(axis=(1, 2), keepdims=True)
+    colour = _colour(rng, 0, 255)
     while np.abs(colour - ground).max() < _MIN_CONTRAST:
-        colour = rng.uniform(0, 255, 3)
-    y, x = np.ogrid[-0.5 : 0.5 : mask.shape[0] * 1j, -0.5 : 0.5 : mask.shape[1] * 1j]
-    slope_y, slope_x = rng.uniform(-25, 25, 2)
-    paint = (colour + (slope_y * y + slope_x * x)[..., None]).astype(np.float32)
-    canvas += (mask / np.float32(255))[..., None] * (paint - canvas)
+        colour = _colour(rng, 0, 255)
+    y, x = (np.linspace(-0.5, 0.5, side, dtype=np.float32) for side in mask.shape)
+    slope_y, slope_x = rng.uniform(-25, 25, 2).astype(np.float32)
+    paint = colour + slope_y * y[:, None] + slope_x * x
+    canvas += mask / np.float32(255) * (paint - canvas)
 
 
 def _expose(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """Take the photograph: contrast, brightness, noise; (H, W, 3) uint8."""
+    """Take the photograph: contrast, brightness, noise; (3, H, W) uint8."""
     gain, offset = np.float32(rng.uniform(0.6, 1.15)), np.float32(rng.uniform(-20, 30))
     noise = int(rng.integers(0, 13))
     grain = rng.integers(-noise, noise + 1, canvas.shape, dtype=np.int8)
