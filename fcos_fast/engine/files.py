@@ -15,8 +15,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Whoever reads ``path`` sees the old file or the new one, never a part, whatever kills the writer.
     """
     path = Path(path)
-    # the suffix stays last: savers choose the format by it
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # Savers choose the format by the suffix. What a killed writer left is overwritten by the next.
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb") as file:

@@ -10,12 +10,18 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
+import numpy as np
+from torch import Tensor
+
+from fcos_fast.data import DetectionDataset
 from fcos_fast.engine.files import replacing, write_text
+from fcos_fast.engine.run_folder import read_metrics
+from fcos_fast.visualize import sheet
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from fcos_fast.engine.evaluate import AveragePrecision
+    from fcos_fast.engine.average_precision import AveragePrecision
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:
@@ -49,7 +55,7 @@ def plot_curves(rows: Sequence[dict[str, float]]) -> Image.Image:
         if axis.lines:
             axis.legend()
     canvas.draw()
-    return Image.fromarray(canvas.buffer_rgba().__array__()).convert("RGB")
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 _PAGE = Template(
@@ -70,21 +76,45 @@ $sections
 
 
 def write_report(
-    path: str | Path,
+    folder: str | Path,
     title: str,
+    dataset: DetectionDataset,
+    detections: Sequence[dict[str, Tensor]],
     result: AveragePrecision,
-    pictures: dict[str, Image.Image],
     texts: dict[str, str],
-) -> None:
-    """Write a self-contained HTML page: the table of average precision, pictures and texts under their headings."""
+    pictures: int = 8,
+) -> Path:
+    """Write ``sheet.png``, ``report.html`` and, where there is a ``metrics.csv``, ``curves.png`` into ``folder``.
+
+    Args:
+        folder: of a run.
+        title: of the page.
+        dataset: that was evaluated.
+        detections: of each of its images.
+        result: their average precision.
+        texts: shown on the page under their headings.
+        pictures: number of pictures on the sheet.
+
+    Returns:
+        The page; it holds all pictures in itself.
+    """
+    folder = Path(folder)
+    count = min(pictures, len(dataset))
+    images, targets = zip(*(dataset[i] for i in range(count)), strict=True)
+    shown = {"Labels and detections": sheet(images, targets, detections[:count], dataset.categories.names)}
+    save_picture(shown["Labels and detections"], folder / "sheet.png")
+    if (folder / "metrics.csv").is_file():
+        shown["Training"] = plot_curves(read_metrics(folder / "metrics.csv"))
+        save_picture(shown["Training"], folder / "curves.png")
+
     sections = [f"<h2>Average precision</h2>{_table(result)}"]
-    for heading, picture in pictures.items():
-        sections.append(
-            f"<h2>{html.escape(heading)}</h2><img alt='{html.escape(heading)}' src='{_embedded(picture)}'>"
-        )
+    for heading, picture in shown.items():
+        sections.append(f"<h2>{heading}</h2><img alt='{heading}' src='{_embedded(picture)}'>")
     for heading, text in texts.items():
         sections.append(f"<h2>{html.escape(heading)}</h2><pre>{html.escape(text)}</pre>")
-    write_text(path, _PAGE.substitute(title=html.escape(title), sections="\n".join(sections)))
+    page = _PAGE.substitute(title=html.escape(title), sections="\n".join(sections))
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
 
 
 def _table(result: AveragePrecision) -> str:

@@ -1,0 +1,72 @@
+"""``fcos-fast evaluate``: average precision of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from fcos_fast.cli.options import parse_options
+from fcos_fast.data import Categories, load_dataset
+from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
+from fcos_fast.engine.config import DataConfig, from_plain
+from fcos_fast.engine.evaluate import evaluate
+from fcos_fast.engine.files import write_text
+from fcos_fast.engine.precision import Precision, choose_device, choose_precision
+from fcos_fast.engine.report import write_report
+from fcos_fast.engine.run_folder import new_run_folder
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Average precision of a checkpoint on a data set.
+
+    Attributes:
+        checkpoint: a ``best.pt`` or ``last.pt``.
+        root: folder of the data set; by default the one of the training.
+        split: of the data set; by default the validation split of the training.
+        strict: refuse boxes without an area or outside their image instead of leaving them out.
+        batch_size: images that run together.
+        workers: processes that read pictures; 0 reads them in between.
+        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
+        precision: ``auto`` is bfloat16 where the device is fast at it.
+        runs: folder in which the folder of the results is made.
+        name: of that folder; a number is added where there is one already.
+    """
+
+    checkpoint: str
+    root: str | None = None
+    split: str | None = None
+    strict: bool = False
+    batch_size: int = 8
+    workers: int = 0
+    device: str = "auto"
+    precision: Precision = "auto"
+    runs: str = "runs"
+    name: str = "evaluate"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb; its exit status."""
+    options = parse_options(EvaluateOptions, "evaluate", arguments)
+    saved = load_checkpoint(options.checkpoint)
+    trained_on = from_plain(DataConfig, saved["config"]["data"])
+    root = options.root or trained_on.root
+    split = options.split or trained_on.val
+    model, categories = model_from_checkpoint(saved)
+    dataset = load_dataset(root, split or None, categories, options.strict)
+    print(dataset.report)
+    device = choose_device(options.device)
+    dtype, reason = choose_precision(options.precision, device)
+    print(f"FCOS on {model.config.backbone}; {device}, {dtype} ({reason})".replace("torch.", ""))
+    model.to(device, memory_format=torch.channels_last)
+    result, detections = evaluate(model, dataset, dtype, options.batch_size, options.workers)
+
+    folder = new_run_folder(options.runs, options.name)
+    write_text(folder / "metrics.json", json.dumps(asdict(result), indent=2))
+    title = f"{options.checkpoint} on {root}, split {split}"
+    page = write_report(folder, title, dataset, detections, result, {})
+    print(f"\n{result.table()}\n\nreport   {page}\nsheet    {folder / 'sheet.png'}")
+    return 0

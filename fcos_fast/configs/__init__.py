@@ -1,0 +1,1 @@
+"""Recipes: configurations of `fcos-fast train --config NAME`."""

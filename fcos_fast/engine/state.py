@@ -1,0 +1,57 @@
+"""Everything that training changes, and how it is saved and restored."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fcos_fast.engine.checkpoint import random_state, set_random_state
+from fcos_fast.engine.ema import ExponentialMovingAverage
+from fcos_fast.models import FCOS
+
+
+@dataclass
+class TrainState:
+    """Where a run stands between two epochs.
+
+    Attributes:
+        model: being trained.
+        optimizer: over its parameters.
+        ema: its moving average, or None.
+        epoch: finished epochs.
+        best: best score so far.
+    """
+
+    model: FCOS
+    optimizer: torch.optim.Optimizer
+    ema: ExponentialMovingAverage | None
+    epoch: int = 0
+    best: float = -math.inf
+
+    @property
+    def averaged(self) -> FCOS:
+        """The weights to evaluate: the moving average where there is one."""
+        return self.model if self.ema is None else self.ema.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, the random state of the process included; references, not copies."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "epoch": self.epoch,
+            "best": self.best,
+            "rng": random_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.epoch, self.best = state["epoch"], state["best"]
+        set_random_state(state["rng"])
