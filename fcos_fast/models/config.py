@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -114,9 +114,7 @@ class FCOSConfig:
         for name in ("image_mean", "image_std", "min_size"):
             if isinstance(getattr(self, name), list):  # from JSON or YAML
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        _check_names(self)
-        _check_numbers(self)
-        _check_sizes(self)
+        _check(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FCOSConfig:
@@ -150,11 +148,44 @@ def check_fields(values: Mapping[str, Any]) -> None:
             raise unknown_name("FCOSConfig field", name, known)
 
 
-def _check_names(config: FCOSConfig) -> None:
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+_ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ["num_classes", "fpn_channels", "topk_candidates", "max_detections", "size_divisor"],
+        (_is_count, "a positive integer"),
+    ),
+    "trainable_stages": (lambda n: n in range(NUM_STAGES + 1), f"0 to {NUM_STAGES}"),
+    "head_channels": (lambda n: _is_count(n) and n % GROUPS == 0, f"a positive multiple of {GROUPS}"),
+    "head_convs": (lambda n: n == 0 or _is_count(n), "0 or a positive integer"),
+    "prior": (lambda p: 0 < p < 1, "a probability between 0 and 1"),
+    "score_threshold": (lambda p: 0 <= p <= 1, "a number from 0 to 1"),
+    "nms_threshold": (lambda p: 0 <= p <= 1, "a number from 0 to 1"),
+    "focal_alpha": (lambda a: a <= 1, "at most 1; negative for no weighting"),
+    "focal_gamma": (lambda g: g >= 0, "a number not below 0"),
+    "box_loss_smooth": (lambda s: s >= 0, "a number not below 0"),
+    "image_mean": (lambda m: len(m) == 3, "three numbers, one per channel"),
+    "image_std": (lambda s: len(s) == 3 and min(s) > 0, "three positive numbers, one per channel"),
+    "min_size": (
+        lambda n: n is None or _is_count(n) or (isinstance(n, tuple) and n and all(map(_is_count, n))),
+        "a positive integer, several of them, or None",
+    ),
+    "max_size": (lambda n: n is None or _is_count(n), "a positive integer or None"),
+}
+"""Field name to what its value must fulfil, and that in words."""
+
+
+def _check(config: FCOSConfig) -> None:
     if config.backbone not in BACKBONES:
         raise unknown_name("backbone", config.backbone, BACKBONES)
     if not isinstance(config.rule, AssignmentRule):
         raise TypeError(f"rule={config.rule!r}; expected an AssignmentRule, for example RULES['official']")
+    inner = len(config.rule.sizes_of_interest)
+    if inner != len(STRIDES) - 1:
+        raise ValueError(f"rule has {inner} sizes_of_interest; expected {len(STRIDES) - 1} for P3 to P7")
+
     for name, kind in get_type_hints(FCOSConfig).items():
         value = getattr(config, name)
         if get_origin(kind) is Literal and value not in get_args(kind):
@@ -163,52 +194,6 @@ def _check_names(config: FCOSConfig) -> None:
             raise TypeError(f"{name}={value!r}; expected True or False")
         if kind is float and not isinstance(value, (int, float)):
             raise TypeError(f"{name}={value!r}; expected a number")
-
-
-def _check_numbers(config: FCOSConfig) -> None:
-    def check(name: str, accepted: bool, expected: str) -> None:
-        if not accepted:
+    for name, (accepts, expected) in _ACCEPTED.items():
+        if not accepts(getattr(config, name)):
             raise ValueError(f"{name}={getattr(config, name)!r}; expected {expected}")
-
-    counts = (
-        "num_classes",
-        "fpn_channels",
-        "head_channels",
-        "topk_candidates",
-        "max_detections",
-        "size_divisor",
-    )
-    for name in counts:
-        check(name, _is_count(getattr(config, name)), "a positive integer")
-    check("head_convs", config.head_convs == 0 or _is_count(config.head_convs), "a non-negative integer")
-    stages = config.trainable_stages
-    check(
-        "trainable_stages", stages == 0 or (_is_count(stages) and stages <= NUM_STAGES), f"0 to {NUM_STAGES}"
-    )
-    check("prior", 0 < config.prior < 1, "a probability between 0 and 1")
-    for name in ("score_threshold", "nms_threshold"):
-        check(name, 0 <= getattr(config, name) <= 1, "a number from 0 to 1")
-    for name in ("focal_gamma", "box_loss_smooth"):
-        check(name, getattr(config, name) >= 0, "a non-negative number")
-    grouped = config.head_norm == "none" or config.head_channels % GROUPS == 0
-    check("head_channels", grouped, f"a multiple of {GROUPS} for head_norm='group'")
-
-
-def _check_sizes(config: FCOSConfig) -> None:
-    sizes = config.min_size if isinstance(config.min_size, tuple) else (config.min_size,)
-    if config.min_size is not None and not (sizes and all(map(_is_count, sizes))):
-        raise ValueError(f"min_size={config.min_size!r}; expected a positive integer, several, or None")
-    if config.max_size is not None and not _is_count(config.max_size):
-        raise ValueError(f"max_size={config.max_size!r}; expected a positive integer or None")
-    for name in ("image_mean", "image_std"):
-        if len(getattr(config, name)) != 3:
-            raise ValueError(f"{name}={getattr(config, name)!r}; expected three numbers, one per channel")
-    if not all(std > 0 for std in config.image_std):
-        raise ValueError(f"image_std={config.image_std!r}; expected positive numbers")
-    inner = len(config.rule.sizes_of_interest)
-    if inner != len(STRIDES) - 1:
-        raise ValueError(f"rule has {inner} sizes_of_interest; expected {len(STRIDES) - 1} for P3 to P7")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

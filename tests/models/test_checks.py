@@ -3,9 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fcos_fast.models import fcos
+
 IMAGE = torch.rand(3, 64, 64)
 BOX = torch.tensor([[1.0, 2.0, 30.0, 40.0]])
 LABEL = torch.tensor([0])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return fcos("resnet18", 3, fpn_channels=32, head_channels=64, head_convs=1, min_size=None)
 
 
 @pytest.mark.parametrize(
@@ -22,8 +29,8 @@ LABEL = torch.tensor([0])
     ],
 )
 @pytest.mark.parametrize("training", [True, False])
-def test_images(small_model, images, message, training):
-    model = small_model().train(training)
+def test_images(model, images, message, training):
+    model.train(training)
     with pytest.raises((TypeError, ValueError), match=message):
         model(images, [{"boxes": BOX, "labels": LABEL}] * len(images))
 
@@ -58,13 +65,13 @@ def test_images(small_model, images, message, training):
         ([{"boxes": BOX.to("meta"), "labels": LABEL}], r"\['boxes'\]: is on meta, the model on cpu"),
     ],
 )
-def test_targets(small_model, targets, message):
+def test_targets(model, targets, message):
     with pytest.raises((TypeError, ValueError), match=message):
-        small_model()([torch.rand(3, 64, 64)], targets)
+        model.train()([torch.rand(3, 64, 64)], targets)
 
 
-def test_the_bad_one_of_several_is_named(small_model):
+def test_the_bad_one_of_several_is_named(model):
     good = {"boxes": BOX, "labels": LABEL}
     bad = {"boxes": torch.cat((BOX, BOX)), "labels": torch.tensor([1, 7])}
     with pytest.raises(ValueError, match=r"targets\[2\]\['labels'\]\[1\]: got 7"):
-        small_model()([torch.rand(3, 64, 64)] * 3, [good, good, bad])
+        model.train()([torch.rand(3, 64, 64)] * 3, [good, good, bad])

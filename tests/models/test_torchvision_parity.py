@@ -73,7 +73,8 @@ def pictures(pair):
             "labels": torch.tensor([1, 5]),
         },
     ]
-    return images, targets
+    # float64 convolutions are slow
+    return (images, targets) if dtype == torch.float32 else (images[1:], targets[1:])
 
 
 def test_losses_and_gradients(pair, pictures):
