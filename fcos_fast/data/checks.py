@@ -85,12 +85,13 @@ def check_boxes(
     Returns:
         The usable boxes (M, 4) float32 inside the image, and their rows in ``boxes`` (M,).
     """
-    finite = np.isfinite(boxes).all(axis=1)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
+        boxes = boxes.astype(np.float32)  # first, because two numbers may become one
+        finite = np.isfinite(boxes).all(axis=1)
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        cut = np.clip(boxes, 0, np.array([*size, *size], dtype=np.float64))
-    inside = (cut[:, 2:] > cut[:, :2]).all(axis=1)
-    was_cut = (cut != boxes).any(axis=1)
+        cut = np.clip(boxes, 0, np.array([*size, *size], dtype=np.float32))
+        inside = (cut[:, 2:] > cut[:, :2]).all(axis=1)
+        was_cut = (cut != boxes).any(axis=1)
     for i in np.flatnonzero(~finite | ~has_area | ~inside | was_cut):
         if not finite[i]:
             fault = "box with a NaN or infinite coordinate, left out"
@@ -103,7 +104,7 @@ def check_boxes(
         corners = ", ".join(f"{v:g}" for v in boxes[i])
         report.add(fault, file, f"{names[i]} [{corners}] in {size[0]}x{size[1]}")
     rows = np.flatnonzero(finite & has_area & inside)
-    return cut[rows].astype(np.float32), rows
+    return cut[rows], rows
 
 
 @contextmanager
@@ -119,7 +120,7 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         what = "is no image" if Path(path).stat().st_size else "is an empty file"
         raise DataError(f"{path}: {what}; {_REPLACE}") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be read ({error}); {_REPLACE}") from None
 
 

@@ -82,8 +82,7 @@ def _loader(dataset: Dataset, batch_size: int, workers: int, **options: Any) -> 
         persistent_workers=workers > 0,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
-        # A generator of its own: a loader draws one number per epoch, which else moves the run's random
-        # state.
+        # A loader draws one number per epoch; from its own generator, lest it move the run's random state.
         generator=torch.Generator(),
         **options,
     )

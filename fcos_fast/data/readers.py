@@ -41,8 +41,7 @@ def load_dataset(
     Args:
         root: the data set's folder.
         split: name of the part to read; None reads all.
-        categories: the classes, as for the evaluation of a trained model; None takes what the annotations
-        name.
+        categories: the classes, where they are known, as for validation; None takes those that occur.
         strict: refuse boxes that would otherwise be left out or cut.
 
     Raises:

@@ -124,8 +124,7 @@ class _Place:
 def draw_picture(seed: int, index: int, config: SyntheticConfig | None = None) -> Record:
     """Draw picture ``index`` of series ``seed``.
 
-    A box covers, in whole pixels, every pixel that its shape touches in the picture, under other shapes or
-    not.
+    A box covers, in whole pixels, every pixel of the picture that its shape touches, under others or not.
     """
     config = config or SyntheticConfig()
     height, width = config.size

@@ -71,6 +71,8 @@ def test_image_is_found_by_stem(make_voc, name):
         ((9, 6, 5, 9), "without an area", None),
         (("nan", 6, 5, 9), "NaN or infinite", None),
         ((1, 2, "inf", 20), "NaN or infinite", None),
+        ((5, 6, "5.0000000001", 9), "without an area", None),
+        ((1, 2, 1e300, 20), "NaN or infinite", None),
         ((40, 2, 50, 20), "box outside the image", None),
         ((-9, -9, -1, -1), "box outside the image", None),
         ((-1, 2, 41, 20), "partly outside the image", [0, 2, 40, 20]),
