@@ -262,13 +262,16 @@ def write_voc(
             (folder / name).mkdir(parents=True)
         first = 0
         for split, count in splits.items():
-            records = [draw_picture(seed, index, config) for index in range(first, first + count)]
-            for record in records:
+            names = []
+            for index in range(first, first + count):
+                record = draw_picture(seed, index, config)
+                names.append(record.name)
                 file = folder / "JPEGImages" / f"{record.name}{suffix}"
                 Image.fromarray(record.image.transpose(1, 2, 0)).save(file, quality=92)
                 _to_xml(record, file.name).write(folder / "Annotations" / f"{record.name}.xml")
-            stems = "".join(f"{record.name}\n" for record in records)
-            (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(stems)
+            (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(
+                "".join(f"{name}\n" for name in names)
+            )
             first += count
         os.replace(folder, root)
 
