@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fcos_fast.assignment import RULES, AssignmentRule
@@ -126,9 +126,8 @@ class FCOSConfig:
         check_fields(values)
         values = dict(values)
         if isinstance(values.get("rule"), Mapping):
-            rule = dict(values["rule"])
-            rule["sizes_of_interest"] = tuple(rule["sizes_of_interest"])
-            values["rule"] = AssignmentRule(**rule)
+            rule = AssignmentRule(**values["rule"])
+            values["rule"] = replace(rule, sizes_of_interest=tuple(rule.sizes_of_interest))
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -166,8 +165,11 @@ _ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "focal_alpha": (lambda a: a <= 1, "at most 1; negative for no weighting"),
     "focal_gamma": (lambda g: g >= 0, "a number not below 0"),
     "box_loss_smooth": (lambda s: s >= 0, "a number not below 0"),
-    "image_mean": (lambda m: len(m) == 3, "three numbers, one per channel"),
-    "image_std": (lambda s: len(s) == 3 and min(s) > 0, "three positive numbers, one per channel"),
+    "image_mean": (lambda m: isinstance(m, tuple) and len(m) == 3, "three numbers, one per channel"),
+    "image_std": (
+        lambda s: isinstance(s, tuple) and len(s) == 3 and min(s) > 0,
+        "three positive numbers, one per channel",
+    ),
     "min_size": (
         lambda n: n is None or _is_count(n) or (isinstance(n, tuple) and n and all(map(_is_count, n))),
         "a positive integer, several of them, or None",

@@ -82,30 +82,28 @@ def _candidates(
     topk: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (N, 4), scores (N,) and labels (N,) of one level of one image; maps without batch dimension."""
-    num_classes = cls_logits.shape[0]
-    logits = cls_logits.permute(1, 2, 0).flatten()  # (H * W * C,), location after location
-    dtype = torch.promote_types(cls_logits.dtype, torch.float32)
-    quality = centerness.flatten().to(dtype).sigmoid()  # (H * W,)
-
     # No score can pass whose classification alone does not, so that few logits need a sigmoid. The margin
-    # leaves the decision in rounding's reach to the exact comparison.
+    # leaves what is within rounding's reach to the exact comparison.
     lowest = score_threshold**2 if threshold_on == "score" else score_threshold
     margin = 0.01
-    candidates = (logits >= _logit(lowest) - margin).nonzero().squeeze(1)
-    probability = logits[candidates].to(dtype).sigmoid()
-    location = candidates // num_classes
-    scores = (probability * quality[location]).sqrt()
-    passing = (scores if threshold_on == "score" else probability) > score_threshold
-    order = scores.masked_fill(~passing, -1.0).sort(descending=True, stable=True)
-    best = order.indices[:topk]
-    best = best[order.values[:topk] >= 0]
+    promising = cls_logits >= _logit(lowest) - margin  # (C, H, W)
+    y, x, labels = promising.permute(1, 2, 0).nonzero().unbind(1)  # location after location
 
-    location = location[best]
-    x = level.offset[1] + level.step[1] * (location % level.width)
-    y = level.offset[0] + level.step[0] * (location // level.width)
-    left, top, right, bottom = box_regression.flatten(1)[:, location].to(dtype) * unit  # (N,) each
+    dtype = torch.promote_types(cls_logits.dtype, torch.float32)
+    probability = cls_logits[labels, y, x].to(dtype).sigmoid()
+    scores = (probability * centerness[0, y, x].to(dtype).sigmoid()).sqrt()
+    passing = (scores if threshold_on == "score" else probability) > score_threshold
+    scores, best = scores.masked_fill(~passing, -1.0).sort(descending=True, stable=True)
+    scores = scores[:topk]
+    scores = scores[scores >= 0]
+    best = best[: len(scores)]
+
+    y, x = y[best], x[best]
+    left, top, right, bottom = box_regression[:, y, x].to(dtype) * unit  # (N,) each
+    x = level.offset[1] + level.step[1] * x
+    y = level.offset[0] + level.step[0] * y
     boxes = torch.stack((x - left, y - top, x + right, y + bottom), dim=1)
-    return boxes, scores[best], candidates[best] % num_classes
+    return boxes, scores, labels[best]
 
 
 def _logit(p: float) -> float:
