@@ -144,18 +144,17 @@ def cuda_extension(home: Path) -> Extension:
         sources("cuda/*.cu"),
         include_dirs=[*cpp_extension.include_paths(), str(home / "include")],
         library_dirs=[*cpp_extension.library_paths(), str(home / "lib64"), str(home / "lib")],
-        libraries=["c10", "torch", "torch_cpu", "cudart_static", "rt", "dl", "pthread"],
+        libraries=["c10", "torch_cpu", "cudart_static", "rt", "dl", "pthread"],
         define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI), ("USE_CUDA", None)],
         extra_compile_args={
             "cxx": ["-std=c++17", "-O3"],
             "nvcc": [
                 *("-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden"),
-                *("-Xptxas=-v",),
                 *cuda_architectures(home),
             ],
         },
-        # torch resolves its own symbols at load time, but a linker that drops unused libraries would not name it.
-        extra_link_args=["-Wl,--no-as-needed"],
+        # libtorch.so has no symbol of its own but brings libtorch_cuda.so; a linker would drop it as unused.
+        extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
         language="c++",
     )
 

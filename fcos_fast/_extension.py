@@ -52,7 +52,7 @@ def _load_cuda() -> ExtensionError | None:
     try:
         torch.ops.load_library(str(binaries[0]))
     except (OSError, RuntimeError) as error:
-        return ExtensionLoadError(f"{binaries[0].name} does not load beside torch {torch.__version__}: {error}; {REBUILD}")
+        return ExtensionLoadError(f"{binaries[0].name} does not load beside torch {torch.__version__}: {error.__cause__ or error}; {REBUILD}")
     return None
 
 

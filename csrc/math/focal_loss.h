@@ -30,7 +30,7 @@ struct Sigmoid {
 template <class T>
 FCOS_HOST_DEVICE Sigmoid<T> sigmoid(T x) {
   const T e = exp_negative(absolute(x));
-  const T r = T(1) / (T(1) + e);
+  const T r = reciprocal(T(1) + e);
   const T er = e * r;
   const auto positive = x >= T(0);
   return {select(positive, r, er), select(positive, er, r), log1p_unit(e)};
