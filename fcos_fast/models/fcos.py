@@ -76,11 +76,10 @@ class FCOS(nn.Module):
         check_images(images, device)
         if self.training:
             check_targets(targets, len(images), self.config.num_classes, device)
-            return self.losses(images, targets)
-        return self.detect(images)
+            return self._losses(images, targets)
+        return self._detect(images)
 
-    def losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What :meth:`forward` does in training."""
+    def _losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         resized = [self.transform(image) for image in images]
         boxes = [
             scale_boxes(target["boxes"], image_size(image), image_size(small))
@@ -105,8 +104,7 @@ class FCOS(nn.Module):
         )
 
     @torch.no_grad()
-    def detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """What :meth:`forward` does in evaluation."""
+    def _detect(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         resized = [self.transform(image) for image in images]
         detections: list[dict[str, Tensor]] = [{} for _ in images]
         for indices in self.transform.groups(resized):
