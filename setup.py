@@ -6,9 +6,10 @@ TORCH_CUDA_ARCH_LIST, MAX_JOBS.
 
 from __future__ import annotations
 
-import hashlib
 import os
+import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,9 @@ def run(*command: str) -> str:
 def cuda_home_of(nvcc: str) -> Path | None:
     """The toolkit that an nvcc belongs to; nvcc may be a wrapper script, so ask it instead of reading its path."""
     try:
-        dry = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True, timeout=60)
+        dry = subprocess.run(
+            [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True, timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     here = re.search(r"_HERE_=(.+)", dry.stderr + dry.stdout)
@@ -48,7 +51,12 @@ def find_cuda_home() -> Path | None:
     if on_path := shutil.which("nvcc"):
         return cuda_home_of(on_path)
     site = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
-    for folder in (Path("/usr/local/cuda"), *sorted(Path("/opt").glob("cuda*")), *sorted(site.glob("cu*")), site / "cuda_nvcc"):
+    for folder in (
+        Path("/usr/local/cuda"),
+        *sorted(Path("/opt").glob("cuda*")),
+        *sorted(site.glob("cu*")),
+        site / "cuda_nvcc",
+    ):
         if (folder / "bin" / "nvcc").exists():
             return folder
     return None
@@ -64,7 +72,9 @@ def choose_backend() -> tuple[Path | None, str]:
     home = find_cuda_home()
     reason = ""
     if torch.version.cuda is None:
-        reason = "the torch that builds it has no CUDA; install a CUDA build of torch and use --no-build-isolation"
+        reason = (
+            "the torch that builds it has no CUDA; install a CUDA build of torch and use --no-build-isolation"
+        )
     elif home is None:
         reason = "no nvcc found; set CUDA_HOME, or pip install nvidia-cuda-nvcc, or set FCOS_FAST_BUILD=cpu"
     if reason and wish == "cuda":
@@ -77,10 +87,14 @@ def cuda_architectures(home: Path) -> list[str]:
     if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
         wanted = [entry.strip() for entry in re.split(r"[;, ]+", listed) if entry.strip()]
         numbers = [entry.removesuffix("+PTX").replace(".", "") for entry in wanted]
-        ptx = [number for number, entry in zip(numbers, wanted) if entry.endswith("+PTX")]
+        ptx = [number for number, entry in zip(numbers, wanted, strict=True) if entry.endswith("+PTX")]
     else:
         known = re.findall(r"compute_(\d+a?)\b", run(str(home / "bin" / "nvcc"), "--list-gpu-arch"))
-        numbers = [arch.removeprefix("sm_") for arch in torch._C._cuda_getArchFlags().split() if arch.startswith("sm_")]
+        numbers = [
+            arch.removeprefix("sm_")
+            for arch in torch._C._cuda_getArchFlags().split()
+            if arch.startswith("sm_")
+        ]
         numbers = [number for number in numbers if number in known] or ["80", "90"]
         ptx = numbers[-1:]
     return [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers] + [
@@ -95,24 +109,18 @@ def limit_jobs(kind: str) -> None:
     os.environ.setdefault("MAX_JOBS", str(max(1, min(cores, int(free_gib / GIB_PER_JOB[kind])))))
 
 
-def source_hash() -> str:
-    """Of everything under csrc: tells a stale binary in an editable install."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "csrc").rglob("*")):
-        if path.suffix in (".h", ".cpp", ".cu"):
-            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def sources(*patterns: str) -> list[str]:
     """Paths below csrc, relative to this file as setuptools wants them."""
-    return sorted(path.relative_to(ROOT).as_posix() for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
+    return sorted(
+        path.relative_to(ROOT).as_posix() for pattern in patterns for path in (ROOT / "csrc").glob(pattern)
+    )
 
 
 def cpu_extension() -> Extension:
     """fcos_fast._C."""
     import pybind11
 
+    hash_of_sources = runpy.run_path(str(ROOT / "fcos_fast" / "_source_hash.py"))["source_hash"]()
     return Extension(
         "fcos_fast._C",
         sources("*.cpp", "cpu/*.cpp"),
@@ -121,12 +129,20 @@ def cpu_extension() -> Extension:
         libraries=["c10", "torch", "torch_cpu"],
         define_macros=[
             ("TORCH_TARGET_VERSION", STABLE_ABI),
-            ("FCOS_FAST_SOURCE_HASH", f'"{source_hash()}"'),
+            ("FCOS_FAST_SOURCE_HASH", f'"{hash_of_sources}"'),
             ("FCOS_FAST_BUILD_TORCH", f'"{torch.__version__}"'),
         ],
         extra_compile_args={
             "cxx": [
-                *("-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-Wno-unknown-pragmas"),
+                *(
+                    "-std=c++17",
+                    "-O3",
+                    "-g0",
+                    "-fvisibility=hidden",
+                    "-Wall",
+                    "-Wno-psabi",
+                    "-Wno-unknown-pragmas",
+                ),
                 # No fused multiply-add but the written ones: thresholds and ties must fall alike on every machine.
                 "-ffp-contract=off",
                 # These two change no result; without them comparisons are not vectorised.
@@ -149,7 +165,13 @@ def cuda_extension(home: Path) -> Extension:
         extra_compile_args={
             "cxx": ["-std=c++17", "-O3"],
             "nvcc": [
-                *("-std=c++17", "-O3", "-fmad=false", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden"),
+                *(
+                    "-std=c++17",
+                    "-O3",
+                    "-fmad=false",
+                    "--expt-relaxed-constexpr",
+                    "-Xcompiler=-fvisibility=hidden",
+                ),
                 *cuda_architectures(home),
             ],
         },
@@ -161,7 +183,10 @@ def cuda_extension(home: Path) -> Extension:
 
 def print_summary(home: Path | None, reason: str, extensions: list[Extension]) -> None:
     """One loud block: what is built, for what, and what is left out and why."""
-    lines = [f"fcos_fast: building with torch {torch.__version__}, Python {sys.version.split()[0]}, {os.environ['MAX_JOBS']} jobs"]
+    lines = [
+        f"fcos_fast: building with torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{os.environ['MAX_JOBS']} jobs"
+    ]
     lines.append("CPU operators   yes: SIMD chosen at run time (baseline, and on x86-64 AVX2 and AVX-512)")
     if home is None:
         lines.append(f"CUDA operators  NO: {reason}")
@@ -189,4 +214,6 @@ limit_jobs("cuda" if cuda_home else "cpp")
 extensions = [cpu_extension()] + ([cuda_extension(cuda_home)] if cuda_home else [])
 if {"build_ext", "bdist_wheel", "editable_wheel", "develop", "install"} & set(sys.argv):
     print_summary(cuda_home, why_not, extensions)
-setup(ext_modules=extensions, cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)})
+setup(
+    ext_modules=extensions, cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)}
+)

@@ -12,8 +12,8 @@ inline std::vector<math::AssignmentLevel> read_levels(const std::vector<int64_t>
                                                       const std::vector<double>& geometry, double radius) {
   const size_t count = sizes.size() / 2;
   STD_TORCH_CHECK(sizes.size() == 2 * count && geometry.size() == 7 * count,
-                  "fcos_fast::assign_targets: expected 2 sizes and 7 numbers of geometry per level, got ", sizes.size(),
-                  " and ", geometry.size());
+                  "fcos_fast::assign_targets: expected 2 sizes and 7 numbers of geometry per level, got ",
+                  sizes.size(), " and ", geometry.size());
   std::vector<math::AssignmentLevel> levels;
   int64_t first = 0;
   for (size_t l = 0; l < count; ++l) {
@@ -44,7 +44,8 @@ struct AssignmentOutputs {
 };
 
 inline AssignmentOutputs new_outputs(const Tensor& boxes, int64_t batch, int64_t locations) {
-  return {new_empty(boxes, {batch, locations}, ScalarType::Int), new_empty(boxes, {batch, locations}, ScalarType::Int),
+  return {new_empty(boxes, {batch, locations}, ScalarType::Int),
+          new_empty(boxes, {batch, locations}, ScalarType::Int),
           new_empty(boxes, {batch, locations, 4}, ScalarType::Float),
           new_empty(boxes, {batch, locations}, ScalarType::Float), new_empty(boxes, {2}, ScalarType::Float)};
 }

@@ -5,8 +5,8 @@
 
 namespace fcos_fast {
 
-// Memory is dense [outer][classes][inner]; location o * inner + i has its label at that place of the flattened labels.
-// inner is 1 for (..., C) and channels-last tensors, H * W for a permuted (B, C, H, W).
+// Memory is dense [outer][classes][inner]; location o * inner + i has its label at that place of the
+// flattened labels. inner is 1 for (..., C) and channels-last tensors, H * W for a permuted (B, C, H, W).
 struct FocalLayout {
   int64_t outer, classes, inner;
 };

@@ -1,23 +1,28 @@
 // Every operator schema of fcos_fast: the table of contents of the native side.
 //
-// What an operator computes, for which shapes and types, is said at the top of math/<op>.h. Gradients, fake kernels and
-// argument checks are registered from Python (fcos_fast/ops).
+// What an operator computes, for which shapes and types, is said at the top of math/<op>.h. Gradients, fake
+// kernels and argument checks are registered from Python (fcos_fast/ops).
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fcos_fast, m) {
   // math/focal_loss.h
   m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
   m.def("sigmoid_focal_loss_sum(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
-  m.def("sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
+  m.def(
+      "sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, float alpha, float gamma) -> "
+      "Tensor");
   m.def("sigmoid_focal_loss_star(Tensor inputs, Tensor targets, float gamma, float beta) -> Tensor");
   m.def("sigmoid_focal_loss_star_sum(Tensor inputs, Tensor targets, float gamma, float beta) -> Tensor");
   m.def(
-      "sigmoid_focal_loss_star_backward(Tensor grad, Tensor inputs, Tensor targets, float gamma, float beta) -> Tensor");
+      "sigmoid_focal_loss_star_backward(Tensor grad, Tensor inputs, Tensor targets, float gamma, float beta) "
+      "-> Tensor");
 
   // math/assign_targets.h
   m.def(
-      "assign_targets(Tensor boxes, Tensor labels, Tensor starts, int[] sizes, float[] geometry, int range_test, "
-      "int sampling, int tie_break, float radius) -> (Tensor labels, Tensor matched, Tensor ltrb, Tensor centerness, "
+      "assign_targets(Tensor boxes, Tensor labels, Tensor starts, int[] sizes, float[] geometry, int "
+      "range_test, "
+      "int sampling, int tie_break, float radius) -> (Tensor labels, Tensor matched, Tensor ltrb, Tensor "
+      "centerness, "
       "Tensor totals)");
 
   // math/centerness.h
@@ -28,7 +33,8 @@ STABLE_TORCH_LIBRARY(fcos_fast, m) {
   m.def("box_loss(Tensor pred, Tensor target, int kind, bool ltrb, float smooth, float eps) -> Tensor");
   m.def("box_loss_sum(Tensor pred, Tensor target, int kind, bool ltrb, float smooth, float eps) -> Tensor");
   m.def(
-      "box_loss_backward(Tensor grad, Tensor pred, Tensor target, int kind, bool ltrb, float smooth, float eps) -> "
+      "box_loss_backward(Tensor grad, Tensor pred, Tensor target, int kind, bool ltrb, float smooth, float "
+      "eps) -> "
       "Tensor");
 
   // math/nms.h

@@ -1,4 +1,5 @@
-// The Python module fcos_fast._C: facts about the build. Importing it registers the schemas and the CPU operators.
+// The Python module fcos_fast._C: facts about the build. Importing it registers the schemas and the CPU
+// operators.
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -20,6 +21,8 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("compiler") = "gcc " __VERSION__;
 #endif
-  m.def("simd", [] { return fcos_fast::kernel_set().name; }, "The instruction set that the CPU operators use.");
-  m.def("threads", [] { return torch::stable::get_num_threads(); }, "How many threads the CPU operators use.");
+  m.def(
+      "simd", [] { return fcos_fast::kernel_set().name; }, "The instruction set that the CPU operators use.");
+  m.def(
+      "threads", [] { return torch::stable::get_num_threads(); }, "How many threads the CPU operators use.");
 }

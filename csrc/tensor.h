@@ -68,7 +68,8 @@ inline ScalarType sum_type(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline void check_same_sizes(const char* op, const char* name_a, const Tensor& a, const char* name_b, const Tensor& b) {
+inline void check_same_sizes(const char* op, const char* name_a, const Tensor& a, const char* name_b,
+                             const Tensor& b) {
   STD_TORCH_CHECK(sizes_of(a) == sizes_of(b), "fcos_fast::", op, ": ", name_a, " and ", name_b,
                   " must have the same shape");
 }

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fcos_fast._source_hash import source_hash
+
 BACKENDS = ("auto", "native", "reference")
 
 
@@ -27,7 +29,9 @@ class ExtensionLoadError(ExtensionError):
     """There is a binary and it does not load, most often because of the torch or Python beside it."""
 
 
-REBUILD = "rebuild with `pip install .` in the source folder, or set FCOS_FAST_BACKEND=reference for plain PyTorch"
+REBUILD = (
+    "rebuild with `pip install .` in the source folder, or set FCOS_FAST_BACKEND=reference for plain PyTorch"
+)
 
 
 def _load_cpu() -> ExtensionError | None:
@@ -35,9 +39,11 @@ def _load_cpu() -> ExtensionError | None:
     if not list(folder.glob("_C.*")):
         return ExtensionNotBuiltError(f"fcos_fast._C is not built in {folder}; {REBUILD}")
     try:
-        importlib.import_module("fcos_fast._C")
+        binary = importlib.import_module("fcos_fast._C")
     except (ImportError, OSError, RuntimeError) as error:
         return ExtensionLoadError(f"fcos_fast._C does not load beside torch {torch.__version__}: {error}; {REBUILD}")
+    if source_hash() not in (None, binary.source_hash):
+        warnings.warn("fcos_fast: csrc has changed since the binary was built; run `make build`", stacklevel=2)
     return None
 
 
@@ -47,12 +53,14 @@ def _load_cuda() -> ExtensionError | None:
     binaries = sorted(Path(__file__).parent.glob("_C_cuda.*"))
     if not binaries:
         return ExtensionNotBuiltError(
-            "fcos_fast._C_cuda is not built; reinstall where nvcc is found with FCOS_FAST_BUILD=cuda, which says what is missing"
+            "fcos_fast._C_cuda is not built; reinstall with FCOS_FAST_BUILD=cuda, which says what is missing"
         )
     try:
         torch.ops.load_library(str(binaries[0]))
     except (OSError, RuntimeError) as error:
-        return ExtensionLoadError(f"{binaries[0].name} does not load beside torch {torch.__version__}: {error.__cause__ or error}; {REBUILD}")
+        return ExtensionLoadError(
+            f"{binaries[0].name} does not load beside torch {torch.__version__}: {error.__cause__ or error}; {REBUILD}"
+        )
     return None
 
 

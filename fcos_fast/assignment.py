@@ -45,7 +45,9 @@ class GroundTruth:
     def pack(boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> GroundTruth:
         """Pack one (M_b, 4) box tensor and one (M_b,) label tensor per image; images without a box are fine."""
         if len(boxes) != len(labels):
-            raise ValueError(f"GroundTruth.pack: got boxes of {len(boxes)} images but labels of {len(labels)}")
+            raise ValueError(
+                f"GroundTruth.pack: got boxes of {len(boxes)} images but labels of {len(labels)}"
+            )
         if len(boxes) == 0:
             raise ValueError("GroundTruth.pack: got no image; a batch has at least one")
         for b, (box, label) in enumerate(zip(boxes, labels, strict=True)):
@@ -67,7 +69,9 @@ class GroundTruth:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GroundTruth:
         """Copy to ``device``."""
-        return GroundTruth(*(t.to(device, non_blocking=non_blocking) for t in (self.boxes, self.labels, self.starts)))
+        return GroundTruth(
+            *(t.to(device, non_blocking=non_blocking) for t in (self.boxes, self.labels, self.starts))
+        )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-// Assignment from the boxes' side: a box is offered to the few locations of its sampling region, so the work grows with
-// locations plus boxes, not with their product.
+// Assignment from the boxes' side: a box is offered to the few locations of its sampling region, so the work
+// grows with locations plus boxes, not with their product.
 #include "../assignment_levels.h"
 
 namespace fcos_fast {
@@ -63,12 +63,14 @@ struct Assignment {
   }
 
   // Returns the number of positive locations and the sum of their centerness.
-  std::pair<int64_t, double> run(const Unit& unit, std::vector<float>& best, std::vector<int32_t>& matched) const {
+  std::pair<int64_t, double> run(const Unit& unit, std::vector<float>& best,
+                                 std::vector<int32_t>& matched) const {
     const AssignmentLevel& level = *unit.level;
     const int64_t count = int64_t(unit.last_row - unit.first_row) * level.width;
     best.assign(count, no_preference(rule));
     matched.assign(count, -1);
-    for (int64_t m = starts[unit.image]; m < starts[unit.image + 1]; ++m) offer(unit, int32_t(m), best, matched);
+    for (int64_t m = starts[unit.image]; m < starts[unit.image + 1]; ++m)
+      offer(unit, int32_t(m), best, matched);
 
     const int64_t first = unit.image * locations + level.first + int64_t(unit.first_row) * level.width;
     int64_t positive = 0;
@@ -94,10 +96,9 @@ struct Assignment {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assign_targets(const Tensor& boxes, const Tensor& labels,
-                                                                  const Tensor& starts, std::vector<int64_t> sizes,
-                                                                  std::vector<double> geometry, int64_t range_test,
-                                                                  int64_t sampling, int64_t tie_break, double radius) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assign_targets(
+    const Tensor& boxes, const Tensor& labels, const Tensor& starts, std::vector<int64_t> sizes,
+    std::vector<double> geometry, int64_t range_test, int64_t sampling, int64_t tie_break, double radius) {
   const auto levels = read_levels(sizes, geometry, radius);
   const int64_t batch = starts.numel() - 1;
   const int64_t locations = count_locations(levels);
@@ -141,4 +142,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assign_targets(const Tensor& 
 }  // namespace
 }  // namespace fcos_fast
 
-STABLE_TORCH_LIBRARY_IMPL(fcos_fast, CPU, m) { m.impl("assign_targets", TORCH_BOX(&fcos_fast::assign_targets)); }
+STABLE_TORCH_LIBRARY_IMPL(fcos_fast, CPU, m) {
+  m.impl("assign_targets", TORCH_BOX(&fcos_fast::assign_targets));
+}

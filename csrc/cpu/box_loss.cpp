@@ -55,14 +55,16 @@ BoxLossParameters parameters_of(int64_t kind, bool ltrb, double smooth, double e
   return {math::BoxLossKind(kind), ltrb, smooth, eps};
 }
 
-Tensor box_loss(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth, double eps) {
+Tensor box_loss(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth,
+                double eps) {
   return run(pred, target, parameters_of(kind, ltrb, smooth, eps), Result::kElements, nullptr);
 }
-Tensor box_loss_sum(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth, double eps) {
+Tensor box_loss_sum(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth,
+                    double eps) {
   return run(pred, target, parameters_of(kind, ltrb, smooth, eps), Result::kSum, nullptr);
 }
-Tensor box_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb,
-                         double smooth, double eps) {
+Tensor box_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor& target, int64_t kind,
+                         bool ltrb, double smooth, double eps) {
   return run(pred, target, parameters_of(kind, ltrb, smooth, eps), Result::kGrad, &grad);
 }
 

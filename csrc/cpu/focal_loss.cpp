@@ -5,7 +5,8 @@
 namespace fcos_fast {
 namespace {
 
-constexpr int64_t kBlock = 16384;  // elements per unit of work; fixed, so that sums do not depend on the threads
+constexpr int64_t kBlock =
+    16384;  // elements per unit of work; fixed, so that sums do not depend on the threads
 
 enum class Result { kElements, kSum, kGrad };
 
@@ -75,14 +76,16 @@ double run_planes(const Job& job, const FocalLayout& layout, const int32_t* labe
     const int64_t n = std::min(block, layout.inner - i);
     double total = 0;
     for (int64_t c = 0; c < layout.classes; ++c) {
-      total += job.run((o * layout.classes + c) * layout.inner + i, n, labels + o * layout.inner + i, int32_t(c));
+      total +=
+          job.run((o * layout.classes + c) * layout.inner + i, n, labels + o * layout.inner + i, int32_t(c));
     }
     return total;
   });
 }
 
 bool is_floating_point(ScalarType t) {
-  return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 || t == ScalarType::Half;
+  return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 ||
+         t == ScalarType::Half;
 }
 
 Tensor focal(const Tensor& inputs, const Tensor& targets, const FocalParameters& parameters, Result want,
@@ -100,7 +103,8 @@ Tensor focal(const Tensor& inputs, const Tensor& targets, const FocalParameters&
   if (want == Result::kGrad) job.base.grad = out.mutable_data_ptr();
 
   Upstream upstream;
-  if (grad != nullptr) upstream = upstream_of(*grad, dtype, [&](const Tensor& g) { return in_order_of(g, x); });
+  if (grad != nullptr)
+    upstream = upstream_of(*grad, dtype, [&](const Tensor& g) { return in_order_of(g, x); });
   job.base.upstream = upstream.elements;
   job.base.scale = upstream.scale;
 
@@ -134,8 +138,8 @@ Tensor sigmoid_focal_loss(const Tensor& inputs, const Tensor& targets, double al
 Tensor sigmoid_focal_loss_sum(const Tensor& inputs, const Tensor& targets, double alpha, double gamma) {
   return focal(inputs, targets, plain(alpha, gamma), Result::kSum, nullptr);
 }
-Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets, double alpha,
-                                   double gamma) {
+Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets,
+                                   double alpha, double gamma) {
   return focal(inputs, targets, plain(alpha, gamma), Result::kGrad, &grad);
 }
 Tensor sigmoid_focal_loss_star(const Tensor& inputs, const Tensor& targets, double gamma, double beta) {
@@ -144,8 +148,8 @@ Tensor sigmoid_focal_loss_star(const Tensor& inputs, const Tensor& targets, doub
 Tensor sigmoid_focal_loss_star_sum(const Tensor& inputs, const Tensor& targets, double gamma, double beta) {
   return focal(inputs, targets, star(gamma, beta), Result::kSum, nullptr);
 }
-Tensor sigmoid_focal_loss_star_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets, double gamma,
-                                        double beta) {
+Tensor sigmoid_focal_loss_star_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets,
+                                        double gamma, double beta) {
   return focal(inputs, targets, star(gamma, beta), Result::kGrad, &grad);
 }
 

@@ -17,7 +17,8 @@ struct AllBackground {
 
 struct OneClass {
   template <class T, class V, class Form>
-  FCOS_INLINE static math::LossAndGrad<V> evaluate(const FocalSpan& span, const Form& form, V x, int64_t i, int n) {
+  FCOS_INLINE static math::LossAndGrad<V> evaluate(const FocalSpan& span, const Form& form, V x, int64_t i,
+                                                   int n) {
     const auto labels = load_labels<V>(span.labels + i, n);
     const typename V::Mask foreground{labels == span.label};
     const typename V::Mask ignored{labels == -2};
@@ -32,7 +33,8 @@ struct OneClass {
 
 struct Dense {
   template <class T, class V, class Form>
-  FCOS_INLINE static math::LossAndGrad<V> evaluate(const FocalSpan& span, const Form& form, V x, int64_t i, int n) {
+  FCOS_INLINE static math::LossAndGrad<V> evaluate(const FocalSpan& span, const Form& form, V x, int64_t i,
+                                                   int n) {
     return form.soft(x, load(static_cast<const T*>(span.targets) + i, n));
   }
 };

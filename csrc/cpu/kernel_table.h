@@ -16,10 +16,7 @@ constexpr Kernels kernels_for() {
 
 extern const KernelSet kernel_set;
 const KernelSet kernel_set{
-    FCOS_NAME(FCOS_SIMD_NAMESPACE),
-    kernels_for<float>(),
-    kernels_for<BFloat16>(),
-    kernels_for<Half>(),
+    FCOS_NAME(FCOS_SIMD_NAMESPACE), kernels_for<float>(), kernels_for<BFloat16>(), kernels_for<Half>(),
     kernels_for<double>(),
 };
 

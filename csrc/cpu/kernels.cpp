@@ -27,8 +27,9 @@ static std::vector<const KernelSet*> runnable_sets() {  // widest first
   __builtin_cpu_init();
   const bool has_avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
+                          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vl");
   if (has_avx512) runnable.push_back(&avx512::kernel_set);
   if (has_avx2) runnable.push_back(&avx2::kernel_set);
 #endif
@@ -65,7 +66,8 @@ const Kernels& kernels(ScalarType dtype) {
     case ScalarType::Double:
       return set.float64;
     default:
-      STD_TORCH_CHECK(false, "expected float32, float64, bfloat16 or float16, got ", torch::headeronly::toString(dtype));
+      STD_TORCH_CHECK(false, "expected float32, float64, bfloat16 or float16, got ",
+                      torch::headeronly::toString(dtype));
   }
 }
 

@@ -13,7 +13,8 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 
-// Elements of a focal loss that lie one after the other. Null pointers are what the caller does not have or want.
+// Elements of a focal loss that lie one after the other. Null pointers are what the caller does not have or
+// want.
 struct FocalSpan {
   const void* x;
   int64_t n;
@@ -66,7 +67,8 @@ struct BoxColumns {
 };
 
 // Has a box (x1, y1, x2, y2, area) an IoU above the threshold with any of the columns' boxes [begin, end)?
-using OverlapsAny = bool (*)(const BoxColumns&, int64_t begin, int64_t end, const void* box, double threshold);
+using OverlapsAny = bool (*)(const BoxColumns&, int64_t begin, int64_t end, const void* box,
+                             double threshold);
 
 struct Kernels {
   FocalKernel focal;
@@ -81,7 +83,8 @@ struct KernelSet {
   Kernels float32, bfloat16, float16, float64;
 };
 
-// The widest instruction set that this machine runs, or the one that FCOS_FAST_SIMD=baseline|avx2|avx512 asks for.
+// The widest instruction set that this machine runs, or the one that FCOS_FAST_SIMD=baseline|avx2|avx512 asks
+// for.
 const KernelSet& kernel_set();
 
 // Kernels for elements of a floating-point type.

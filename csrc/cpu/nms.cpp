@@ -1,5 +1,6 @@
-// Exact greedy suppression by a list of the kept boxes: a candidate, in order of score, is tested against the boxes kept
-// before it, kLanes at a time, and the test ends with the first that fells it. Classes are separate lists.
+// Exact greedy suppression by a list of the kept boxes: a candidate, in order of score, is tested against the
+// boxes kept before it, kLanes at a time, and the test ends with the first that fells it. Classes are
+// separate lists.
 #include "../math/nms.h"
 
 #include <cmath>
@@ -12,7 +13,7 @@
 namespace fcos_fast {
 namespace {
 
-constexpr int64_t kBlock = 512;           // candidates tested in parallel against the boxes kept before them
+constexpr int64_t kBlock = 512;            // candidates tested in parallel against the boxes kept before them
 constexpr int64_t kManyCandidates = 2048;  // from here on a list is worth all threads
 constexpr int64_t kPadding = 64;           // at least the lanes of any instruction set
 
@@ -153,8 +154,8 @@ struct Suppression {
 };
 
 template <class Real>
-void suppress(const Tensor& boxes, const std::vector<int32_t>& order, const Lists& lists, double iou_threshold,
-              std::vector<uint8_t>& kept) {
+void suppress(const Tensor& boxes, const std::vector<int32_t>& order, const Lists& lists,
+              double iou_threshold, std::vector<uint8_t>& kept) {
   const ScalarType dtype = boxes.scalar_type();
   const double threshold = dtype == ScalarType::Double ? iou_threshold : math::round_down(iou_threshold);
   const Suppression<Real> suppression{static_cast<const Real*>(boxes.const_data_ptr()), order,
@@ -179,7 +180,8 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> idxs
   const int64_t n = boxes.size(0);
   STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4 && scores.dim() == 1 && scores.size(0) == n,
                   "fcos_fast::nms: expected boxes (N, 4) and scores (N,)");
-  STD_TORCH_CHECK(!idxs.has_value() || (idxs->dim() == 1 && idxs->size(0) == n), "fcos_fast::nms: expected idxs (N,)");
+  STD_TORCH_CHECK(!idxs.has_value() || (idxs->dim() == 1 && idxs->size(0) == n),
+                  "fcos_fast::nms: expected idxs (N,)");
   STD_TORCH_CHECK(n < std::numeric_limits<int32_t>::max(), "fcos_fast::nms: more than 2^31 boxes");
   const auto order = order_by_score(scores);
   const Lists lists = split_by_class(order, idxs);
@@ -187,7 +189,8 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> idxs
   if (boxes.scalar_type() == ScalarType::Double) {
     suppress<double>(torch::stable::contiguous(boxes), order, lists, iou_threshold, kept);
   } else {
-    suppress<float>(torch::stable::contiguous(converted(boxes, ScalarType::Float)), order, lists, iou_threshold, kept);
+    suppress<float>(torch::stable::contiguous(converted(boxes, ScalarType::Float)), order, lists,
+                    iou_threshold, kept);
   }
   Tensor out = new_empty(boxes, {std::count(kept.begin(), kept.end(), 1)}, ScalarType::Long);
   auto* indices = static_cast<int64_t*>(out.mutable_data_ptr());

@@ -1,8 +1,8 @@
 // Registers of floats and doubles, for the instruction set that the including file chose.
 //
-// simd_<name>.cpp defines FCOS_SIMD_NAMESPACE and FCOS_SIMD_BYTES, switches the compiler's target, and then includes
-// the *_kernel.h files. Everything lives in that namespace, so no two instruction sets share a symbol. Built on the
-// compilers' vector extension: the same source serves SSE2, AVX2, AVX-512 and NEON.
+// simd_<name>.cpp defines FCOS_SIMD_NAMESPACE and FCOS_SIMD_BYTES, switches the compiler's target, and then
+// includes the *_kernel.h files. Everything lives in that namespace, so no two instruction sets share a
+// symbol. Built on the compilers' vector extension: the same source serves SSE2, AVX2, AVX-512 and NEON.
 #pragma once
 
 #include <cstdint>
@@ -93,9 +93,15 @@ FCOS_INLINE Vec absolute(Vec x) { return Vec((FloatLanes)((UintLanes)x.v & 0x7ff
 // float64 is for checks and gradients of record, not for speed: its functions are the scalar ones.
 FCOS_INLINE VecDouble absolute(VecDouble x) { return select(x < VecDouble(0.0), -x, x); }
 FCOS_INLINE VecDouble multiply_add(VecDouble a, VecDouble b, VecDouble c) { return a * b + c; }
-FCOS_INLINE VecDouble square_root(VecDouble x) { return map_lanes(x, [](double d) { return std::sqrt(d); }); }
-FCOS_INLINE VecDouble exp_negative(VecDouble x) { return map_lanes(x, [](double d) { return std::exp(-d); }); }
-FCOS_INLINE VecDouble log1p_unit(VecDouble x) { return map_lanes(x, [](double d) { return std::log1p(d); }); }
+FCOS_INLINE VecDouble square_root(VecDouble x) {
+  return map_lanes(x, [](double d) { return std::sqrt(d); });
+}
+FCOS_INLINE VecDouble exp_negative(VecDouble x) {
+  return map_lanes(x, [](double d) { return std::exp(-d); });
+}
+FCOS_INLINE VecDouble log1p_unit(VecDouble x) {
+  return map_lanes(x, [](double d) { return std::log1p(d); });
+}
 FCOS_INLINE VecDouble log_positive(VecDouble x) {
   return map_lanes(x, [](double d) { return math::log_positive(d); });
 }
@@ -115,7 +121,9 @@ FCOS_INLINE Vec square_root(Vec x) { return Vec((FloatLanes)_mm256_sqrt_ps((__m2
 FCOS_INLINE bool any(Vec::Mask mask) { return _mm256_movemask_ps((__m256)mask.m) != 0; }
 #else
 FCOS_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
-FCOS_INLINE Vec square_root(Vec x) { return map_lanes(x, [](float f) { return std::sqrt(f); }); }
+FCOS_INLINE Vec square_root(Vec x) {
+  return map_lanes(x, [](float f) { return std::sqrt(f); });
+}
 FCOS_INLINE bool any(Vec::Mask mask) { return any_lane<Vec>(mask); }
 #endif
 

@@ -1,5 +1,6 @@
-// One launch for the whole batch: a thread per location, the image's boxes through shared memory, the best one in
-// registers; then a second, tiny launch adds the blocks' totals in order. The host never learns the number of boxes.
+// One launch for the whole batch: a thread per location, the image's boxes through shared memory, the best
+// one in registers; then a second, tiny launch adds the blocks' totals in order. The host never learns the
+// number of boxes.
 #include "../assignment_levels.h"
 #include "launch.h"
 
@@ -26,7 +27,8 @@ struct Outputs {
 
 __global__ void __launch_bounds__(kThreads)
     assign_kernel(const float4* boxes, const int64_t* labels, const int64_t* starts, int64_t box_count,
-                  int64_t locations, const __grid_constant__ Levels levels, AssignmentRule rule, Outputs out) {
+                  int64_t locations, const __grid_constant__ Levels levels, AssignmentRule rule,
+                  Outputs out) {
   __shared__ float4 shared_boxes[kBoxesAtOnce];
   __shared__ float shared_preference[kBoxesAtOnce];
   const int64_t image = blockIdx.y;
@@ -90,14 +92,13 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assign_targets(const Tensor& boxes, const Tensor& labels,
-                                                                  const Tensor& starts, std::vector<int64_t> sizes,
-                                                                  std::vector<double> geometry, int64_t range_test,
-                                                                  int64_t sampling, int64_t tie_break, double radius) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assign_targets(
+    const Tensor& boxes, const Tensor& labels, const Tensor& starts, std::vector<int64_t> sizes,
+    std::vector<double> geometry, int64_t range_test, int64_t sampling, int64_t tie_break, double radius) {
   const OnDeviceOf device(boxes);
   const auto read = read_levels(sizes, geometry, radius);
-  STD_TORCH_CHECK(read.size() <= kMaxLevels, "fcos_fast::assign_targets: at most ", kMaxLevels, " levels, got ",
-                  read.size());
+  STD_TORCH_CHECK(read.size() <= kMaxLevels, "fcos_fast::assign_targets: at most ", kMaxLevels,
+                  " levels, got ", read.size());
   Levels levels{int(read.size()), {}};
   std::copy(read.begin(), read.end(), levels.level);
   const int64_t batch = starts.numel() - 1;
@@ -118,8 +119,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assign_targets(const Tensor& 
                            static_cast<float*>(out.centerness.mutable_data_ptr()), sums};
     const AssignmentRule rule{RangeTest(range_test), Sampling(sampling), TieBreak(tie_break)};
     assign_kernel<<<dim3(unsigned(blocks), unsigned(batch)), kThreads, 0, device.stream()>>>(
-        static_cast<const float4*>(packed.const_data_ptr()), static_cast<const int64_t*>(classes.const_data_ptr()),
-        static_cast<const int64_t*>(bounds.const_data_ptr()), packed.size(0), locations, levels, rule, pointers);
+        static_cast<const float4*>(packed.const_data_ptr()),
+        static_cast<const int64_t*>(classes.const_data_ptr()),
+        static_cast<const int64_t*>(bounds.const_data_ptr()), packed.size(0), locations, levels, rule,
+        pointers);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
   add_partial_sums<<<2, kThreads, 0, device.stream()>>>(sums, batch * blocks, 2,
@@ -131,4 +134,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assign_targets(const Tensor& 
 }  // namespace
 }  // namespace fcos_fast
 
-STABLE_TORCH_LIBRARY_IMPL(fcos_fast, CUDA, m) { m.impl("assign_targets", TORCH_BOX(&fcos_fast::assign_targets)); }
+STABLE_TORCH_LIBRARY_IMPL(fcos_fast, CUDA, m) {
+  m.impl("assign_targets", TORCH_BOX(&fcos_fast::assign_targets));
+}

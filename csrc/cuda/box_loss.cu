@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(kThreads) box_loss_kernel(Arguments<T> a) {
   using C = compute_t<T>;
   const C scale = Want == Result::kGrad && a.scale != nullptr ? *a.scale : C(1);
   double total = 0;
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < a.n; i += int64_t(gridDim.x) * kThreads) {
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < a.n;
+       i += int64_t(gridDim.x) * kThreads) {
     C p[4], t[4];
     read_box(a.pred + 4 * i, a.ltrb, p);
     read_box(a.target + 4 * i, a.ltrb, t);
@@ -94,8 +95,8 @@ void launch_kind(int64_t kind, Result want, const Arguments<T>& a, int blocks, c
   STD_TORCH_CHECK(false, "fcos_fast::box_loss: kind ", kind, " is not one of 0..4");
 }
 
-Tensor run(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth, double eps, Result want,
-           const Tensor* grad) {
+Tensor run(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth, double eps,
+           Result want, const Tensor* grad) {
   check_same_sizes("box_loss", "pred", pred, "target", target);
   const OnDeviceOf device(pred);
   const ScalarType dtype = pred.scalar_type();
@@ -141,14 +142,16 @@ Tensor run(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, do
   return out;
 }
 
-Tensor box_loss(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth, double eps) {
+Tensor box_loss(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth,
+                double eps) {
   return run(pred, target, kind, ltrb, smooth, eps, Result::kElements, nullptr);
 }
-Tensor box_loss_sum(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth, double eps) {
+Tensor box_loss_sum(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth,
+                    double eps) {
   return run(pred, target, kind, ltrb, smooth, eps, Result::kSum, nullptr);
 }
-Tensor box_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb,
-                         double smooth, double eps) {
+Tensor box_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor& target, int64_t kind,
+                         bool ltrb, double smooth, double eps) {
   return run(pred, target, kind, ltrb, smooth, eps, Result::kGrad, &grad);
 }
 

@@ -1,5 +1,5 @@
-// One pass over the logits as they lie in memory, 16 bytes per thread and step. Sums go through one partial sum per block,
-// added in order by a second, tiny launch.
+// One pass over the logits as they lie in memory, 16 bytes per thread and step. Sums go through one partial
+// sum per block, added in order by a second, tiny launch.
 #include "../focal_layout.h"
 #include "../math/focal_loss.h"
 #include "launch.h"
@@ -168,7 +168,8 @@ void run_form(Result want, const Arguments<T>& a, const Parameters& p, Tensor& o
 }
 
 bool is_floating_point(ScalarType t) {
-  return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 || t == ScalarType::Half;
+  return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 ||
+         t == ScalarType::Half;
 }
 
 Tensor focal(const Tensor& inputs, const Tensor& targets, const Parameters& parameters, Result want,
@@ -181,7 +182,8 @@ Tensor focal(const Tensor& inputs, const Tensor& targets, const Parameters& para
   const ScalarType dtype = x.scalar_type();
   Tensor out = want == Result::kSum ? new_empty(x, {}, sum_type(dtype)) : torch::stable::empty_like(x);
   Upstream upstream;
-  if (grad != nullptr) upstream = upstream_of(*grad, dtype, [&](const Tensor& g) { return aligned(in_order_of(g, x)); });
+  if (grad != nullptr)
+    upstream = upstream_of(*grad, dtype, [&](const Tensor& g) { return aligned(in_order_of(g, x)); });
   const Tensor y = dense ? aligned(in_order_of(converted(targets, dtype), x))
                          : torch::stable::contiguous(converted(targets, ScalarType::Int));
 
@@ -218,8 +220,8 @@ Tensor sigmoid_focal_loss(const Tensor& inputs, const Tensor& targets, double al
 Tensor sigmoid_focal_loss_sum(const Tensor& inputs, const Tensor& targets, double alpha, double gamma) {
   return focal(inputs, targets, plain(alpha, gamma), Result::kSum, nullptr);
 }
-Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets, double alpha,
-                                   double gamma) {
+Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets,
+                                   double alpha, double gamma) {
   return focal(inputs, targets, plain(alpha, gamma), Result::kGrad, &grad);
 }
 Tensor sigmoid_focal_loss_star(const Tensor& inputs, const Tensor& targets, double gamma, double beta) {
@@ -228,8 +230,8 @@ Tensor sigmoid_focal_loss_star(const Tensor& inputs, const Tensor& targets, doub
 Tensor sigmoid_focal_loss_star_sum(const Tensor& inputs, const Tensor& targets, double gamma, double beta) {
   return focal(inputs, targets, star(gamma, beta), Result::kSum, nullptr);
 }
-Tensor sigmoid_focal_loss_star_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets, double gamma,
-                                        double beta) {
+Tensor sigmoid_focal_loss_star_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets,
+                                        double gamma, double beta) {
   return focal(inputs, targets, star(gamma, beta), Result::kGrad, &grad);
 }
 

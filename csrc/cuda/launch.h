@@ -18,7 +18,8 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
 constexpr int kThreads = 256;
-// Blocks of a grid-stride loop. Fixed, not the size of the device, so that sums have the same bits on every run.
+// Blocks of a grid-stride loop. Fixed, not the size of the device, so that sums have the same bits on every
+// run.
 constexpr int64_t kMaxBlocks = 1056;
 
 // Makes the tensor's device current and names its current stream.

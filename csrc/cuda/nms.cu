@@ -1,5 +1,6 @@
-// Sort by score, compare all pairs into a bit mask, 64 boxes a word, then walk the words in order in one block.
-// The walk settles 64 boxes at a time in one warp's reach: one synchronisation per 64 candidates, not per kept box.
+// Sort by score, compare all pairs into a bit mask, 64 boxes a word, then walk the words in order in one
+// block. The walk settles 64 boxes at a time in one warp's reach: one synchronisation per 64 candidates, not
+// per kept box.
 #include "../math/nms.h"
 
 #include <limits>
@@ -89,8 +90,8 @@ __global__ void __launch_bounds__(kWalkThreads)
 }
 
 template <class Real>
-void suppress(const Tensor& boxes, const Tensor* idxs, const Tensor& order, int64_t n, Real threshold, Tensor& out,
-              Tensor& count, cudaStream_t stream) {
+void suppress(const Tensor& boxes, const Tensor* idxs, const Tensor& order, int64_t n, Real threshold,
+              Tensor& out, Tensor& count, cudaStream_t stream) {
   const int64_t words = (n + kWord - 1) / kWord;
   Tensor mask = new_empty(boxes, {n, words}, ScalarType::Long);
   Tensor fallen = torch::stable::new_zeros(boxes, std::vector<int64_t>{words}, ScalarType::Long);
@@ -98,12 +99,13 @@ void suppress(const Tensor& boxes, const Tensor* idxs, const Tensor& order, int6
   const dim3 tiles{unsigned(words), unsigned(words)};
   compare_kernel<<<tiles, kWord, 0, stream>>>(
       static_cast<const Real*>(boxes.const_data_ptr()),
-      idxs == nullptr ? nullptr : static_cast<const int64_t*>(idxs->const_data_ptr()), n, words, threshold, bits);
+      idxs == nullptr ? nullptr : static_cast<const int64_t*>(idxs->const_data_ptr()), n, words, threshold,
+      bits);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   walk_kernel<<<1, kWalkThreads, 0, stream>>>(
       bits, static_cast<const int64_t*>(order.const_data_ptr()), n, words,
-      static_cast<unsigned long long*>(fallen.mutable_data_ptr()), static_cast<int64_t*>(out.mutable_data_ptr()),
-      static_cast<int64_t*>(count.mutable_data_ptr()));
+      static_cast<unsigned long long*>(fallen.mutable_data_ptr()),
+      static_cast<int64_t*>(out.mutable_data_ptr()), static_cast<int64_t*>(count.mutable_data_ptr()));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -111,16 +113,18 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> idxs
   const int64_t n = boxes.size(0);
   STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4 && scores.dim() == 1 && scores.size(0) == n,
                   "fcos_fast::nms: expected boxes (N, 4) and scores (N,)");
-  STD_TORCH_CHECK(!idxs.has_value() || (idxs->dim() == 1 && idxs->size(0) == n), "fcos_fast::nms: expected idxs (N,)");
+  STD_TORCH_CHECK(!idxs.has_value() || (idxs->dim() == 1 && idxs->size(0) == n),
+                  "fcos_fast::nms: expected idxs (N,)");
   STD_TORCH_CHECK(n <= int64_t(65535) * kWord, "fcos_fast::nms: at most 4,194,240 boxes on a GPU, got ", n);
   const OnDeviceOf device(boxes);
   if (n == 0) return new_empty(boxes, {0}, ScalarType::Long);
 
   const bool is_double = boxes.scalar_type() == ScalarType::Double;
-  const auto sorted = torch::stable::sort(scores, /*stable=*/std::optional<bool>(true), /*dim=*/0, /*descending=*/true);
+  const auto sorted =
+      torch::stable::sort(scores, /*stable=*/std::optional<bool>(true), /*dim=*/0, /*descending=*/true);
   const Tensor& order = std::get<1>(sorted);
-  const Tensor columns =
-      torch::stable::index_select(converted(boxes, is_double ? ScalarType::Double : ScalarType::Float), 0, order);
+  const Tensor columns = torch::stable::index_select(
+      converted(boxes, is_double ? ScalarType::Double : ScalarType::Float), 0, order);
   std::optional<Tensor> classes;
   if (idxs.has_value()) classes = torch::stable::index_select(converted(*idxs, ScalarType::Long), 0, order);
   const Tensor* classes_pointer = classes.has_value() ? &*classes : nullptr;
@@ -130,11 +134,13 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> idxs
   if (is_double) {
     suppress<double>(columns, classes_pointer, order, n, iou_threshold, out, count, device.stream());
   } else {
-    suppress<float>(columns, classes_pointer, order, n, math::round_down(iou_threshold), out, count, device.stream());
+    suppress<float>(columns, classes_pointer, order, n, math::round_down(iou_threshold), out, count,
+                    device.stream());
   }
   // The size of the result is data: this is the operator's one wait.
   int64_t kept = 0;
-  STD_CUDA_CHECK(cudaMemcpyAsync(&kept, count.const_data_ptr(), sizeof kept, cudaMemcpyDeviceToHost, device.stream()));
+  STD_CUDA_CHECK(
+      cudaMemcpyAsync(&kept, count.const_data_ptr(), sizeof kept, cudaMemcpyDeviceToHost, device.stream()));
   STD_CUDA_CHECK(cudaStreamSynchronize(device.stream()));
   return torch::stable::narrow(out, 0, 0, kept);
 }

@@ -3,11 +3,13 @@
 // assign_targets(boxes, labels, starts, sizes, geometry, range_test, sampling, tie_break, radius)
 //   boxes      (M, 4) float32, xyxy in pixels, the images' boxes one after the other; labels (M,) int64
 //   starts     (B + 1,) int64: image b owns rows starts[b] .. starts[b + 1]
-//   sizes      height, width per level; geometry: stride, step y, step x, offset y, offset x, lower, upper per level
-//   results    labels (B, P) int32, -1 background; matched (B, P) int32 row of boxes or -1; ltrb (B, P, 4) float32 in
-//              pixels, 0 where unmatched; centerness (B, P) float32; totals (2,) float32: number of positive locations,
-//              sum of their centerness (added in float64 in a fixed order)
-//   rules      fcos_fast/assignment.py says what each choice means; comparisons are float32, operation by operation as
+//   sizes      height, width per level; geometry: stride, step y, step x, offset y, offset x, lower, upper
+//   per level results    labels (B, P) int32, -1 background; matched (B, P) int32 row of boxes or -1; ltrb
+//   (B, P, 4) float32 in
+//              pixels, 0 where unmatched; centerness (B, P) float32; totals (2,) float32: number of positive
+//              locations, sum of their centerness (added in float64 in a fixed order)
+//   rules      fcos_fast/assignment.py says what each choice means; comparisons are float32, operation by
+//   operation as
 //              the published implementations write them, so that boundaries and ties fall as theirs do
 //   degenerate a box without an area, with a NaN, or of 1e8 pixels^2 or more is never assigned; no gradient
 #pragma once
@@ -50,7 +52,9 @@ FCOS_HOST_DEVICE void distances(float x, float y, const float box[4], float ltrb
   ltrb[3] = box[3] - y;
 }
 
-FCOS_HOST_DEVICE float smallest(const float d[4]) { return smaller(smaller(d[0], d[1]), smaller(d[2], d[3])); }
+FCOS_HOST_DEVICE float smallest(const float d[4]) {
+  return smaller(smaller(d[0], d[1]), smaller(d[2], d[3]));
+}
 FCOS_HOST_DEVICE float largest(const float d[4]) { return larger(larger(d[0], d[1]), larger(d[2], d[3])); }
 
 // May the location take the box?
@@ -71,8 +75,8 @@ FCOS_HOST_DEVICE bool may_take(float x, float y, const float box[4], const Assig
       return true;
     case Sampling::kCenterClipped: {
       // Inside the box is known; what is left of the clipped square are its own four sides.
-      return x - (cx - level.reach) > 0.0f && y - (cy - level.reach) > 0.0f && (cx + level.reach) - x > 0.0f &&
-             (cy + level.reach) - y > 0.0f;
+      return x - (cx - level.reach) > 0.0f && y - (cy - level.reach) > 0.0f &&
+             (cx + level.reach) - x > 0.0f && (cy + level.reach) - y > 0.0f;
     }
     case Sampling::kCenter:
       return larger(absolute(x - cx), absolute(y - cy)) < level.reach;
@@ -100,10 +104,10 @@ FCOS_HOST_DEVICE bool level_may_take(const float box[4], const AssignmentLevel& 
   return 0.5f * side - slack <= level.upper && side + slack >= level.lower;
 }
 
-// The columns (axis 0) or rows (axis 1) whose locations may lie in the sampling region: [begin, end), with a margin for
-// rounding.
-FCOS_HOST_DEVICE void candidate_cells(const float box[4], const AssignmentLevel& level, const AssignmentRule& rule,
-                                      int axis, int32_t* begin, int32_t* end) {
+// The columns (axis 0) or rows (axis 1) whose locations may lie in the sampling region: [begin, end), with a
+// margin for rounding.
+FCOS_HOST_DEVICE void candidate_cells(const float box[4], const AssignmentLevel& level,
+                                      const AssignmentRule& rule, int axis, int32_t* begin, int32_t* end) {
   const int32_t count = axis == 0 ? level.width : level.height;
   const float step = axis == 0 ? level.step_x : level.step_y;
   const float offset = axis == 0 ? level.offset_x : level.offset_y;

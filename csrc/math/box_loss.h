@@ -1,14 +1,17 @@
 // Losses on pairs of boxes.
 //
 // box_loss(pred, target, kind, ltrb, smooth, eps)
-//   pred, target  (..., 4); float32, float64, bfloat16, float16; xyxy in any unit, or ltrb distances from one location
-//   kind          iou -log(IoU), linear_iou 1 - IoU, giou (Rezatofighi 2019), diou and ciou (Zheng 2020);
+//   pred, target  (..., 4); float32, float64, bfloat16, float16; xyxy in any unit, or ltrb distances from one
+//   location kind          iou -log(IoU), linear_iou 1 - IoU, giou (Rezatofighi 2019), diou and ciou (Zheng
+//   2020);
 //                 IoU = (I + smooth) / (U + smooth + eps)
-//   result        (...) one loss per pair in the type of pred; *_sum: float32 (float64), fixed order, same bits each run
-//   gradient      to both (every kind is symmetric in its two boxes); where two coordinates are equal it is shared half
+//   result        (...) one loss per pair in the type of pred; *_sum: float32 (float64), fixed order, same
+//   bits each run gradient      to both (every kind is symmetric in its two boxes); where two coordinates are
+//   equal it is shared half
 //                 and half, as torch.minimum and torch.maximum do
 //   inside        float32 (float64 for float64)
-//   degenerate    boxes without an area have IoU smooth / (U + smooth + eps); -log stops at eps with gradient 0
+//   degenerate    boxes without an area have IoU smooth / (U + smooth + eps); -log stops at eps with gradient
+//   0
 #pragma once
 
 #include "elementary.h"
@@ -40,7 +43,8 @@ struct BoxPair {
   T enclosing_w, enclosing_h;
   T union_area, iou_over, iou_under, iou;
 
-  FCOS_HOST_DEVICE BoxPair(const T* pred, const T* target, T smooth, T epsilon) : p(pred), t(target), eps(epsilon) {
+  FCOS_HOST_DEVICE BoxPair(const T* pred, const T* target, T smooth, T epsilon)
+      : p(pred), t(target), eps(epsilon) {
     pw = p[2] - p[0], ph = p[3] - p[1], tw = t[2] - t[0], th = t[3] - t[1];
     overlap_w = smaller(p[2], t[2]) - larger(p[0], t[0]);
     overlap_h = smaller(p[3], t[3]) - larger(p[1], t[1]);
@@ -58,7 +62,9 @@ struct BoxPair {
   FCOS_HOST_DEVICE T center_dy() const { return (p[1] + p[3] - t[1] - t[3]) * T(0.5f); }
   FCOS_HOST_DEVICE T angle_difference() const { return angle(tw, th) - angle(pw, ph); }
   FCOS_HOST_DEVICE T aspect(T difference) const { return T(4 / (M_PI * M_PI)) * difference * difference; }
-  FCOS_HOST_DEVICE T aspect_weight(T v) const { return v / (T(1) - iou + v + eps); }  // a constant to the gradient
+  FCOS_HOST_DEVICE T aspect_weight(T v) const {
+    return v / (T(1) - iou + v + eps);
+  }  // a constant to the gradient
 
   FCOS_HOST_DEVICE T loss() const {
     if constexpr (Kind == BoxLossKind::kIou) return -log_positive(larger(iou, eps));
@@ -82,10 +88,10 @@ struct BoxPair {
   FCOS_HOST_DEVICE void grad(T upstream, T out[4]) const {
     T to_iou = T(-1);
     if constexpr (Kind == BoxLossKind::kIou) to_iou = select(iou < eps, T(0), T(-1) / iou);
-    T to_area = -to_iou * iou / iou_under;                // of the predicted box, through the union
+    T to_area = -to_iou * iou / iou_under;  // of the predicted box, through the union
     T to_intersection = to_iou / iou_under - to_area;
     T to_enclosing_w = T(0), to_enclosing_h = T(0);
-    T to_center_x = T(0), to_center_y = T(0);             // of each of the two coordinates
+    T to_center_x = T(0), to_center_y = T(0);  // of each of the two coordinates
     T to_w = T(0), to_h = T(0);
 
     if constexpr (Kind == BoxLossKind::kGiou) {
@@ -108,13 +114,14 @@ struct BoxPair {
       const T difference = angle_difference();
       const T v = aspect(difference);
       const T square = pw * pw + ph * ph;
-      const T to_angle = select(square > T(0), T(-2) * T(4 / (M_PI * M_PI)) * aspect_weight(v) * difference / square, T(0));
+      const T to_angle =
+          select(square > T(0), T(-2) * T(4 / (M_PI * M_PI)) * aspect_weight(v) * difference / square, T(0));
       to_w = to_angle * ph;
       to_h = -to_angle * pw;
     }
-    // torch's clamp(min=0) lets the gradient through at exactly 0.
-    const T to_overlap_w = select(overlap_w >= T(0), to_intersection * larger(overlap_h, T(0)), T(0));
-    const T to_overlap_h = select(overlap_h >= T(0), to_intersection * larger(overlap_w, T(0)), T(0));
+    // Boxes that only touch pull at nothing.
+    const T to_overlap_w = select(overlap_w > T(0), to_intersection * larger(overlap_h, T(0)), T(0));
+    const T to_overlap_h = select(overlap_h > T(0), to_intersection * larger(overlap_w, T(0)), T(0));
     const T whole_w = to_area * ph + to_w;
     const T whole_h = to_area * pw + to_h;
 

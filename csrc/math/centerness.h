@@ -3,7 +3,8 @@
 // centerness(ltrb)
 //   ltrb     (..., 4) distances to the left, top, right and bottom side; float32, float64, bfloat16, float16
 //   result   (...) sqrt(min(l,r)/max(l,r) * min(t,b)/max(t,b)); 0 where a distance is 0 or negative
-//   gradient to ltrb; equal distances share it half and half, as torch.minimum and torch.maximum do; 0 outside the box
+//   gradient to ltrb; equal distances share it half and half, as torch.minimum and torch.maximum do; 0
+//   outside the box
 #pragma once
 
 #include "elementary.h"

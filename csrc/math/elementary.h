@@ -1,4 +1,5 @@
-// exp, log and their relatives over the ranges that the losses need, for float, double and the SIMD type of cpu/vec.h.
+// exp, log and their relatives over the ranges that the losses need, for float, double and the SIMD type of
+// cpu/vec.h.
 //
 // Polynomials are relative-error minimax fits, made in float64. Accuracy is about 2 ulp of float32.
 #pragma once
@@ -19,7 +20,8 @@ FCOS_HOST_DEVICE double square_root(double x) { return sqrt(x); }
 FCOS_HOST_DEVICE float angle(float y, float x) { return atan2f(y, x); }
 FCOS_HOST_DEVICE double angle(double y, double x) { return atan2(y, x); }
 
-// A fused multiply-add where the machine has one; plain C++ for the baseline instruction set must not call libm's.
+// A fused multiply-add where the machine has one; plain C++ for the baseline instruction set must not call
+// libm's.
 FCOS_HOST_DEVICE float multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return fmaf(a, b, c);

@@ -6,7 +6,8 @@
 //            0..C-1, -1 background, -2 ignored. Any other class counts as background.
 //   result   loss of every element in the type of inputs; *_sum: their sum, float32 (float64 for float64)
 //   gradient to inputs alone; an ignored row has loss and gradient 0, whatever its logits
-//   inside   float32 (float64 for float64); the sum runs over blocks of fixed size, in order, in float64: the same bits
+//   inside   float32 (float64 for float64); the sum runs over blocks of fixed size, in order, in float64: the
+//   same bits
 //            each run and for any number of threads
 //   infinite logits have their limits (loss inf, gradient finite); NaN stays NaN
 #pragma once
@@ -45,7 +46,7 @@ struct FocalLoss {
   // x as a background logit. A foreground logit is -x with the sign of the gradient turned.
   FCOS_HOST_DEVICE LossAndGrad<T> background(T x) const {
     const auto s = sigmoid(x);
-    const T softplus = larger(x, T(0)) + s.log1p_exp;  // -log(1 - p)
+    const T softplus = larger(x, T(0)) + s.log1p_exp;                                         // -log(1 - p)
     const T w = Square ? s.p * s.p : exp_negative(gamma * (larger(-x, T(0)) + s.log1p_exp));  // p^gamma
     const T bounded = smaller(softplus, T(1e30f));  // 0 * inf is not the limit
     return {w * softplus, w * multiply_add(gamma * s.q, bounded, s.p)};

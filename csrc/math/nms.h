@@ -1,14 +1,16 @@
 // Greedy non-maximum suppression.
 //
 // nms(boxes, scores, iou_threshold), batched_nms(boxes, scores, idxs, iou_threshold)
-//   boxes    (N, 4) xyxy; scores (N,); idxs (N,) any integers: boxes of different idxs never suppress each other
-//   result   int64 indices of the kept boxes by falling score; of equal scores the lower index comes first; NaN scores
+//   boxes    (N, 4) xyxy; scores (N,); idxs (N,) any integers: boxes of different idxs never suppress each
+//   other result   int64 indices of the kept boxes by falling score; of equal scores the lower index comes
+//   first; NaN scores
 //            count as the greatest, as in torch.sort
 //   rule     a box falls when its IoU with a kept box of a higher score is greater than iou_threshold
-//   exact    areas and IoU are computed on the coordinates themselves (no per-class offset is added) in float32, or
-//            float64 for float64 boxes, rounded after each operation as torchvision's are; the threshold is a float64
-//            number. A box with a NaN neither falls nor fells. Boxes that do not overlap have IoU 0, also where both
-//            areas are 0 and the quotient is 0/0.
+//   exact    areas and IoU are computed on the coordinates themselves (no per-class offset is added) in
+//   float32, or
+//            float64 for float64 boxes, rounded after each operation as torchvision's are; the threshold is a
+//            float64 number. A box with a NaN neither falls nor fells. Boxes that do not overlap have IoU 0,
+//            also where both areas are 0 and the quotient is 0/0.
 #pragma once
 
 #include "elementary.h"

@@ -17,7 +17,9 @@ def check_float(op: str, **tensors: Tensor) -> None:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
         if tensor.dtype not in FLOATS:
-            raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; expected float32, float64, bfloat16 or float16")
+            raise TypeError(
+                f"{op}: {name} has dtype {tensor.dtype}; expected float32, float64, bfloat16 or float16"
+            )
 
 
 def check_integer(op: str, **tensors: Tensor) -> None:
@@ -26,7 +28,9 @@ def check_integer(op: str, **tensors: Tensor) -> None:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
         if tensor.dtype not in INTEGERS:
-            raise TypeError(f"{op}: {name} has dtype {tensor.dtype}; expected an integer dtype, best int64 or int32")
+            raise TypeError(
+                f"{op}: {name} has dtype {tensor.dtype}; expected an integer dtype, best int64 or int32"
+            )
 
 
 def check_same_device(op: str, **tensors: Tensor) -> None:
@@ -34,7 +38,9 @@ def check_same_device(op: str, **tensors: Tensor) -> None:
     (first, reference), *others = tensors.items()
     for name, tensor in others:
         if tensor.device != reference.device:
-            raise ValueError(f"{op}: {name} is on {tensor.device} and {first} on {reference.device}; move one of them")
+            raise ValueError(
+                f"{op}: {name} is on {tensor.device} and {first} on {reference.device}; move one of them"
+            )
 
 
 def check_boxes(op: str, **tensors: Tensor) -> None:

@@ -24,8 +24,8 @@ def assign_targets(gt: GroundTruth, levels: Sequence[Level], rule: AssignmentRul
     Args:
         gt: packed boxes in pixels of the (padded) images, labels, and where each image begins.
         levels: of the feature pyramid, best from ``rule.levels(feature_sizes, image_size)``.
-        rule: the choices in which the published FCOS differ; ``fcos_fast.assignment.RULES`` has them by name. Boundaries
-            and ties fall as in the named implementation's float32 arithmetic.
+        rule: the choices in which the published FCOS differ; ``fcos_fast.assignment.RULES`` has them by name.
+            Boundaries and ties fall as in the named implementation's float32 arithmetic.
 
     Returns:
         Labels, matched boxes, distances and centerness per location, and their totals; see :class:`Targets`.
@@ -65,7 +65,9 @@ def _check(gt: GroundTruth, levels: Sequence[Level]) -> None:
         )
     for name, tensor in (("labels", gt.labels), ("starts", gt.starts)):
         if tensor.dtype != torch.int64 or tensor.ndim != 1:
-            raise TypeError(f"{op}: {name} are {tensor.dtype} of shape {tuple(tensor.shape)}; expected int64, one axis")
+            raise TypeError(
+                f"{op}: {name} are {tensor.dtype} of shape {tuple(tensor.shape)}; expected int64, one axis"
+            )
     if gt.labels.shape[0] != gt.boxes.shape[0]:
         raise ValueError(f"{op}: {gt.labels.shape[0]} labels for {gt.boxes.shape[0]} boxes")
     if len(levels) == 0:

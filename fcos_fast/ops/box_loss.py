@@ -48,7 +48,9 @@ def box_loss(
     """
     _check(pred, target, kind, reduction, box_format)
     if not use_native(pred):
-        return reference.box_loss(pred, target, kind, reduction, box_format=box_format, smooth=smooth, eps=eps)
+        return reference.box_loss(
+            pred, target, kind, reduction, box_format=box_format, smooth=smooth, eps=eps
+        )
     dtype = torch.promote_types(pred.dtype, target.dtype)
     if torch.is_autocast_enabled(pred.device.type):
         dtype = torch.promote_types(dtype, torch.float32)
@@ -68,7 +70,9 @@ def _check(pred: Tensor, target: Tensor, kind: str, reduction: str, box_format: 
     _checks.check_same_device(op, pred=pred, target=target)
     _checks.check_reduction(op, reduction)
     if pred.shape != target.shape:
-        raise ValueError(f"{op}: pred has shape {tuple(pred.shape)}, target {tuple(target.shape)}; they must be equal")
+        raise ValueError(
+            f"{op}: pred has shape {tuple(pred.shape)}, target {tuple(target.shape)}; they must be equal"
+        )
     if kind not in KINDS:
         raise ValueError(f"{op}: kind={kind!r}; expected one of {', '.join(KINDS)}")
     if box_format not in FORMATS:

@@ -68,10 +68,12 @@ def _check(op: str, inputs: Tensor, targets: Tensor, reduction: str) -> None:
         _checks.check_float(op, targets=targets)
         if targets.shape != inputs.shape:
             raise ValueError(
-                f"{op}: dense targets have shape {tuple(targets.shape)}, inputs {tuple(inputs.shape)}; they must be equal"
+                f"{op}: dense targets have shape {tuple(targets.shape)}, inputs {tuple(inputs.shape)}; must be equal"
             )
         if targets.requires_grad:
-            raise ValueError(f"{op}: targets require a gradient, which only inputs get; pass targets.detach()")
+            raise ValueError(
+                f"{op}: targets require a gradient, which only inputs get; pass targets.detach()"
+            )
         return
     _checks.check_integer(op, targets=targets)
     if inputs.ndim == 0 or targets.shape != inputs.shape[:-1]:
@@ -80,9 +82,9 @@ def _check(op: str, inputs: Tensor, targets: Tensor, reduction: str) -> None:
             "expected inputs.shape[:-1] (for one number per logit pass floating-point targets)"
         )
     if targets.numel() > 0 and _checks.checks_values(targets):
-        low, high = torch.aminmax(targets)
+        low, high = map(int, torch.aminmax(targets))
         if low < IGNORED or high >= inputs.shape[-1]:
-            value = int(low) if low < IGNORED else int(high)
+            value = low if low < IGNORED else high
             raise ValueError(
                 f"{op}: class target {value} with {inputs.shape[-1]} classes; expected 0..{inputs.shape[-1] - 1}, "
                 "-1 (background) or -2 (ignored)"
@@ -107,7 +109,9 @@ def _register(op: str) -> None:
     register_gradient(f"{op}_sum", f"{op}_backward", tensors=2, differentiable=[0])
     refuse_second_derivative(f"{op}_backward")
     register_fake(op)(lambda inputs, targets, a, b: torch.empty_like(inputs))
-    register_fake(f"{op}_sum")(lambda inputs, targets, a, b: inputs.new_empty((), dtype=sum_type(inputs.dtype)))
+    register_fake(f"{op}_sum")(
+        lambda inputs, targets, a, b: inputs.new_empty((), dtype=sum_type(inputs.dtype))
+    )
     register_fake(f"{op}_backward")(lambda grad, inputs, targets, a, b: torch.empty_like(inputs))
 
 

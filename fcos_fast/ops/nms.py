@@ -48,7 +48,9 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     _checks.check_integer(op, idxs=idxs)
     _checks.check_same_device(op, boxes=boxes, idxs=idxs)
     if idxs.shape != scores.shape:
-        raise ValueError(f"{op}: idxs has shape {tuple(idxs.shape)}; expected {tuple(scores.shape)}, one per box")
+        raise ValueError(
+            f"{op}: idxs has shape {tuple(idxs.shape)}; expected {tuple(scores.shape)}, one per box"
+        )
     if not use_native(boxes):
         return reference.batched_nms(boxes, scores, idxs, iou_threshold)
     return torch.ops.fcos_fast.nms(boxes.detach(), scores.detach(), idxs, float(iou_threshold))
@@ -60,7 +62,9 @@ def _check(op: str, boxes: Tensor, scores: Tensor, iou_threshold: float) -> None
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{op}: boxes has shape {tuple(boxes.shape)}; expected (N, 4)")
     if scores.shape != boxes.shape[:1]:
-        raise ValueError(f"{op}: scores has shape {tuple(scores.shape)}; expected {(boxes.shape[0],)}, one per box")
+        raise ValueError(
+            f"{op}: scores has shape {tuple(scores.shape)}; expected {(boxes.shape[0],)}, one per box"
+        )
     if not 0 <= iou_threshold <= 1:
         raise ValueError(f"{op}: iou_threshold={iou_threshold}; expected a number in [0, 1]")
 

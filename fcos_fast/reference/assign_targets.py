@@ -1,6 +1,7 @@
 """Target assignment by the dense [locations x boxes] matrices that the published implementations use."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ def assign_targets(gt: GroundTruth, levels: Sequence[Level], rule: AssignmentRul
     """See :func:`fcos_fast.ops.assign_targets`."""
     starts = gt.starts.tolist()
     matched, ltrb = [], []
-    for begin, end in zip(starts[:-1], starts[1:], strict=True):
+    for begin, end in pairwise(starts):
         boxes = gt.boxes[begin:end].float()
         for level in levels:
             points = level.points(boxes.device)

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fcos_fast.reference.reduction import reduce
@@ -34,8 +35,8 @@ def box_loss(
     tx1, ty1, tx2, ty2 = t.unbind(-1)
     pw, ph, tw, th = px2 - px1, py2 - py1, tx2 - tx1, ty2 - ty1
 
-    overlap_w = (torch.minimum(px2, tx2) - torch.maximum(px1, tx1)).clamp(min=0)
-    overlap_h = (torch.minimum(py2, ty2) - torch.maximum(py1, ty1)).clamp(min=0)
+    overlap_w = F.relu(torch.minimum(px2, tx2) - torch.maximum(px1, tx1))
+    overlap_h = F.relu(torch.minimum(py2, ty2) - torch.maximum(py1, ty1))
     intersection = overlap_w * overlap_h
     union = pw * ph + tw * th - intersection
     iou = (intersection + smooth) / (union + smooth + eps)

@@ -1,0 +1,61 @@
+# What a newcomer runs. Everything happens inside .venv; nothing else on the machine changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+.PHONY: help setup build test lint format demo bccd bench clean
+
+help:
+	@echo "make demo     train a small FCOS on generated pictures and look at what it learnt (minutes)"
+	@echo "make test     run every test"
+	@echo "make lint     check style: ruff, clang-format"
+	@echo "make bench    time the operators beside their peers"
+	@echo "make bccd     train and evaluate on photographs of blood cells (DATA=folder of BCCD_Dataset's BCCD)"
+	@echo "make setup    make .venv, build the extensions, install (the others do it when it is missing)"
+	@echo "make build    rebuild the extensions after a change in csrc"
+	@echo "make format   rewrite files in the project's style"
+
+setup: $(READY)
+
+$(READY): pyproject.toml setup.py
+	@echo "== setup: $(VENV) with torch, the extensions and everything for training and tests; some minutes the first time"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "torch>=2.10" torchvision numpy "setuptools>=77" wheel ninja pybind11
+	$(BIN)/python -m pip install --verbose --no-build-isolation --editable ".[dev]" > $(VENV)/build.log 2>&1 \
+		|| { tail -n 40 $(VENV)/build.log; echo "== setup failed; the whole log is $(VENV)/build.log"; exit 1; }
+	@grep -A 4 -m 1 "=====" $(VENV)/build.log || true
+	@touch $(READY)
+	@echo "== setup done: $(BIN)/fcos-fast info shows what runs; $(VENV)/build.log is the build's log"
+
+build: setup
+	$(BIN)/python setup.py --quiet build_ext --inplace
+
+test: setup
+	$(BIN)/python -m pytest --durations=10
+	@echo "== tests passed; skipped ones and their reasons stand above; $(BIN)/fcos-fast info shows what runs"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+demo: setup
+	$(BIN)/fcos-fast demo
+
+DATA ?= ../shared/data/bccd
+bccd: setup
+	$(BIN)/fcos-fast train --config bccd --data.root $(DATA)
+
+bench: setup
+	$(BIN)/python -m benchmarks.table
+
+clean:
+	rm -rf build dist *.egg-info fcos_fast/*.so $(READY)

@@ -1,0 +1,285 @@
+import pytest
+import torch
+import torchvision
+
+from fcos_fast import ops, reference
+from tests.ops.opcheck import assert_compiles, opcheck
+
+FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+TOLERANCE = {
+    torch.float32: {"rtol": 3e-6, "atol": 2e-7},
+    torch.float64: {"rtol": 1e-12, "atol": 1e-14},
+    torch.bfloat16: {"rtol": 2**-8, "atol": 1e-6},
+    torch.float16: {"rtol": 2**-10, "atol": 2**-24},
+}
+FORMS = {
+    "focal": (ops.sigmoid_focal_loss, reference.sigmoid_focal_loss, {}),
+    "gamma": (ops.sigmoid_focal_loss, reference.sigmoid_focal_loss, {"gamma": 1.5, "alpha": 0.6}),
+    "gamma0": (ops.sigmoid_focal_loss, reference.sigmoid_focal_loss, {"gamma": 0.0}),
+    "unweighted": (ops.sigmoid_focal_loss, reference.sigmoid_focal_loss, {"alpha": -1}),
+    "star": (ops.sigmoid_focal_loss_star, reference.sigmoid_focal_loss_star, {}),
+    "star3": (ops.sigmoid_focal_loss_star, reference.sigmoid_focal_loss_star, {"gamma": 3.0, "beta": 0.5}),
+}
+LAYOUTS = {  # (..., C) tensors as users pass them
+    "rows": lambda t: t,
+    "nchw": lambda t: t.movedim(-1, 1).contiguous().movedim(1, -1),
+    "sliced": lambda t: torch.cat([t, t], dim=-1)[..., : t.shape[-1]],
+    "transposed": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+}
+
+
+def make_case(device, dtype=torch.float32, shape=(2, 13, 7, 11), layout="rows", scale=6.0):
+    inputs = LAYOUTS[layout]((torch.randn(shape, device=device, dtype=torch.float64) * scale).to(dtype))
+    classes = torch.randint(-2, shape[-1], shape[:-1], device=device)
+    return inputs.requires_grad_(), classes
+
+
+def one_hot(classes, count, dtype):
+    return (classes.unsqueeze(-1) == torch.arange(count, device=classes.device)).to(dtype)
+
+
+def loss_and_grad(function, inputs, targets, upstream=None, **kwargs):
+    loss = function(inputs, targets, **kwargs)
+    upstream = torch.ones_like(loss) if upstream is None else upstream.to(loss.dtype)
+    (grad,) = torch.autograd.grad(loss, inputs, upstream)
+    return loss.detach(), grad
+
+
+@pytest.mark.parametrize("kind", ["classes", "hard", "soft"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_equals_the_reference_in_float64(form, dtype, layout, kind, device):
+    function, plain, kwargs = FORMS[form]
+    inputs, classes = make_case(device, dtype, layout=layout)
+    targets = classes
+    if kind == "hard":
+        targets = one_hot(classes, inputs.shape[-1], dtype)
+    elif kind == "soft":
+        targets = LAYOUTS[layout](torch.rand(inputs.shape, device=device).to(dtype))
+    upstream = torch.randn(inputs.shape, device=device).to(dtype)
+
+    loss, grad = loss_and_grad(function, inputs, targets, upstream, **kwargs)
+    exact = inputs.detach().double().requires_grad_()
+    wide = targets.double() if kind != "classes" else targets
+    expected_loss, expected_grad = loss_and_grad(plain, exact, wide, upstream.double(), **kwargs)
+
+    assert loss.dtype == dtype
+    torch.testing.assert_close(loss.double(), expected_loss, **TOLERANCE[dtype])
+    tolerance = TOLERANCE[dtype] | ({"atol": 3e-6} if dtype == torch.float32 else {})
+    torch.testing.assert_close(grad.double(), expected_grad, **tolerance)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 5, 7, 1), (2, 17, 19, 91), (1, 1, 1, 16), (5, 1, 33, 3)])
+def test_sums_and_gradients_for_odd_shapes(shape, layout, device):
+    inputs, classes = make_case(device, shape=shape, layout=layout)
+    total, grad = loss_and_grad(ops.sigmoid_focal_loss, inputs, classes, reduction="sum")
+    exact = inputs.detach().double().requires_grad_()
+    expected, expected_grad = loss_and_grad(reference.sigmoid_focal_loss, exact, classes, reduction="sum")
+    torch.testing.assert_close(total.double(), expected, rtol=2e-6, atol=1e-7)
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=3e-6, atol=3e-6)
+    if layout in ("rows", "nchw"):
+        assert grad.stride() == inputs.stride()
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_equals_torchvision(reduction, device):
+    inputs, classes = make_case(device)
+    targets = one_hot(classes, inputs.shape[-1], torch.float32)
+    actual, grad = loss_and_grad(ops.sigmoid_focal_loss, inputs, targets, reduction=reduction)
+    expected, expected_grad = loss_and_grad(
+        torchvision.ops.sigmoid_focal_loss, inputs, targets, reduction=reduction
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", [ops.sigmoid_focal_loss, ops.sigmoid_focal_loss_star])
+@pytest.mark.parametrize("kind", ["classes", "soft"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_gradcheck(function, kind, reduction, device):
+    inputs, classes = make_case(device, torch.float64, shape=(1, 4, 3, 5), scale=2.0)
+    targets = classes if kind == "classes" else torch.rand_like(inputs).detach()
+    assert torch.autograd.gradcheck(lambda x: function(x, targets, reduction=reduction), inputs)
+
+
+@pytest.mark.parametrize("layout", ["rows", "nchw"])
+def test_ignored_rows_count_for_nothing_whatever_they_hold(layout, device):
+    inputs, classes = make_case(device, layout=layout)
+    ignored = classes == -2
+    assert ignored.any()
+    spoilt = inputs.detach().clone()
+    spoilt[ignored] = float("nan")
+    spoilt.requires_grad_()
+    total, grad = loss_and_grad(ops.sigmoid_focal_loss, spoilt, classes, reduction="sum")
+    expected, expected_grad = loss_and_grad(ops.sigmoid_focal_loss, inputs, classes, reduction="sum")
+    assert total == expected
+    assert (grad[ignored] == 0).all()
+    assert torch.equal(grad, expected_grad)
+
+
+def test_infinite_and_nan_logits(device):
+    inf = float("inf")
+    inputs = torch.tensor([[inf], [-inf], [inf], [-inf], [float("nan")], [200.0], [-200.0]], device=device)
+    classes = torch.tensor([0, 0, -1, -1, 0, -1, 0], device=device)
+    loss, grad = loss_and_grad(ops.sigmoid_focal_loss, inputs.requires_grad_(), classes)
+    torch.testing.assert_close(
+        loss.flatten().cpu(), torch.tensor([0.0, inf, inf, 0.0, float("nan"), 150.0, 50.0]), equal_nan=True
+    )
+    torch.testing.assert_close(
+        grad.flatten().cpu(), torch.tensor([0.0, -0.25, 0.75, 0.0, float("nan"), 0.75, -0.25]), equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0, 3, 4, 2)])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_empty_inputs_have_a_live_graph(shape, reduction, device):
+    inputs = torch.zeros(shape, device=device, requires_grad=True)
+    for targets in (
+        torch.zeros(shape, device=device),
+        torch.zeros(shape[:-1], dtype=torch.long, device=device),
+    ):
+        loss = ops.sigmoid_focal_loss(inputs, targets - 1 if shape[-1] == 0 else targets, reduction=reduction)
+        assert loss.sum() == 0
+        (grad,) = torch.autograd.grad(loss.sum(), inputs)
+        assert grad.shape == shape
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_class_targets_of_any_integer_type(dtype, device):
+    inputs, classes = make_case(device)
+    classes = classes.clamp(min=0)
+    assert torch.equal(
+        ops.sigmoid_focal_loss(inputs, classes.to(dtype)), ops.sigmoid_focal_loss(inputs, classes)
+    )
+
+
+def test_the_same_bits_each_run_and_for_any_number_of_threads():
+    inputs, classes = make_case("cpu", shape=(2, 40, 50, 23))
+    threads = torch.get_num_threads()
+    results = set()
+    try:
+        for count in (1, 2, 3, 1, 2):
+            torch.set_num_threads(count)
+            for _ in range(20):
+                results.add(ops.sigmoid_focal_loss(inputs, classes, reduction="sum").item())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(results) == 1
+
+
+@pytest.mark.gpu
+def test_the_same_bits_each_run_on_the_gpu():
+    inputs, classes = make_case("cuda", shape=(2, 100, 168, 80))
+    assert len({ops.sigmoid_focal_loss(inputs, classes, reduction="sum").item() for _ in range(100)}) == 1
+
+
+def test_backward_twice_gives_the_gradient_twice(device):
+    inputs, classes = make_case(device)
+    loss = ops.sigmoid_focal_loss(inputs, classes, reduction="sum") * 3
+    first = torch.autograd.grad(loss, inputs, retain_graph=True)[0]
+    second = torch.autograd.grad(loss, inputs)[0]
+    assert torch.equal(first, second)
+
+
+def test_a_backward_of_a_backward_is_refused(device):
+    inputs, classes = make_case(device)
+    (grad,) = torch.autograd.grad(
+        ops.sigmoid_focal_loss(inputs, classes, reduction="sum"), inputs, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        grad.sum().backward()
+
+
+def test_autocast_gives_float32_without_touching_the_logits(device):
+    inputs, classes = make_case(device, torch.bfloat16)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        total, grad = loss_and_grad(ops.sigmoid_focal_loss, inputs, classes, reduction="sum")
+        assert ops.sigmoid_focal_loss(inputs, classes).dtype == torch.float32
+    assert total.dtype == torch.float32
+    assert grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["sigmoid_focal_loss", "sigmoid_focal_loss_star"])
+@pytest.mark.parametrize("layout", ["rows", "nchw", "sliced"])
+def test_opcheck(name, layout, device):
+    inputs, classes = make_case(device, layout=layout)
+    soft = torch.rand(inputs.shape, device=device)
+    for targets in (classes, soft):
+        opcheck(name, inputs, targets, 0.25, 2.0)
+        opcheck(f"{name}_sum", inputs, targets, 0.25, 2.0)
+        opcheck(f"{name}_backward", torch.ones((), device=device), inputs.detach(), targets, 0.25, 2.0)
+
+
+def test_compiles_as_one_graph(device):
+    inputs, classes = make_case(device)
+
+    def step(x):
+        loss = (
+            ops.sigmoid_focal_loss(x, classes, reduction="sum")
+            + ops.sigmoid_focal_loss_star(x, classes).sum()
+        )
+        return torch.autograd.grad(loss, x)[0] if False else loss
+
+    assert_compiles(step, inputs)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "kwargs", "error", "message"),
+    [
+        (
+            torch.zeros(3, 2, dtype=torch.int64),
+            torch.zeros(3, 2),
+            {},
+            TypeError,
+            "inputs has dtype torch.int64",
+        ),
+        (torch.zeros(3, 2), torch.zeros(3, 3), {}, ValueError, "dense targets have shape"),
+        (torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.int64), {}, ValueError, "class targets have shape"),
+        (torch.zeros(3, 2), torch.zeros(3, dtype=torch.bool), {}, TypeError, "targets has dtype torch.bool"),
+        (torch.zeros(3, 2), torch.tensor([0, 2, -1]), {}, ValueError, "class target 2 with 2 classes"),
+        (torch.zeros(3, 2), torch.tensor([0, 1, -3]), {}, ValueError, "class target -3"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"reduction": "avg"}, ValueError, "reduction='avg'"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"gamma": -1}, ValueError, "gamma=-1"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"alpha": 2}, ValueError, "alpha=2"),
+        (
+            torch.zeros(3, 2),
+            torch.zeros(3, 2, requires_grad=True),
+            {},
+            ValueError,
+            "targets require a gradient",
+        ),
+        (torch.zeros(3, 2), torch.zeros(3, 2, device="meta"), {}, ValueError, "targets is on meta"),
+        ([1.0], torch.zeros(3, 2), {}, TypeError, "inputs must be a tensor, got list"),
+    ],
+)
+def test_bad_arguments_are_named(inputs, targets, kwargs, error, message):
+    with pytest.raises(error, match=message):
+        ops.sigmoid_focal_loss(inputs, targets, **kwargs)
+
+
+def test_unchecked_classes_out_of_range_are_background():
+    inputs, classes = make_case("cpu", shape=(1, 3, 4, 5))
+    wild = classes.clamp(min=-1).clone()
+    wild[0, 0, 0], wild[0, 1, 1] = 5, 10**6
+    tame = torch.where(wild >= 5, -1, wild)
+    for layout in ("rows", "nchw"):
+        x = LAYOUTS[layout](inputs.detach())
+        unchecked = torch.ops.fcos_fast.sigmoid_focal_loss(x, wild, 0.25, 2.0)
+        assert torch.equal(unchecked, ops.sigmoid_focal_loss(x, tame))
+
+
+@pytest.mark.gpu
+@pytest.mark.large
+def test_more_than_two_to_the_31_elements():
+    rows = 2**31 // 80 + 5
+    inputs = torch.full((rows, 80), -3.0, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    classes = torch.full((rows,), -1, device="cuda", dtype=torch.int32)
+    classes[-1] = 79
+    loss, grad = loss_and_grad(ops.sigmoid_focal_loss, inputs, classes, reduction="sum")
+    expected = (rows * 80 - 1) * (
+        0.75 * torch.tensor(-3.0).sigmoid() ** 2 * torch.log1p(torch.tensor(-3.0).exp())
+    )
+    torch.testing.assert_close(loss.cpu().double(), expected.double(), rtol=1e-2, atol=0)
+    assert grad[-1, 79] < 0 < grad[-1, 78]
