@@ -107,13 +107,18 @@ FCOS_INLINE VecDouble log_positive(VecDouble x) {
 }
 FCOS_INLINE bool any(VecDouble::Mask mask) { return any_lane<VecDouble>(mask); }
 
-#if defined(__AVX512F__)
+#if FCOS_SIMD_BYTES == 64
 FCOS_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
   return Vec((FloatLanes)_mm512_fmadd_ps((__m512)a.v, (__m512)b.v, (__m512)c.v));
 }
+// One Newton step from 14 bits: under 1 ulp, at half the cost of a division. For x away from 0 and infinity.
+FCOS_INLINE Vec reciprocal(Vec x) {
+  const Vec r((FloatLanes)_mm512_rcp14_ps((__m512)x.v));
+  return multiply_add(multiply_add(-x, r, Vec(1.0f)), r, r);
+}
 FCOS_INLINE Vec square_root(Vec x) { return Vec((FloatLanes)_mm512_sqrt_ps((__m512)x.v)); }
 FCOS_INLINE bool any(Vec::Mask mask) { return _mm512_test_epi32_mask((__m512i)mask.m, (__m512i)mask.m) != 0; }
-#elif defined(__AVX2__)
+#elif FCOS_SIMD_BYTES == 32
 FCOS_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
   return Vec((FloatLanes)_mm256_fmadd_ps((__m256)a.v, (__m256)b.v, (__m256)c.v));
 }
@@ -219,10 +224,10 @@ FCOS_INLINE void store(BFloat16* p, Vec x, int n) {
   store_shorts(p, __builtin_convertvector(kept, ShortLanes), n);
 }
 
-#if defined(__AVX512F__)
+#if FCOS_SIMD_BYTES == 64
 FCOS_INLINE Vec widen_half(ShortLanes s) { return Vec((FloatLanes)_mm512_cvtph_ps((__m256i)s)); }
 FCOS_INLINE ShortLanes narrow_half(Vec x) { return (ShortLanes)_mm512_cvtps_ph((__m512)x.v, 0); }
-#elif defined(__AVX2__)
+#elif FCOS_SIMD_BYTES == 32
 FCOS_INLINE Vec widen_half(ShortLanes s) { return Vec((FloatLanes)_mm256_cvtph_ps((__m128i)s)); }
 FCOS_INLINE ShortLanes narrow_half(Vec x) { return (ShortLanes)_mm256_cvtps_ph((__m256)x.v, 0); }
 #else

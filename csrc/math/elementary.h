@@ -30,7 +30,7 @@ FCOS_HOST_DEVICE float multiply_add(float a, float b, float c) {
 #endif
 }
 
-// 1 / x, not for thresholds: on a GPU the quotient is good to 2 ulp.
+// 1 / x for x of ordinary size, and not for thresholds: good to 2 ulp.
 template <class T>
 FCOS_HOST_DEVICE T reciprocal(T x) {
   return T(1) / x;
@@ -58,16 +58,15 @@ FCOS_HOST_DEVICE T larger(T a, T b) {
 // log(1 + e) for e in [0, 1].
 template <class T>
 FCOS_HOST_DEVICE T log1p_unit(T e) {
-  T s = T(-3.243980810e-03f);
-  s = multiply_add(s, e, T(1.985126240e-02f));
-  s = multiply_add(s, e, T(-5.695915866e-02f));
-  s = multiply_add(s, e, T(1.060361683e-01f));
-  s = multiply_add(s, e, T(-1.530557009e-01f));
-  s = multiply_add(s, e, T(1.967593146e-01f));
-  s = multiply_add(s, e, T(-2.495413213e-01f));
-  s = multiply_add(s, e, T(3.332996227e-01f));
-  s = multiply_add(s, e, T(-4.999990242e-01f));
-  s = multiply_add(s, e, T(9.999999953e-01f));
+  T s = T(5.232623981e-03f);
+  s = multiply_add(s, e, T(-2.950495712e-02f));
+  s = multiply_add(s, e, T(7.822549322e-02f));
+  s = multiply_add(s, e, T(-1.366320689e-01f));
+  s = multiply_add(s, e, T(1.910598847e-01f));
+  s = multiply_add(s, e, T(-2.484297754e-01f));
+  s = multiply_add(s, e, T(3.331909622e-01f));
+  s = multiply_add(s, e, T(-4.999949311e-01f));
+  s = multiply_add(s, e, T(9.999999699e-01f));
   return s * e;
 }
 FCOS_HOST_DEVICE double log1p_unit(double e) { return log1p(e); }
