@@ -1,8 +1,25 @@
-"""FCOS object detection whose hot operations are C++/CUDA extensions."""
+"""FCOS object detection whose hot operations are C++/CUDA extensions.
 
+``fcos_fast.ops`` has the operators, ``fcos_fast.models`` the detectors. ``fcos_fast.load``, ``fcos_fast.fcos`` and
+``fcos_fast.backend`` are the shortcuts of everyday use; they are imported when they are first touched.
+"""
+
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 try:
     __version__ = version("fcos_fast")
 except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0.0.0"
+
+_SHORTCUTS = {
+    "backend": "fcos_fast._extension",
+    "fcos": "fcos_fast.models",
+    "load": "fcos_fast.engine.predict",
+}
+
+
+def __getattr__(name: str):
+    if name in _SHORTCUTS:
+        return getattr(import_module(_SHORTCUTS[name]), name)
+    raise AttributeError(f"module 'fcos_fast' has no attribute {name!r}")
