@@ -54,7 +54,7 @@ def draw_boxes(
     picture = picture.convert("RGB").resize([max(1, round(side * scale)) for side in picture.size])
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(size=max(10, min(picture.size) // 32))
-    thickness = max(1, min(picture.size) // 200)
+    thickness = max(2, min(picture.size) // 200)
     order = range(len(boxes)) if scores is None else scores.argsort().tolist()
     for i in order:
         label = int(labels[i])
@@ -126,7 +126,7 @@ def sheet(
         x = column * (2 * width + 3 * gap) + gap
         draw.text((x, 4), "labels", fill=(0, 0, 0), font=font)
         draw.text(
-            (x + width + gap, 4), f"detections (score ≥ {score_threshold:g})", fill=(0, 0, 0), font=font
+            (x + width + gap, 4), f"detections (score from {score_threshold:g})", fill=(0, 0, 0), font=font
         )
     y = header
     for row, height in zip(rows, heights, strict=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from fcos_fast.cli.options import parse_options
 from fcos_fast.cli.train import parse_train_options, present
@@ -41,9 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     start = time.perf_counter()
     folder = new_run_folder(options.runs, "demo")
     print(f"generating {options.pictures} pictures to train on and {options.pictures // 5} to test with")
-    root = write_voc(
-        folder / "pictures", {"train": options.pictures, "test": options.pictures // 5}, options.seed
-    )
+    root = folder / "pictures"
+    write_voc(root, {"train": options.pictures, "test": options.pictures // 5}, options.seed)
     config = parse_train_options(["--config", "demo"]).config()
     outcome = train(
         replace(

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from fcos_fast.cli.options import parse_options
-from fcos_fast.data import Categories, load_dataset
+from fcos_fast.data import load_dataset
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.config import DataConfig, from_plain
 from fcos_fast.engine.evaluate import evaluate
@@ -26,7 +26,7 @@ class EvaluateOptions:
     Attributes:
         checkpoint: a ``best.pt`` or ``last.pt``.
         root: folder of the data set; by default the one of the training.
-        split: of the data set; by default the validation split of the training.
+        split: of the data set; by default the validation split of the training. An empty name takes all images.
         strict: refuse boxes without an area or outside their image instead of leaving them out.
         batch_size: images that run together.
         workers: processes that read pictures; 0 reads them in between.
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     saved = load_checkpoint(options.checkpoint)
     trained_on = from_plain(DataConfig, saved["config"]["data"])
     root = options.root or trained_on.root
-    split = options.split or trained_on.val
+    split = trained_on.val if options.split is None else options.split
     model, categories = model_from_checkpoint(saved)
     dataset = load_dataset(root, split or None, categories, options.strict)
     print(dataset.report)

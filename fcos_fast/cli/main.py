@@ -44,10 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(
             f"fcos-fast {verb}", f"needs {error.name}, which is not installed; pip install 'fcos_fast[train]'"
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if _debugging():
             raise
-        return _fail(f"fcos-fast {verb}", str(error))
+        status = (
+            1 if isinstance(error, FloatingPointError) else 2
+        )  # the loss became NaN: not the input's fault
+        return _fail(f"fcos-fast {verb}", str(error), status)
 
 
 def _usage() -> str:

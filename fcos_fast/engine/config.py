@@ -26,6 +26,8 @@ class DataConfig:
         root: folder of the data set; its layout is recognised.
         train: split to train on.
         val: split to evaluate on; an empty name does without evaluation.
+        classes: names of the classes in the order of their labels; by default those that occur in the training
+            split, sorted.
         strict: refuse boxes without an area or outside their image instead of leaving them out.
         workers: processes that read and augment pictures beside the training; 0 does it in between.
     """
@@ -33,6 +35,7 @@ class DataConfig:
     root: str = ""
     train: str = "train"
     val: str = "val"
+    classes: tuple[str, ...] | None = None
     strict: bool = False
     workers: int = 0
 

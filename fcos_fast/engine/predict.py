@@ -141,7 +141,7 @@ def as_image(image: ImageLike) -> Tensor:
             raise ValueError(
                 f"got an array of shape {image.shape} and dtype {image.dtype}; expected uint8 (H, W, 3), RGB"
             )
-        return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
     raise TypeError(
         f"got a {type(image).__name__}; expected a file name, a tensor, an array or a PIL picture"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 
 from fcos_fast.engine.files import write_text
@@ -39,8 +40,8 @@ class MetricsTable:
             self.rows = [row for row in read_metrics(self.path) if row["epoch"] <= epochs]
 
     def append(self, row: dict[str, float]) -> None:
-        """Add the row of an epoch and write the file."""
-        self.rows.append(row)
+        """Add the row of an epoch and write the file; what is NaN was not measured and is left empty."""
+        self.rows.append({name: value for name, value in row.items() if not math.isnan(value)})
         text = io.StringIO()
         columns = dict.fromkeys(name for row in self.rows for name in row)
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

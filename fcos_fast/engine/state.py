@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from fcos_fast.engine.checkpoint import random_state, set_random_state
 from fcos_fast.engine.ema import ExponentialMovingAverage
+from fcos_fast.engine.random_state import random_state, set_random_state
 from fcos_fast.models import FCOS
 
 

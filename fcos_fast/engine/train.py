@@ -21,6 +21,7 @@ from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.optimizer import build_optimizer, set_learning_rate
 from fcos_fast.engine.precision import autocast, choose_device, choose_precision
 from fcos_fast.engine.progress import Progress
+from fcos_fast.engine.random_state import seed_everything
 from fcos_fast.engine.run_folder import MetricsTable, new_run_folder
 from fcos_fast.engine.schedule import learning_rate_factor
 from fcos_fast.engine.state import TrainState
@@ -29,7 +30,7 @@ from fcos_fast.models import FCOS
 LOSSES = ("classification", "bbox_regression", "bbox_ctrness")
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(FloatingPointError):
     """A loss became infinite or not a number; the message says where, and what to change."""
 
 
@@ -98,6 +99,8 @@ def load_splits(
     data = config.data
     if not data.root:
         raise ValueError("no data set is given; name its folder with --data.root")
+    if categories is None and data.classes:
+        categories = Categories(data.classes)
     train_set = load_dataset(data.root, data.train, categories, data.strict)
     val_set = load_dataset(data.root, data.val, train_set.categories, data.strict) if data.val else None
     return train_set, val_set
@@ -140,18 +143,20 @@ def _run(
                 **losses,
                 "images_per_second": len(loader) * options.batch_size / seconds,
             }
-            due = state.epoch % options.evaluate_every == 0 or state.epoch == options.epochs
-            if val_set is not None and due:
-                result, detections = evaluate(
-                    state.averaged, val_set, dtype, options.batch_size, config.data.workers
-                )
-                row |= result.summary() | {f"ap_{name}": ap for name, ap in result.per_class.items()}
+            score = float(state.epoch)  # without evaluation the latest weights are the best
+            if val_set is not None:
+                score = -math.inf
+                if state.epoch % options.evaluate_every == 0 or state.epoch == options.epochs:
+                    result, detections = evaluate(
+                        state.averaged, val_set, dtype, options.batch_size, config.data.workers
+                    )
+                    row |= result.summary() | {f"ap_{name}": ap for name, ap in result.per_class.items()}
+                    score = 0.0 if math.isnan(result.ap) else result.ap
             row["seconds"] = time.perf_counter() - start
 
             # last.pt comes last: a run that is killed in between repeats the epoch and writes the same again
             table.append(row)
-            score = state.epoch if val_set is None else row.get("ap", -math.inf)
-            if score > state.best:
+            if score >= max(state.best, 0.0):
                 state.best = score
                 best = {"model": state.averaged.state_dict(), "epoch": state.epoch, "metrics": row}
                 save_checkpoint(folder / "best.pt", about | best)
@@ -160,6 +165,7 @@ def _run(
             if board is not None:
                 for name, value in row.items():
                     board.add_scalar(name, value, state.epoch)
+                board.flush()
     except KeyboardInterrupt:
         raise TrainingInterrupted(folder, state.epoch) from None
 
@@ -171,7 +177,7 @@ def _run(
 def _begin(config: Config, categories: Categories, device: torch.device) -> TrainState:
     """Model, optimizer and moving average as they are before the first step."""
     options = config.train
-    torch.manual_seed(options.seed)
+    seed_everything(options.seed)
     model = FCOS(config.model)
     if options.weights:
         load_weights(model, options.weights, categories, options.new_classes)

@@ -1,0 +1,128 @@
+"""Every mistake of a user ends in one line on stderr, with the remedy, and a status that is not 0."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fcos_fast.cli.main import main
+
+MISTAKES = {
+    "verb": (["trian"], "there is no verb 'trian'; did you mean 'train'?"),
+    "far verb": (["xyzzy"], "there is no verb 'xyzzy'; there are train, evaluate, detect, demo, info"),
+    "option": (["train", "--data.rot", "x"], "there is no option --data.rot; did you mean '--data.root'?"),
+    "option=": (["train", "--train.epoch=3"], "no option --train.epoch; did you mean '--train.epochs'?"),
+    "no such option": (["train", "--zzzzzz"], "there is no option --zzzzzz; --help lists what there is"),
+    "type": (["train", "--train.epochs", "many"], "--train.epochs: Expected a int. Got value: many"),
+    "choice": (["train", "--preset", "torchvison"], "cannot be 'torchvison'; did you mean 'torchvision'?"),
+    "nested choice": (["train", "--schedule.kind", "cosin"], "--schedule.kind cannot be 'cosin'; did you"),
+    "backbone": (["train", "--model.backbone", "resnet17"], "did you mean 'resnet18'"),
+    "value": (["train", "--train.epochs", "0"], "train.epochs is 0; it must be 1 or more"),
+    "recipe": (["train", "--config", "bcdc"], "there is no file or recipe bcdc; did you mean 'bccd'?"),
+    "no data": (["train"], "no data set is given; name its folder with --data.root"),
+    "data": (["train", "--data.root", "/nowhere"], "/nowhere: there is no such folder"),
+    "resume nothing": (["train", "--resume", "/nowhere"], "there is no checkpoint /nowhere"),
+    "resume and more": (["train", "--resume", "x", "--train.epochs", "3"], "leave the other options out"),
+    "required": (["evaluate"], "options are required: --checkpoint"),
+    "no checkpoint": (["evaluate", "--checkpoint", "/nowhere.pt"], "there is no checkpoint /nowhere.pt"),
+    "no image": (["detect", "--checkpoint", "x.pt"], "no image is given; name image files or folders"),
+    "image": (["detect", "--checkpoint", "x.pt", "/nowhere.jpg"], "no file or folder /nowhere.jpg"),
+    "device": (["train", "--train.device", "gpu"], "device 'gpu' is not usable here"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake(arguments, message, capsys, tmp_path, monkeypatch, pictures):
+    monkeypatch.chdir(tmp_path)
+    if "--train.device" in arguments:
+        arguments = [*arguments, "--data.root", str(pictures), "--train.batch_size", "1"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert error.startswith("fcos-fast")
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_wrong_yaml(capsys, tmp_path):
+    config = tmp_path / "my.yaml"
+    config.write_text("train:\n  epoch: 3\n")
+    assert main(["train", "--config", str(config)]) == 2
+    error = capsys.readouterr().err
+    assert "epoch" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_misspelt_split_is_known_before_training(capsys, tmp_path, monkeypatch, pictures):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--data.root", str(pictures), "--data.val", "vall"]) == 2
+    assert "val" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_class_of_another_data_set(capsys, tmp_path, monkeypatch, checkpoint, pictures):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("Annotations", "JPEGImages"):
+        (tmp_path / "pets" / folder).mkdir(parents=True)
+    file = next((pictures / "JPEGImages").iterdir())
+    (tmp_path / "pets" / "JPEGImages" / file.name).write_bytes(file.read_bytes())
+    xml = (pictures / "Annotations" / f"{file.stem}.xml").read_text()
+    names = ("circle", "cross", "ring", "square", "star", "triangle")
+    for name in names:
+        xml = xml.replace(f"<name>{name}</name>", "<name>poodle</name>")
+    (tmp_path / "pets" / "Annotations" / f"{file.stem}.xml").write_text(xml)
+    arguments = ["evaluate", "--checkpoint", str(checkpoint), "--root", str(tmp_path / "pets")]
+    assert main([*arguments, "--split", ""]) == 2
+    assert "unknown class 'poodle'" in capsys.readouterr().err
+
+
+def test_weights_alone_cannot_be_resumed(capsys, checkpoint):
+    assert main(["train", "--resume", str(checkpoint)]) == 2
+    assert "holds weights alone, for detecting; resume from" in capsys.readouterr().err
+
+
+def test_checkpoint_of_other_classes(capsys, tmp_path, monkeypatch, checkpoint, pictures):
+    monkeypatch.chdir(tmp_path)
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["categories"] = {"names": ["cat"], "ids": [1]}
+    torch.save(saved, tmp_path / "cats.pt")
+    arguments = ["train", "--data.root", str(pictures), "--train.batch_size", "1"]
+    assert main([*arguments, "--train.weights", "cats.pt", "--model.backbone", "resnet18"]) == 2
+    assert "cats.pt knows 1 classes (cat), the data set has" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["cats.pt"]
+
+
+def test_debugging_shows_the_traceback(monkeypatch):
+    monkeypatch.setenv("FCOS_FAST_DEBUG", "1")
+    with pytest.raises(ValueError, match="there is no option"):
+        main(["train", "--data.rot", "x"])
+
+
+def test_missing_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    for name in [name for name in sys.modules if name.startswith("fcos_fast.cli.")]:
+        if name != "fcos_fast.cli.main":
+            monkeypatch.delitem(sys.modules, name)
+    assert main(["train"]) == 2
+    error = capsys.readouterr().err
+    assert "needs jsonargparse, which is not installed; pip install 'fcos_fast[train]'" in error
+
+
+def test_usage_and_version(capsys):
+    assert main([]) == 0
+    assert "evaluate" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_as_a_process():
+    """``python -m fcos_fast.cli`` is the same command."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "fcos_fast.cli", "trian"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == "fcos-fast: there is no verb 'trian'; did you mean 'train'?\n"

@@ -1,0 +1,130 @@
+"""The verbs on real files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from PIL import Image
+
+from fcos_fast.cli.main import main
+from fcos_fast.cli.options import RECIPES
+from fcos_fast.cli.train import parse_train_options
+from fcos_fast.engine.run_folder import read_metrics
+from fcos_fast.models import PRESETS
+
+SMALL = ["--model.backbone", "resnet18", "--model.fpn_channels", "32", "--model.head_channels", "64"]
+SMALL += ["--model.head_convs", "1", "--model.min_size", "null"]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_train_evaluate_detect(tmp_path, pictures, capsys):
+    """The whole way, each verb with what the one before left and printed."""
+    run = ["train", "--data.root", str(pictures), "--train.epochs", "1", "--train.batch_size", "5", *SMALL]
+    assert main(run) == 0
+    output = capsys.readouterr().out
+    assert "fcos-fast detect --checkpoint runs/train/best.pt" in output
+    left = {path.name for path in (tmp_path / "runs" / "train").iterdir()}
+    assert left == {
+        *("best.pt", "last.pt", "metrics.csv", "config.yaml"),
+        *("report.html", "curves.png", "sheet.png"),
+    }
+    assert main(["evaluate", "--checkpoint", "runs/train/best.pt"]) == 0
+    result = json.loads((tmp_path / "runs" / "evaluate" / "metrics.json").read_text())
+    row = read_metrics(tmp_path / "runs" / "train" / "metrics.csv")[-1]
+    assert result["ap"] == pytest.approx(row["ap"], abs=1e-6)
+    assert main(["detect", "--checkpoint", "runs/train/best.pt", str(pictures / "JPEGImages")]) == 0
+    assert len(json.loads((tmp_path / "runs" / "detect" / "detections.json").read_text())) == 12
+    assert main(["train", "--resume", "runs/train"]) == 0  # a finished run: evaluated again
+
+
+def test_detect_names_unreadable_files_and_goes_on(tmp_path, pictures, checkpoint, capsys):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    good = sorted((pictures / "JPEGImages").iterdir())[:2]
+    (folder / "a.jpg").write_bytes(good[0].read_bytes())
+    (folder / "b.jpg").write_bytes(good[0].read_bytes()[:100])
+    (folder / "c.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("not an image")
+    images = ["mine", str(good[1]), str(folder / "a.jpg")]
+    assert main(["detect", "--checkpoint", str(checkpoint), "--score_threshold", "0.1", *images]) == 1
+    captured = capsys.readouterr()
+    assert "b.jpg" in captured.err
+    assert "c.png" in captured.err
+    results = json.loads((tmp_path / "runs" / "detect" / "detections.json").read_text())
+    assert [result["image"] for result in results] == ["mine/a.jpg", str(good[1]), str(folder / "a.jpg")]
+    drawn = [result["drawn"] for result in results]
+    assert drawn == ["a.jpg", good[1].name, "a_2.jpg"]
+    for result, name in zip(results, drawn, strict=True):
+        assert Image.open(tmp_path / "runs" / "detect" / name).size == (96, 64)
+        assert (result["width"], result["height"]) == (96, 64)
+        for detection in result["detections"]:
+            x1, y1, x2, y2 = detection["box"]
+            assert 0 <= x1 <= x2 <= 96
+            assert 0 <= y1 <= y2 <= 64
+            assert 0.1 <= detection["score"] <= 1
+            assert detection["class"] in ("circle", "cross", "ring", "square", "star", "triangle")
+    assert sum(len(result["detections"]) for result in results) > 0
+
+
+def test_folder_without_an_image(tmp_path, checkpoint, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["detect", "--checkpoint", str(checkpoint), "empty"]) == 2
+    assert "empty holds no image" in capsys.readouterr().err
+
+
+def test_demo(tmp_path, capsys):
+    assert main(["demo", "--pictures", "10", "--epochs", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "fcos-fast train --data.root" in output
+    assert (tmp_path / "runs" / "demo" / "train" / "sheet.png").is_file()
+    assert (tmp_path / "runs" / "demo" / "train" / "report.html").is_file()
+    assert len(list((tmp_path / "runs" / "demo" / "pictures" / "JPEGImages").iterdir())) == 12
+
+
+def test_yaml_then_command_line(tmp_path):
+    (tmp_path / "my.yaml").write_text("optimizer:\n  lr: 0.5\n  name: sgd\nmodel:\n  min_size: [480, 512]\n")
+    options = parse_train_options(["--config", "my.yaml", "--optimizer.lr", "0.25"])
+    assert (options.optimizer.lr, options.optimizer.name) == (0.25, "sgd")
+    assert options.model.min_size == (480, 512)
+
+
+def test_preset_gives_the_models_defaults(tmp_path):
+    options = parse_train_options(["--preset", "torchvision", "--model.backbone", "resnet18"])
+    changed = vars(options.model) | {"backbone": PRESETS["torchvision"].backbone}
+    assert changed == vars(PRESETS["torchvision"])
+
+
+def test_classes_by_name(pictures, capsys):
+    classes = ["triangle", "star", "square", "ring", "cross", "circle", "heart"]
+    run = ["train", "--data.root", str(pictures), "--train.epochs", "1", "--train.batch_size", "5", *SMALL]
+    assert main([*run, "--data.classes", str(classes), "--data.val", ""]) == 0
+    table = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(table) if line.startswith("label"))
+    assert [line.split()[1] for line in table[start + 1 : start + 8]] == classes
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_valid(name):
+    options = parse_train_options(["--config", name])
+    written = yaml.safe_load(RECIPES[name].read_text())
+    for group, values in written.items():
+        if isinstance(values, dict):
+            for key, value in values.items():
+                got = getattr(getattr(options, group), key)
+                assert (list(got) if isinstance(got, tuple) else got) == value
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "detect", "demo"])
+def test_help_explains_every_option(verb, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([verb, "--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert "folder" in text
+    assert "(type: " in text

@@ -1,0 +1,75 @@
+"""A tiny data set of generated pictures, and a configuration that trains on it in a second."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fcos_fast.data import SyntheticConfig, write_voc
+from fcos_fast.engine.config import Config, DataConfig, TrainConfig
+from fcos_fast.engine.train import TrainResult, train
+from fcos_fast.models import FCOSConfig
+
+TINY_MODEL = FCOSConfig(
+    backbone="resnet18", fpn_channels=32, head_channels=64, head_convs=1, min_size=None, max_size=None
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """The machine is shared; and subprocesses are held against this process bit by bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """A VOC folder: 8 pictures in split train, 4 in split val."""
+    root = tmp_path_factory.mktemp("data") / "pictures"
+    config = SyntheticConfig(size=(64, 96), object_size=(16, 48), max_objects=3)
+    write_voc(root, {"train": 8, "val": 4}, config=config)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_config(pictures) -> Callable[[Path], Config]:
+    """Two epochs of four steps; the run is put into the given folder."""
+
+    def make(runs: Path) -> Config:
+        return Config(
+            data=DataConfig(root=str(pictures)),
+            model=TINY_MODEL,
+            train=TrainConfig(epochs=2, batch_size=2, device="cpu", runs=str(runs)),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def whole_run(tiny_config, tmp_path_factory) -> tuple[Config, TrainResult]:
+    """A run without interruption: its configuration and result."""
+    torch.set_num_threads(1)
+    config = tiny_config(tmp_path_factory.mktemp("whole"))
+    return config, train(config)
+
+
+@pytest.fixture
+def tiny(tiny_config, tmp_path) -> Config:
+    """The same, in a folder of this test."""
+    return tiny_config(tmp_path / "runs")
+
+
+@pytest.fixture
+def bccd() -> Path:
+    """The folder of the blood-cell photographs."""
+    beside = Path(__file__).resolve().parents[3] / "shared" / "data" / "bccd"
+    folder = Path(os.environ.get("FCOS_FAST_BCCD", beside))
+    if not folder.is_dir():
+        pytest.skip(f"there is no folder {folder}; FCOS_FAST_BCCD names the photographs of BCCD_Dataset")
+    return folder

@@ -1,0 +1,41 @@
+"""Eight photographs learnt by heart: the whole way, on real data."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fcos_fast.data import AugmentConfig, DetectionDataset, load_voc
+from fcos_fast.engine import train as train_module
+from fcos_fast.engine.config import Config, TrainConfig
+from fcos_fast.engine.optimizer import OptimizerConfig
+from fcos_fast.engine.schedule import ScheduleConfig
+from fcos_fast.engine.train import train
+from fcos_fast.models import FCOSConfig
+
+
+@pytest.mark.slow
+def test_eight_photographs_are_overfitted(bccd, tmp_path, monkeypatch):
+    torch.set_num_threads(2)
+    whole = load_voc(bccd, "trainval")
+    eight = DetectionDataset(whole.records[:8], whole.categories)
+    monkeypatch.setattr(train_module, "load_splits", lambda config: (eight, eight))
+    outcome = train(
+        Config(
+            model=FCOSConfig(
+                backbone="resnet18",
+                fpn_channels=64,
+                head_channels=64,
+                head_convs=2,
+                min_size=240,
+                max_size=320,
+            ),
+            augment=AugmentConfig(horizontal_flip=0, brightness=0, contrast=0, saturation=0),
+            optimizer=OptimizerConfig(lr=1e-3),
+            schedule=ScheduleConfig(kind="onecycle"),
+            train=TrainConfig(
+                epochs=60, batch_size=4, ema_decay=0, evaluate_every=100, runs=str(tmp_path), device="cpu"
+            ),
+        )
+    )
+    assert outcome.result.ap50 >= 0.9

@@ -1,0 +1,52 @@
+"""Which precision `auto` means where."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fcos_fast.engine.precision import autocast, choose_device, choose_precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("amx", "bf16", "expected", "reason"),
+    [
+        (True, True, torch.bfloat16, "AMX"),
+        (False, True, torch.bfloat16, "AVX512-BF16"),
+        (False, False, torch.float32, "neither"),
+    ],
+)
+def test_cpu(monkeypatch, amx, bf16, expected, reason):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    dtype, why = choose_precision("auto", CPU)
+    assert dtype == expected
+    assert reason in why
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), torch.float32), ((8, 0), torch.bfloat16)])
+def test_cuda(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision("auto", CUDA)[0] == expected
+
+
+def test_as_asked_for():
+    assert choose_precision("float32", CUDA) == (torch.float32, "as asked for")
+    assert choose_precision("bfloat16", CPU) == (torch.bfloat16, "as asked for")
+
+
+def test_autocast_changes_what_a_convolution_returns():
+    conv, x = torch.nn.Conv2d(3, 4, 1), torch.rand(1, 3, 8, 8)
+    for dtype in (torch.float32, torch.bfloat16):
+        with autocast(dtype, CPU):
+            assert conv(x).dtype == dtype
+
+
+def test_device_that_is_not_there():
+    assert choose_device("cpu") == CPU
+    with pytest.raises(ValueError, match=r"device 'cuda:99' is not usable here; take auto, cpu"):
+        choose_device("cuda:99")
+    with pytest.raises(ValueError, match="device 'gpu' is not usable"):
+        choose_device("gpu")

@@ -1,0 +1,67 @@
+"""The Python face: load a checkpoint, predict an image."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fcos_fast.engine.predict import load
+
+
+@pytest.fixture(scope="module")
+def detector(whole_run):
+    return load(whole_run[1].folder / "best.pt", device="cpu", precision="float32")
+
+
+@pytest.fixture
+def file(pictures):
+    return sorted((pictures / "JPEGImages").iterdir())[0]
+
+
+def test_one_image_gives_boxes_scores_and_names(detector, file):
+    found = detector.predict(file, score_threshold=0.05)
+    assert len(found) == len(found.boxes) == len(found.scores) == len(found.labels) == len(found.names) > 0
+    assert found.boxes.shape == (len(found), 4)
+    assert (found.scores >= 0.05).all()
+    assert (found.scores.diff() <= 0).all()
+    assert found.names == tuple(detector.categories.names[label] for label in found.labels)
+    assert found.to_dict()[0]["class"] == found.names[0]
+    assert found.to_dict()[0]["box"] == pytest.approx(found.boxes[0].tolist(), abs=0.006)
+    assert found.draw().size == (96, 64)
+
+
+def test_every_kind_of_image_is_the_same_image(detector, file):
+    picture = Image.open(file)
+    tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    kinds = [str(file), file, picture, np.array(picture), tensor, tensor.float() / 255]
+    results = detector.predict(kinds, score_threshold=0.05)
+    assert len(results) == len(kinds)
+    for found in results[1:]:
+        # decoders may differ in the last bit of a pixel
+        torch.testing.assert_close(found.scores[:3], results[0].scores[:3], rtol=0, atol=0.02)
+
+
+def test_detections_are_the_models_own(whole_run, detector):
+    """What training evaluated last is what the stored average detects."""
+    _, outcome = whole_run
+    images = [outcome.val_set[i][0] for i in range(4)]
+    last = load(outcome.folder / "last.pt", device="cpu")  # bfloat16 where training had it
+    for found, expected in zip(last.predict(images, 0.0), outcome.detections, strict=True):
+        assert torch.equal(found.boxes, expected["boxes"])
+        assert torch.equal(found.scores, expected["scores"])
+
+
+def test_no_image_at_all(detector):
+    assert detector.predict([]) == []
+
+
+def test_what_is_no_image_is_named(detector, tmp_path):
+    with pytest.raises(ValueError, match=r"shape \(8, 8\) and dtype uint8; expected uint8 \(H, W, 3\)"):
+        detector.predict(np.zeros((8, 8), np.uint8))
+    with pytest.raises(TypeError, match="got a int"):
+        detector.predict(7)
+    (tmp_path / "broken.jpg").write_bytes(b"no jpeg")
+    with pytest.raises(ValueError, match=r"broken\.jpg"):
+        detector.predict(tmp_path / "broken.jpg")
