@@ -1,0 +1,1 @@
+"""Timings of the operators beside their peers; see README.md."""

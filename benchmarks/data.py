@@ -1,0 +1,38 @@
+"""Boxes and scores of the sizes and kinds that detectors meet; made on the CPU, the same for every device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+IMAGE = (800, 1344)
+"""(height, width) of COCO training images after resizing and padding."""
+
+FEATURE_SIZES = [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
+"""(height, width) of P3 to P7 for such an image."""
+
+
+def random_boxes(count: int, smallest: float, largest: float) -> Tensor:
+    """(count, 4) xyxy, anywhere in the image; sides spread evenly in their logarithm, in pixels."""
+    spread = torch.log(torch.tensor(largest / smallest))
+    size = smallest * torch.exp(torch.rand(count, 2) * spread)
+    height, width = IMAGE
+    center = torch.rand(count, 2) * torch.tensor([width, height])
+    return torch.cat((center - size / 2, center + size / 2), dim=1)
+
+
+def clustered_boxes(count: int, per_object: int = 50) -> Tensor:
+    """(count, 4) xyxy: about ``per_object`` candidates around each object, as a detection head gives them."""
+    objects = random_boxes(max(1, count // per_object), 16, 400)
+    return jittered(objects[torch.randint(len(objects), (count,))], 0.1)
+
+
+def jittered(boxes: Tensor, amount: float) -> Tensor:
+    """The boxes with sides moved by up to ``amount`` of their width and height."""
+    size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    return boxes + (torch.rand_like(boxes) * 2 - 1) * amount * size
+
+
+def distinct_scores(count: int) -> Tensor:
+    """(count,) in [0, 1), no two alike: the order of equal scores is not the same in all libraries."""
+    return torch.randperm(count) / count
