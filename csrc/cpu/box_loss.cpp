@@ -30,6 +30,7 @@ Tensor run(const Tensor& pred, const Tensor& target, const BoxLossParameters& pa
   base.upstream = upstream.elements;
   base.scale = upstream.scale;
 
+  const BoxLossKernel kernel = kernels(dtype).box_loss;
   const int64_t element = int64_t(p.element_size());
   const int64_t units = (pairs + kBlock - 1) / kBlock;
   const double total = sum_units(units, [&](int64_t u) {
@@ -43,7 +44,7 @@ Tensor run(const Tensor& pred, const Tensor& target, const BoxLossParameters& pa
     span.loss = const_cast<char*>(advance(base.loss, 1));
     span.grad = const_cast<char*>(advance(base.grad, 4));
     span.n = std::min(kBlock, pairs - u * kBlock);
-    return kernels(dtype).box_loss(span, parameters);
+    return kernel(span, parameters);
   });
   if (want == Result::kSum) write_scalar(out, total);
   return out;

@@ -20,9 +20,10 @@ Tensor run(const Tensor& ltrb, const Tensor* grad) {
   auto* result = static_cast<char*>(out.mutable_data_ptr());
   const int64_t element = int64_t(rows.element_size());
   const int64_t columns = grad == nullptr ? 1 : 4;
+  const CenternessKernel kernel = kernels(dtype).centerness;
   torch::stable::parallel_for(0, rows.numel() / 4, kGrain, [&](int64_t begin, int64_t end) {
-    kernels(dtype).centerness(in + begin * 4 * element, flow ? flow + begin * element : nullptr,
-                              result + begin * columns * element, end - begin);
+    kernel(in + begin * 4 * element, flow ? flow + begin * element : nullptr,
+           result + begin * columns * element, end - begin);
   });
   return out;
 }
