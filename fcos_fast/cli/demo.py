@@ -14,7 +14,7 @@ from fcos_fast.engine.train import train
 
 OWN_DATA = """
 your own pictures, in the folders of PASCAL VOC (JPEGImages, Annotations, ImageSets/Main):
-  fcos-fast train --data.root FOLDER --data.train train --data.val val"""
+  fcos-fast train --config small --data.root FOLDER --data.train train --data.val val"""
 
 
 @dataclass(frozen=True)

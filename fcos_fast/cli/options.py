@@ -10,14 +10,10 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser
 
-import fcos_fast.configs
 from fcos_fast.cli.suggest import did_you_mean
 
 Options = TypeVar("Options")
 QUOTED = r"'([^']*)'"
-
-RECIPES = {path.stem: path for path in sorted(Path(fcos_fast.configs.__path__[0]).glob("*.yaml"))}
-"""Configurations that come with the package, by the name that ``--config`` knows them by."""
 
 
 def parse_options(
@@ -26,11 +22,11 @@ def parse_options(
     arguments: Sequence[str],
     positional: str | None = None,
     defaults: Mapping[str, Any] | None = None,
+    recipes: Mapping[str, Path] | None = None,
 ) -> Options:
     """Read ``arguments`` into the dataclass ``options``; a nested dataclass becomes dotted options.
 
-    ``--config`` takes options from a YAML file, or from one of ``fcos_fast/configs`` by its bare name; what
-    stands after it on the command line wins.
+    ``--config`` takes options from a YAML file; what stands after it on the command line wins.
 
     Args:
         options: a dataclass.
@@ -38,21 +34,21 @@ def parse_options(
         arguments: of the command line.
         positional: name of the field (a list of strings) whose values are given without a name.
         defaults: by dotted name, where they are to differ from the dataclass's own.
+        recipes: YAML files that ``--config`` also knows by name.
 
     Raises:
         ValueError: a wrong option, with the nearest right one, or a value that does not fit.
     """
-    parser = ArgumentParser(prog=f"fcos-fast {verb}", exit_on_error=False)
-    parser.add_argument(
-        "--config",
-        action="config",
-        help=f"YAML file with any of the options, or a recipe: {', '.join(RECIPES)}",
-    )
+    usage = f"fcos-fast {verb} [options]" + (f" {positional.upper()} ..." if positional else "")
+    parser = ArgumentParser(usage=usage, exit_on_error=False)
+    recipes = recipes or {}
+    or_recipe = f", or a recipe: {', '.join(recipes)}" if recipes else ""
+    parser.add_argument("--config", action="config", help=f"YAML file with any of the options{or_recipe}")
     if positional:
         parser.add_argument(positional, nargs="*", type=str, default=[])
     parser.add_class_arguments(options, skip={positional} if positional else None)
     parser.set_defaults(dict(defaults or {}))
-    arguments = _with_config_paths(arguments)
+    arguments = _with_config_paths(arguments, recipes)
     known = [name for action in parser._actions for name in action.option_strings]
     for argument in arguments:
         name = argument.split("=")[0]
@@ -66,15 +62,17 @@ def parse_options(
     return options(**values)
 
 
-def _with_config_paths(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with the bare name of a recipe after ``--config`` replaced by its file."""
+def _with_config_paths(arguments: Sequence[str], recipes: Mapping[str, Path]) -> list[str]:
+    """The arguments, with the name of a recipe after ``--config`` replaced by its file."""
     replaced = []
     for before, argument in zip(["", *arguments], arguments, strict=False):
         name = argument.removeprefix("--config=")
-        if (before == "--config" or name != argument) and not Path(name).exists():
-            if name not in RECIPES:
-                raise ValueError(f"there is no file or recipe {name}{did_you_mean(name, RECIPES)}")
-            argument = argument.replace(name, str(RECIPES[name]))
+        if (before == "--config" or name != argument) and not Path(name).is_file():
+            if name not in recipes:
+                raise ValueError(
+                    f"there is no file {name}" + (did_you_mean(name, recipes) if recipes else "")
+                )
+            argument = argument.replace(name, str(recipes[name]))
         replaced.append(argument)
     return replaced
 

@@ -6,13 +6,18 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
+import fcos_fast.configs
 from fcos_fast.cli.options import parse_options
 from fcos_fast.engine.config import Config, to_plain
 from fcos_fast.engine.report import write_report
 from fcos_fast.engine.train import TrainingInterrupted, TrainResult, resume, train
 from fcos_fast.models import PRESETS
+
+RECIPES = {path.stem: path for path in sorted(Path(fcos_fast.configs.__path__[0]).glob("*.yaml"))}
+"""Configurations that come with the package, by the name that ``--config`` knows them by."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse_train_options(arguments: Sequence[str]) -> TrainOptions:
     """The options, whose ``model`` begins with the fields of the preset."""
-    options = parse_options(TrainOptions, "train", arguments)
+    options = parse_options(TrainOptions, "train", arguments, recipes=RECIPES)
     if options.preset == "official-improved":
         return options
     defaults = _dotted({"model": to_plain(PRESETS[options.preset])})
-    return parse_options(TrainOptions, "train", arguments, defaults=defaults)
+    return parse_options(TrainOptions, "train", arguments, defaults=defaults, recipes=RECIPES)
 
 
 def present(outcome: TrainResult) -> None:

@@ -22,7 +22,7 @@ MISTAKES = {
     "nested choice": (["train", "--schedule.kind", "cosin"], "--schedule.kind cannot be 'cosin'; did you"),
     "backbone": (["train", "--model.backbone", "resnet17"], "did you mean 'resnet18'"),
     "value": (["train", "--train.epochs", "0"], "train.epochs is 0; it must be 1 or more"),
-    "recipe": (["train", "--config", "bcdc"], "there is no file or recipe bcdc; did you mean 'bccd'?"),
+    "recipe": (["train", "--config", "bcdc"], "there is no file bcdc; did you mean 'bccd'?"),
     "no data": (["train"], "no data set is given; name its folder with --data.root"),
     "data": (["train", "--data.root", "/nowhere"], "/nowhere: there is no such folder"),
     "resume nothing": (["train", "--resume", "/nowhere"], "there is no checkpoint /nowhere"),

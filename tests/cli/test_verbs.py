@@ -9,8 +9,7 @@ import yaml
 from PIL import Image
 
 from fcos_fast.cli.main import main
-from fcos_fast.cli.options import RECIPES
-from fcos_fast.cli.train import parse_train_options
+from fcos_fast.cli.train import RECIPES, parse_train_options
 from fcos_fast.engine.run_folder import read_metrics
 from fcos_fast.models import PRESETS
 
@@ -81,7 +80,7 @@ def test_folder_without_an_image(tmp_path, checkpoint, capsys):
 def test_demo(tmp_path, capsys):
     assert main(["demo", "--pictures", "10", "--epochs", "1"]) == 0
     output = capsys.readouterr().out
-    assert "fcos-fast train --data.root" in output
+    assert "fcos-fast train --config small --data.root" in output
     assert (tmp_path / "runs" / "demo" / "train" / "sheet.png").is_file()
     assert (tmp_path / "runs" / "demo" / "train" / "report.html").is_file()
     assert len(list((tmp_path / "runs" / "demo" / "pictures" / "JPEGImages").iterdir())) == 12
