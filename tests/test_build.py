@@ -1,0 +1,171 @@
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from unittest import mock
+
+import pytest
+import torch
+
+from tests.child import ROOT
+
+READ_BY_SETUP = ("FCOS_FAST_BUILD", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS")
+
+
+def run_setup(**environment):
+    """Run setup.py as `build_ext` would, but for the build itself; returns its names."""
+    kept = {name: value for name, value in os.environ.items() if name not in READ_BY_SETUP}
+    with (
+        mock.patch.dict(os.environ, kept | environment, clear=True),
+        mock.patch("setuptools.setup") as setup,
+        mock.patch.object(sys, "argv", ["setup.py", "build_ext"]),
+    ):
+        names = runpy.run_path(str(ROOT / "setup.py"))
+    assert setup.call_args.kwargs["ext_modules"] == names["extensions"]
+    return names
+
+
+def write_script(path, body):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def cuda_torch(monkeypatch):
+    """setup.py sees a torch with CUDA, whatever torch this is."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch._C, "_cuda_getArchFlags", lambda: "sm_75 sm_80 sm_90 compute_90", raising=False)
+
+
+@pytest.fixture
+def toolkit(tmp_path):
+    """Folder with an nvcc that answers what setup.py asks, and compiles nothing."""
+    home = tmp_path / "toolkit"
+    answers = {"--dryrun": f"#$ _HERE_={home}/bin", "--list-gpu-arch": "compute_80\ncompute_90\ncompute_100"}
+    cases = "\n".join(
+        f"{option}*) echo '{answer}' >&2; echo '{answer}';;" for option, answer in answers.items()
+    )
+    write_script(home / "bin" / "nvcc", f'case "$*" in\n{cases}\nesac')
+    return home
+
+
+@pytest.mark.usefixtures("cuda_torch")
+def test_cuda_build_without_nvcc_fails_and_says_what_helps(tmp_path):
+    with pytest.raises(SystemExit) as refused:
+        run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(tmp_path), PATH=str(tmp_path))
+    message = str(refused.value)
+    for part in ("FCOS_FAST_BUILD=cuda", "nvcc", "CUDA_HOME", "nvidia-cuda-nvcc", "FCOS_FAST_BUILD=cpu"):
+        assert part in message
+
+
+def test_cuda_build_with_a_torch_without_cuda_fails_and_says_what_helps(monkeypatch, toolkit):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(SystemExit, match=r"torch .* no CUDA; .*--no-build-isolation"):
+        run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(toolkit))
+
+
+@pytest.mark.usefixtures("cuda_torch")
+def test_automatic_build_without_nvcc_leaves_cuda_out_aloud(tmp_path, capfd):
+    names = run_setup(FCOS_FAST_BUILD="auto", CUDA_HOME=str(tmp_path), PATH=str(tmp_path))
+    assert [extension.name for extension in names["extensions"]] == ["fcos_fast._C"]
+    assert "CUDA operators  NO: no nvcc" in capfd.readouterr().err
+
+
+def test_cpu_build_says_what_is_left_out_and_why(capfd):
+    names = run_setup(FCOS_FAST_BUILD="cpu", MAX_JOBS="3")
+    assert [extension.name for extension in names["extensions"]] == ["fcos_fast._C"]
+    summary = capfd.readouterr().err
+    assert f"torch {torch.__version__}" in summary
+    assert "3 jobs" in summary
+    assert "CPU operators   yes" in summary
+    assert "CUDA operators  NO: FCOS_FAST_BUILD=cpu" in summary
+
+
+def test_unknown_kind_of_build_is_refused():
+    with pytest.raises(SystemExit, match="FCOS_FAST_BUILD=nonsense: expected auto, cpu or cuda"):
+        run_setup(FCOS_FAST_BUILD="nonsense")
+
+
+def test_build_without_torch_says_what_helps(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit, match=r"needs torch >= 2\.10; .*pip install torch"):
+        run_setup()
+
+
+@pytest.mark.usefixtures("cuda_torch")
+def test_wrapper_script_leads_to_the_toolkit(tmp_path, toolkit):
+    wrapper = write_script(tmp_path / "wrapper" / "nvcc", f'exec {toolkit}/bin/nvcc "$@"')
+    names = run_setup(FCOS_FAST_BUILD="cuda", PATH=f"{wrapper.parent}:{os.environ['PATH']}")
+    assert names["cuda_home"] == toolkit
+    assert str(toolkit / "include") in names["extensions"][1].include_dirs
+
+
+@pytest.mark.usefixtures("cuda_torch")
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on the PATH")
+def test_wrapper_around_the_nvcc_of_this_machine_leads_to_its_headers(tmp_path):
+    wrapper = write_script(tmp_path / "nvcc", f'exec {shutil.which("nvcc")} "$@"')
+    home = run_setup(FCOS_FAST_BUILD="cuda", PATH=f"{wrapper.parent}:{os.environ['PATH']}")["cuda_home"]
+    assert (home / "include" / "cuda_runtime.h").is_file()
+
+
+@pytest.mark.usefixtures("cuda_torch")
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        ("8.0;9.0+PTX", ["80,code=sm_80", "90,code=sm_90", "90,code=compute_90"]),
+        ("7.5 9.0a", ["75,code=sm_75", "90a,code=sm_90a"]),
+        # Not listed: what torch was built for, as far as this nvcc knows it, and PTX of the newest.
+        ("", ["80,code=sm_80", "90,code=sm_90", "90,code=compute_90"]),
+    ],
+)
+def test_architectures(listed, expected, toolkit):
+    names = run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(toolkit), TORCH_CUDA_ARCH_LIST=listed)
+    flags = names["extensions"][1].extra_compile_args["nvcc"]
+    assert [flag for flag in flags if "arch" in flag] == [f"-gencode=arch=compute_{e}" for e in expected]
+
+
+@pytest.mark.usefixtures("cuda_torch")
+@pytest.mark.xfail(strict=True, reason="setup.py also prints the word arch before every architecture")
+def test_summary_names_the_toolkit_and_the_architectures(toolkit, capfd):
+    run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(toolkit), TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX")
+    summary = capfd.readouterr().err
+    assert f"CUDA operators  yes: nvcc of {toolkit}, sm_80 sm_90 compute_90\n" in summary
+
+
+@pytest.fixture(scope="module")
+def cuda_build():
+    """(nvcc, the CUDA extension) for sm_80 and sm_90, as setup.py has them on this machine."""
+    names = run_setup(TORCH_CUDA_ARCH_LIST="8.0;9.0")
+    if names["cuda_home"] is None:
+        pytest.skip(f"no CUDA build here: {names['why_not']}")
+    return names["cuda_home"] / "bin" / "nvcc", names["extensions"][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["centerness.cu", "nms.cu"])
+def test_cuda_kernels_compile_and_keep_everything_in_registers(source, cuda_build, tmp_path):
+    nvcc, extension = cuda_build
+    command = [
+        *(nvcc, "-c", ROOT / "csrc" / "cuda" / source, "-o", tmp_path / "kernels.o", "-Xptxas=-v"),
+        *extension.extra_compile_args["nvcc"],
+        *(f"-I{folder}" for folder in extension.include_dirs),
+        *(f"-D{name}" if value is None else f"-D{name}={value}" for name, value in extension.define_macros),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    usage = kernel_usage(done.stdout + done.stderr)
+    assert {arch for _, arch in usage} == {"sm_80", "sm_90"}
+    in_memory = {kernel: line for kernel, line in usage.items() if set(re.findall(r"\d+", line)) != {"0"}}
+    assert not in_memory, "registers spilled or arrays in local memory"
+
+
+def kernel_usage(ptxas):
+    """(kernel, architecture) -> what ptxas says of its stack frame and spills."""
+    found = re.findall(
+        r"Compiling entry function '(\w+)' for '(\w+)'\n.*Function properties.*\n\s*(.*stack.*)", ptxas
+    )
+    return {(kernel, arch): line for kernel, arch, line in found}

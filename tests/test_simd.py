@@ -1,0 +1,120 @@
+import pytest
+import torch
+import torchvision
+
+from fcos_fast import reference
+from tests.child import assert_runs, run_python
+
+LEVELS = ["baseline", "avx2", "avx512"]  # narrowest first
+RUNNABLE = LEVELS[: 1 + ["DEFAULT", "AVX2", "AVX512"].index(torch.backends.cpu.get_cpu_capability())]
+
+COMPUTE = """
+import sys
+import torch
+from fcos_fast import _C, ops
+
+print(_C.simd())
+data, results = torch.load({inputs!r}), {{}}
+for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    logits, dense, pred, target, ltrb = (
+        data[name].to(dtype).requires_grad_(name != "dense") for name in ("logits", "dense", "pred", "target", "ltrb")
+    )
+    losses = {{
+        "focal": ops.sigmoid_focal_loss(logits, dense),
+        "star": ops.sigmoid_focal_loss_star(logits, data["classes"]),
+        "centerness": ops.centerness(ltrb),
+        **{{kind: ops.box_loss(pred, target, kind) for kind in ("iou", "linear_iou", "giou", "diou", "ciou")}},
+    }}
+    for name, loss in losses.items():
+        wanted = [t for t in (logits, pred, target, ltrb) if t.requires_grad]
+        grads = torch.autograd.grad(loss.sum(), wanted, allow_unused=True)
+        results[name, dtype] = [loss.detach(), *(g for g in grads if g is not None)]
+for threshold in (0.3, 0.6):
+    results["nms", threshold] = ops.nms(data["boxes"], data["scores"], threshold)
+torch.save(results, {outputs!r})
+"""
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Sizes that are no multiple of a vector, so that every loop has a rest."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*shape):
+        return torch.rand(*shape, generator=generator)
+
+    corner = random(1003, 2) * 200
+    boxes = torch.cat((corner, corner + 1 + random(1003, 2) * 60), dim=1)
+    target = boxes + random(1003, 4) * 4
+    return {
+        "logits": (random(37, 29) - 0.5) * 20,
+        "dense": random(37, 29),
+        "classes": torch.randint(-2, 29, (37,), generator=generator),
+        "pred": boxes[:303],
+        "target": target[:303],
+        "ltrb": random(333, 4) * 50 - 2,
+        "boxes": boxes,
+        "scores": torch.randperm(1003, generator=generator) / 1003,
+    }
+
+
+@pytest.fixture(scope="module", params=LEVELS)
+def results(request, data, tmp_path_factory):
+    """What a process computes that was told to use this instruction set."""
+    level = request.param
+    if level not in RUNNABLE:
+        pytest.skip(f"this machine does not run {level}")
+    folder = tmp_path_factory.mktemp(level)
+    inputs, outputs = str(folder / "inputs.pt"), str(folder / "outputs.pt")
+    torch.save(data, inputs)
+    printed = assert_runs(COMPUTE.format(inputs=inputs, outputs=outputs), FCOS_FAST_SIMD=level)
+    assert printed.split() == [level]
+    return torch.load(outputs)
+
+
+BOX_KINDS = ("iou", "linear_iou", "giou", "diou", "ciou")
+EXPECTED = {  # operator -> (arguments, reference in float64)
+    "focal": (("logits", "dense"), reference.sigmoid_focal_loss),
+    "star": (("logits", "classes"), reference.sigmoid_focal_loss_star),
+    "centerness": (("ltrb",), reference.centerness),
+    **{
+        kind: (("pred", "target"), lambda pred, target, kind=kind: reference.box_loss(pred, target, kind))
+        for kind in BOX_KINDS
+    },
+}
+TOLERANCE = {
+    torch.float32: {"rtol": 1e-5, "atol": 5e-6},
+    torch.float64: {"rtol": 1e-10, "atol": 1e-12},
+    torch.bfloat16: {"rtol": 2**-7, "atol": 1e-5},
+    torch.float16: {"rtol": 2**-9, "atol": 1e-5},
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", EXPECTED)
+def test_equals_the_reference_in_float64(results, data, name, dtype):
+    names, function = EXPECTED[name]
+    arguments = []
+    for key in names:
+        value = data[key]
+        if value.is_floating_point():
+            value = value.to(dtype).double().requires_grad_(key != "dense")
+        arguments.append(value)
+    loss = function(*arguments)
+    grads = torch.autograd.grad(loss.sum(), [t for t in arguments if t.requires_grad])
+    for actual, expected in zip(results[name, dtype], [loss, *grads], strict=True):
+        torch.testing.assert_close(actual.double(), expected, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.6])
+def test_nms_equals_torchvision(results, data, threshold):
+    expected = torchvision.ops.nms(data["boxes"], data["scores"], threshold)
+    assert torch.equal(results["nms", threshold], expected)
+
+
+@pytest.mark.parametrize("call", ["fcos_fast._C.simd()", "fcos_fast.ops.centerness(torch.ones(1, 4))"])
+def test_unknown_instruction_set_is_refused_with_those_that_run_here(call):
+    done = run_python(f"import torch, fcos_fast.ops, fcos_fast._C; {call}", FCOS_FAST_SIMD="avx1024")
+    assert done.returncode != 0
+    widest_first = ", ".join(reversed(RUNNABLE))
+    assert f"FCOS_FAST_SIMD=avx1024 cannot be had; this machine runs {widest_first}" in done.stderr
