@@ -51,10 +51,7 @@ def main(arguments: Sequence[str]) -> int:
             outcome = resume(options.resume)
     except TrainingInterrupted as interruption:
         folder = shlex.quote(str(interruption.folder))
-        print(
-            f"\ninterrupted; {interruption.epochs} epochs are saved. Continue with: fcos-fast train --resume {folder}",
-            file=sys.stderr,
-        )
+        print(f"\ninterrupted; continue with: fcos-fast train --resume {folder}", file=sys.stderr)
         return 130
     present(outcome)
     return 0

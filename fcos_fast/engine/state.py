@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +21,14 @@ class TrainState:
         optimizer: over its parameters.
         ema: its moving average, or None.
         epoch: finished epochs.
-        best: best score so far.
+        best: best average precision so far.
     """
 
     model: FCOS
     optimizer: torch.optim.Optimizer
     ema: ExponentialMovingAverage | None
     epoch: int = 0
-    best: float = -math.inf
+    best: float = 0.0
 
     @property
     def averaged(self) -> FCOS:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from fcos_fast.data import Categories, DetectionDataset, load_dataset, train_loader
 from fcos_fast.engine.average_precision import AveragePrecision
 from fcos_fast.engine.checkpoint import describe_model, load_checkpoint, load_weights, save_checkpoint
-from fcos_fast.engine.config import Config, from_plain, save_config, to_plain
+from fcos_fast.engine.config import Config, TrainConfig, from_plain, save_config, to_plain
 from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.optimizer import build_optimizer, set_learning_rate
@@ -39,12 +39,11 @@ class TrainingInterrupted(KeyboardInterrupt):
 
     Attributes:
         folder: of the run, to resume from.
-        epochs: finished epochs, all of which are saved.
     """
 
-    def __init__(self, folder: Path, epochs: int) -> None:
-        super().__init__(f"interrupted after {epochs} epochs; resume from {folder}")
-        self.folder, self.epochs = folder, epochs
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"interrupted; resume from {folder}")
+        self.folder = folder
 
 
 @dataclass(frozen=True)
@@ -143,20 +142,18 @@ def _run(
                 **losses,
                 "images_per_second": len(loader) * options.batch_size / seconds,
             }
-            score = float(state.epoch)  # without evaluation the latest weights are the best
-            if val_set is not None:
-                score = -math.inf
-                if state.epoch % options.evaluate_every == 0 or state.epoch == options.epochs:
-                    result, detections = evaluate(
-                        state.averaged, val_set, dtype, options.batch_size, config.data.workers
-                    )
-                    row |= result.summary() | {f"ap_{name}": ap for name, ap in result.per_class.items()}
-                    score = 0.0 if math.isnan(result.ap) else result.ap
+            score = state.epoch if val_set is None else -1.0  # without evaluation the latest are the best
+            if val_set is not None and _is_due(state.epoch, options):
+                result, detections = evaluate(
+                    state.averaged, val_set, dtype, options.batch_size, config.data.workers
+                )
+                row |= result.summary() | {f"ap_{name}": ap for name, ap in result.per_class.items()}
+                score = 0.0 if math.isnan(result.ap) else result.ap
             row["seconds"] = time.perf_counter() - start
 
             # last.pt comes last: a run that is killed in between repeats the epoch and writes the same again
             table.append(row)
-            if score >= max(state.best, 0.0):
+            if score >= state.best:
                 state.best = score
                 best = {"model": state.averaged.state_dict(), "epoch": state.epoch, "metrics": row}
                 save_checkpoint(folder / "best.pt", about | best)
@@ -167,7 +164,7 @@ def _run(
                     board.add_scalar(name, value, state.epoch)
                 board.flush()
     except KeyboardInterrupt:
-        raise TrainingInterrupted(folder, state.epoch) from None
+        raise TrainingInterrupted(folder) from None
 
     if result is None and val_set is not None:  # resumed after its end
         result, detections = evaluate(state.averaged, val_set, dtype, options.batch_size, config.data.workers)
@@ -186,6 +183,10 @@ def _begin(config: Config, categories: Categories, device: torch.device) -> Trai
     return TrainState(
         model, optimizer, ExponentialMovingAverage(model, options.ema_decay) if options.ema_decay else None
     )
+
+
+def _is_due(epoch: int, options: TrainConfig) -> bool:
+    return epoch % options.evaluate_every == 0 or epoch == options.epochs
 
 
 def train_epoch(
