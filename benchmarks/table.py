@@ -30,6 +30,9 @@ def main() -> int:
     arguments = parse_arguments()
     if torchvision is None:
         tell("torchvision is not installed: its rows are missing, and the reference is the peer")
+    facts = machine()
+    if facts["load"] > 0.5:
+        tell(f"something else keeps {facts['load']:.1f} cores busy: times of several threads mean little")
     results = []
     for group in arguments.group or GROUPS:
         for case in importlib.import_module(f"benchmarks.bench_{group}").CASES:
@@ -38,7 +41,7 @@ def main() -> int:
                 with backend("native"):
                     results += measure(case, device, arguments.quick)
     print(markdown(results))
-    write_json(arguments.out, {"machine": machine(), "quick": arguments.quick, "results": results})
+    write_json(arguments.out, {"machine": facts, "quick": arguments.quick, "results": results})
     failed = sum("error" in result for result in results)
     tell(f"written: {arguments.out}; rows that failed or were wrong: {failed} of {len(results)}")
     return int(failed > 0)
@@ -76,7 +79,7 @@ def measure(case: Case, device: str, quick: bool) -> list[dict]:
         except Exception as error:  # one row must not cost the others their measurement
             tell(f"  {row}: {error}")
             errors[row] = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
-    budget_ms, least, most = (300.0, 2, 20) if quick else (2000.0, 5, 100)
+    budget_ms, least, most = (300.0, 2, 20) if quick else (2000.0, 3, 100)
     samples = time_in_turns(rows, device, budget_ms, least, most)
     peer_ms = percentile(samples[case.peer], 0.5)
     outcome = {row: statistics(times, peer_ms) for row, times in samples.items()} | errors
@@ -130,6 +133,7 @@ def machine() -> dict:
         "cpu": cpu_name(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],  # of the last minute, in cores
         "simd": importlib.import_module("fcos_fast._C").simd() if cpu_error is None else None,
         "torch": torch.__version__,
         "torchvision": torchvision.__version__ if torchvision else None,
