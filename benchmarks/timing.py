@@ -32,8 +32,8 @@ def time_in_turns(
 ) -> dict[str, list[float]]:
     """Milliseconds per call, sample by sample, for every row.
 
-    Each row gets as many samples as fit into ``budget_ms``, at least ``least`` and at most ``most``; a row of fewer
-    samples sits rounds out, evenly over the whole run. Nothing flushes a cache between calls.
+    Each row gets about as many samples as fit into ``budget_ms``, from ``least`` to ``most``; a row of fewer samples
+    sits rounds out, evenly over the whole run. Nothing flushes a cache between calls.
     """
     once = {name: warm_up(call, device) for name, call in rows.items()}
     calls = {name: max(1, round(SAMPLE_MS / once[name])) for name in rows}
