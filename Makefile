@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BUILT := $(VENV)/.built
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: help setup build test lint format demo bccd bench clean
@@ -27,13 +28,17 @@ $(READY): pyproject.toml setup.py
 	$(BIN)/python -m pip install --verbose --no-build-isolation --editable ".[dev]" > $(VENV)/build.log 2>&1 \
 		|| { tail -n 40 $(VENV)/build.log; echo "== setup failed; the whole log is $(VENV)/build.log"; exit 1; }
 	@grep -A 4 -m 1 "=====" $(VENV)/build.log || true
-	@touch $(READY)
+	@touch $(READY) $(BUILT)
 	@echo "== setup done: $(BIN)/fcos-fast info shows what runs; $(VENV)/build.log is the build's log"
 
-build: setup
-	$(BIN)/python setup.py --quiet build_ext --inplace
+build: $(BUILT)
 
-test: setup
+$(BUILT): $(READY) $(CXX_FILES)
+	@echo "== csrc has changed: building"
+	$(BIN)/python setup.py --quiet build_ext --inplace > $(VENV)/build.log 2>&1 || { tail -n 40 $(VENV)/build.log; exit 1; }
+	@touch $(BUILT)
+
+test: build
 	$(BIN)/python -m pytest --durations=10
 	@echo "== tests passed; skipped ones and their reasons stand above; $(BIN)/fcos-fast info shows what runs"
 
@@ -47,15 +52,15 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-demo: setup
+demo: build
 	$(BIN)/fcos-fast demo
 
 DATA ?= ../shared/data/bccd
-bccd: setup
+bccd: build
 	$(BIN)/fcos-fast train --config bccd --data.root $(DATA)
 
-bench: setup
+bench: build
 	$(BIN)/python -m benchmarks.table
 
 clean:
-	rm -rf build dist *.egg-info fcos_fast/*.so $(READY)
+	rm -rf build dist *.egg-info fcos_fast/*.so $(READY) $(BUILT)

@@ -24,42 +24,57 @@ GIB_PER_JOB = {"cpp": 1.0, "cuda": 2.5}
 
 
 def run(*command: str) -> str:
-    """Output of a command, both streams; "" where it cannot run."""
+    """What a command prints, on either stream; "" where it cannot run."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return ""
+    return done.stdout + done.stderr
 
 
-def cuda_home_of(nvcc: str) -> Path | None:
+def has_nvcc(folder: Path) -> bool:
+    """Is the folder a CUDA toolkit?"""
+    return (folder / "bin" / "nvcc").exists()
+
+
+def toolkit_of(nvcc: str) -> Path:
     """The toolkit that an nvcc belongs to; nvcc may be a wrapper script, so ask it instead of reading its path."""
-    try:
-        dry = subprocess.run(
-            [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True, timeout=60
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    here = re.search(r"_HERE_=(.+)", dry.stderr + dry.stdout)
-    home = Path(here.group(1)).resolve().parent if here else Path(nvcc).resolve().parent.parent
-    return home if (home / "bin" / "nvcc").exists() else None
+    here = re.search(r"_HERE_=(.+)", run(nvcc, "--dryrun", "-c", "-x", "cu", os.devnull))
+    return Path(here.group(1)).resolve().parent if here else Path(nvcc).resolve().parent.parent
 
 
 def find_cuda_home() -> Path | None:
-    """CUDA_HOME, the nvcc on the PATH, the usual folders, or PyPI's nvidia-cuda-nvcc, in that order."""
+    """CUDA_HOME, else the nvcc on the PATH, the usual folders, or PyPI's nvidia-cuda-nvcc, in that order."""
     if named := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
-        return Path(named) if (Path(named) / "bin" / "nvcc").exists() else None
-    if on_path := shutil.which("nvcc"):
-        return cuda_home_of(on_path)
+        return Path(named) if has_nvcc(Path(named)) else None
+    on_path = shutil.which("nvcc")
     site = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
-    for folder in (
+    folders = [
+        *([toolkit_of(on_path)] if on_path else []),
         Path("/usr/local/cuda"),
         *sorted(Path("/opt").glob("cuda*")),
         *sorted(site.glob("cu*")),
-        site / "cuda_nvcc",
-    ):
-        if (folder / "bin" / "nvcc").exists():
-            return folder
-    return None
+    ]
+    return next(filter(has_nvcc, folders), None)
+
+
+def why_no_cuda(home: Path | None) -> str:
+    """What stands against a CUDA build with this toolkit; "" where nothing does."""
+    if torch.version.cuda is None:
+        return (
+            "the torch that builds it has no CUDA; install a CUDA build of torch and use --no-build-isolation"
+        )
+    if home is None:
+        named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+        where = f"no bin/nvcc in CUDA_HOME={named}" if named else "no nvcc found"
+        return f"{where}; set CUDA_HOME, or pip install nvidia-cuda-nvcc, or set FCOS_FAST_BUILD=cpu"
+    release = re.search(r"release (\d+)\.(\d+)", run(str(home / "bin" / "nvcc"), "--version"))
+    if release and release.group(1) != torch.version.cuda.split(".")[0]:
+        return (
+            f"the nvcc of {home} is {release.group(1)}.{release.group(2)} and torch {torch.__version__} was built with "
+            f"CUDA {torch.version.cuda}; set CUDA_HOME to a toolkit of that major version"
+        )
+    return ""
 
 
 def choose_backend() -> tuple[Path | None, str]:
@@ -70,36 +85,32 @@ def choose_backend() -> tuple[Path | None, str]:
     if wish == "cpu":
         return None, "FCOS_FAST_BUILD=cpu"
     home = find_cuda_home()
-    reason = ""
-    if torch.version.cuda is None:
-        reason = (
-            "the torch that builds it has no CUDA; install a CUDA build of torch and use --no-build-isolation"
-        )
-    elif home is None:
-        reason = "no nvcc found; set CUDA_HOME, or pip install nvidia-cuda-nvcc, or set FCOS_FAST_BUILD=cpu"
+    reason = why_no_cuda(home)
     if reason and wish == "cuda":
         raise SystemExit(f"fcos_fast: FCOS_FAST_BUILD=cuda, but {reason}")
     return (None, reason) if reason else (home, "")
 
 
 def cuda_architectures(home: Path) -> list[str]:
-    """Compute capabilities as nvcc flags: TORCH_CUDA_ARCH_LIST, else those of torch that nvcc knows, and PTX."""
+    """Targets such as sm_90 and compute_90: of TORCH_CUDA_ARCH_LIST, else those of torch that nvcc knows, and PTX."""
     if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        wanted = [entry.strip() for entry in re.split(r"[;, ]+", listed) if entry.strip()]
-        numbers = [entry.removesuffix("+PTX").replace(".", "") for entry in wanted]
-        ptx = [number for number, entry in zip(numbers, wanted, strict=True) if entry.endswith("+PTX")]
+        entries = [entry for entry in re.split(r"[;, ]+", listed) if entry]
+        for entry in entries:
+            if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", entry):
+                raise SystemExit(f"TORCH_CUDA_ARCH_LIST: {entry!r}; expected numbers such as 8.0;9.0+PTX")
+        numbers = [entry.removesuffix("+PTX").replace(".", "") for entry in entries]
+        ptx = [number for number, entry in zip(numbers, entries, strict=True) if entry.endswith("+PTX")]
     else:
-        known = re.findall(r"compute_(\d+a?)\b", run(str(home / "bin" / "nvcc"), "--list-gpu-arch"))
-        numbers = [
-            arch.removeprefix("sm_")
-            for arch in torch._C._cuda_getArchFlags().split()
-            if arch.startswith("sm_")
-        ]
-        numbers = [number for number in numbers if number in known] or ["80", "90"]
+        known = re.findall(r"compute_(\d+)\b", run(str(home / "bin" / "nvcc"), "--list-gpu-arch"))
+        of_torch = re.findall(r"sm_(\d+)\b", torch._C._cuda_getArchFlags() or "")
+        numbers = [number for number in of_torch if number in known] or ["80", "90"]
         ptx = numbers[-1:]
-    return [f"-gencode=arch=compute_{n},code=sm_{n}" for n in numbers] + [
-        f"-gencode=arch=compute_{n},code=compute_{n}" for n in ptx
-    ]
+    return [f"sm_{number}" for number in numbers] + [f"compute_{number}" for number in ptx]
+
+
+def gencode(target: str) -> str:
+    """The nvcc flag for a target."""
+    return f"-gencode=arch=compute_{target.split('_')[1]},code={target}"
 
 
 def limit_jobs(kind: str) -> None:
@@ -116,8 +127,8 @@ def sources(*patterns: str) -> list[str]:
     )
 
 
-def cpu_extension() -> Extension:
-    """fcos_fast._C."""
+def cpu_extension(cuda_home: Path | None) -> Extension:
+    """fcos_fast._C, which also knows what fcos_fast._C_cuda was built for."""
     import pybind11
 
     hash_of_sources = runpy.run_path(str(ROOT / "fcos_fast" / "_source_hash.py"))["source_hash"]()
@@ -131,6 +142,7 @@ def cpu_extension() -> Extension:
             ("TORCH_TARGET_VERSION", STABLE_ABI),
             ("FCOS_FAST_SOURCE_HASH", f'"{hash_of_sources}"'),
             ("FCOS_FAST_BUILD_TORCH", f'"{torch.__version__}"'),
+            ("FCOS_FAST_CUDA_TARGETS", f'"{" ".join(cuda_architectures(cuda_home) if cuda_home else [])}"'),
         ],
         extra_compile_args={
             "cxx": [
@@ -172,7 +184,7 @@ def cuda_extension(home: Path) -> Extension:
                     "--expt-relaxed-constexpr",
                     "-Xcompiler=-fvisibility=hidden",
                 ),
-                *cuda_architectures(home),
+                *map(gencode, cuda_architectures(home)),
             ],
         },
         # libtorch.so has no symbol of its own but brings libtorch_cuda.so; a linker would drop it as unused.
@@ -181,7 +193,13 @@ def cuda_extension(home: Path) -> Extension:
     )
 
 
-def print_summary(home: Path | None, reason: str, extensions: list[Extension]) -> None:
+def remove_stale_cuda_binary() -> None:
+    """A build without CUDA must not leave an older _C_cuda beside the new _C of an editable install."""
+    for binary in (ROOT / "fcos_fast").glob("_C_cuda.*"):
+        binary.unlink()
+
+
+def print_summary(home: Path | None, reason: str) -> None:
     """One loud block: what is built, for what, and what is left out and why."""
     lines = [
         f"fcos_fast: building with torch {torch.__version__}, Python {platform.python_version()}, "
@@ -191,8 +209,7 @@ def print_summary(home: Path | None, reason: str, extensions: list[Extension]) -
     if home is None:
         lines.append(f"CUDA operators  NO: {reason}")
     else:
-        archs = re.findall(r"code=(\w+)", " ".join(extensions[1].extra_compile_args["nvcc"]))
-        lines.append(f"CUDA operators  yes: nvcc of {home}, {' '.join(archs)}")
+        lines.append(f"CUDA operators  yes: nvcc of {home}, {' '.join(cuda_architectures(home))}")
     width = max(map(len, lines))
     print("\n".join(["=" * width, *lines, "=" * width]), file=sys.stderr, flush=True)
 
@@ -211,9 +228,11 @@ if cuda_home is not None:
 from torch.utils import cpp_extension  # noqa: E402
 
 limit_jobs("cuda" if cuda_home else "cpp")
-extensions = [cpu_extension()] + ([cuda_extension(cuda_home)] if cuda_home else [])
+extensions = [cpu_extension(cuda_home)] + ([cuda_extension(cuda_home)] if cuda_home else [])
 if {"build_ext", "bdist_wheel", "editable_wheel", "develop", "install"} & set(sys.argv):
-    print_summary(cuda_home, why_not, extensions)
+    print_summary(cuda_home, why_not)
+    if cuda_home is None:
+        remove_stale_cuda_binary()
 setup(
     ext_modules=extensions, cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)}
 )

@@ -1,6 +1,7 @@
 // How the logits of a focal loss with class targets lie in memory.
 #pragma once
 
+#include "math/focal_loss.h"
 #include "tensor.h"
 
 namespace fcos_fast {
@@ -28,6 +29,20 @@ inline std::optional<FocalLayout> find_focal_layout(const Tensor& inputs) {
   const bool complete = expected == inner || expected == inputs.numel();
   if (!complete) return std::nullopt;
   return FocalLayout{locations / inner, classes, inner};
+}
+
+inline FocalParameters focal(double alpha, double gamma) { return {false, alpha, gamma, 0}; }
+inline FocalParameters focal_star(double gamma, double beta) { return {true, -1, gamma, beta}; }
+
+// The public operators say it better; this keeps a direct call from reading out of bounds.
+inline void check_focal(const Tensor& inputs, const Tensor& targets, const Tensor* grad) {
+  std::vector<int64_t> sizes = sizes_of(inputs);
+  STD_TORCH_CHECK(grad == nullptr || grad->dim() == 0 || sizes_of(*grad) == sizes,
+                  "fcos_fast::sigmoid_focal_loss: grad must be a scalar or have the shape of inputs");
+  if (!is_floating_point(targets.scalar_type()) && !sizes.empty()) sizes.pop_back();
+  STD_TORCH_CHECK(sizes_of(targets) == sizes,
+                  "fcos_fast::sigmoid_focal_loss: targets must have the shape of inputs, or without its last "
+                  "dimension if they are classes");
 }
 
 }  // namespace fcos_fast

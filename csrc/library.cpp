@@ -9,21 +9,17 @@ STABLE_TORCH_LIBRARY(fcos_fast, m) {
   m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
   m.def("sigmoid_focal_loss_sum(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
   m.def(
-      "sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, float alpha, float gamma) -> "
-      "Tensor");
+      "sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
   m.def("sigmoid_focal_loss_star(Tensor inputs, Tensor targets, float gamma, float beta) -> Tensor");
   m.def("sigmoid_focal_loss_star_sum(Tensor inputs, Tensor targets, float gamma, float beta) -> Tensor");
   m.def(
-      "sigmoid_focal_loss_star_backward(Tensor grad, Tensor inputs, Tensor targets, float gamma, float beta) "
-      "-> Tensor");
+      "sigmoid_focal_loss_star_backward(Tensor grad, Tensor inputs, Tensor targets, float gamma, float beta) -> Tensor");
 
   // math/assign_targets.h
   m.def(
-      "assign_targets(Tensor boxes, Tensor labels, Tensor starts, int[] sizes, float[] geometry, int "
-      "range_test, "
-      "int sampling, int tie_break, float radius) -> (Tensor labels, Tensor matched, Tensor ltrb, Tensor "
-      "centerness, "
-      "Tensor totals)");
+      "assign_targets(Tensor boxes, Tensor labels, Tensor starts, int[] sizes, float[] geometry, "
+      "int range_test, int sampling, int tie_break, float radius) -> "
+      "(Tensor labels, Tensor matched, Tensor ltrb, Tensor centerness, Tensor totals)");
 
   // math/centerness.h
   m.def("centerness(Tensor ltrb) -> Tensor");
@@ -33,9 +29,7 @@ STABLE_TORCH_LIBRARY(fcos_fast, m) {
   m.def("box_loss(Tensor pred, Tensor target, int kind, bool ltrb, float smooth, float eps) -> Tensor");
   m.def("box_loss_sum(Tensor pred, Tensor target, int kind, bool ltrb, float smooth, float eps) -> Tensor");
   m.def(
-      "box_loss_backward(Tensor grad, Tensor pred, Tensor target, int kind, bool ltrb, float smooth, float "
-      "eps) -> "
-      "Tensor");
+      "box_loss_backward(Tensor grad, Tensor pred, Tensor target, int kind, bool ltrb, float smooth, float eps) -> Tensor");
 
   // math/nms.h
   m.def("nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor");

@@ -11,11 +11,15 @@
 #ifndef FCOS_FAST_BUILD_TORCH
 #define FCOS_FAST_BUILD_TORCH "unknown"
 #endif
+#ifndef FCOS_FAST_CUDA_TARGETS
+#define FCOS_FAST_CUDA_TARGETS ""
+#endif
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Build facts of fcos_fast's CPU operators.";
+  m.doc() = "Build facts of fcos_fast, and its CPU operators.";
   m.attr("source_hash") = FCOS_FAST_SOURCE_HASH;
   m.attr("build_torch") = FCOS_FAST_BUILD_TORCH;
+  m.attr("cuda_targets") = FCOS_FAST_CUDA_TARGETS;  // such as "sm_80 sm_90 compute_90"
 #if defined(__clang__)
   m.attr("compiler") = "clang " __clang_version__;
 #else

@@ -54,24 +54,32 @@ inline Tensor converted(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
 }
 
-// `t` in the memory order of `like`, which has the same sizes.
+// `t` in the memory order of `like`, which has the same sizes and type.
 inline Tensor in_order_of(const Tensor& t, const Tensor& like) {
   if (strides_of(t) == strides_of(like)) return t;
   Tensor ordered = torch::stable::empty_like(like);
-  ordered = converted(ordered, t.scalar_type());
   torch::stable::copy_(ordered, t);
   return ordered;
 }
+
+inline bool is_floating_point(ScalarType t) {
+  return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 ||
+         t == ScalarType::Half;
+}
+
+// What a loss operator is asked for.
+enum class Result { kElements, kSum, kGrad };
 
 // Sums of 16-bit losses are float32, those of float64 losses float64.
 inline ScalarType sum_type(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline void check_same_sizes(const char* op, const char* name_a, const Tensor& a, const char* name_b,
-                             const Tensor& b) {
-  STD_TORCH_CHECK(sizes_of(a) == sizes_of(b), "fcos_fast::", op, ": ", name_a, " and ", name_b,
-                  " must have the same shape");
+inline void check_box_pairs(const Tensor& pred, const Tensor& target, const Tensor* grad) {
+  STD_TORCH_CHECK(pred.dim() >= 1 && pred.size(pred.dim() - 1) == 4 && sizes_of(pred) == sizes_of(target),
+                  "fcos_fast::box_loss: pred and target must have the same shape (..., 4)");
+  STD_TORCH_CHECK(grad == nullptr || grad->dim() == 0 || grad->numel() == pred.numel() / 4,
+                  "fcos_fast::box_loss: grad must be a scalar or have one number per pair");
 }
 
 }  // namespace fcos_fast

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 import warnings
@@ -41,9 +42,13 @@ def _load_cpu() -> ExtensionError | None:
     try:
         binary = importlib.import_module("fcos_fast._C")
     except (ImportError, OSError, RuntimeError) as error:
-        return ExtensionLoadError(f"fcos_fast._C does not load beside torch {torch.__version__}: {error}; {REBUILD}")
+        return ExtensionLoadError(
+            f"fcos_fast._C does not load beside torch {torch.__version__}: {error}; {REBUILD}"
+        )
     if source_hash() not in (None, binary.source_hash):
-        warnings.warn("fcos_fast: csrc has changed since the binary was built; run `make build`", stacklevel=2)
+        warnings.warn(
+            "fcos_fast: csrc has changed since the binary was built; run `make build`", stacklevel=2
+        )
     return None
 
 
@@ -105,11 +110,43 @@ def backend(name: str) -> Iterator[None]:
 def missing(device: torch.device | str) -> ExtensionError | None:
     """Why operators on ``device`` are not native, or None."""
     kind = torch.device(device).type
-    if kind == "cpu":
+    if kind in ("cpu", "meta"):  # the shapes-only kernels come with the schemas
         return cpu_error
     if kind == "cuda":
-        return cuda_error
+        if cuda_error is not None or not torch.cuda.is_available():
+            return cuda_error
+        index = torch.device(device).index
+        return _architecture_error(torch.cuda.current_device() if index is None else index)
     return ExtensionNotBuiltError(f"fcos_fast has native operators for cpu and cuda, not for {kind}")
+
+
+def capability_is_covered(capability: tuple[int, int], targets: str) -> bool:
+    """Does a binary built for ``targets`` ("sm_80 compute_90") run on a GPU of this compute capability?
+
+    Machine code runs on the same major version from its own minor version on; PTX on everything newer.
+    """
+    for target in targets.split():
+        kind, number = target.split("_")
+        digits = "".join(filter(str.isdigit, number))
+        built = int(digits[:-1]), int(digits[-1])
+        if kind == "sm" and built[0] == capability[0] and built[1] <= capability[1]:
+            return True
+        if kind == "compute" and built <= capability:
+            return True
+    return False
+
+
+@functools.cache
+def _architecture_error(index: int) -> ExtensionError | None:
+    targets = importlib.import_module("fcos_fast._C").cuda_targets
+    capability = torch.cuda.get_device_capability(index)
+    if capability_is_covered(capability, targets):
+        return None
+    number = "{}.{}".format(*capability)
+    return ExtensionLoadError(
+        f"fcos_fast._C_cuda was built for {targets}, cuda:{index} has compute capability {number}; reinstall with "
+        f"TORCH_CUDA_ARCH_LIST={number}"
+    )
 
 
 _warned: set[str] = set()

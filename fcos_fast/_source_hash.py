@@ -8,7 +8,7 @@ SOURCES = Path(__file__).parent.parent / "csrc"
 
 def source_hash() -> str | None:
     """Hash of everything under csrc, or None where the package stands without its sources."""
-    if not SOURCES.is_dir():
+    if not (SOURCES / "library.cpp").exists():
         return None
     digest = hashlib.sha256()
     for path in sorted(SOURCES.rglob("*")):

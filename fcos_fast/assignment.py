@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -103,6 +104,20 @@ class Level:
         return torch.cartesian_prod(y, x).flip(1) if self.height * self.width else y.new_zeros((0, 2))
 
 
+Location = Literal["half_stride", "grid"]
+RangeTest = Literal["closed", "open", "left_open"]
+Sampling = Literal["box", "center_clipped", "center", "circle"]
+TieBreak = Literal["area", "quantized_area"]
+
+RULE_CHOICES: dict[str, tuple[str, ...]] = {
+    "location": get_args(Location),
+    "range_test": get_args(RangeTest),
+    "sampling": get_args(Sampling),
+    "tie_break": get_args(TieBreak),
+}
+"""The choices of an :class:`AssignmentRule`, in the order of the enumerations of csrc/math/assign_targets.h."""
+
+
 @dataclass(frozen=True)
 class AssignmentRule:
     """How locations find their box: the choices in which the published FCOS differ.
@@ -121,16 +136,33 @@ class AssignmentRule:
             float32(1e8 - area), first of equals: areas that differ by less than about 8 pixels² are equal
             (detectron2, torchvision).
         sizes_of_interest: the inner bounds between levels in pixels, one fewer than there are levels.
-        lowest: lower bound of the first level; official code has -1, the others 0.
+        lowest: lower bound of the first level, which no distance reaches: -1 in official code and its descendants, 0 in
+            detectron2 and torchvision.
+
+    Raises:
+        ValueError: a choice that is none of these, a radius that is not positive, sizes that do not rise.
     """
 
-    location: Literal["half_stride", "grid"] = "half_stride"
-    range_test: Literal["closed", "open", "left_open"] = "closed"
-    sampling: Literal["box", "center_clipped", "center", "circle"] = "center_clipped"
+    location: Location = "half_stride"
+    range_test: RangeTest = "closed"
+    sampling: Sampling = "center_clipped"
     radius: float = 1.5
-    tie_break: Literal["area", "quantized_area"] = "area"
+    tie_break: TieBreak = "area"
     sizes_of_interest: tuple[float, ...] = (64.0, 128.0, 256.0, 512.0)
     lowest: float = -1.0
+
+    def __post_init__(self) -> None:
+        for name, choices in RULE_CHOICES.items():
+            if getattr(self, name) not in choices:
+                known = ", ".join(choices)
+                raise ValueError(f"AssignmentRule: {name}={getattr(self, name)!r}; expected one of {known}")
+        if not self.radius > 0:
+            raise ValueError(f"AssignmentRule: radius={self.radius}; expected a positive number of strides")
+        bounds = (self.lowest, *self.sizes_of_interest)
+        if any(low >= high for low, high in pairwise(bounds)):
+            raise ValueError(
+                f"AssignmentRule: lowest and sizes_of_interest are {bounds}; expected them to rise"
+            )
 
     def levels(
         self,
@@ -171,7 +203,11 @@ RULES: dict[str, AssignmentRule] = {
     "notebook": AssignmentRule(range_test="left_open", sampling="center"),
     "simpleaicv": AssignmentRule(range_test="open", sampling="circle"),
 }
-"""The rules of the published implementations, by preset name."""
+"""The rules of the published implementations, by preset name.
+
+Areas are those of continuous boxes, (x2 - x1) * (y2 - y1). Official code adds 1 to both sides of boxes whose x2 and
+y2 it made smaller by 1 before, which is the same.
+"""
 
 
 @dataclass(frozen=True)

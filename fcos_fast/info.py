@@ -61,7 +61,9 @@ def _binaries() -> list[str]:
         )
     else:
         lines.append(f"_C          NOT LOADED: {_extension.cpu_error}")
-    cuda = "loaded" if _extension.cuda_error is None else f"NOT LOADED: {_extension.cuda_error}"
+    cuda = f"NOT LOADED: {_extension.cuda_error}"
+    if _extension.cuda_error is None:
+        cuda = f"loaded, built for {importlib.import_module('fcos_fast._C').cuda_targets}"
     return [*lines, f"_C_cuda     {cuda}", f"backend     {_extension.current_backend()}"]
 
 

@@ -72,7 +72,7 @@ def test_cuda_build_with_a_torch_without_cuda_fails_and_says_what_helps(monkeypa
 def test_automatic_build_without_nvcc_leaves_cuda_out_aloud(tmp_path, capfd):
     names = run_setup(FCOS_FAST_BUILD="auto", CUDA_HOME=str(tmp_path), PATH=str(tmp_path))
     assert [extension.name for extension in names["extensions"]] == ["fcos_fast._C"]
-    assert "CUDA operators  NO: no nvcc" in capfd.readouterr().err
+    assert f"CUDA operators  NO: no bin/nvcc in CUDA_HOME={tmp_path}" in capfd.readouterr().err
 
 
 def test_cpu_build_says_what_is_left_out_and_why(capfd):
@@ -129,7 +129,6 @@ def test_architectures(listed, expected, toolkit):
 
 
 @pytest.mark.usefixtures("cuda_torch")
-@pytest.mark.xfail(strict=True, reason="setup.py also prints the word arch before every architecture")
 def test_summary_names_the_toolkit_and_the_architectures(toolkit, capfd):
     run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(toolkit), TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX")
     summary = capfd.readouterr().err

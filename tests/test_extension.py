@@ -220,3 +220,20 @@ def test_every_schema_has_a_kernel(name, key):
     if key == "CUDA" and _extension.cuda_error is not None:
         pytest.skip(f"no CUDA operators: {_extension.cuda_error}")
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fcos_fast::{name}", key)
+
+
+@pytest.mark.parametrize(
+    ("capability", "targets", "covered"),
+    [
+        ((9, 0), "sm_80 sm_90", True),
+        ((8, 6), "sm_80", True),  # machine code serves later minor versions
+        ((8, 0), "sm_86", False),
+        ((9, 0), "sm_80", False),  # and no other major version
+        ((12, 0), "sm_80 compute_90", True),  # which PTX does
+        ((7, 5), "compute_80", False),
+        ((10, 0), "sm_100", True),
+        ((9, 0), "", False),
+    ],
+)
+def test_which_gpus_a_binary_runs_on(capability, targets, covered):
+    assert _extension.capability_is_covered(capability, targets) is covered

@@ -9,6 +9,38 @@ using namespace math;
 
 constexpr int64_t kLocationsPerUnit = 4096;
 
+// False only if no location of the level can take the box; spares the search.
+bool level_may_take(const float box[4], const AssignmentLevel& level) {
+  const float w = box[2] - box[0], h = box[3] - box[1];
+  if (!(w > 0.0f) || !(h > 0.0f)) return false;
+  // Inside a box the greatest distance lies between half its longer side and the whole of it.
+  const float side = larger(w, h), slack = 1e-4f * side + 1e-3f;
+  return 0.5f * side - slack <= level.upper && side + slack >= level.lower;
+}
+
+// The columns (axis 0) or rows (axis 1) whose locations may lie in the sampling region: [begin, end), with a
+// margin for rounding.
+void candidate_cells(const float box[4], const AssignmentLevel& level, const AssignmentRule& rule, int axis,
+                     int32_t* begin, int32_t* end) {
+  const int32_t count = axis == 0 ? level.width : level.height;
+  const float step = axis == 0 ? level.step_x : level.step_y;
+  const float offset = axis == 0 ? level.offset_x : level.offset_y;
+  *begin = 0;
+  *end = count;
+  if (!(step > 0.0f)) return;
+  float low = box[axis], high = box[axis + 2];
+  if (rule.sampling != Sampling::kBox) {
+    const float center = (low + high) / 2.0f;
+    low = larger(low, center - level.reach);
+    high = smaller(high, center + level.reach);
+  }
+  const float limit = float(count);
+  const float first = smaller(larger((low - offset) / step - 1.0f, 0.0f), limit);
+  const float last = smaller(larger((high - offset) / step + 2.0f, 0.0f), limit);
+  *begin = int32_t(first);
+  *end = int32_t(last);
+}
+
 // Some rows of a level of an image.
 struct Unit {
   int64_t image;
@@ -99,6 +131,7 @@ struct Assignment {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assign_targets(
     const Tensor& boxes, const Tensor& labels, const Tensor& starts, std::vector<int64_t> sizes,
     std::vector<double> geometry, int64_t range_test, int64_t sampling, int64_t tie_break, double radius) {
+  check_ground_truth(boxes, labels, starts);
   const auto levels = read_levels(sizes, geometry, radius);
   const int64_t batch = starts.numel() - 1;
   const int64_t locations = count_locations(levels);

@@ -6,11 +6,9 @@ namespace {
 
 constexpr int64_t kBlock = 2048;  // pairs per unit of work; fixed, so that sums do not depend on the threads
 
-enum class Result { kElements, kSum, kGrad };
-
 Tensor run(const Tensor& pred, const Tensor& target, const BoxLossParameters& parameters, Result want,
            const Tensor* grad) {
-  check_same_sizes("box_loss", "pred", pred, "target", target);
+  check_box_pairs(pred, target, grad);
   const ScalarType dtype = pred.scalar_type();
   const Tensor p = torch::stable::contiguous(pred);
   const Tensor t = torch::stable::contiguous(converted(target, dtype));

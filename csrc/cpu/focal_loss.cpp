@@ -8,8 +8,6 @@ namespace {
 constexpr int64_t kBlock =
     16384;  // elements per unit of work; fixed, so that sums do not depend on the threads
 
-enum class Result { kElements, kSum, kGrad };
-
 // The whole work; run() does a stretch of it.
 struct Job {
   const Kernels& kernel;
@@ -83,13 +81,33 @@ double run_planes(const Job& job, const FocalLayout& layout, const int32_t* labe
   });
 }
 
-bool is_floating_point(ScalarType t) {
-  return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 ||
-         t == ScalarType::Half;
-}
+// Class targets as contiguous int32. What int32 cannot hold is background, not what its low bits say.
+class Labels {
+ public:
+  explicit Labels(const Tensor& targets) {
+    if (targets.scalar_type() == ScalarType::Int) {
+      tensor_ = torch::stable::contiguous(targets);
+      values_ = static_cast<const int32_t*>(tensor_.const_data_ptr());
+      return;
+    }
+    tensor_ = torch::stable::contiguous(converted(targets, ScalarType::Long));
+    const auto* wide = static_cast<const int64_t*>(tensor_.const_data_ptr());
+    narrowed_.resize(tensor_.numel());
+    std::transform(wide, wide + tensor_.numel(), narrowed_.begin(),
+                   [](int64_t label) { return int32_t(label) == label ? int32_t(label) : -1; });
+    values_ = narrowed_.data();
+  }
+  const int32_t* values() const { return values_; }
 
-Tensor focal(const Tensor& inputs, const Tensor& targets, const FocalParameters& parameters, Result want,
-             const Tensor* grad) {
+ private:
+  Tensor tensor_;
+  std::vector<int32_t> narrowed_;
+  const int32_t* values_;
+};
+
+Tensor run(const Tensor& inputs, const Tensor& targets, const FocalParameters& parameters, Result want,
+           const Tensor* grad) {
+  check_focal(inputs, targets, grad);
   const bool dense = is_floating_point(targets.scalar_type());
   const auto layout = dense ? std::optional<FocalLayout>() : find_focal_layout(inputs);
   const bool as_it_lies = dense ? is_dense(inputs) : layout.has_value();
@@ -114,9 +132,9 @@ Tensor focal(const Tensor& inputs, const Tensor& targets, const FocalParameters&
     job.base.targets = y.const_data_ptr();
     total = run_dense(job, x.numel());
   } else {
-    const Tensor labels = torch::stable::contiguous(converted(targets, ScalarType::Int));
-    const auto* values = static_cast<const int32_t*>(labels.const_data_ptr());
-    const FocalLayout at = layout.value_or(FocalLayout{labels.numel(), x.size(x.dim() - 1), 1});
+    const Labels labels(targets);
+    const int32_t* values = labels.values();
+    const FocalLayout at = layout.value_or(FocalLayout{targets.numel(), x.size(x.dim() - 1), 1});
     total = at.inner == 1 ? run_rows(job, at, values) : run_planes(job, at, values);
   }
   if (want == Result::kSum) {
@@ -129,28 +147,25 @@ Tensor focal(const Tensor& inputs, const Tensor& targets, const FocalParameters&
   return result;
 }
 
-FocalParameters plain(double alpha, double gamma) { return {false, alpha, gamma, 0}; }
-FocalParameters star(double gamma, double beta) { return {true, -1, gamma, beta}; }
-
 Tensor sigmoid_focal_loss(const Tensor& inputs, const Tensor& targets, double alpha, double gamma) {
-  return focal(inputs, targets, plain(alpha, gamma), Result::kElements, nullptr);
+  return run(inputs, targets, focal(alpha, gamma), Result::kElements, nullptr);
 }
 Tensor sigmoid_focal_loss_sum(const Tensor& inputs, const Tensor& targets, double alpha, double gamma) {
-  return focal(inputs, targets, plain(alpha, gamma), Result::kSum, nullptr);
+  return run(inputs, targets, focal(alpha, gamma), Result::kSum, nullptr);
 }
 Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets,
                                    double alpha, double gamma) {
-  return focal(inputs, targets, plain(alpha, gamma), Result::kGrad, &grad);
+  return run(inputs, targets, focal(alpha, gamma), Result::kGrad, &grad);
 }
 Tensor sigmoid_focal_loss_star(const Tensor& inputs, const Tensor& targets, double gamma, double beta) {
-  return focal(inputs, targets, star(gamma, beta), Result::kElements, nullptr);
+  return run(inputs, targets, focal_star(gamma, beta), Result::kElements, nullptr);
 }
 Tensor sigmoid_focal_loss_star_sum(const Tensor& inputs, const Tensor& targets, double gamma, double beta) {
-  return focal(inputs, targets, star(gamma, beta), Result::kSum, nullptr);
+  return run(inputs, targets, focal_star(gamma, beta), Result::kSum, nullptr);
 }
 Tensor sigmoid_focal_loss_star_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets,
                                         double gamma, double beta) {
-  return focal(inputs, targets, star(gamma, beta), Result::kGrad, &grad);
+  return run(inputs, targets, focal_star(gamma, beta), Result::kGrad, &grad);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../math/box_loss.h"
+#include "../math/focal_loss.h"
 
 namespace fcos_fast {
 
@@ -25,11 +26,6 @@ struct FocalSpan {
   double scale;
   void* loss;
   void* grad;
-};
-
-struct FocalParameters {
-  bool star;
-  double alpha, gamma, beta;
 };
 
 // Returns the sum of the span's losses, unless `loss` or `grad` are asked for (then 0).

@@ -4,6 +4,7 @@
 #include "../math/nms.h"
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 
@@ -19,12 +20,21 @@ constexpr int64_t kPadding = 64;           // at least the lanes of any instruct
 
 // ---- order ----
 
+// A score as an integer that rises with it, in the order of torch.sort: NaN above everything, -0 equal to 0.
+uint32_t ascending_key(float score) {
+  if (std::isnan(score)) return 0xffffffffu;
+  const float value = score + 0.0f;  // -0 becomes 0
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
 // Indices by falling score, the lower index first among equals: a stable radix sort of the float32 bits.
 std::vector<int32_t> order_by_score(const float* scores, int64_t n) {
   constexpr int kBits = 11, kBuckets = 1 << kBits;
   std::vector<uint32_t> keys(n), keys_to(n);
   std::vector<int32_t> order(n), order_to(n);
-  for (int64_t i = 0; i < n; ++i) keys[i] = ~math::ascending_key(scores[i]);
+  for (int64_t i = 0; i < n; ++i) keys[i] = ~ascending_key(scores[i]);
   std::iota(order.begin(), order.end(), 0);
   for (int shift = 0; shift < 32; shift += kBits) {
     std::vector<int64_t> next(kBuckets + 1, 0);
@@ -144,7 +154,7 @@ struct Suppression {
       for (int64_t i = begin; i < end; ++i) {
         if (!alive[i - begin]) continue;
         read(ranks[i], box);
-        // From a multiple of the lanes on; the boxes before `known` were passed already.
+        // The boxes before `known` were passed above. A read past the last one meets the padding.
         if (overlaps_any(list.columns(), known, list.size(), box, threshold)) continue;
         list.append(box);
         kept[ranks[i]] = 1;

@@ -7,8 +7,6 @@ namespace {
 
 using math::BoxLossKind;
 
-enum class Result { kElements, kSum, kGrad };
-
 template <class T>
 struct Arguments {
   const T* pred;
@@ -97,7 +95,7 @@ void launch_kind(int64_t kind, Result want, const Arguments<T>& a, int blocks, c
 
 Tensor run(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth, double eps,
            Result want, const Tensor* grad) {
-  check_same_sizes("box_loss", "pred", pred, "target", target);
+  check_box_pairs(pred, target, grad);
   const OnDeviceOf device(pred);
   const ScalarType dtype = pred.scalar_type();
   const Tensor p = torch::stable::contiguous(pred);

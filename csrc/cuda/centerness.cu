@@ -29,6 +29,9 @@ __global__ void __launch_bounds__(kThreads)
 
 Tensor run(const Tensor& ltrb, const Tensor* grad) {
   const OnDeviceOf device(ltrb);
+  STD_TORCH_CHECK(ltrb.dim() >= 1 && ltrb.size(ltrb.dim() - 1) == 4 &&
+                      (grad == nullptr || grad->numel() == ltrb.numel() / 4),
+                  "fcos_fast::centerness: expected ltrb (..., 4), and a gradient of one number per row");
   const ScalarType dtype = ltrb.scalar_type();
   const Tensor rows = torch::stable::contiguous(ltrb);
   const int64_t n = rows.numel() / 4;

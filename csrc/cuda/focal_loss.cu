@@ -9,14 +9,13 @@ namespace {
 
 using namespace math;
 
-enum class Result { kElements, kSum, kGrad };
-
 template <class T>
 struct Arguments {
   const T* x;
   int64_t n;
   const T* targets;       // dense, or
-  const int32_t* labels;  // one per location
+  const int32_t* labels;  // one class per location, of either type
+  const int64_t* long_labels;
   int64_t classes, inner;
   const compute_t<T>* scale;
   const T* upstream;
@@ -31,7 +30,7 @@ struct Cursor {
 
   __device__ Cursor(int64_t flat, int64_t classes, int64_t inner_size) {
     // Division of 64-bit numbers is slow, and hardly any tensor needs it.
-    const bool small = flat <= 0xffffffffll;
+    const bool small = (flat | classes | inner_size) <= 0xffffffffll;
     const int64_t plane = small ? uint32_t(flat) / uint32_t(inner_size) : flat / inner_size;
     inner = flat - plane * inner_size;
     const int64_t outer = small ? uint32_t(plane) / uint32_t(classes) : plane / classes;
@@ -72,7 +71,7 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack, int cou
 }
 
 template <class C, class Form>
-__device__ __forceinline__ LossAndGrad<C> of_class(const Form& form, C x, int32_t target, int32_t label) {
+__device__ __forceinline__ LossAndGrad<C> of_class(const Form& form, C x, int64_t target, int64_t label) {
   const bool foreground = target == label;
   const auto at = form.background(foreground ? -x : x);
   const C weight = foreground ? form.positive_weight : form.negative_weight;
@@ -103,7 +102,9 @@ __global__ void __launch_bounds__(kThreads) focal_kernel(Arguments<T> a, Form fo
         if constexpr (Dense) {
           at = form.soft(C(x.v[i]), C(y.v[i]));
         } else {
-          at = of_class(form, C(x.v[i]), a.labels[cursor.location], int32_t(cursor.label));
+          const int64_t target =
+              a.labels != nullptr ? a.labels[cursor.location] : a.long_labels[cursor.location];
+          at = of_class(form, C(x.v[i]), target, cursor.label);
           cursor.advance(a.classes, a.inner);
         }
       }
@@ -152,13 +153,8 @@ void run(Result want, Arguments<T> a, const Form& form, Tensor& out, const Tenso
   }
 }
 
-struct Parameters {
-  bool star;
-  double alpha, gamma, beta;
-};
-
 template <class T>
-void run_form(Result want, const Arguments<T>& a, const Parameters& p, Tensor& out, const Tensor& x,
+void run_form(Result want, const Arguments<T>& a, const FocalParameters& p, Tensor& out, const Tensor& x,
               cudaStream_t stream) {
   using C = compute_t<T>;
   if (p.star) return run(want, a, FocalLossStar<C>{C(p.gamma), C(p.beta), C(1), C(1)}, out, x, stream);
@@ -167,13 +163,9 @@ void run_form(Result want, const Arguments<T>& a, const Parameters& p, Tensor& o
   run(want, a, FocalLoss<C, false>{C(p.gamma), positive, negative}, out, x, stream);
 }
 
-bool is_floating_point(ScalarType t) {
-  return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 ||
-         t == ScalarType::Half;
-}
-
-Tensor focal(const Tensor& inputs, const Tensor& targets, const Parameters& parameters, Result want,
-             const Tensor* grad) {
+Tensor run(const Tensor& inputs, const Tensor& targets, const FocalParameters& parameters, Result want,
+           const Tensor* grad) {
+  check_focal(inputs, targets, grad);
   const OnDeviceOf device(inputs);
   const bool dense = is_floating_point(targets.scalar_type());
   const auto layout = dense ? std::optional<FocalLayout>() : find_focal_layout(inputs);
@@ -185,7 +177,9 @@ Tensor focal(const Tensor& inputs, const Tensor& targets, const Parameters& para
   if (grad != nullptr)
     upstream = upstream_of(*grad, dtype, [&](const Tensor& g) { return aligned(in_order_of(g, x)); });
   const Tensor y = dense ? aligned(in_order_of(converted(targets, dtype), x))
-                         : torch::stable::contiguous(converted(targets, ScalarType::Int));
+                         : torch::stable::contiguous(targets.scalar_type() == ScalarType::Int
+                                                         ? targets
+                                                         : converted(targets, ScalarType::Long));
 
   dispatch_floating("sigmoid_focal_loss", dtype, [&](auto element) {
     using T = decltype(element);
@@ -195,7 +189,11 @@ Tensor focal(const Tensor& inputs, const Tensor& targets, const Parameters& para
     if (dense) {
       a.targets = static_cast<const T*>(y.const_data_ptr());
     } else {
-      a.labels = static_cast<const int32_t*>(y.const_data_ptr());
+      if (y.scalar_type() == ScalarType::Int) {
+        a.labels = static_cast<const int32_t*>(y.const_data_ptr());
+      } else {
+        a.long_labels = static_cast<const int64_t*>(y.const_data_ptr());
+      }
       a.classes = layout ? layout->classes : x.size(x.dim() - 1);
       a.inner = layout ? layout->inner : 1;
     }
@@ -211,28 +209,25 @@ Tensor focal(const Tensor& inputs, const Tensor& targets, const Parameters& para
   return result;
 }
 
-Parameters plain(double alpha, double gamma) { return {false, alpha, gamma, 0}; }
-Parameters star(double gamma, double beta) { return {true, -1, gamma, beta}; }
-
 Tensor sigmoid_focal_loss(const Tensor& inputs, const Tensor& targets, double alpha, double gamma) {
-  return focal(inputs, targets, plain(alpha, gamma), Result::kElements, nullptr);
+  return run(inputs, targets, focal(alpha, gamma), Result::kElements, nullptr);
 }
 Tensor sigmoid_focal_loss_sum(const Tensor& inputs, const Tensor& targets, double alpha, double gamma) {
-  return focal(inputs, targets, plain(alpha, gamma), Result::kSum, nullptr);
+  return run(inputs, targets, focal(alpha, gamma), Result::kSum, nullptr);
 }
 Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets,
                                    double alpha, double gamma) {
-  return focal(inputs, targets, plain(alpha, gamma), Result::kGrad, &grad);
+  return run(inputs, targets, focal(alpha, gamma), Result::kGrad, &grad);
 }
 Tensor sigmoid_focal_loss_star(const Tensor& inputs, const Tensor& targets, double gamma, double beta) {
-  return focal(inputs, targets, star(gamma, beta), Result::kElements, nullptr);
+  return run(inputs, targets, focal_star(gamma, beta), Result::kElements, nullptr);
 }
 Tensor sigmoid_focal_loss_star_sum(const Tensor& inputs, const Tensor& targets, double gamma, double beta) {
-  return focal(inputs, targets, star(gamma, beta), Result::kSum, nullptr);
+  return run(inputs, targets, focal_star(gamma, beta), Result::kSum, nullptr);
 }
 Tensor sigmoid_focal_loss_star_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets,
                                         double gamma, double beta) {
-  return focal(inputs, targets, star(gamma, beta), Result::kGrad, &grad);
+  return run(inputs, targets, focal_star(gamma, beta), Result::kGrad, &grad);
 }
 
 }  // namespace

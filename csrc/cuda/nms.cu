@@ -115,7 +115,8 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> idxs
                   "fcos_fast::nms: expected boxes (N, 4) and scores (N,)");
   STD_TORCH_CHECK(!idxs.has_value() || (idxs->dim() == 1 && idxs->size(0) == n),
                   "fcos_fast::nms: expected idxs (N,)");
-  STD_TORCH_CHECK(n <= int64_t(65535) * kWord, "fcos_fast::nms: at most 4,194,240 boxes on a GPU, got ", n);
+  STD_TORCH_CHECK(n <= int64_t(65535) * kWord, "fcos_fast::nms: ", n,
+                  " boxes on a GPU; at most 4,194,240, in n^2 / 8 bytes of memory");
   const OnDeviceOf device(boxes);
   if (n == 0) return new_empty(boxes, {0}, ScalarType::Long);
 

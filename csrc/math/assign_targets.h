@@ -3,14 +3,13 @@
 // assign_targets(boxes, labels, starts, sizes, geometry, range_test, sampling, tie_break, radius)
 //   boxes      (M, 4) float32, xyxy in pixels, the images' boxes one after the other; labels (M,) int64
 //   starts     (B + 1,) int64: image b owns rows starts[b] .. starts[b + 1]
-//   sizes      height, width per level; geometry: stride, step y, step x, offset y, offset x, lower, upper
-//   per level results    labels (B, P) int32, -1 background; matched (B, P) int32 row of boxes or -1; ltrb
-//   (B, P, 4) float32 in
-//              pixels, 0 where unmatched; centerness (B, P) float32; totals (2,) float32: number of positive
+//   sizes      height, width per level
+//   geometry   stride, step y, step x, offset y, offset x, lower, upper per level, in pixels
+//   results    labels (B, P) int32, -1 background; matched (B, P) int32 row of boxes or -1; ltrb (B, P, 4) float32
+//              in pixels, 0 where unmatched; centerness (B, P) float32; totals (2,) float32: number of positive
 //              locations, sum of their centerness (added in float64 in a fixed order)
-//   rules      fcos_fast/assignment.py says what each choice means; comparisons are float32, operation by
-//   operation as
-//              the published implementations write them, so that boundaries and ties fall as theirs do
+//   rules      fcos_fast/assignment.py says what each choice means; comparisons are float32, operation by operation
+//              as the published implementations write them, so that boundaries and ties fall as theirs do
 //   degenerate a box without an area, with a NaN, or of 1e8 pixels^2 or more is never assigned; no gradient
 #pragma once
 
@@ -93,38 +92,6 @@ FCOS_HOST_DEVICE float preference(const float box[4], const AssignmentRule& rule
 }
 FCOS_HOST_DEVICE float no_preference(const AssignmentRule& rule) {
   return rule.tie_break == TieBreak::kQuantizedArea ? 0.0f : -kMaxArea;
-}
-
-// False only if no location of the level can take the box; spares the search.
-FCOS_HOST_DEVICE bool level_may_take(const float box[4], const AssignmentLevel& level) {
-  const float w = box[2] - box[0], h = box[3] - box[1];
-  if (!(w > 0.0f) || !(h > 0.0f)) return false;
-  // Inside a box the greatest distance lies between half its longer side and the whole of it.
-  const float side = larger(w, h), slack = 1e-4f * side + 1e-3f;
-  return 0.5f * side - slack <= level.upper && side + slack >= level.lower;
-}
-
-// The columns (axis 0) or rows (axis 1) whose locations may lie in the sampling region: [begin, end), with a
-// margin for rounding.
-FCOS_HOST_DEVICE void candidate_cells(const float box[4], const AssignmentLevel& level,
-                                      const AssignmentRule& rule, int axis, int32_t* begin, int32_t* end) {
-  const int32_t count = axis == 0 ? level.width : level.height;
-  const float step = axis == 0 ? level.step_x : level.step_y;
-  const float offset = axis == 0 ? level.offset_x : level.offset_y;
-  *begin = 0;
-  *end = count;
-  if (!(step > 0.0f)) return;
-  float low = box[axis], high = box[axis + 2];
-  if (rule.sampling != Sampling::kBox) {
-    const float center = (low + high) / 2.0f;
-    low = larger(low, center - level.reach);
-    high = smaller(high, center + level.reach);
-  }
-  const float limit = float(count);
-  const float first = smaller(larger((low - offset) / step - 1.0f, 0.0f), limit);
-  const float last = smaller(larger((high - offset) / step + 2.0f, 0.0f), limit);
-  *begin = int32_t(first);
-  *end = int32_t(last);
 }
 
 }  // namespace fcos_fast::math

@@ -1,17 +1,15 @@
 // Losses on pairs of boxes.
 //
 // box_loss(pred, target, kind, ltrb, smooth, eps)
-//   pred, target  (..., 4); float32, float64, bfloat16, float16; xyxy in any unit, or ltrb distances from one
-//   location kind          iou -log(IoU), linear_iou 1 - IoU, giou (Rezatofighi 2019), diou and ciou (Zheng
-//   2020);
+//   pred, target  (..., 4); float32, float64, bfloat16, float16; xyxy in any unit, or ltrb distances from one location
+//   kind          iou -log(IoU), linear_iou 1 - IoU, giou (Rezatofighi 2019), diou and ciou (Zheng 2020);
 //                 IoU = (I + smooth) / (U + smooth + eps)
-//   result        (...) one loss per pair in the type of pred; *_sum: float32 (float64), fixed order, same
-//   bits each run gradient      to both (every kind is symmetric in its two boxes); where two coordinates are
-//   equal it is shared half
-//                 and half, as torch.minimum and torch.maximum do
+//   result        (...) one loss per pair in the type of pred; *_sum: float32 (float64), added in a fixed order
+//   gradient      to both (every kind is symmetric in its two boxes); where two coordinates are equal it is shared
+//                 half and half, as torch.minimum and torch.maximum do
 //   inside        float32 (float64 for float64)
-//   degenerate    boxes without an area have IoU smooth / (U + smooth + eps); -log stops at eps with gradient
-//   0
+//   degenerate    boxes without an area have IoU smooth / (U + smooth + eps); -log stops at eps with gradient 0;
+//                 NaN stays NaN
 #pragma once
 
 #include "elementary.h"
@@ -67,7 +65,7 @@ struct BoxPair {
   }  // a constant to the gradient
 
   FCOS_HOST_DEVICE T loss() const {
-    if constexpr (Kind == BoxLossKind::kIou) return -log_positive(larger(iou, eps));
+    if constexpr (Kind == BoxLossKind::kIou) return -log_positive(select(iou < eps, eps, iou));
     T loss = T(1) - iou;
     if constexpr (Kind == BoxLossKind::kGiou) {
       const T enclosing = enclosing_w * enclosing_h;

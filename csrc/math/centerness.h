@@ -2,7 +2,8 @@
 //
 // centerness(ltrb)
 //   ltrb     (..., 4) distances to the left, top, right and bottom side; float32, float64, bfloat16, float16
-//   result   (...) sqrt(min(l,r)/max(l,r) * min(t,b)/max(t,b)); 0 where a distance is 0 or negative
+//   result   (...) sqrt(min(l,r)/max(l,r) * min(t,b)/max(t,b)); 0 where a distance is 0, negative
+//            or NaN
 //   gradient to ltrb; equal distances share it half and half, as torch.minimum and torch.maximum do; 0
 //   outside the box
 #pragma once
@@ -11,25 +12,29 @@
 
 namespace fcos_fast::math {
 
+// Inside the box: false for a NaN in any place, which smaller() and larger() might drop.
+template <class T>
+FCOS_HOST_DEVICE auto is_inside(const T d[4]) {
+  return (d[0] > T(0)) & (d[1] > T(0)) & (d[2] > T(0)) & (d[3] > T(0));
+}
+
 template <class T>
 FCOS_HOST_DEVICE T centerness(const T d[4]) {
-  const T short_x = smaller(d[0], d[2]), short_y = smaller(d[1], d[3]);
-  const T ratio = (short_x * short_y) / (larger(d[0], d[2]) * larger(d[1], d[3]));
-  return select((short_x > T(0)) & (short_y > T(0)), square_root(ratio), T(0));
+  const T ratio = (smaller(d[0], d[2]) * smaller(d[1], d[3])) / (larger(d[0], d[2]) * larger(d[1], d[3]));
+  return select(is_inside(d), square_root(ratio), T(0));
 }
 
 // With c = sqrt(min/max * ...): d c / d min = c / (2 min), d c / d max = -c / (2 max).
 template <class T>
 FCOS_HOST_DEVICE void centerness_grad(const T d[4], T upstream, T grad[4]) {
   const T half = T(0.5f) * upstream * centerness(d);
+  const auto inside = is_inside(d);
   for (int side = 0; side < 2; ++side) {
     const T a = d[side], b = d[side + 2];
-    const auto inside = smaller(d[0], d[2]) > T(0);
-    const auto inside_y = smaller(d[1], d[3]) > T(0);
     const T slope_a = select(a < b, half / a, select(a > b, -half / a, T(0)));
     const T slope_b = select(b < a, half / b, select(b > a, -half / b, T(0)));
-    grad[side] = select(inside & inside_y, slope_a, T(0));
-    grad[side + 2] = select(inside & inside_y, slope_b, T(0));
+    grad[side] = select(inside, slope_a, T(0));
+    grad[side + 2] = select(inside, slope_b, T(0));
   }
 }
 

@@ -30,7 +30,7 @@ FCOS_HOST_DEVICE float multiply_add(float a, float b, float c) {
 #endif
 }
 
-// 1 / x for x of ordinary size, and not for thresholds: good to 2 ulp.
+// 1 / x for x of ordinary size, and not for thresholds: good to 1 ulp.
 template <class T>
 FCOS_HOST_DEVICE T reciprocal(T x) {
   return T(1) / x;
@@ -39,7 +39,7 @@ FCOS_HOST_DEVICE T reciprocal(T x) {
 template <>
 FCOS_HOST_DEVICE float reciprocal(float x) {
 #if defined(__CUDA_ARCH__)
-  return __fdividef(1.0f, x);
+  return __frcp_rn(x);
 #else
   return 1.0f / x;
 #endif
@@ -74,7 +74,7 @@ FCOS_HOST_DEVICE double log1p_unit(double e) { return log1p(e); }
 // exp(-a) for a >= 0.
 FCOS_HOST_DEVICE float exp_negative(float a) {
 #if defined(__CUDA_ARCH__)
-  return __expf(-a);
+  return expf(-a);
 #else
   return std::exp(-a);
 #endif
@@ -82,9 +82,9 @@ FCOS_HOST_DEVICE float exp_negative(float a) {
 FCOS_HOST_DEVICE double exp_negative(double a) { return exp(-a); }
 
 // log(w) for w > 0; a smaller w counts as the smallest normal number.
-FCOS_HOST_DEVICE float log_positive(float w) { return logf(w > 1.17549435e-38f ? w : 1.17549435e-38f); }
+FCOS_HOST_DEVICE float log_positive(float w) { return logf(w < 1.17549435e-38f ? 1.17549435e-38f : w); }
 FCOS_HOST_DEVICE double log_positive(double w) {
-  return log(w > 2.2250738585072014e-308 ? w : 2.2250738585072014e-308);
+  return log(w < 2.2250738585072014e-308 ? 2.2250738585072014e-308 : w);
 }
 
 }  // namespace fcos_fast::math

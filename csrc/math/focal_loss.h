@@ -6,10 +6,10 @@
 //            0..C-1, -1 background, -2 ignored. Any other class counts as background.
 //   result   loss of every element in the type of inputs; *_sum: their sum, float32 (float64 for float64)
 //   gradient to inputs alone; an ignored row has loss and gradient 0, whatever its logits
-//   inside   float32 (float64 for float64); the sum runs over blocks of fixed size, in order, in float64: the
-//   same bits
-//            each run and for any number of threads
-//   infinite logits have their limits (loss inf, gradient finite); NaN stays NaN
+//   inside   float32 (float64 for float64); the sum runs over blocks of fixed size, in order, in float64: the same
+//            bits each run and for any number of threads
+//   odd      with class targets an infinite logit has its limit (loss 0 or inf, gradient finite); with dense targets
+//            0 * inf is NaN, as in torch; NaN stays NaN
 #pragma once
 
 #include "elementary.h"
@@ -46,9 +46,11 @@ struct FocalLoss {
   // x as a background logit. A foreground logit is -x with the sign of the gradient turned.
   FCOS_HOST_DEVICE LossAndGrad<T> background(T x) const {
     const auto s = sigmoid(x);
-    const T softplus = larger(x, T(0)) + s.log1p_exp;                                         // -log(1 - p)
-    const T w = Square ? s.p * s.p : exp_negative(gamma * (larger(-x, T(0)) + s.log1p_exp));  // p^gamma
-    const T bounded = smaller(softplus, T(1e30f));  // 0 * inf is not the limit
+    const T softplus = larger(x, T(0)) + s.log1p_exp;  // -log(1 - p)
+    const T large(1e30f);                              // instead of inf, where 0 * inf would not be the limit
+    const T w =
+        Square ? s.p * s.p : exp_negative(gamma * smaller(larger(-x, T(0)) + s.log1p_exp, large));  // p^gamma
+    const T bounded = smaller(softplus, large);
     return {w * softplus, w * multiply_add(gamma * s.q, bounded, s.p)};
   }
 
@@ -91,3 +93,13 @@ struct FocalLossStar {
 };
 
 }  // namespace fcos_fast::math
+
+namespace fcos_fast {
+
+// Which of the two losses, and its numbers.
+struct FocalParameters {
+  bool star;
+  double alpha, gamma, beta;
+};
+
+}  // namespace fcos_fast

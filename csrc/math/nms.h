@@ -1,16 +1,14 @@
 // Greedy non-maximum suppression.
 //
 // nms(boxes, scores, iou_threshold), batched_nms(boxes, scores, idxs, iou_threshold)
-//   boxes    (N, 4) xyxy; scores (N,); idxs (N,) any integers: boxes of different idxs never suppress each
-//   other result   int64 indices of the kept boxes by falling score; of equal scores the lower index comes
-//   first; NaN scores
-//            count as the greatest, as in torch.sort
+//   boxes    (N, 4) xyxy; scores (N,); idxs (N,) any integers: boxes of different idxs never suppress each other
+//   result   int64 indices of the kept boxes by falling score; of equal scores the lower index comes first; NaN
+//            scores count as the greatest, as in torch.sort
 //   rule     a box falls when its IoU with a kept box of a higher score is greater than iou_threshold
-//   exact    areas and IoU are computed on the coordinates themselves (no per-class offset is added) in
-//   float32, or
-//            float64 for float64 boxes, rounded after each operation as torchvision's are; the threshold is a
-//            float64 number. A box with a NaN neither falls nor fells. Boxes that do not overlap have IoU 0,
-//            also where both areas are 0 and the quotient is 0/0.
+//   exact    areas and IoU are computed on the coordinates themselves (no offset per class) in float32, or float64
+//            for float64 boxes, rounded after each operation as torchvision's are; the threshold is a float64 number
+//   odd      a box with a NaN neither falls nor fells; boxes that do not overlap have IoU 0, also where both areas
+//            are 0 and the quotient is 0/0
 #pragma once
 
 #include "elementary.h"
@@ -21,16 +19,6 @@ namespace fcos_fast::math {
 FCOS_HOST_DEVICE float round_down(double threshold) {
   const float nearest = float(threshold);
   return double(nearest) <= threshold ? nearest : nextafterf(nearest, -INFINITY);
-}
-
-// Scores as integers in the order of torch.sort: NaN above everything, -0 equal to 0.
-FCOS_HOST_DEVICE uint32_t ascending_key(float score) {
-  if (score != score) return 0xffffffffu;
-  union {
-    float f;
-    uint32_t u;
-  } bits{score + 0.0f};  // -0 becomes 0
-  return bits.u & 0x80000000u ? ~bits.u : bits.u | 0x80000000u;
 }
 
 template <class T>

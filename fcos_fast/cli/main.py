@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import fcos_fast
+from fcos_fast._extension import ExtensionError
 from fcos_fast.cli.suggest import did_you_mean
 
 VERBS = {
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(
             f"fcos-fast {verb}", f"needs {error.name}, which is not installed; pip install 'fcos_fast[train]'"
         )
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ExtensionError) as error:
         if _debugging():
             raise
         status = (

@@ -44,6 +44,15 @@ def _tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Seq
     return nn.Sequential(*modules)
 
 
+def bounded_exp(x: Tensor) -> Tensor:
+    """``exp(x)`` that ends at about 60,000 pixels, the most that float16 holds.
+
+    Unbounded, one overflow at a background location would turn every weight to NaN: the loss gives it the gradient 0,
+    and 0 times the infinite slope of exp is not a number.
+    """
+    return torch.exp(x.clamp(max=11.0))
+
+
 class ClassificationHead(nn.Module):
     """The classification tower, its logits, and the centerness where it stands on this tower."""
 
@@ -71,7 +80,7 @@ class RegressionHead(nn.Module):
         self.conv = tower
         self.bbox_reg = _conv(channels, 4)
         self.bbox_ctrness = _conv(channels, 1) if centerness else None
-        self.activation = torch.exp if activation == "exp" else torch.relu
+        self.activation = bounded_exp if activation == "exp" else torch.relu
         self.scales = nn.Parameter(torch.ones(num_scales)) if num_scales else None
 
     def forward(self, x: Tensor, level: int) -> tuple[Tensor, Tensor | None]:

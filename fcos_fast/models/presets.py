@@ -12,7 +12,7 @@ from fcos_fast.models.config import FCOSConfig
 
 PRESETS: dict[str, FCOSConfig] = {
     # tianzhi0549/FCOS with centre sampling, GIoU, normalised regression and centerness on the regression
-    # tower.
+    # tower. That code also trains on the locations of the padding, as background: ignore_padding=False.
     "official-improved": FCOSConfig(),
     # torchvision.models.detection.fcos_resnet50_fpn.
     "torchvision": FCOSConfig(

@@ -14,8 +14,6 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 def check_float(op: str, **tensors: Tensor) -> None:
     """Every tensor is float32, float64, bfloat16 or float16."""
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
         if tensor.dtype not in FLOATS:
             raise TypeError(
                 f"{op}: {name} has dtype {tensor.dtype}; expected float32, float64, bfloat16 or float16"
@@ -25,8 +23,6 @@ def check_float(op: str, **tensors: Tensor) -> None:
 def check_integer(op: str, **tensors: Tensor) -> None:
     """Every tensor has an integer dtype."""
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
         if tensor.dtype not in INTEGERS:
             raise TypeError(
                 f"{op}: {name} has dtype {tensor.dtype}; expected an integer dtype, best int64 or int32"
@@ -34,7 +30,10 @@ def check_integer(op: str, **tensors: Tensor) -> None:
 
 
 def check_same_device(op: str, **tensors: Tensor) -> None:
-    """All tensors are on the first one's device."""
+    """All are tensors, on the first one's device. This check stands first."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
     (first, reference), *others = tensors.items()
     for name, tensor in others:
         if tensor.device != reference.device:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args, get_type_hints
 
 import torch
 
 from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
-from fcos_fast.assignment import AssignmentRule, GroundTruth, Level, Targets
+from fcos_fast.assignment import RULE_CHOICES, AssignmentRule, GroundTruth, Level, Targets
 from fcos_fast.ops import _checks
 from fcos_fast.ops._register import register_fake
-
-_HINTS = get_type_hints(AssignmentRule)
 
 
 def assign_targets(gt: GroundTruth, levels: Sequence[Level], rule: AssignmentRule) -> Targets:
@@ -53,7 +50,7 @@ def assign_targets(gt: GroundTruth, levels: Sequence[Level], rule: AssignmentRul
 def _rule_numbers(rule: AssignmentRule) -> tuple[int, ...]:
     """The rule's choices as the enumerations of csrc/math/assign_targets.h, which has them in the same order."""
     names = ("range_test", "sampling", "tie_break")
-    return tuple(get_args(_HINTS[name]).index(getattr(rule, name)) for name in names)
+    return tuple(RULE_CHOICES[name].index(getattr(rule, name)) for name in names)
 
 
 def _check(gt: GroundTruth, levels: Sequence[Level]) -> None:
@@ -70,6 +67,10 @@ def _check(gt: GroundTruth, levels: Sequence[Level]) -> None:
             )
     if gt.labels.shape[0] != gt.boxes.shape[0]:
         raise ValueError(f"{op}: {gt.labels.shape[0]} labels for {gt.boxes.shape[0]} boxes")
+    if gt.starts.shape[0] < 2:
+        raise ValueError(
+            f"{op}: starts has {gt.starts.shape[0]} entries; expected B + 1 of at least one image"
+        )
     if len(levels) == 0:
         raise ValueError(f"{op}: no level; expected at least one, as rule.levels(...) makes them")
     _checks.check_same_device(op, boxes=gt.boxes, labels=gt.labels, starts=gt.starts)

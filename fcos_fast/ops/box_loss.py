@@ -40,8 +40,8 @@ def box_loss(
         eps: keeps quotients finite; -log(IoU) stops at -log(eps).
 
     Returns:
-        The loss in the dtype of ``pred``, of shape ``pred.shape[:-1]`` or a scalar; float32 under autocast. Gradients
-        go to both boxes.
+        The loss in the wider dtype of the two (float32 under autocast), of shape ``pred.shape[:-1]`` or a scalar.
+        Gradients go to both boxes.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape, device, kind or format.
@@ -52,22 +52,23 @@ def box_loss(
             pred, target, kind, reduction, box_format=box_format, smooth=smooth, eps=eps
         )
     dtype = torch.promote_types(pred.dtype, target.dtype)
-    if torch.is_autocast_enabled(pred.device.type):
+    if not pred.is_meta and torch.is_autocast_enabled(pred.device.type):
         dtype = torch.promote_types(dtype, torch.float32)
     pred, target = pred.to(dtype), target.to(dtype)
     arguments = (pred, target, KINDS.index(kind), box_format == "ltrb", float(smooth), float(eps))
     if reduction == "none":
         return torch.ops.fcos_fast.box_loss(*arguments)
-    total = torch.ops.fcos_fast.box_loss_sum(*arguments).to(dtype)
-    pairs = pred.numel() // 4
-    return total / pairs if reduction == "mean" and pairs > 0 else total
+    total = torch.ops.fcos_fast.box_loss_sum(*arguments)
+    if reduction == "mean" and pred.numel() > 0:
+        total = total / (pred.numel() // 4)  # before the cast: the sum may exceed what 16 bits hold
+    return total.to(dtype)
 
 
 def _check(pred: Tensor, target: Tensor, kind: str, reduction: str, box_format: str) -> None:
     op = "box_loss"
+    _checks.check_same_device(op, pred=pred, target=target)
     _checks.check_float(op, pred=pred, target=target)
     _checks.check_boxes(op, pred=pred, target=target)
-    _checks.check_same_device(op, pred=pred, target=target)
     _checks.check_reduction(op, reduction)
     if pred.shape != target.shape:
         raise ValueError(

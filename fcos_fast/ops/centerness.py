@@ -19,11 +19,12 @@ def centerness(ltrb: Tensor) -> Tensor:
             or float16.
 
     Returns:
-        (...) of the same dtype. Where a distance is 0 or negative the centerness is 0, and so is its gradient.
+        (...) of the same dtype. Where a distance is 0, negative or NaN the centerness is 0, and so is its gradient.
 
     Raises:
         TypeError, ValueError: wrong dtype or shape.
     """
+    _checks.check_same_device("centerness", ltrb=ltrb)
     _checks.check_float("centerness", ltrb=ltrb)
     _checks.check_boxes("centerness", ltrb=ltrb)
     if not use_native(ltrb):

@@ -26,17 +26,18 @@ def sigmoid_focal_loss(
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` (over all elements).
 
     Returns:
-        The loss in the dtype of ``inputs``, of its shape or a scalar; float32 under autocast. The sum is the same bits
-        each run. Gradients go to ``inputs``; ignored rows get 0.
+        The loss in the dtype of ``inputs`` (the wider of the two with dense targets of another dtype; float32 under
+        autocast), of its shape or a scalar. The sum is the same bits each run. Gradients go to ``inputs``; ignored rows
+        get 0.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape, device or value.
     """
     op = "sigmoid_focal_loss"
     _check(op, inputs, targets, reduction)
-    if gamma < 0:
+    if not gamma >= 0:
         raise ValueError(f"{op}: gamma={gamma}; expected at least 0")
-    if alpha > 1:
+    if not alpha <= 1:
         raise ValueError(f"{op}: alpha={alpha}; expected 0..1, or negative for no weighting")
     if not use_native(inputs):
         return reference.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
@@ -53,7 +54,7 @@ def sigmoid_focal_loss_star(
     """
     op = "sigmoid_focal_loss_star"
     _check(op, inputs, targets, reduction)
-    if gamma <= 0:
+    if not gamma > 0:
         raise ValueError(f"{op}: gamma={gamma}; expected more than 0")
     if not use_native(inputs):
         return reference.sigmoid_focal_loss_star(inputs, targets, gamma, beta, reduction)
@@ -61,9 +62,9 @@ def sigmoid_focal_loss_star(
 
 
 def _check(op: str, inputs: Tensor, targets: Tensor, reduction: str) -> None:
+    _checks.check_same_device(op, inputs=inputs, targets=targets)
     _checks.check_float(op, inputs=inputs)
     _checks.check_reduction(op, reduction)
-    _checks.check_same_device(op, inputs=inputs, targets=targets)
     if targets.is_floating_point():
         _checks.check_float(op, targets=targets)
         if targets.shape != inputs.shape:
@@ -96,12 +97,14 @@ def _call(op: str, inputs: Tensor, targets: Tensor, numbers: tuple[float, float]
     if targets.is_floating_point() and targets.dtype != dtype:
         dtype = torch.promote_types(dtype, targets.dtype)
         inputs, targets = inputs.to(dtype), targets.to(dtype)
-    if torch.is_autocast_enabled(inputs.device.type):
+    if not inputs.is_meta and torch.is_autocast_enabled(inputs.device.type):
         dtype = sum_type(dtype)
     if reduction == "none":
         return getattr(torch.ops.fcos_fast, op)(inputs.to(dtype), targets, *numbers)
-    total = getattr(torch.ops.fcos_fast, f"{op}_sum")(inputs, targets, *numbers).to(dtype)
-    return total / inputs.numel() if reduction == "mean" and inputs.numel() > 0 else total
+    total = getattr(torch.ops.fcos_fast, f"{op}_sum")(inputs, targets, *numbers)
+    if reduction == "mean" and inputs.numel() > 0:
+        total = total / inputs.numel()  # before the cast: the sum may exceed what 16 bits hold
+    return total.to(dtype)
 
 
 def _register(op: str) -> None:

@@ -41,12 +41,12 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 
     Args:
         boxes, scores, iou_threshold: as in :func:`nms`.
-        idxs: (N,) any integers.
+        idxs: (N,) any integers, negative ones too.
     """
     op = "batched_nms"
     _check(op, boxes, scores, iou_threshold)
-    _checks.check_integer(op, idxs=idxs)
     _checks.check_same_device(op, boxes=boxes, idxs=idxs)
+    _checks.check_integer(op, idxs=idxs)
     if idxs.shape != scores.shape:
         raise ValueError(
             f"{op}: idxs has shape {tuple(idxs.shape)}; expected {tuple(scores.shape)}, one per box"
@@ -57,8 +57,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
 
 
 def _check(op: str, boxes: Tensor, scores: Tensor, iou_threshold: float) -> None:
-    _checks.check_float(op, boxes=boxes, scores=scores)
     _checks.check_same_device(op, boxes=boxes, scores=scores)
+    _checks.check_float(op, boxes=boxes, scores=scores)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{op}: boxes has shape {tuple(boxes.shape)}; expected (N, 4)")
     if scores.shape != boxes.shape[:1]:

@@ -28,7 +28,7 @@ def box_loss(
     eps: float = 1e-7,
 ) -> Tensor:
     """See :func:`fcos_fast.ops.box_loss`."""
-    dtype = pred.dtype if pred.dtype == torch.float64 else torch.float32
+    dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
     p = _as_xyxy(pred.to(dtype), box_format)
     t = _as_xyxy(target.to(dtype), box_format)
     px1, py1, px2, py2 = p.unbind(-1)
@@ -62,4 +62,4 @@ def box_loss(
             loss = loss + weight * v
     else:
         raise ValueError(f'kind={kind!r}; expected "iou", "linear_iou", "giou", "diou" or "ciou"')
-    return reduce(loss, reduction).to(pred.dtype)
+    return reduce(loss, reduction).to(torch.promote_types(pred.dtype, target.dtype))

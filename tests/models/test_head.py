@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fcos_fast.models.head import FCOSHead
+from fcos_fast.models.head import FCOSHead, bounded_exp
 
 SIZES = [(6, 8), (3, 4), (2, 2), (1, 1), (1, 1)]
 
@@ -52,6 +52,14 @@ def test_convolutions_start_with_deviation_001():
     for module in head.modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 5000:
             assert module.weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+def test_a_distance_that_overflows_at_a_background_location_leaves_the_gradients_finite():
+    raw = torch.full((1, 4), 200.0, requires_grad=True)
+    distances = bounded_exp(raw)
+    (distances * torch.tensor([1.0, 0, 0, 0])).sum().backward()
+    assert distances.isfinite().all()
+    assert raw.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(("activation", "function"), [("relu", torch.relu), ("exp", torch.exp)])

@@ -96,6 +96,20 @@ def test_touching_equal_and_empty_boxes_follow_the_reference(kind, device):
     assert grads[0][1].isfinite().all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_nan_stays_nan(kind, device):
+    target = torch.tensor([[0.0, 0, 4, 4]] * 4, device=device)
+    pred = target + 1
+    pred[range(4), range(4)] = float("nan")
+    assert ops.box_loss(pred, target, kind).isnan().all()
+
+
+def test_the_mean_of_many_halves_does_not_overflow(device):
+    pred = torch.tensor([[0.0, 0, 2, 2]], device=device).half().expand(200_000, 4)
+    mean = ops.box_loss(pred, pred + 3, "linear_iou", "mean")
+    assert mean == 1
+
+
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 def test_empty(reduction, device):
     pred, target = (torch.zeros(0, 4, device=device, requires_grad=True) for _ in range(2))
@@ -107,7 +121,7 @@ def test_empty(reduction, device):
 def test_mixed_precision_computes_in_the_wider_type(device):
     pred, target = make_pairs((9,), device=device)
     loss = ops.box_loss(pred.bfloat16(), target)
-    assert loss.dtype == torch.float32
+    assert loss.dtype == reference.box_loss(pred.bfloat16(), target).dtype == torch.float32
     torch.testing.assert_close(loss, ops.box_loss(pred.bfloat16().float(), target))
 
 
@@ -158,6 +172,7 @@ def test_compiles_as_one_graph(device):
     [
         (torch.zeros(3, 4), torch.zeros(2, 4), {}, ValueError, r"pred has shape \(3, 4\), target \(2, 4\)"),
         (torch.zeros(3, 5), torch.zeros(3, 5), {}, ValueError, r"pred has shape \(3, 5\)"),
+        (torch.zeros(3, 4), [[0, 0, 1, 1]], {}, TypeError, "target must be a tensor, got list"),
         (torch.zeros(3, 4), torch.zeros(3, 4).long(), {}, TypeError, "target has dtype torch.int64"),
         (torch.zeros(3, 4), torch.zeros(3, 4), {"kind": "iuo"}, ValueError, "kind='iuo'"),
         (torch.zeros(3, 4), torch.zeros(3, 4), {"box_format": "xywh"}, ValueError, "box_format='xywh'"),

@@ -132,6 +132,33 @@ def test_infinite_and_nan_logits(device):
     )
 
 
+def test_gamma_zero_has_the_limits_of_cross_entropy(device):
+    inf = float("inf")
+    inputs = torch.tensor([[inf], [-inf], [inf], [-inf]], device=device, requires_grad=True)
+    classes = torch.tensor([0, 0, -1, -1], device=device)
+    loss, grad = loss_and_grad(ops.sigmoid_focal_loss, inputs, classes, gamma=0.0, alpha=-1)
+    torch.testing.assert_close(loss.flatten().cpu(), torch.tensor([0.0, inf, inf, 0.0]), rtol=0, atol=1e-37)
+    torch.testing.assert_close(grad.flatten().cpu(), torch.tensor([0.0, -1.0, 1.0, 0.0]))
+
+
+def test_the_mean_of_many_halves_does_not_overflow(device):
+    inputs = torch.zeros(1_000_000, 2, dtype=torch.float16, device=device)
+    mean = ops.sigmoid_focal_loss(inputs, torch.full((1_000_000,), -1, device=device), reduction="mean")
+    torch.testing.assert_close(mean.float().cpu(), torch.tensor(0.75 * 0.25 * 0.693147), rtol=1e-3, atol=0)
+
+
+def test_dense_targets_of_another_type_give_the_wider_type(device):
+    inputs = torch.randn(5, 3, device=device)
+    soft = torch.rand(5, 3, device=device, dtype=torch.float64)
+    for function in (
+        ops.sigmoid_focal_loss,
+        reference.sigmoid_focal_loss,
+        torchvision.ops.sigmoid_focal_loss,
+    ):
+        assert function(inputs, soft).dtype == torch.float64
+        assert function(inputs.bfloat16(), soft.float()).dtype == torch.float32
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (4, 0), (0, 3, 4, 2)])
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 def test_empty_inputs_have_a_live_graph(shape, reduction, device):
@@ -252,6 +279,9 @@ def test_compiles_as_one_graph(device):
         ),
         (torch.zeros(3, 2), torch.zeros(3, 2, device="meta"), {}, ValueError, "targets is on meta"),
         ([1.0], torch.zeros(3, 2), {}, TypeError, "inputs must be a tensor, got list"),
+        (torch.zeros(3, 2), [0, 1, 1], {}, TypeError, "targets must be a tensor, got list"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"gamma": float("nan")}, ValueError, "gamma=nan"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"alpha": float("nan")}, ValueError, "alpha=nan"),
     ],
 )
 def test_bad_arguments_are_named(inputs, targets, kwargs, error, message):
@@ -262,7 +292,7 @@ def test_bad_arguments_are_named(inputs, targets, kwargs, error, message):
 def test_unchecked_classes_out_of_range_are_background():
     inputs, classes = make_case("cpu", shape=(1, 3, 4, 5))
     wild = classes.clamp(min=-1).clone()
-    wild[0, 0, 0], wild[0, 1, 1] = 5, 10**6
+    wild[0, 0, 0], wild[0, 1, 1], wild[0, 2, 2], wild[0, 0, 3] = 5, 10**6, 2**32, 2**32 - 2
     tame = torch.where(wild >= 5, -1, wild)
     for layout in ("rows", "nchw"):
         x = LAYOUTS[layout](inputs.detach())
@@ -283,3 +313,11 @@ def test_more_than_two_to_the_31_elements():
     )
     torch.testing.assert_close(loss.cpu().double(), expected.double(), rtol=1e-2, atol=0)
     assert grad[-1, 79] < 0 < grad[-1, 78]
+
+
+def test_direct_calls_with_wrong_shapes_are_refused():
+    inputs = torch.zeros(3, 2)
+    with pytest.raises(RuntimeError, match="targets must have the shape"):
+        torch.ops.fcos_fast.sigmoid_focal_loss(inputs, torch.zeros(2, dtype=torch.long), 0.25, 2.0)
+    with pytest.raises(RuntimeError, match="grad must be a scalar"):
+        torch.ops.fcos_fast.sigmoid_focal_loss_backward(torch.zeros(3), inputs, inputs, 0.25, 2.0)
