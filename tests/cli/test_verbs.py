@@ -78,12 +78,12 @@ def test_folder_without_an_image(tmp_path, checkpoint, capsys):
 
 
 def test_demo(tmp_path, capsys):
-    assert main(["demo", "--pictures", "10", "--epochs", "1"]) == 0
+    assert main(["demo", "--pictures", "20", "--epochs", "1"]) == 0
     output = capsys.readouterr().out
     assert "fcos-fast train --config small --data.root" in output
     assert (tmp_path / "runs" / "demo" / "train" / "sheet.png").is_file()
     assert (tmp_path / "runs" / "demo" / "train" / "report.html").is_file()
-    assert len(list((tmp_path / "runs" / "demo" / "pictures" / "JPEGImages").iterdir())) == 12
+    assert len(list((tmp_path / "runs" / "demo" / "pictures" / "JPEGImages").iterdir())) == 22
 
 
 def test_yaml_then_command_line(tmp_path):
