@@ -105,8 +105,9 @@ class Labels {
   const int32_t* values_;
 };
 
+// Result::kSum goes to *sum, and with `with_grad` its gradient is returned; the others return what they are called.
 Tensor run(const Tensor& inputs, const Tensor& targets, const FocalParameters& parameters, Result want,
-           const Tensor* grad) {
+           const Tensor* grad, bool with_grad = false, Tensor* sum = nullptr) {
   check_focal(inputs, targets, grad);
   const bool dense = is_floating_point(targets.scalar_type());
   const auto layout = dense ? std::optional<FocalLayout>() : find_focal_layout(inputs);
@@ -114,15 +115,19 @@ Tensor run(const Tensor& inputs, const Tensor& targets, const FocalParameters& p
   const Tensor x = as_it_lies ? inputs : torch::stable::contiguous(inputs);
   const ScalarType dtype = x.scalar_type();
 
-  Tensor out = want == Result::kSum ? new_empty(x, {}, sum_type(dtype)) : torch::stable::empty_like(x);
+  const bool elementwise = want != Result::kSum || with_grad;
+  Tensor out = elementwise ? torch::stable::empty_like(x) : new_empty(x, {0}, dtype);
   Job job{kernels(dtype), parameters, int64_t(x.element_size()), FocalSpan{}};
   job.base.x = x.const_data_ptr();
+  job.base.with_sum = want == Result::kSum;
   if (want == Result::kElements) job.base.loss = out.mutable_data_ptr();
-  if (want == Result::kGrad) job.base.grad = out.mutable_data_ptr();
+  if (want == Result::kGrad || with_grad) job.base.grad = out.mutable_data_ptr();
 
   Upstream upstream;
-  if (grad != nullptr)
+  upstream.scale = 1;
+  if (grad != nullptr) {
     upstream = upstream_of(*grad, dtype, [&](const Tensor& g) { return in_order_of(g, x); });
+  }
   job.base.upstream = upstream.elements;
   job.base.scale = upstream.scale;
 
@@ -133,25 +138,32 @@ Tensor run(const Tensor& inputs, const Tensor& targets, const FocalParameters& p
     total = run_dense(job, x.numel());
   } else {
     const Labels labels(targets);
-    const int32_t* values = labels.values();
     const FocalLayout at = layout.value_or(FocalLayout{targets.numel(), x.size(x.dim() - 1), 1});
-    total = at.inner == 1 ? run_rows(job, at, values) : run_planes(job, at, values);
+    total = at.inner == 1 ? run_rows(job, at, labels.values()) : run_planes(job, at, labels.values());
   }
   if (want == Result::kSum) {
-    write_scalar(out, total);
-    return out;
+    *sum = new_empty(x, {}, sum_type(dtype));
+    write_scalar(*sum, total);
   }
-  if (as_it_lies) return out;
+  if (as_it_lies || !elementwise) return out;
   Tensor result = torch::stable::empty_like(inputs);
   torch::stable::copy_(result, out);
   return result;
 }
 
+std::tuple<Tensor, Tensor> run_sum(const Tensor& inputs, const Tensor& targets,
+                                   const FocalParameters& parameters, bool with_grad) {
+  Tensor sum;
+  const Tensor grad = run(inputs, targets, parameters, Result::kSum, nullptr, with_grad, &sum);
+  return {sum, grad};
+}
+
 Tensor sigmoid_focal_loss(const Tensor& inputs, const Tensor& targets, double alpha, double gamma) {
   return run(inputs, targets, focal(alpha, gamma), Result::kElements, nullptr);
 }
-Tensor sigmoid_focal_loss_sum(const Tensor& inputs, const Tensor& targets, double alpha, double gamma) {
-  return run(inputs, targets, focal(alpha, gamma), Result::kSum, nullptr);
+std::tuple<Tensor, Tensor> sigmoid_focal_loss_sum(const Tensor& inputs, const Tensor& targets, double alpha,
+                                                  double gamma, bool with_grad) {
+  return run_sum(inputs, targets, focal(alpha, gamma), with_grad);
 }
 Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets,
                                    double alpha, double gamma) {
@@ -160,8 +172,9 @@ Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, con
 Tensor sigmoid_focal_loss_star(const Tensor& inputs, const Tensor& targets, double gamma, double beta) {
   return run(inputs, targets, focal_star(gamma, beta), Result::kElements, nullptr);
 }
-Tensor sigmoid_focal_loss_star_sum(const Tensor& inputs, const Tensor& targets, double gamma, double beta) {
-  return run(inputs, targets, focal_star(gamma, beta), Result::kSum, nullptr);
+std::tuple<Tensor, Tensor> sigmoid_focal_loss_star_sum(const Tensor& inputs, const Tensor& targets,
+                                                       double gamma, double beta, bool with_grad) {
+  return run_sum(inputs, targets, focal_star(gamma, beta), with_grad);
 }
 Tensor sigmoid_focal_loss_star_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets,
                                         double gamma, double beta) {

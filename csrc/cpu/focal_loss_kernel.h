@@ -39,40 +39,18 @@ struct Dense {
   }
 };
 
-template <class T, class Target, class Form>
-double focal_sum(const FocalSpan& span, const Form& form) {
-  const T* x = static_cast<const T*>(span.x);
+template <class T, class Target, bool Sum, class Form>
+double focal_pass(const FocalSpan& span, const Form& form) {
   using V = vec_t<T>;
+  using Real = typename V::Real;
   constexpr int kLanes = V::kLanes;
   constexpr int64_t kBlock = 64 * kLanes;  // float32 inside a block, float64 from block to block
-  double total = 0;
-  for (int64_t begin = 0; begin < span.n; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, span.n);
-    V block(0);
-    int64_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) {
-      block = block + Target::template evaluate<T>(span, form, load(x + i, kLanes), i, kLanes).loss;
-    }
-    if (i < end) {
-      const int n = int(end - i);
-      const V rest = Target::template evaluate<T>(span, form, load(x + i, n), i, n).loss;
-      for (int lane = 0; lane < n; ++lane) total += rest.v[lane];
-    }
-    total += sum(block);
-  }
-  return total;
-}
-
-template <class T, class Target, class Form>
-void focal_elements(const FocalSpan& span, const Form& form) {
   const T* x = static_cast<const T*>(span.x);
-  using V = vec_t<T>;
-  constexpr int kLanes = V::kLanes;
   const T* upstream = static_cast<const T*>(span.upstream);
   T* loss = static_cast<T*>(span.loss);
   T* grad = static_cast<T*>(span.grad);
-  using Real = typename V::Real;
   const V scale(Real(span.scale));
+
   auto step = [&](int64_t i, int n) {
     const auto at = Target::template evaluate<T>(span, form, load(x + i, n), i, n);
     if (loss != nullptr) store(loss + i, at.loss, n);
@@ -81,17 +59,30 @@ void focal_elements(const FocalSpan& span, const Form& form) {
       const V flow = upstream != nullptr ? load(upstream + i, n) : scale;
       store(grad + i, select(at.grad == V(0), at.grad, at.grad * flow), n);
     }
+    return at.loss;
   };
-  int64_t i = 0;
-  for (; i + kLanes <= span.n; i += kLanes) step(i, kLanes);
-  if (i < span.n) step(i, int(span.n - i));
+  double total = 0;
+  for (int64_t begin = 0; begin < span.n; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, span.n);
+    V block(0);
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) {
+      const V losses = step(i, kLanes);
+      if constexpr (Sum) block = block + losses;
+    }
+    if (i < end) {
+      const int n = int(end - i);
+      const V losses = step(i, n);
+      for (int lane = 0; Sum && lane < n; ++lane) total += losses.v[lane];
+    }
+    if constexpr (Sum) total += sum(block);
+  }
+  return total;
 }
 
 template <class T, class Target, class Form>
 double focal_run(const FocalSpan& span, const Form& form) {
-  if (span.loss == nullptr && span.grad == nullptr) return focal_sum<T, Target>(span, form);
-  focal_elements<T, Target>(span, form);
-  return 0;
+  return span.with_sum ? focal_pass<T, Target, true>(span, form) : focal_pass<T, Target, false>(span, form);
 }
 
 template <class T, class Form>

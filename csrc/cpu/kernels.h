@@ -26,9 +26,10 @@ struct FocalSpan {
   double scale;
   void* loss;
   void* grad;
+  bool with_sum;
 };
 
-// Returns the sum of the span's losses, unless `loss` or `grad` are asked for (then 0).
+// Returns the sum of the span's losses if `with_sum`, else 0.
 using FocalKernel = double (*)(const FocalSpan&, const FocalParameters&);
 
 // n pairs of boxes, four numbers each.

@@ -209,11 +209,20 @@ Tensor run(const Tensor& inputs, const Tensor& targets, const FocalParameters& p
   return result;
 }
 
+// Here a stored gradient would be read and written once more than it costs to compute it again in backward.
+std::tuple<Tensor, Tensor> run_sum(const Tensor& inputs, const Tensor& targets,
+                                   const FocalParameters& parameters, bool with_grad) {
+  STD_TORCH_CHECK(!with_grad, "fcos_fast::sigmoid_focal_loss_sum: with_grad is for the CPU");
+  return {run(inputs, targets, parameters, Result::kSum, nullptr),
+          new_empty(inputs, {0}, inputs.scalar_type())};
+}
+
 Tensor sigmoid_focal_loss(const Tensor& inputs, const Tensor& targets, double alpha, double gamma) {
   return run(inputs, targets, focal(alpha, gamma), Result::kElements, nullptr);
 }
-Tensor sigmoid_focal_loss_sum(const Tensor& inputs, const Tensor& targets, double alpha, double gamma) {
-  return run(inputs, targets, focal(alpha, gamma), Result::kSum, nullptr);
+std::tuple<Tensor, Tensor> sigmoid_focal_loss_sum(const Tensor& inputs, const Tensor& targets, double alpha,
+                                                  double gamma, bool with_grad) {
+  return run_sum(inputs, targets, focal(alpha, gamma), with_grad);
 }
 Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets,
                                    double alpha, double gamma) {
@@ -222,8 +231,9 @@ Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, con
 Tensor sigmoid_focal_loss_star(const Tensor& inputs, const Tensor& targets, double gamma, double beta) {
   return run(inputs, targets, focal_star(gamma, beta), Result::kElements, nullptr);
 }
-Tensor sigmoid_focal_loss_star_sum(const Tensor& inputs, const Tensor& targets, double gamma, double beta) {
-  return run(inputs, targets, focal_star(gamma, beta), Result::kSum, nullptr);
+std::tuple<Tensor, Tensor> sigmoid_focal_loss_star_sum(const Tensor& inputs, const Tensor& targets,
+                                                       double gamma, double beta, bool with_grad) {
+  return run_sum(inputs, targets, focal_star(gamma, beta), with_grad);
 }
 Tensor sigmoid_focal_loss_star_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets,
                                         double gamma, double beta) {

@@ -4,7 +4,8 @@
 //   inputs   (..., C) logits; float32, float64, bfloat16, float16; any strides
 //   targets  dense: floating point, the shape of inputs; or classes: integer, inputs.shape[:-1],
 //            0..C-1, -1 background, -2 ignored. Any other class counts as background.
-//   result   loss of every element in the type of inputs; *_sum: their sum, float32 (float64 for float64)
+//   result   loss of every element in the type of inputs; *_sum: their sum, float32 (float64 for float64), and with
+//            with_grad (CPU) its gradient from the same pass, else an empty tensor
 //   gradient to inputs alone; an ignored row has loss and gradient 0, whatever its logits
 //   inside   float32 (float64 for float64); the sum runs over blocks of fixed size, in order, in float64: the same
 //            bits each run and for any number of threads

@@ -101,21 +101,58 @@ def _call(op: str, inputs: Tensor, targets: Tensor, numbers: tuple[float, float]
         dtype = sum_type(dtype)
     if reduction == "none":
         return getattr(torch.ops.fcos_fast, op)(inputs.to(dtype), targets, *numbers)
-    total = getattr(torch.ops.fcos_fast, f"{op}_sum")(inputs, targets, *numbers)
+    total, _ = getattr(torch.ops.fcos_fast, f"{op}_sum")(inputs, targets, *numbers, _in_one_pass(inputs))
     if reduction == "mean" and inputs.numel() > 0:
         total = total / inputs.numel()  # before the cast: the sum may exceed what 16 bits hold
     return total.to(dtype)
 
 
+def _in_one_pass(inputs: Tensor) -> bool:
+    """Shall forward compute the gradient too?
+
+    On a CPU arithmetic costs more than memory. 16-bit gradients are better computed in backward, where the factor that
+    flows in is applied before they are rounded.
+    """
+    return (
+        inputs.device.type == "cpu"
+        and inputs.dtype in (torch.float32, torch.float64)
+        and inputs.requires_grad
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _register_sum(op: str) -> None:
+    backward_op = getattr(torch.ops.fcos_fast, f"{op}_backward")
+
+    def setup_context(ctx, inputs, output):
+        logits, targets, *ctx.numbers, with_grad = inputs
+        ctx.save_for_backward(logits, targets)
+        eager = type(output[1]) is Tensor  # a traced graph cannot give a buffer away
+        ctx.unit_grad = output[1].detach() if with_grad and eager else None
+
+    def backward(ctx, grad: Tensor, _):
+        # The first backward scales the stored gradient in place and gives it away; a second one, and one that is to be
+        # differentiated itself (which is refused there), computes it again.
+        unit_grad, ctx.unit_grad = ctx.unit_grad, None
+        if unit_grad is not None and not torch.is_grad_enabled():
+            return unit_grad.mul_(grad), None, None, None, None
+        return backward_op(grad, *ctx.saved_tensors, *ctx.numbers), None, None, None, None
+
+    def fake(inputs, targets, a, b, with_grad):
+        total = inputs.new_empty((), dtype=sum_type(inputs.dtype))
+        return total, torch.empty_like(inputs) if with_grad else inputs.new_empty(0)
+
+    torch.library.register_autograd(f"fcos_fast::{op}_sum", backward, setup_context=setup_context)
+    register_fake(f"{op}_sum")(fake)
+
+
 def _register(op: str) -> None:
     register_gradient(op, f"{op}_backward", tensors=2, differentiable=[0])
-    register_gradient(f"{op}_sum", f"{op}_backward", tensors=2, differentiable=[0])
     refuse_second_derivative(f"{op}_backward")
     register_fake(op)(lambda inputs, targets, a, b: torch.empty_like(inputs))
-    register_fake(f"{op}_sum")(
-        lambda inputs, targets, a, b: inputs.new_empty((), dtype=sum_type(inputs.dtype))
-    )
     register_fake(f"{op}_backward")(lambda grad, inputs, targets, a, b: torch.empty_like(inputs))
+    _register_sum(op)
 
 
 if cpu_error is None:
