@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 import sysconfig
@@ -237,3 +238,10 @@ def test_every_schema_has_a_kernel(name, key):
 )
 def test_which_gpus_a_binary_runs_on(capability, targets, covered):
     assert _extension.capability_is_covered(capability, targets) is covered
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on the PATH")
+@pytest.mark.skipif(torch.version.cuda is None, reason="a torch without CUDA")
+@pytest.mark.skipif(os.environ.get("FCOS_FAST_BUILD") == "cpu", reason="FCOS_FAST_BUILD=cpu")
+def test_cuda_operators_are_built_and_load_where_nvcc_is():
+    assert _extension.cuda_error is None

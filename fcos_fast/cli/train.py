@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if options.resume is None:
             outcome = train(options.config())
-        elif len(arguments) > 2:
+        elif any(word.startswith("--") and not word.startswith("--resume") for word in arguments):
             raise ValueError(
                 "--resume continues with the run's own configuration; leave the other options out"
             )

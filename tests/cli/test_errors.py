@@ -27,6 +27,7 @@ MISTAKES = {
     "data": (["train", "--data.root", "/nowhere"], "/nowhere: there is no such folder"),
     "resume nothing": (["train", "--resume", "/nowhere"], "there is no checkpoint /nowhere"),
     "resume and more": (["train", "--resume", "x", "--train.epochs", "3"], "leave the other options out"),
+    "resume= and more": (["train", "--resume=x", "--train.epochs=3"], "leave the other options out"),
     "required": (["evaluate"], "options are required: --checkpoint"),
     "no checkpoint": (["evaluate", "--checkpoint", "/nowhere.pt"], "there is no checkpoint /nowhere.pt"),
     "no image": (["detect", "--checkpoint", "x.pt"], "no image is given; name image files or folders"),
