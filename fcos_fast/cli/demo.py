@@ -16,7 +16,7 @@ OWN_DATA = """
 your own pictures, in the folders of PASCAL VOC (JPEGImages, Annotations, ImageSets/Main):
   fcos-fast train --config small --data.root FOLDER --data.train train --data.val val"""
 
-# small, and not too crowded: what can be learnt from nothing in two minutes
+# small, and not too crowded: what can be learnt from nothing in a few minutes
 PICTURES = SyntheticConfig(size=(128, 160), object_size=(20, 110), max_objects=4, min_visible=0.85)
 
 
