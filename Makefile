@@ -12,7 +12,7 @@ help:
 	@echo "make demo     train a small FCOS on generated pictures and look at what it learnt (minutes)"
 	@echo "make test     run every test"
 	@echo "make lint     check style: ruff, clang-format"
-	@echo "make bench    time the operators beside their peers"
+	@echo "make bench    time the operators beside their peers (OUT=file.json)"
 	@echo "make bccd     train and evaluate on photographs of blood cells (DATA=folder of BCCD_Dataset's BCCD)"
 	@echo "make setup    make .venv, build the extensions, install (the others do it when it is missing)"
 	@echo "make build    rebuild the extensions after a change in csrc"
@@ -59,8 +59,9 @@ DATA ?= ../shared/data/bccd
 bccd: build
 	$(BIN)/fcos-fast train --config bccd --data.root $(DATA)
 
+OUT ?= benchmarks/results/local.json
 bench: build
-	$(BIN)/python -m benchmarks.table
+	$(BIN)/python -m benchmarks.table --out $(OUT)
 
 clean:
 	rm -rf build dist *.egg-info fcos_fast/*.so $(READY) $(BUILT)

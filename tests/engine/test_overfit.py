@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from fcos_fast.data import AugmentConfig, DetectionDataset, load_voc
 from fcos_fast.engine import train as train_module
@@ -16,7 +15,6 @@ from fcos_fast.models import FCOSConfig
 
 @pytest.mark.slow
 def test_eight_photographs_are_overfitted(bccd, tmp_path, monkeypatch):
-    torch.set_num_threads(2)
     whole = load_voc(bccd, "trainval")
     eight = DetectionDataset(whole.records[:8], whole.categories)
     often = DetectionDataset(eight.records * 10, whole.categories)  # fewer epochs, fewer checkpoints

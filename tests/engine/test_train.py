@@ -170,6 +170,8 @@ def start_and_wait_for_an_epoch(config: Config, runs: Path) -> tuple[subprocess.
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background job ignores Ctrl-C, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     for line in process.stdout:  # the line of an epoch is printed after its checkpoint
         if line.startswith("epoch 1/2"):
