@@ -193,12 +193,6 @@ def cuda_extension(home: Path) -> Extension:
     )
 
 
-def remove_stale_cuda_binary() -> None:
-    """A build without CUDA must not leave an older _C_cuda beside the new _C of an editable install."""
-    for binary in (ROOT / "fcos_fast").glob("_C_cuda.*"):
-        binary.unlink()
-
-
 def print_summary(home: Path | None, reason: str) -> None:
     """One loud block: what is built, for what, and what is left out and why."""
     lines = [
@@ -231,8 +225,17 @@ limit_jobs("cuda" if cuda_home else "cpp")
 extensions = [cpu_extension(cuda_home)] + ([cuda_extension(cuda_home)] if cuda_home else [])
 if {"build_ext", "bdist_wheel", "editable_wheel", "develop", "install"} & set(sys.argv):
     print_summary(cuda_home, why_not)
-    if cuda_home is None:
-        remove_stale_cuda_binary()
-setup(
-    ext_modules=extensions, cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(use_ninja=True)}
-)
+
+
+class Build(cpp_extension.BuildExtension):
+    """A build without CUDA leaves no older _C_cuda beside the new _C of an editable install."""
+
+    def run(self) -> None:
+        """Build, then remove what is stale."""
+        super().run()
+        if self.inplace and cuda_home is None:
+            for binary in (ROOT / "fcos_fast").glob("_C_cuda.*"):
+                binary.unlink()
+
+
+setup(ext_modules=extensions, cmdclass={"build_ext": Build.with_options(use_ninja=True)})
