@@ -6,102 +6,107 @@
 
 namespace fcos_fast::FCOS_SIMD_NAMESPACE {
 
-// Where an element's target comes from.
+// Where an element's target comes from: loss and gradient of lanes i .. i + n.
 struct AllBackground {
+  static constexpr bool kMayIgnore = false;
   template <class T, class V, class Form>
   FCOS_INLINE static math::LossAndGrad<V> evaluate(const FocalSpan&, const Form& form, V x, int64_t, int) {
-    auto at = form.background(x);
-    return {form.negative_weight * at.loss, form.negative_weight * at.grad};
+    return form.background(x, form.negative_weight);
   }
 };
 
 struct OneClass {
+  static constexpr bool kMayIgnore = true;
   template <class T, class V, class Form>
   FCOS_INLINE static math::LossAndGrad<V> evaluate(const FocalSpan& span, const Form& form, V x, int64_t i,
                                                    int n) {
-    const auto labels = load_labels<V>(span.labels + i, n);
-    const typename V::Mask foreground{labels == span.label};
-    const typename V::Mask ignored{labels == -2};
-    const auto at = form.background(select(foreground, -x, x));
+    const int32_t* labels = span.labels + i;
+    const auto foreground = Lanes<V>::equal(labels, span.label, n);
+    const auto ignored = Lanes<V>::equal(labels, -2, n);
     const V weight = select(foreground, form.positive_weight, form.negative_weight);
-    const V loss = weight * at.loss;
-    const V grad = weight * at.grad;
+    const auto at = form.background(select(foreground, -x, x), weight);
     const V zero(0);
-    return {select(ignored, zero, loss), select(ignored, zero, select(foreground, -grad, grad))};
+    return {select(ignored, zero, at.loss), select(ignored, zero, select(foreground, -at.grad, at.grad))};
   }
 };
 
 struct Dense {
+  static constexpr bool kMayIgnore = false;
   template <class T, class V, class Form>
   FCOS_INLINE static math::LossAndGrad<V> evaluate(const FocalSpan& span, const Form& form, V x, int64_t i,
                                                    int n) {
-    return form.soft(x, load(static_cast<const T*>(span.targets) + i, n));
+    return form.soft(x, Lanes<V>::load(static_cast<const T*>(span.targets) + i, n));
   }
 };
 
-template <class T, class Target, bool Sum, class Form>
-double focal_pass(const FocalSpan& span, const Form& form) {
-  using V = vec_t<T>;
-  using Real = typename V::Real;
-  constexpr int kLanes = V::kLanes;
-  constexpr int64_t kBlock = 64 * kLanes;  // float32 inside a block, float64 from block to block
-  const T* x = static_cast<const T*>(span.x);
-  const T* upstream = static_cast<const T*>(span.upstream);
-  T* loss = static_cast<T*>(span.loss);
-  T* grad = static_cast<T*>(span.grad);
-  const V scale(Real(span.scale));
+// Loss of the lanes i .. i + n; stores what the span wants.
+template <class T, class Target, class V, class Form>
+FCOS_INLINE V focal_step(const FocalSpan& span, const Form& form, V scale, int64_t i, int n) {
+  using Access = Lanes<V>;
+  const V x = Access::load(static_cast<const T*>(span.x) + i, n);
+  const auto at = Target::template evaluate<T>(span, form, x, i, n);
+  if (span.loss != nullptr) Access::store(static_cast<T*>(span.loss) + i, at.loss, n);
+  if (span.grad != nullptr) {
+    const auto* upstream = static_cast<const T*>(span.upstream);
+    const V flow = upstream != nullptr ? Access::load(upstream + i, n) : scale;
+    V grad = at.grad * flow;
+    if constexpr (Target::kMayIgnore) grad = select(at.grad == V(0), at.grad, grad);  // whatever flows in
+    Access::store(static_cast<T*>(span.grad) + i, grad, n);
+  }
+  return at.loss;
+}
 
-  auto step = [&](int64_t i, int n) {
-    const auto at = Target::template evaluate<T>(span, form, load(x + i, n), i, n);
-    if (loss != nullptr) store(loss + i, at.loss, n);
-    if (grad != nullptr) {
-      // An ignored element stays 0 whatever flows in; elsewhere this is a plain product.
-      const V flow = upstream != nullptr ? load(upstream + i, n) : scale;
-      store(grad + i, select(at.grad == V(0), at.grad, at.grad * flow), n);
-    }
-    return at.loss;
-  };
+template <class T, class Target, bool Sum, template <class> class Form>
+double focal_pass(const FocalSpan& span, const FocalParameters& p) {
+  using V = vec_t<T>;
+  using Wide = wide_t<T>;
+  constexpr int kLanes = V::kLanes, kWideLanes = Wide::kLanes;
+  constexpr int64_t kBlock = 64 * kWideLanes;  // float32 inside a block, float64 from block to block
+  const Form<V> form(p);
+  const Form<Wide> wide_form(p);
+  const V scale{typename V::Real(span.scale)};
+  const Wide wide_scale{typename V::Real(span.scale)};
+
   double total = 0;
-  for (int64_t begin = 0; begin < span.n; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, span.n);
-    V block(0);
-    int64_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) {
-      const V losses = step(i, kLanes);
+  int64_t i = 0;
+  while (i + kWideLanes <= span.n) {
+    Wide block(0);
+    const int64_t end = std::min(i + kBlock, span.n);
+    for (; i + kWideLanes <= end; i += kWideLanes) {
+      const Wide losses = focal_step<T, Target>(span, wide_form, wide_scale, i, kWideLanes);
       if constexpr (Sum) block = block + losses;
     }
-    if (i < end) {
-      const int n = int(end - i);
-      const V losses = step(i, n);
-      for (int lane = 0; Sum && lane < n; ++lane) total += losses.v[lane];
-    }
     if constexpr (Sum) total += sum(block);
+  }
+  for (; i < span.n; i += kLanes) {
+    const int n = int(std::min<int64_t>(kLanes, span.n - i));
+    const V losses = focal_step<T, Target>(span, form, scale, i, n);
+    for (int lane = 0; Sum && lane < n; ++lane) total += losses.v[lane];
   }
   return total;
 }
 
-template <class T, class Target, class Form>
-double focal_run(const FocalSpan& span, const Form& form) {
-  return span.with_sum ? focal_pass<T, Target, true>(span, form) : focal_pass<T, Target, false>(span, form);
+template <class T, class Target, template <class> class Form>
+double focal_run(const FocalSpan& span, const FocalParameters& p) {
+  return span.with_sum ? focal_pass<T, Target, true, Form>(span, p)
+                       : focal_pass<T, Target, false, Form>(span, p);
 }
 
-template <class T, class Form>
-double focal_with_target(const FocalSpan& span, const Form& form) {
-  if (span.targets != nullptr) return focal_run<T, Dense>(span, form);
-  if (span.labels != nullptr) return focal_run<T, OneClass>(span, form);
-  return focal_run<T, AllBackground>(span, form);
+template <class T, template <class> class Form>
+double focal_with_target(const FocalSpan& span, const FocalParameters& p) {
+  if (span.targets != nullptr) return focal_run<T, Dense, Form>(span, p);
+  if (span.labels != nullptr) return focal_run<T, OneClass, Form>(span, p);
+  return focal_run<T, AllBackground, Form>(span, p);
 }
+
+template <class V>
+using FocalLossAny = math::FocalLoss<V, false>;
 
 template <class T>
 double focal_span(const FocalSpan& span, const FocalParameters& p) {
-  using V = vec_t<T>;
-  using Real = typename V::Real;
-  const V gamma{Real(p.gamma)}, one(1);
-  if (p.star) return focal_with_target<T>(span, math::FocalLossStar<V>{gamma, V(Real(p.beta)), one, one});
-  const V positive = p.alpha >= 0 ? V(Real(p.alpha)) : one;
-  const V negative = p.alpha >= 0 ? V(Real(1 - p.alpha)) : one;
-  if (p.gamma == 2) return focal_with_target<T>(span, math::FocalLoss<V, true>{gamma, positive, negative});
-  return focal_with_target<T>(span, math::FocalLoss<V, false>{gamma, positive, negative});
+  if (p.star) return focal_with_target<T, math::FocalLossStar>(span, p);
+  if (p.gamma == 2) return focal_with_target<T, math::FocalLossSquare>(span, p);
+  return focal_with_target<T, FocalLossAny>(span, p);
 }
 
 }  // namespace fcos_fast::FCOS_SIMD_NAMESPACE

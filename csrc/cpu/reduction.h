@@ -1,17 +1,27 @@
 // Sums whose bits do not depend on the number of threads, and the gradient that flows into a loss.
 #pragma once
 
+#include <atomic>
+
 #include "../tensor.h"
 
 namespace fcos_fast {
 
-// unit(u) for u in [0, units) on all threads; the results are added in order.
+// unit(u) for u in [0, units), on all threads; each takes the next unit when it is done with one.
+template <class Unit>
+void run_units(int64_t units, const Unit& unit) {
+  std::atomic<int64_t> next{0};
+  const int64_t threads = std::min<int64_t>(units, torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t u = next++; u < units; u = next++) unit(u);
+  });
+}
+
+// The results of the units are added in order.
 template <class Unit>
 double sum_units(int64_t units, const Unit& unit) {
   std::vector<double> partial(units);
-  torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t u = begin; u < end; ++u) partial[u] = unit(u);
-  });
+  run_units(units, [&](int64_t u) { partial[u] = unit(u); });
   double total = 0;
   for (double p : partial) total += p;
   return total;

@@ -93,11 +93,11 @@ FCOS_INLINE Vec absolute(Vec x) { return Vec((FloatLanes)((UintLanes)x.v & 0x7ff
 // float64 is for checks and gradients of record, not for speed: its functions are the scalar ones.
 FCOS_INLINE VecDouble absolute(VecDouble x) { return select(x < VecDouble(0.0), -x, x); }
 FCOS_INLINE VecDouble multiply_add(VecDouble a, VecDouble b, VecDouble c) { return a * b + c; }
+FCOS_INLINE VecDouble smaller(VecDouble a, VecDouble b) { return select(a < b, a, b); }
+FCOS_INLINE VecDouble larger(VecDouble a, VecDouble b) { return select(a > b, a, b); }
+FCOS_INLINE VecDouble reciprocal(VecDouble x) { return VecDouble(1.0) / x; }
 FCOS_INLINE VecDouble square_root(VecDouble x) {
   return map_lanes(x, [](double d) { return std::sqrt(d); });
-}
-FCOS_INLINE VecDouble exp_negative(VecDouble x) {
-  return map_lanes(x, [](double d) { return std::exp(-d); });
 }
 FCOS_INLINE VecDouble log1p_unit(VecDouble x) {
   return map_lanes(x, [](double d) { return std::log1p(d); });
@@ -117,37 +117,108 @@ FCOS_INLINE Vec reciprocal(Vec x) {
   return multiply_add(multiply_add(-x, r, Vec(1.0f)), r, r);
 }
 FCOS_INLINE Vec square_root(Vec x) { return Vec((FloatLanes)_mm512_sqrt_ps((__m512)x.v)); }
+FCOS_INLINE Vec smaller(Vec a, Vec b) { return Vec((FloatLanes)_mm512_min_ps((__m512)a.v, (__m512)b.v)); }
+FCOS_INLINE Vec larger(Vec a, Vec b) { return Vec((FloatLanes)_mm512_max_ps((__m512)a.v, (__m512)b.v)); }
+FCOS_INLINE Vec rounded(Vec x) { return Vec((FloatLanes)_mm512_roundscale_ps((__m512)x.v, 8)); }
+FCOS_INLINE Vec times_power_of_two(Vec x, Vec n) {
+  return Vec((FloatLanes)_mm512_scalef_ps((__m512)x.v, (__m512)n.v));
+}
 FCOS_INLINE bool any(Vec::Mask mask) { return _mm512_test_epi32_mask((__m512i)mask.m, (__m512i)mask.m) != 0; }
 #elif FCOS_SIMD_BYTES == 32
 FCOS_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
   return Vec((FloatLanes)_mm256_fmadd_ps((__m256)a.v, (__m256)b.v, (__m256)c.v));
 }
 FCOS_INLINE Vec square_root(Vec x) { return Vec((FloatLanes)_mm256_sqrt_ps((__m256)x.v)); }
+FCOS_INLINE Vec smaller(Vec a, Vec b) { return Vec((FloatLanes)_mm256_min_ps((__m256)a.v, (__m256)b.v)); }
+FCOS_INLINE Vec larger(Vec a, Vec b) { return Vec((FloatLanes)_mm256_max_ps((__m256)a.v, (__m256)b.v)); }
 FCOS_INLINE bool any(Vec::Mask mask) { return _mm256_movemask_ps((__m256)mask.m) != 0; }
 #else
 FCOS_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
 FCOS_INLINE Vec square_root(Vec x) {
   return map_lanes(x, [](float f) { return std::sqrt(f); });
 }
+FCOS_INLINE Vec smaller(Vec a, Vec b) { return select(a < b, a, b); }
+FCOS_INLINE Vec larger(Vec a, Vec b) { return select(a > b, a, b); }
 FCOS_INLINE bool any(Vec::Mask mask) { return any_lane<Vec>(mask); }
 #endif
 
-// exp(-a) for a >= 0: 2^n * exp(r) with |r| <= log(2) / 2. Below 2^-126 the result stays there.
-FCOS_INLINE Vec exp_negative(Vec a) {
-  const Vec bounded = select(a > Vec(87.3f), Vec(87.3f), a);  // NaN passes
-  const Vec magic(12582912.0f);                               // 1.5 * 2^23: adding it rounds to an integer
-  const Vec shifted = multiply_add(bounded, Vec(-1.44269504f), magic);
-  const Vec n = shifted - magic;
-  Vec r = multiply_add(n, Vec(-6.93145752e-1f), -bounded);
-  r = multiply_add(n, Vec(-1.42860677e-6f), r);
-  Vec s(8.297631285e-03f);
-  s = multiply_add(s, r, Vec(4.191552449e-02f));
-  s = multiply_add(s, r, Vec(1.666757582e-01f));
-  s = multiply_add(s, r, Vec(4.999889359e-01f));
-  s = multiply_add(s, r, Vec(9.999996914e-01f));
-  s = multiply_add(s, r, Vec(1.000000072e+00f));
-  const UintLanes exponent = ((UintLanes)shifted.v << 23) + 0x3f800000u;
-  return s * Vec((FloatLanes)exponent);
+#if FCOS_SIMD_BYTES != 64
+FCOS_INLINE Vec reciprocal(Vec x) { return Vec(1.0f) / x; }
+// To the nearest integer, for |x| < 2^22: adding 1.5 * 2^23 leaves no room for a fraction.
+FCOS_INLINE Vec rounded(Vec x) { return (x + Vec(12582912.0f)) - Vec(12582912.0f); }
+// x * 2^n for an integer n of -126 to 127.
+FCOS_INLINE Vec times_power_of_two(Vec x, Vec n) {
+  const IntLanes exponent = __builtin_convertvector(n.v, IntLanes) + 127;
+  return x * Vec((FloatLanes)((UintLanes)exponent << 23));
+}
+#endif
+
+// Two registers worked on side by side: their instructions alternate, so that one chain fills the other's latency.
+// Twice<Twice<V>> is four.
+template <class V>
+struct Twice {
+  using Real = typename V::Real;
+  static constexpr int kLanes = 2 * V::kLanes;
+
+  struct Mask {
+    typename V::Mask a, b;
+    FCOS_INLINE friend Mask operator&(Mask m, Mask n) { return {m.a & n.a, m.b & n.b}; }
+  };
+
+  V a, b;
+
+  Twice() = default;
+  FCOS_INLINE explicit Twice(Real x) : a(x), b(x) {}
+  FCOS_INLINE Twice(V first, V second) : a(first), b(second) {}
+
+  FCOS_INLINE friend Twice operator+(Twice x, Twice y) { return {x.a + y.a, x.b + y.b}; }
+  FCOS_INLINE friend Twice operator-(Twice x, Twice y) { return {x.a - y.a, x.b - y.b}; }
+  FCOS_INLINE friend Twice operator*(Twice x, Twice y) { return {x.a * y.a, x.b * y.b}; }
+  FCOS_INLINE friend Twice operator/(Twice x, Twice y) { return {x.a / y.a, x.b / y.b}; }
+  FCOS_INLINE friend Twice operator-(Twice x) { return {-x.a, -x.b}; }
+  FCOS_INLINE friend Mask operator<(Twice x, Twice y) { return {x.a < y.a, x.b < y.b}; }
+  FCOS_INLINE friend Mask operator>(Twice x, Twice y) { return {x.a > y.a, x.b > y.b}; }
+  FCOS_INLINE friend Mask operator>=(Twice x, Twice y) { return {x.a >= y.a, x.b >= y.b}; }
+  FCOS_INLINE friend Mask operator==(Twice x, Twice y) { return {x.a == y.a, x.b == y.b}; }
+  FCOS_INLINE friend Twice select(Mask m, Twice x, Twice y) {
+    return {select(m.a, x.a, y.a), select(m.b, x.b, y.b)};
+  }
+  FCOS_INLINE friend Twice absolute(Twice x) { return {absolute(x.a), absolute(x.b)}; }
+  FCOS_INLINE friend Twice reciprocal(Twice x) { return {reciprocal(x.a), reciprocal(x.b)}; }
+  FCOS_INLINE friend Twice smaller(Twice x, Twice y) { return {smaller(x.a, y.a), smaller(x.b, y.b)}; }
+  FCOS_INLINE friend Twice larger(Twice x, Twice y) { return {larger(x.a, y.a), larger(x.b, y.b)}; }
+  FCOS_INLINE friend Twice rounded(Twice x) { return {rounded(x.a), rounded(x.b)}; }
+  FCOS_INLINE friend Twice times_power_of_two(Twice x, Twice n) {
+    return {times_power_of_two(x.a, n.a), times_power_of_two(x.b, n.b)};
+  }
+  FCOS_INLINE friend Twice log_positive(Twice x) { return {log_positive(x.a), log_positive(x.b)}; }
+  FCOS_INLINE friend Twice multiply_add(Twice x, Twice y, Twice z) {
+    return {multiply_add(x.a, y.a, z.a), multiply_add(x.b, y.b, z.b)};
+  }
+  FCOS_INLINE friend Real sum(Twice x) { return sum(x.a + x.b); }
+};
+
+// The registers of an inner loop over elements of type T.
+template <class T>
+using wide_t = std::conditional_t<std::is_same_v<T, double>, VecDouble, Twice<Twice<Vec>>>;
+
+// exp(-a) for a >= 0: 2^n * 2^f with |f| <= 1/2. Below 2^-126 the result stays there.
+template <class V>
+FCOS_INLINE V exp_negative(V a) {
+  const V bounded = smaller(V(87.3f), a);  // in this order NaN passes
+  const V log2e(-1.44269504f);
+  const V n = rounded(bounded * log2e);
+  const V f = multiply_add(bounded, log2e, -n);
+  const V f2 = f * f;
+  const V c01 = multiply_add(f, V(6.931470037e-01f), V(1.0f));
+  const V c23 = multiply_add(f, V(5.550733581e-02f), V(2.402224243e-01f));
+  const V c45 = multiply_add(f, V(1.326472731e-03f), V(9.671512991e-03f));
+  const V s = multiply_add(f2, multiply_add(f2, c45, c23), c01);
+  return times_power_of_two(s, n);
+}
+template <>
+FCOS_INLINE VecDouble exp_negative(VecDouble x) {
+  return map_lanes(x, [](double d) { return std::exp(-d); });
 }
 
 // log(w) for w > 0, a smaller w counting as the smallest normal number.
@@ -179,6 +250,14 @@ template <int N, class T>
 FCOS_INLINE void copy_lanes(T* to, const T* from, int n) {
   if (n == N) {
     std::memcpy(to, from, sizeof(T) * N);
+#if FCOS_SIMD_BYTES == 64
+  } else if constexpr (sizeof(T) == 4) {
+    const auto mask = __mmask16((1u << n) - 1);
+    _mm512_mask_storeu_epi32(to, mask, _mm512_maskz_loadu_epi32(mask, from));
+  } else if constexpr (sizeof(T) == 2) {
+    const auto mask = __mmask16((1u << n) - 1);
+    _mm256_mask_storeu_epi16(to, mask, _mm256_maskz_loadu_epi16(mask, from));
+#endif
   } else {
     for (int i = 0; i < n; ++i) to[i] = from[i];
   }
@@ -259,6 +338,38 @@ FCOS_INLINE IntLanes load_labels<Vec>(const int32_t* p, int n) {
   copy_lanes<kFloats>(reinterpret_cast<int32_t*>(&v), p, n);
   return v;
 }
+
+// The memory accesses of a V; `n` counts the lanes in use, and a Twice uses all of its own.
+template <class V>
+struct Lanes {
+  template <class T>
+  FCOS_INLINE static V load(const T* p, int n) {
+    return FCOS_SIMD_NAMESPACE::load(p, n);
+  }
+  template <class T>
+  FCOS_INLINE static void store(T* p, V x, int n) {
+    FCOS_SIMD_NAMESPACE::store(p, x, n);
+  }
+  FCOS_INLINE static typename V::Mask equal(const int32_t* labels, int32_t label, int n) {
+    return {load_labels<V>(labels, n) == label};
+  }
+};
+template <class V>
+struct Lanes<Twice<V>> {
+  static constexpr int kHalf = V::kLanes;
+  template <class T>
+  FCOS_INLINE static Twice<V> load(const T* p, int) {
+    return {Lanes<V>::load(p, kHalf), Lanes<V>::load(p + kHalf, kHalf)};
+  }
+  template <class T>
+  FCOS_INLINE static void store(T* p, Twice<V> x, int) {
+    Lanes<V>::store(p, x.a, kHalf);
+    Lanes<V>::store(p + kHalf, x.b, kHalf);
+  }
+  FCOS_INLINE static typename Twice<V>::Mask equal(const int32_t* labels, int32_t label, int) {
+    return {Lanes<V>::equal(labels, label, kHalf), Lanes<V>::equal(labels + kHalf, label, kHalf)};
+  }
+};
 
 // Rows of four numbers: an array of structures becomes one register per column.
 template <class T, class V>

@@ -73,10 +73,10 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack, int cou
 template <class C, class Form>
 __device__ __forceinline__ LossAndGrad<C> of_class(const Form& form, C x, int64_t target, int64_t label) {
   const bool foreground = target == label;
-  const auto at = form.background(foreground ? -x : x);
   const C weight = foreground ? form.positive_weight : form.negative_weight;
+  const auto at = form.background(foreground ? -x : x, weight);
   if (target == -2) return {C(0), C(0)};
-  return {weight * at.loss, foreground ? -weight * at.grad : weight * at.grad};
+  return {at.loss, foreground ? -at.grad : at.grad};
 }
 
 template <class T, bool Dense, Result Want, class Form>
@@ -157,10 +157,9 @@ template <class T>
 void run_form(Result want, const Arguments<T>& a, const FocalParameters& p, Tensor& out, const Tensor& x,
               cudaStream_t stream) {
   using C = compute_t<T>;
-  if (p.star) return run(want, a, FocalLossStar<C>{C(p.gamma), C(p.beta), C(1), C(1)}, out, x, stream);
-  const C positive = p.alpha >= 0 ? C(p.alpha) : C(1), negative = p.alpha >= 0 ? C(1 - p.alpha) : C(1);
-  if (p.gamma == 2) return run(want, a, FocalLoss<C, true>{C(p.gamma), positive, negative}, out, x, stream);
-  run(want, a, FocalLoss<C, false>{C(p.gamma), positive, negative}, out, x, stream);
+  if (p.star) return run(want, a, FocalLossStar<C>(p), out, x, stream);
+  if (p.gamma == 2) return run(want, a, FocalLossSquare<C>(p), out, x, stream);
+  run(want, a, FocalLoss<C>(p), out, x, stream);
 }
 
 Tensor run(const Tensor& inputs, const Tensor& targets, const FocalParameters& parameters, Result want,

@@ -15,6 +15,16 @@
 
 #include "elementary.h"
 
+namespace fcos_fast {
+
+// Which of the two losses, and its numbers.
+struct FocalParameters {
+  bool star;
+  double alpha, gamma, beta;
+};
+
+}  // namespace fcos_fast
+
 namespace fcos_fast::math {
 
 template <class T>
@@ -39,19 +49,27 @@ FCOS_HOST_DEVICE Sigmoid<T> sigmoid(T x) {
 }
 
 // Focal loss. `Square` is the usual gamma = 2, which needs no further exp.
-template <class T, bool Square>
+template <class T, bool Square = false>
 struct FocalLoss {
   T gamma;
   T positive_weight, negative_weight;  // alpha and 1 - alpha, or 1 and 1
 
-  // x as a background logit. A foreground logit is -x with the sign of the gradient turned.
-  FCOS_HOST_DEVICE LossAndGrad<T> background(T x) const {
+  FCOS_HOST_DEVICE explicit FocalLoss(const FocalParameters& p)
+      : gamma(T(p.gamma)),
+        positive_weight(T(p.alpha >= 0 ? p.alpha : 1)),
+        negative_weight(T(p.alpha >= 0 ? 1 - p.alpha : 1)) {}
+
+  // x as a background logit of this weight. A foreground logit is -x with the sign of the gradient turned.
+  FCOS_HOST_DEVICE LossAndGrad<T> background(T x, T weight) const {
     const auto s = sigmoid(x);
     const T softplus = larger(x, T(0)) + s.log1p_exp;  // -log(1 - p)
-    const T large(1e30f);                              // instead of inf, where 0 * inf would not be the limit
-    const T w =
-        Square ? s.p * s.p : exp_negative(gamma * smaller(larger(-x, T(0)) + s.log1p_exp, large));  // p^gamma
-    const T bounded = smaller(softplus, large);
+    const T bounded = smaller(softplus, T(1e30f));     // instead of inf, where 0 * inf would not be the limit
+    T w;                                               // weight * p^gamma
+    if (Square) {
+      w = weight * s.p * s.p;
+    } else {
+      w = weight * exp_negative(gamma * smaller(larger(-x, T(0)) + s.log1p_exp, T(1e30f)));
+    }
     return {w * softplus, w * multiply_add(gamma * s.q, bounded, s.p)};
   }
 
@@ -74,18 +92,22 @@ struct FocalLoss {
     return {weight * cross_entropy * w, weight * multiply_add(s.p - y, w, bounded * dw)};
   }
 };
+template <class T>
+using FocalLossSquare = FocalLoss<T, true>;
 
 // FL*: -log(sigmoid(gamma * x_t + beta)) / gamma with x_t = x for foreground, -x for background.
 template <class T>
 struct FocalLossStar {
   T gamma, beta;
-  T positive_weight, negative_weight;  // 1
+  T positive_weight{1}, negative_weight{1};
+
+  FCOS_HOST_DEVICE explicit FocalLossStar(const FocalParameters& p) : gamma(T(p.gamma)), beta(T(p.beta)) {}
 
   FCOS_HOST_DEVICE LossAndGrad<T> of_logit(T z) const {  // z = -(gamma * x_t + beta)
     const auto s = sigmoid(z);
     return {(larger(z, T(0)) + s.log1p_exp) / gamma, s.p};
   }
-  FCOS_HOST_DEVICE LossAndGrad<T> background(T x) const { return of_logit(gamma * x - beta); }
+  FCOS_HOST_DEVICE LossAndGrad<T> background(T x, T) const { return of_logit(gamma * x - beta); }
   FCOS_HOST_DEVICE LossAndGrad<T> soft(T x, T y) const {
     const T direction = T(2) * y - T(1);
     const auto at = of_logit(-(gamma * x * direction + beta));
@@ -94,13 +116,3 @@ struct FocalLossStar {
 };
 
 }  // namespace fcos_fast::math
-
-namespace fcos_fast {
-
-// Which of the two losses, and its numbers.
-struct FocalParameters {
-  bool star;
-  double alpha, gamma, beta;
-};
-
-}  // namespace fcos_fast

@@ -128,15 +128,18 @@ def _register_sum(op: str) -> None:
     def setup_context(ctx, inputs, output):
         logits, targets, *ctx.numbers, with_grad = inputs
         ctx.save_for_backward(logits, targets)
+        ctx.set_materialize_grads(False)  # or the second output would get zeros of the size of the logits
         eager = type(output[1]) is Tensor  # a traced graph cannot give a buffer away
         ctx.unit_grad = output[1].detach() if with_grad and eager else None
 
-    def backward(ctx, grad: Tensor, _):
+    def backward(ctx, grad: Tensor | None, _):
+        if grad is None:
+            return None, None, None, None, None
         # The first backward scales the stored gradient in place and gives it away; a second one, and one that is to be
         # differentiated itself (which is refused there), computes it again.
         unit_grad, ctx.unit_grad = ctx.unit_grad, None
         if unit_grad is not None and not torch.is_grad_enabled():
-            return unit_grad.mul_(grad), None, None, None, None
+            return unit_grad if grad == 1 else unit_grad.mul_(grad), None, None, None, None
         return backward_op(grad, *ctx.saved_tensors, *ctx.numbers), None, None, None, None
 
     def fake(inputs, targets, a, b, with_grad):
