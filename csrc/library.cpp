@@ -35,6 +35,21 @@ STABLE_TORCH_LIBRARY(fcos_fast, m) {
   m.def(
       "box_loss_backward(Tensor grad, Tensor pred, Tensor target, int kind, bool ltrb, float smooth, float eps) -> Tensor");
 
+  // math/detection_loss.h
+  m.def(
+      "detection_loss(Tensor[] cls_logits, Tensor[] box_regression, Tensor[] centerness, Tensor labels, Tensor ltrb, "
+      "Tensor quality, Tensor totals, Tensor? normalizers, float[] units, float alpha, float gamma, int box_kind, "
+      "float smooth, float eps, bool weighted, bool iou_quality, bool with_grad) -> "
+      "(Tensor losses, Tensor[] cls_grads, Tensor[] box_grads, Tensor[] centerness_grads)");
+  m.def(
+      "detection_loss_backward(Tensor upstream, Tensor[] cls_logits, Tensor[] box_regression, Tensor[] centerness, "
+      "Tensor labels, Tensor ltrb, Tensor quality, Tensor totals, Tensor? normalizers, float[] units, float alpha, "
+      "float gamma, int box_kind, float smooth, float eps, bool weighted, bool iou_quality) -> "
+      "(Tensor[] cls_grads, Tensor[] box_grads, Tensor[] centerness_grads)");
+  m.def(
+      "detection_loss_rescale_(Tensor(a!)[] cls_grads, Tensor(b!)[] box_grads, Tensor(c!)[] centerness_grads, "
+      "Tensor upstream) -> ()");
+
   // math/nms.h
   m.def("nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor");
 }

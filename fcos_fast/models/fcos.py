@@ -18,8 +18,8 @@ from fcos_fast.models.checks import check_images, check_targets
 from fcos_fast.models.config import STRIDES, FCOSConfig, check_fields
 from fcos_fast.models.fpn import BackboneWithFPN
 from fcos_fast.models.head import FCOSHead
-from fcos_fast.models.losses import detection_loss, ignore_outside
 from fcos_fast.models.names import unknown_name
+from fcos_fast.models.padding import ignore_outside
 from fcos_fast.models.postprocess import postprocess
 from fcos_fast.models.presets import PRESETS
 from fcos_fast.models.transform import ImageBatch, Size, Transform, image_size, scale_boxes
@@ -92,7 +92,7 @@ class FCOS(nn.Module):
         if reduction is not None:
             reduction.wait()
         config = self.config
-        return detection_loss(
+        return ops.detection_loss(
             *outputs,
             assigned,
             units=self._units,

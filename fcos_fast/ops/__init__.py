@@ -3,6 +3,7 @@
 from fcos_fast.ops.assign_targets import assign_targets
 from fcos_fast.ops.box_loss import box_loss
 from fcos_fast.ops.centerness import centerness
+from fcos_fast.ops.detection_loss import detection_loss
 from fcos_fast.ops.focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_star
 from fcos_fast.ops.nms import batched_nms, nms
 
@@ -11,6 +12,7 @@ __all__ = [
     "batched_nms",
     "box_loss",
     "centerness",
+    "detection_loss",
     "nms",
     "sigmoid_focal_loss",
     "sigmoid_focal_loss_star",

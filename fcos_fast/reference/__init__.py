@@ -6,6 +6,7 @@ Same names and signatures as :mod:`fcos_fast.ops`; nothing here needs a binary, 
 from fcos_fast.reference.assign_targets import assign_targets
 from fcos_fast.reference.box_loss import box_loss
 from fcos_fast.reference.centerness import centerness
+from fcos_fast.reference.detection_loss import detection_loss
 from fcos_fast.reference.focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_star
 from fcos_fast.reference.nms import batched_nms, nms
 
@@ -14,6 +15,7 @@ __all__ = [
     "batched_nms",
     "box_loss",
     "centerness",
+    "detection_loss",
     "nms",
     "sigmoid_focal_loss",
     "sigmoid_focal_loss_star",

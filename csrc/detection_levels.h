@@ -1,0 +1,121 @@
+// Reads the maps of detection_loss, level by level, from the arguments of its schema.
+#pragma once
+
+#include <array>
+
+#include "focal_layout.h"
+#include "math/detection_loss.h"
+#include "tensor.h"
+
+namespace fcos_fast {
+
+// A map (B, K, H, W) whose H and W can be walked as one.
+struct MapLayout {
+  int64_t image, channel, location;  // strides in elements
+};
+
+// The map itself where its memory is dense, NCHW or channels-last; else a contiguous copy.
+inline Tensor as_map(const Tensor& t) {
+  const auto sizes = sizes_of(t), strides = strides_of(t);
+  const int64_t k = sizes[1], locations = sizes[2] * sizes[3];
+  auto lies = [&](std::array<int64_t, 4> expected) {
+    for (int d = 0; d < 4; ++d) {
+      if (sizes[d] != 1 && strides[d] != expected[d]) return false;
+    }
+    return true;
+  };
+  const bool dense =
+      lies({k * locations, locations, sizes[3], 1}) || lies({k * locations, 1, sizes[3] * k, k});
+  return dense || t.numel() == 0 ? t : torch::stable::contiguous(t);
+}
+
+inline bool is_channels_last(const Tensor& map) {
+  if (map.size(1) == 1) return false;  // both at once
+  return map.stride(1) == 1 && map.size(2) * map.size(3) > 1;
+}
+
+inline MapLayout layout_of(const Tensor& map) {
+  const int64_t k = map.size(1), locations = map.size(2) * map.size(3);
+  return is_channels_last(map) ? MapLayout{k * locations, 1, k} : MapLayout{k * locations, locations, 1};
+}
+
+// Of one image.
+inline FocalLayout focal_layout_of(const Tensor& map) {
+  const int64_t locations = map.size(2) * map.size(3);
+  if (is_channels_last(map) || locations == 1) return {locations, map.size(1), 1};
+  return {1, map.size(1), locations};
+}
+
+struct DetectionMaps {
+  std::vector<Tensor> maps[kLossParts];
+  std::vector<Tensor> grads[kLossParts];
+  std::vector<int64_t> first;  // location of each level, and behind the last
+  int64_t batch, classes;
+
+  size_t levels() const { return maps[0].size(); }
+  int64_t locations() const { return first.back(); }
+  int64_t locations(size_t level) const { return first[level + 1] - first[level]; }
+};
+
+// The public operator says it better; this keeps a direct call from reading out of bounds.
+inline DetectionMaps read_maps(const std::vector<Tensor>& cls_logits,
+                               const std::vector<Tensor>& box_regression,
+                               const std::vector<Tensor>& centerness, bool with_grad) {
+  const char* op = "fcos_fast::detection_loss: ";
+  const size_t levels = cls_logits.size();
+  STD_TORCH_CHECK(levels > 0 && box_regression.size() == levels && centerness.size() == levels, op,
+                  "expected maps of the same levels, at least one");
+  DetectionMaps m;
+  m.batch = cls_logits[0].size(0);
+  m.classes = cls_logits[0].size(1);
+  m.first.push_back(0);
+  const std::vector<Tensor>* lists[kLossParts] = {&cls_logits, &box_regression, &centerness};
+  const int64_t channels[kLossParts] = {m.classes, 4, 1};
+  for (int part = 0; part < kLossParts; ++part) {
+    for (size_t l = 0; l < levels; ++l) {
+      const Tensor& map = (*lists[part])[l];
+      const Tensor& logits = cls_logits[l];
+      STD_TORCH_CHECK(map.dim() == 4 && map.size(0) == m.batch && map.size(1) == channels[part] &&
+                          map.size(2) == logits.size(2) && map.size(3) == logits.size(3),
+                      op, "maps of level ", l, " do not fit together");
+      STD_TORCH_CHECK(map.scalar_type() == (*lists[part])[0].scalar_type(), op,
+                      "the levels of a map differ in type");
+      m.maps[part].push_back(as_map(map));
+      if (with_grad) m.grads[part].push_back(torch::stable::empty_like(m.maps[part].back()));
+    }
+  }
+  for (const Tensor& logits : cls_logits) m.first.push_back(m.first.back() + logits.size(2) * logits.size(3));
+  return m;
+}
+
+struct DetectionTargets {
+  Tensor labels, ltrb, quality, totals;
+  std::optional<Tensor> normalizers;
+};
+
+inline DetectionTargets read_targets(const Tensor& labels, const Tensor& ltrb, const Tensor& quality,
+                                     const Tensor& totals, const std::optional<Tensor>& normalizers,
+                                     const DetectionMaps& m) {
+  const int64_t p = m.locations();
+  auto is = [](const Tensor& t, ScalarType dtype, const std::vector<int64_t>& sizes) {
+    return t.scalar_type() == dtype && sizes_of(t) == sizes;
+  };
+  STD_TORCH_CHECK(is(labels, ScalarType::Int, {m.batch, p}) && is(ltrb, ScalarType::Float, {m.batch, p, 4}) &&
+                      is(quality, ScalarType::Float, {m.batch, p}) && is(totals, ScalarType::Float, {2}) &&
+                      (!normalizers.has_value() || is(*normalizers, ScalarType::Float, {3, m.batch})),
+                  "fcos_fast::detection_loss: expected labels (B, P) int32, ltrb (B, P, 4), quality (B, P), "
+                  "totals (2,) and normalizers (3, B) float32");
+  using torch::stable::contiguous;
+  return {contiguous(labels), contiguous(ltrb), contiguous(quality), contiguous(totals),
+          normalizers.has_value() ? std::optional<Tensor>(contiguous(*normalizers)) : std::nullopt};
+}
+
+// The numbers of the schema, in its order.
+struct DetectionLossParameters {
+  double alpha, gamma;
+  int64_t box_kind;
+  double smooth, eps;
+  bool weighted, iou_quality;
+};
+
+}  // namespace fcos_fast

@@ -1,0 +1,40 @@
+// The three losses of FCOS (Tian et al. 2019) over all levels: focal loss, box loss and the loss of the box's quality.
+//
+// detection_loss(cls_logits, box_regression, centerness, labels, ltrb, quality, totals, normalizers, units, ...)
+//   maps        per level (B, C, H, W), (B, 4, H, W), (B, 1, H, W); float32, float64, bfloat16, float16, each of the
+//               three with its own type; read and their gradients written as they lie (NCHW, channels-last; other
+//               strides are copied first)
+//   labels      (B, P) int32, 0..C-1, -1 background, -2 ignored; P locations, level after level, row by row
+//   ltrb        (B, P, 4) float32 distances in pixels, quality (B, P) float32 target centerness; read where labels >= 0
+//   units       pixels per unit of box_regression, per level
+//   normalizers (3, B) float32: what the losses of an image are divided by; without them totals (2,), number of
+//               positives and sum of their centerness, gives max(n, 1), max(sum, 1e-6) if weighted else max(n, 1),
+//               max(n, 1)
+//   weighted    each box loss is multiplied by its target centerness
+//   iou_quality the target of `centerness` is the IoU of predicted and target box, a constant to the gradient
+//   result      losses (3,) float32 (float64 for float64 logits); the gradients of their sum in the maps' types, final,
+//               0 where a location takes no part; *_backward: gradients of upstream . losses
+//   inside      float32 (float64 for a float64 map); sums in a fixed order: the same bits each run
+#pragma once
+
+#include "box_loss.h"
+#include "focal_loss.h"
+
+namespace fcos_fast::math {
+
+// Binary cross-entropy of a logit with a soft target.
+template <class T>
+FCOS_HOST_DEVICE LossAndGrad<T> cross_entropy(T x, T y) {
+  const auto s = sigmoid(x);
+  return {larger(x, T(0)) - x * y + s.log1p_exp, s.p - y};
+}
+
+}  // namespace fcos_fast::math
+
+namespace fcos_fast {
+
+enum DetectionLossPart : int { kClassification, kBoxes, kQuality, kLossParts };
+
+constexpr double kLeastPositives = 1, kLeastCenternessSum = 1e-6;
+
+}  // namespace fcos_fast
