@@ -49,27 +49,6 @@ struct Cursor {
   }
 };
 
-// N elements as one access; fewer at the end of the tensor, one by one.
-template <int N, class T>
-__device__ __forceinline__ Pack<T, N> load_pack(const T* p, int count) {
-  if (count == N) return *reinterpret_cast<const Pack<T, N>*>(p);
-  Pack<T, N> pack;
-#pragma unroll
-  for (int i = 0; i < N; ++i) pack.v[i] = i < count ? p[i] : T(0.0f);
-  return pack;
-}
-template <int N, class T>
-__device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack, int count) {
-  if (count == N) {
-    *reinterpret_cast<Pack<T, N>*>(p) = pack;
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      if (i < count) p[i] = pack.v[i];
-    }
-  }
-}
-
 template <class C, class Form>
 __device__ __forceinline__ LossAndGrad<C> of_class(const Form& form, C x, int64_t target, int64_t label) {
   const bool foreground = target == label;

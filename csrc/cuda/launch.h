@@ -69,6 +69,27 @@ struct alignas(sizeof(T) * N) Pack {
   T v[N];
 };
 
+// N elements as one access; fewer at the end of the tensor, one by one.
+template <int N, class T>
+__device__ __forceinline__ Pack<T, N> load_pack(const T* p, int count) {
+  if (count == N) return *reinterpret_cast<const Pack<T, N>*>(p);
+  Pack<T, N> pack;
+#pragma unroll
+  for (int i = 0; i < N; ++i) pack.v[i] = i < count ? p[i] : T(0.0f);
+  return pack;
+}
+template <int N, class T>
+__device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack, int count) {
+  if (count == N) {
+    *reinterpret_cast<Pack<T, N>*>(p) = pack;
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+      if (i < count) p[i] = pack.v[i];
+    }
+  }
+}
+
 // `t` itself where accesses of 16 bytes may begin at its first element (a slice need not), else a copy.
 inline Tensor aligned(const Tensor& t) {
   return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 ? t : torch::stable::clone(t);

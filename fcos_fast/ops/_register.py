@@ -38,7 +38,7 @@ def register_gradient(name: str, backward_name: str, tensors: int, differentiabl
 def refuse_second_derivative(backward_name: str) -> None:
     """Make a backward through ``fcos_fast::backward_name`` a clear error."""
 
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
         raise RuntimeError(
             f"fcos_fast::{backward_name} has no second derivative; "
             'use fcos_fast.backend("reference") where a backward of a backward is needed'

@@ -194,8 +194,8 @@ class _DetectionLoss(torch.autograd.Function):
     def backward(ctx, upstream: Tensor | None):
         if upstream is None:
             return None, None, None, *(None,) * (3 * ctx.levels)
-        # The first backward gives the stored gradients away, rescaled where they have to be. A second one, and one that is
-        # to be differentiated itself (which is refused there), computes them again.
+        # The first backward gives the stored gradients away, rescaled where they have to be. A second one, and one that
+        # is to be differentiated itself (which is refused there), computes them again.
         grads, ctx.unit_grads = ctx.unit_grads, None
         if grads is not None and not torch.is_grad_enabled():
             torch.ops.fcos_fast.detection_loss_rescale_(*grads, upstream)
