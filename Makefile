@@ -6,13 +6,14 @@ READY := $(VENV)/.ready
 BUILT := $(VENV)/.built
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help setup build test lint format demo bccd bench clean
+.PHONY: help setup build test lint format demo bccd bench gpu-check clean
 
 help:
 	@echo "make demo     train a small FCOS on generated pictures and look at what it learnt (minutes)"
 	@echo "make test     run every test"
 	@echo "make lint     check style: ruff, clang-format"
 	@echo "make bench    time the operators beside their peers (OUT=file.json)"
+	@echo "make gpu-check OUT=FOLDER  everything that needs a GPU, without .venv, in nine minutes; elsewhere a rehearsal"
 	@echo "make bccd     train and evaluate on photographs of blood cells (DATA=folder of BCCD_Dataset's BCCD)"
 	@echo "make setup    make .venv, build the extensions, install (the others do it when it is missing)"
 	@echo "make build    rebuild the extensions after a change in csrc"
@@ -59,9 +60,15 @@ DATA ?= ../shared/data/bccd
 bccd: build
 	$(BIN)/fcos-fast train --config bccd --data.root $(DATA)
 
-OUT ?= benchmarks/results/local.json
+bench: OUT ?= benchmarks/results/local.json
 bench: build
-	$(BIN)/python -m benchmarks.table --out $(OUT)
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet --results $(OUT)
+	$(BIN)/python -m benchmarks.picture $(OUT) $(basename $(OUT)).svg
+
+# Takes the Python, the torch and the nvcc that are there, not .venv: it needs no network.
+gpu-check: OUT ?= build/gpu-check-results
+gpu-check:
+	$(PYTHON) -m tests.gpu_check $(OUT) --commit "$(COMMIT)"
 
 clean:
 	rm -rf build dist *.egg-info fcos_fast/*.so $(READY) $(BUILT)

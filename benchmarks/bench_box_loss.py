@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from benchmarks.case import OURS, Case, loss_and_gradients, torchvision
+from benchmarks.case import COMPILED, OURS, Case, loss_and_gradients, torchvision
 from benchmarks.data import jittered, random_boxes
 from fcos_fast import ops, reference
 
@@ -23,7 +23,10 @@ def make(device, count):
 
 
 def rows(kind):
-    rows = {"reference": summed(reference.box_loss, kind=kind)}
+    rows = {
+        "reference": summed(reference.box_loss, kind=kind),
+        COMPILED: summed(torch.compile(reference.box_loss), kind=kind),
+    }
     if torchvision:
         rows["torchvision"] = summed(getattr(torchvision.ops, PEERS[kind]))
     rows[OURS] = summed(ops.box_loss, kind=kind)

@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from benchmarks.case import OURS, Case, loss_and_gradients
+from benchmarks.case import COMPILED, OURS, Case, loss_and_gradients
 from fcos_fast import ops, reference
 
 
@@ -25,6 +25,7 @@ CASES = [
         functools.partial(make, count=count),
         {
             "reference": total(reference.centerness),
+            COMPILED: total(torch.compile(reference.centerness)),
             OURS: total(ops.centerness),
             "floor: copy of the distances": lambda ltrb: ltrb.detach().clone(),
         },

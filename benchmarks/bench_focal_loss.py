@@ -33,10 +33,12 @@ def on_dense(loss):
 
 
 def rows(on_targets):
-    rows = {"reference": on_targets(reference.sigmoid_focal_loss)}
+    rows = {
+        "reference": on_targets(reference.sigmoid_focal_loss),
+        COMPILED: on_targets(torch.compile(reference.sigmoid_focal_loss)),
+    }
     if torchvision:
         rows["torchvision"] = on_dense(torchvision.ops.sigmoid_focal_loss)
-        rows[COMPILED] = on_dense(torch.compile(torchvision.ops.sigmoid_focal_loss))
     rows[OURS] = on_targets(ops.sigmoid_focal_loss)
     rows["floor: copy of the logits"] = lambda logits, classes, dense: logits.detach().clone()
     return rows

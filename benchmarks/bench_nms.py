@@ -40,7 +40,7 @@ def check(kept, expected):
 small_boxes = functools.partial(random_boxes, smallest=8, largest=32)  # hardly any is suppressed
 
 CASES = [
-    Case("nms", title, functools.partial(make, boxes=boxes, count=count), rows("nms"), check)
+    Case("nms", title, functools.partial(make, boxes=boxes, count=count), rows("nms"), check, waits=True)
     for title, boxes, count in (
         ("1,000 clustered boxes", clustered_boxes, 1_000),
         ("5,000 clustered boxes", clustered_boxes, 5_000),
@@ -54,6 +54,7 @@ CASES = [
         functools.partial(make, boxes=clustered_boxes, count=count, classes=CLASSES),
         rows("batched_nms"),
         check,
+        waits=True,
     )
     for count in (1_000, 20_000)
 ]

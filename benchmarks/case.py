@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +17,10 @@ except ImportError:
 """None where it is not installed; its rows are then missing, and the reference is the peer."""
 
 OURS = "fcos_fast"
+GRAPH = "fcos_fast as CUDA graph"
 FLOOR = "floor"
 COMPILED = "torch.compile"
+"""The reference, compiled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,7 @@ class Case:
         rows: name -> function of these arguments. ``fcos_fast`` is ours. Names that begin with ``floor`` are the least
             that any implementation must do, and compute nothing.
         check: (result, expected) -> None; raises AssertionError where a row's result is not its peer's.
+        waits: ours waits for the device, because the size of its result is data.
     """
 
     operator: str
@@ -37,6 +42,7 @@ class Case:
     data: Callable[[str], Sequence[Any]]
     rows: dict[str, Callable[..., Any]]
     check: Callable[[Any, Any], None] = torch.testing.assert_close
+    waits: bool = False
 
     @property
     def name(self) -> str:
@@ -47,6 +53,10 @@ class Case:
     def peer(self) -> str:
         """The row that ours is compared with."""
         return "torchvision" if "torchvision" in self.rows else "reference"
+
+    def rows_on(self, device: str) -> list[str]:
+        """Names of the rows; on a GPU ours is also timed as one CUDA graph, which costs the host one launch."""
+        return [*self.rows, *([GRAPH] if device == "cuda" and not self.waits else [])]
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,42 @@ def prepare(case: Case, device: str) -> Prepared:
     torch.manual_seed(0)
     data = case.data(device)
     calls = {name: (lambda function=function: function(*data)) for name, function in case.rows.items()}
+    if GRAPH in case.rows_on(device):
+        calls[GRAPH] = Graph(calls[OURS])
     return Prepared(case, device, calls, calls[case.peer]())
+
+
+class Graph:
+    """A function whose kernels are captured by the first call, and replayed by it and every later one."""
+
+    def __init__(self, function: Callable[[], Any]):
+        self.function = function
+        self.graph = None
+
+    def __call__(self) -> Any:
+        """The same tensors each time, with the values that follow from what the function's data holds now."""
+        if self.graph is None:
+            self._capture()
+        self.graph.replay()
+        return self.result
+
+    def _capture(self) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # whatever sets itself up does so before it is captured
+                self.function()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.result = self.function()
+        self.graph = graph
+
+
+def all_cases() -> list[Case]:
+    """Those of every ``bench_<operator>.py``."""
+    files = sorted(Path(__file__).parent.glob("bench_*.py"))
+    return [case for file in files for case in importlib.import_module(f"benchmarks.{file.stem}").CASES]
 
 
 def devices() -> list[str]:

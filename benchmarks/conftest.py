@@ -1,57 +1,143 @@
-"""Every row of every case of a file, on every device that is there, as pytest-benchmark runs."""
+"""Every row of every case, on every device that is there, as one pytest-benchmark run; then one table and one JSON.
+
+The rows of a case are timed in turns when the first of them is asked for. pytest-benchmark, which by itself times one
+row after the other, is told the samples by a clock of its own.
+"""
 
 from __future__ import annotations
 
 import functools
 import time
+from pathlib import Path
 
 import pytest
-import torch
 
-from benchmarks.case import devices, prepare
+from benchmarks.case import OURS, devices, prepare, torchvision
+from benchmarks.machine import machine
+from benchmarks.report import markdown, result_of, write_json
+from benchmarks.timing import time_in_turns
 from fcos_fast._extension import backend
+
+START = time.monotonic()
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("fcos_fast")
+    group.addoption("--results", type=Path, help="JSON file to write")
+    group.addoption(
+        "--row-seconds", type=float, default=2.0, help="time of a row, unless three samples take longer"
+    )
+    group.addoption("--deadline", type=float, default=float("inf"), help="skip cases after as many seconds")
 
 
 def pytest_generate_tests(metafunc):
-    if "time_row" not in metafunc.fixturenames:
-        return
-    metafunc.parametrize(
-        ("case", "device", "row"),
-        [
+    if "time_row" in metafunc.fixturenames:
+        rows = [
             pytest.param(
                 case,
                 device,
                 row,
                 id=f"{case.title}-{device}-{row}",
-                marks=pytest.mark.benchmark(group=f"{case.name} on {device}"),
+                marks=pytest.mark.benchmark(group=f"{case.name} on {device}", timer=CLOCK),
             )
             for case in metafunc.module.CASES
             for device in devices()
-            for row in case.rows
-        ],
-    )
+            for row in case.rows_on(device)
+        ]
+        metafunc.parametrize(("case", "device", "row"), rows)
 
 
-# The rows of a case come one after the other, and share its data and its peer's result.
-prepare_once = functools.lru_cache(maxsize=1)(prepare)
+class Clock:
+    """Stands still but for what ``advance`` is told."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def advance(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+CLOCK = Clock()
+
+
+@functools.lru_cache(maxsize=1)  # the rows of a case come one after the other
+def measure(case, device, rows, seconds) -> dict[str, list[float] | Exception]:
+    """Row -> its samples in milliseconds, or why it has none."""
+    prepared = prepare(case, device)
+    outcome, right = {}, {}
+    for row in rows:
+        try:
+            prepared.verify(row)
+            right[row] = prepared.calls[row]
+        except Exception as error:  # one row must not cost the others their measurement
+            outcome[row] = error
+    return outcome | time_in_turns(right, device, seconds * 1000)
 
 
 @pytest.fixture
-def time_row(benchmark, case, device, row):
-    """A function that verifies the row, then times it; a slow row gets few rounds."""
-
-    def call():
-        prepared.calls[row]()
-        if device == "cuda":
-            torch.cuda.synchronize()
+def time_row(request, benchmark, case, device, row):
+    """A function that times the row, after its result was compared with its peer's."""
 
     def run():
-        start = time.perf_counter()
-        call()
-        seconds = time.perf_counter() - start
-        benchmark.pedantic(call, rounds=min(100, max(2, int(1 / seconds))), warmup_rounds=int(seconds < 1))
+        config = request.config
+        if time.monotonic() - START > config.getoption("--deadline"):
+            pytest.skip("no time left")
+        with backend("native"):
+            outcome = measure(case, device, selected, config.getoption("--row-seconds"))
+        config.stash[RESULTS].append(result_of(case, device, row, outcome))
+        if isinstance(outcome[row], Exception):
+            raise outcome[row]
+        samples = iter(outcome[row])
+        benchmark.pedantic(lambda: CLOCK.advance(next(samples) / 1000), rounds=len(outcome[row]))
 
-    prepared = prepare_once(case, device)
-    with backend("native"):
-        prepared.verify(row)
-        yield run
+    chosen = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    selected = tuple(p["row"] for p in chosen if p.get("case") is case and p["device"] == device)
+    return run
+
+
+RESULTS = pytest.StashKey[list]()
+MACHINE = pytest.StashKey[dict]()
+
+
+def pytest_configure(config):
+    config.stash[RESULTS] = []
+
+
+def pytest_report_header():
+    return (
+        [] if torchvision else "torchvision is not installed: its rows are missing, the reference is the peer"
+    )
+
+
+def pytest_collection_finish(session):
+    """The machine is looked at before it is kept busy."""
+    if not session.config.option.collectonly:
+        session.config.stash[MACHINE] = machine()
+
+
+def pytest_sessionfinish(session):
+    path = session.config.getoption("--results")
+    if path and MACHINE in session.config.stash:
+        write_json(
+            path,
+            {
+                "machine": session.config.stash[MACHINE],
+                "row_seconds": session.config.getoption("--row-seconds"),
+                "results": session.config.stash[RESULTS],
+            },
+        )
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.stash[RESULTS]:
+        load = config.stash[MACHINE]["load"]
+        terminalreporter.section(f"{OURS} beside its peers")
+        terminalreporter.write_line(markdown(config.stash[RESULTS]))
+        if load > 0.5:
+            terminalreporter.write_line(
+                f"something else kept {load:.1f} cores busy before: times mean little"
+            )
+        if path := config.getoption("--results"):
+            terminalreporter.write_line(f"written: {path}")

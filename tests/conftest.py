@@ -25,3 +25,9 @@ def _seed():
 @pytest.fixture(params=DEVICES)
 def device(request):
     return request.param
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """The oracle; where it is not installed, the other tests of a file run all the same."""
+    return pytest.importorskip("torchvision")

@@ -1,6 +1,5 @@
 import pytest
 import torch
-import torchvision
 
 from fcos_fast import reference
 from tests.child import assert_runs, run_python
@@ -107,7 +106,7 @@ def test_equals_the_reference_in_float64(results, data, name, dtype):
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.6])
-def test_nms_equals_torchvision(results, data, threshold):
+def test_nms_equals_torchvision(results, data, threshold, torchvision):
     expected = torchvision.ops.nms(data["boxes"], data["scores"], threshold)
     assert torch.equal(results["nms", threshold], expected)
 

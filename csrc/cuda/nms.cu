@@ -5,6 +5,7 @@
 
 #include <limits>
 
+#include "../torch_operators.h"
 #include "launch.h"
 
 namespace fcos_fast {
@@ -121,13 +122,10 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> idxs
   if (n == 0) return new_empty(boxes, {0}, ScalarType::Long);
 
   const bool is_double = boxes.scalar_type() == ScalarType::Double;
-  const auto sorted =
-      torch::stable::sort(scores, /*stable=*/std::optional<bool>(true), /*dim=*/0, /*descending=*/true);
-  const Tensor& order = std::get<1>(sorted);
-  const Tensor columns = torch::stable::index_select(
-      converted(boxes, is_double ? ScalarType::Double : ScalarType::Float), 0, order);
+  const Tensor order = order_of_falling(scores);
+  const Tensor columns = rows_at(converted(boxes, is_double ? ScalarType::Double : ScalarType::Float), order);
   std::optional<Tensor> classes;
-  if (idxs.has_value()) classes = torch::stable::index_select(converted(*idxs, ScalarType::Long), 0, order);
+  if (idxs.has_value()) classes = rows_at(converted(*idxs, ScalarType::Long), order);
   const Tensor* classes_pointer = classes.has_value() ? &*classes : nullptr;
 
   Tensor out = new_empty(boxes, {n}, ScalarType::Long);

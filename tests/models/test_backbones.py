@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torchvision
 from torch import nn
 
 from fcos_fast.models import BACKBONES, build_backbone
@@ -12,7 +11,7 @@ RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 
 
 @pytest.mark.parametrize("name", RESNETS)
-def test_resnet_has_torchvisions_state_dict(name):
+def test_resnet_has_torchvisions_state_dict(name, torchvision):
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name).state_dict()
         ours = build_backbone(name).state_dict()
@@ -22,7 +21,7 @@ def test_resnet_has_torchvisions_state_dict(name):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
-def test_resnet_computes_what_torchvision_does(name, norm):
+def test_resnet_computes_what_torchvision_does(name, norm, torchvision):
     theirs = torchvision.models.get_model(name).eval()
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -72,11 +71,9 @@ def test_darknet19_is_the_papers():
 
 
 @pytest.mark.parametrize("trainable", range(6))
-def test_freezing_is_torchvisions(trainable):
-    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-
+def test_freezing_is_torchvisions(trainable, torchvision):
     with torch.device("meta"):
-        theirs = resnet_fpn_backbone(
+        theirs = torchvision.models.detection.backbone_utils.resnet_fpn_backbone(
             backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=trainable
         ).body
         ours = build_backbone("resnet18", trainable_stages=trainable)
@@ -122,7 +119,7 @@ def _random_frozen(norm: nn.Module) -> nn.Module:
     return norm
 
 
-def test_frozen_batch_norm_equals_torchvisions():
+def test_frozen_batch_norm_equals_torchvisions(torchvision):
     x = torch.randn(2, 16, 9, 11)
     ours, theirs = (
         _random_frozen(norm) for norm in (FrozenBatchNorm2d(16), torchvision.ops.FrozenBatchNorm2d(16))

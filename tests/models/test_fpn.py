@@ -4,8 +4,6 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from fcos_fast.models import build_backbone
 from fcos_fast.models.fpn import FPN, BackboneWithFPN
@@ -15,9 +13,10 @@ CHANNELS = (16, 32, 64)
 
 @pytest.mark.parametrize("p6_from", ["p5", "c5"])
 @pytest.mark.parametrize("size", [(32, 48), (29, 35)])
-def test_equals_torchvisions_with_its_weights(p6_from, size):
-    extra = LastLevelP6P7(24 if p6_from == "p5" else CHANNELS[-1], 24)
-    theirs = FeaturePyramidNetwork(CHANNELS, 24, extra_blocks=extra)
+def test_equals_torchvisions_with_its_weights(p6_from, size, torchvision):
+    pyramid = torchvision.ops.feature_pyramid_network
+    extra = pyramid.LastLevelP6P7(24 if p6_from == "p5" else CHANNELS[-1], 24)
+    theirs = pyramid.FeaturePyramidNetwork(CHANNELS, 24, extra_blocks=extra)
     ours = FPN(CHANNELS, 24, p6_from)
     ours.load_state_dict(theirs.state_dict())
     maps, sides = [], size

@@ -26,11 +26,9 @@ def test_outputs_per_level(centerness_on, norm, num_convs):
     assert any(isinstance(m, nn.GroupNorm) for m in head.modules()) == (norm == "group" and num_convs > 0)
 
 
-def test_key_names_are_torchvisions():
-    from torchvision.models.detection.fcos import FCOSHead as TorchvisionHead
-
+def test_key_names_are_torchvisions(torchvision):
     ours = FCOSHead(32, 7, 5, 32, scale_per_level=False).state_dict()
-    theirs = TorchvisionHead(32, 1, 7).state_dict()
+    theirs = torchvision.models.detection.fcos.FCOSHead(32, 1, 7).state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
 
 

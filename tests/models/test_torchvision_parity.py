@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torchvision.models.detection import fcos as torchvision_fcos
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-from torchvision.ops import FrozenBatchNorm2d
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from fcos_fast.models import FCOS, fcos
+
+torchvision = pytest.importorskip("torchvision")
+torchvision_fcos = torchvision.models.detection.fcos
 
 NUM_CLASSES = 7
 SIZES = {"min_size": 112, "max_size": 160}
@@ -22,12 +21,12 @@ def _torchvision(norm: str) -> torchvision_fcos.FCOS:
             weights=None, weights_backbone=None, num_classes=NUM_CLASSES, **SIZES
         )
     # What fcos_resnet50_fpn builds where it downloads pretrained weights.
-    body = resnet_fpn_backbone(
+    body = torchvision.models.detection.backbone_utils.resnet_fpn_backbone(
         backbone_name="resnet50",
         weights=None,
         trainable_layers=3,
         returned_layers=[2, 3, 4],
-        extra_blocks=LastLevelP6P7(256, 256),
+        extra_blocks=torchvision.ops.feature_pyramid_network.LastLevelP6P7(256, 256),
     )
     return torchvision_fcos.FCOS(body, NUM_CLASSES, **SIZES)
 
@@ -43,7 +42,7 @@ def pair(request, make_talkative) -> tuple[FCOS, torchvision_fcos.FCOS]:
     theirs = _torchvision(norm)
     make_talkative(theirs)
     for module in theirs.backbone.body.modules():
-        if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d)):
+        if isinstance(module, (nn.BatchNorm2d, torchvision.ops.FrozenBatchNorm2d)):
             # Near the activations' own statistics: without a norm they would grow from block to block.
             nn.init.uniform_(module.weight, 0.5, 1.0)
             nn.init.normal_(module.running_mean, std=0.1)

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 import torch
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from fcos_fast.models import PRESETS, FCOSConfig
 from fcos_fast.models.transform import Transform, scale_boxes
@@ -12,18 +11,18 @@ from fcos_fast.models.transform import Transform, scale_boxes
 SIZES = [(37, 53), (64, 64), (101, 20), (100, 133)]
 
 
-def _theirs(config: FCOSConfig) -> GeneralizedRCNNTransform:
+def _theirs(torchvision, config: FCOSConfig):
     min_size = config.min_size if isinstance(config.min_size, int) else list(config.min_size)
-    return GeneralizedRCNNTransform(
+    return torchvision.models.detection.transform.GeneralizedRCNNTransform(
         min_size, config.max_size, list(config.image_mean), list(config.image_std)
     )
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("min_size", "max_size"), [(64, 100), (50, 60), ((40, 56, 80), 120)])
-def test_bits_of_torchvision(min_size, max_size, training):
+def test_bits_of_torchvision(min_size, max_size, training, torchvision):
     config = dataclasses.replace(PRESETS["torchvision"], min_size=min_size, max_size=max_size)
-    ours, theirs = Transform(config).train(training), _theirs(config).train(training)
+    ours, theirs = Transform(config).train(training), _theirs(torchvision, config).train(training)
     images = [torch.rand(3, *size) for size in SIZES]
     boxes = [torch.rand(4, 4) * 30 for _ in SIZES]
     torch.manual_seed(5)  # of several sizes, each image draws one

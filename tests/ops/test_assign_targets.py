@@ -4,11 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.image_list import ImageList
 
 from fcos_fast import ops, reference
 from fcos_fast.assignment import RULES, AssignmentRule, GroundTruth, Level
@@ -126,12 +123,14 @@ class CapturedMatches(Exception):  # noqa: N818
     pass
 
 
-def torchvision_matches(boxes, sizes, image):
+def torchvision_matches(detection, boxes, sizes, image):
     """What torchvision's own FCOS matches, taken out of its compute_loss."""
-    model = torchvision.models.detection.fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=7)
-    model.anchor_generator = AnchorGenerator(((8,), (16,), (32,), (64,), (128,)), ((1.0,),) * 5)
+    model = detection.fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=7)
+    model.anchor_generator = detection.anchor_utils.AnchorGenerator(
+        ((8,), (16,), (32,), (64,), (128,)), ((1.0,),) * 5
+    )
     features = [torch.zeros(len(boxes), 1, *size) for size in sizes]
-    images = ImageList(torch.zeros(len(boxes), 3, *image), [image] * len(boxes))
+    images = detection.image_list.ImageList(torch.zeros(len(boxes), 3, *image), [image] * len(boxes))
     anchors = model.anchor_generator(images, features)
     captured = []
     model.head.compute_loss = lambda targets, outputs, anchors, matched: captured.extend(matched)
@@ -141,13 +140,13 @@ def torchvision_matches(boxes, sizes, image):
 
 
 @pytest.mark.parametrize("snap", [None, 4.0, 16.0])
-def test_equals_torchvision(snap, device):
+def test_equals_torchvision(snap, device, torchvision):
     sizes, image = [(25, 34), (13, 17), (7, 9), (4, 5), (2, 3)], (200, 270)
     boxes = [random_boxes(n, image, snap) for n in (60, 1, 200)]
     rule = RULES["torchvision"]
     gt = pack(*boxes, device=device)
     targets = ops.assign_targets(gt, rule.levels(sizes, image), rule)
-    for b, expected in enumerate(torchvision_matches(boxes, sizes, image)):
+    for b, expected in enumerate(torchvision_matches(torchvision.models.detection, boxes, sizes, image)):
         actual = targets.matched[b].cpu().long()
         assert torch.equal(torch.where(actual >= 0, actual - int(gt.starts[b]), -1), expected)
 

@@ -1,6 +1,5 @@
 import pytest
 import torch
-import torchvision
 
 from fcos_fast import ops, reference
 from tests.ops.opcheck import assert_compiles, opcheck
@@ -84,7 +83,7 @@ def test_sums_and_gradients_for_odd_shapes(shape, layout, device):
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-def test_equals_torchvision(reduction, device):
+def test_equals_torchvision(reduction, device, torchvision):
     inputs, classes = make_case(device)
     targets = one_hot(classes, inputs.shape[-1], torch.float32)
     actual, grad = loss_and_grad(ops.sigmoid_focal_loss, inputs, targets, reduction=reduction)
@@ -147,7 +146,7 @@ def test_the_mean_of_many_halves_does_not_overflow(device):
     torch.testing.assert_close(mean.float().cpu(), torch.tensor(0.75 * 0.25 * 0.693147), rtol=1e-3, atol=0)
 
 
-def test_dense_targets_of_another_type_give_the_wider_type(device):
+def test_dense_targets_of_another_type_give_the_wider_type(device, torchvision):
     inputs = torch.randn(5, 3, device=device)
     soft = torch.rand(5, 3, device=device, dtype=torch.float64)
     for function in (

@@ -1,6 +1,5 @@
 import pytest
 import torch
-import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +22,7 @@ def make_boxes(count, device="cpu", dtype=torch.float32, spread=300.0, size=60.0
 @pytest.mark.parametrize(
     ("count", "clusters"), [(1, 0), (63, 0), (64, 3), (65, 0), (700, 0), (5000, 90), (3000, 0)]
 )
-def test_equals_torchvision(count, clusters, threshold, device):
+def test_equals_torchvision(count, clusters, threshold, device, torchvision):
     boxes, scores = make_boxes(count, device, clusters=clusters)
     expected = torchvision.ops.nms(boxes.cpu(), scores.cpu(), threshold)
     assert torch.equal(ops.nms(boxes, scores, threshold).cpu(), expected)
@@ -38,7 +37,7 @@ def test_other_types_equal_the_reference(dtype, device):
 
 @pytest.mark.parametrize("count", [0, 1, 50, 2000, 6000])
 @pytest.mark.parametrize("classes", [1, 7, 91])
-def test_batched_equals_nms_per_class(count, classes, device):
+def test_batched_equals_nms_per_class(count, classes, device, torchvision):
     boxes, scores = make_boxes(count, device)
     idxs = torch.randint(-3, classes, (count,), device=device)
     kept = torch.zeros(count, dtype=torch.bool)
@@ -58,7 +57,7 @@ def test_large_coordinates_and_classes_need_no_offset(device):
     assert kept.tolist() == [0, 1]
 
 
-def test_iou_equal_to_the_threshold_stays(device):
+def test_iou_equal_to_the_threshold_stays(device, torchvision):
     # IoU of the two is 1/2 exactly; 0.6 as float32 exceeds 0.6 as float64.
     boxes = torch.tensor([[0.0, 0, 2, 1], [0, 0, 1, 1]], device=device)
     scores = torch.tensor([0.9, 0.8], device=device)
@@ -128,7 +127,7 @@ extent = st.floats(0.5, 30, width=32)
     st.lists(st.tuples(corner, corner, extent, extent, st.floats(0, 1, width=32)), max_size=40),
     st.floats(0.05, 0.95),
 )
-def test_idempotent_and_separated(rows, threshold):
+def test_idempotent_and_separated(torchvision, rows, threshold):
     table = torch.tensor(rows, dtype=torch.float32).reshape(-1, 5)
     boxes = torch.cat([table[:, :2], table[:, :2] + table[:, 2:4]], dim=1)
     kept = ops.nms(boxes, table[:, 4], threshold)

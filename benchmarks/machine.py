@@ -1,0 +1,82 @@
+"""What a reader must know of a machine to judge a time: ``python -m benchmarks.machine FILE`` writes it as JSON."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.case import devices, torchvision
+from benchmarks.timing import copy_bandwidth
+from fcos_fast._extension import cpu_error
+from fcos_fast._source_hash import source_hash
+
+
+def machine() -> dict:
+    """Hardware, versions, the state of the sources, and how fast memory is copied."""
+    return {
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],  # of the last minute, in cores
+        "simd": importlib.import_module("fcos_fast._C").simd() if cpu_error is None else None,
+        "gpu": gpu() if torch.cuda.is_available() else None,
+        "copy_gb_per_s": {device: round(copy_bandwidth(device), 1) for device in devices()},
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__ if torchvision else None,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "commit": commit(),
+        "csrc": source_hash(),
+    }
+
+
+def cpu_name() -> str:
+    """As the kernel calls it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def gpu() -> dict:
+    """The current GPU, and what its driver says of it at this moment."""
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    fields = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
+    told = output_of("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader")
+    values = told.splitlines()[0].split(", ") if told else [None] * len(fields)
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "l2_mib": properties.L2_cache_size / 2**20,
+        **dict(zip(fields, values, strict=True)),
+    }
+
+
+def commit() -> str | None:
+    """FCOS_FAST_COMMIT, or what git says: the hash, with ``-dirty`` behind it where files were changed since."""
+    told = os.environ.get("FCOS_FAST_COMMIT")
+    return told or output_of("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
+
+
+def output_of(*command: str) -> str:
+    """What a command prints; "" where it cannot run or fails."""
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(json.dumps(machine(), indent=1) + "\n")

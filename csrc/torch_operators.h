@@ -1,0 +1,35 @@
+// Operators of torch that its stable headers have only from 2.14 on, called by name: sources build with 2.10.
+#pragma once
+
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/csrc/stable/stableivalue_conversions.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+#include <array>
+
+#include "tensor.h"
+
+namespace fcos_fast {
+
+// What the operator returns stands where its arguments stood; `name` is "aten::...".
+template <class... Args>
+std::array<StableIValue, sizeof...(Args)> call_torch(const char* name, const char* overload,
+                                                     const Args&... args) {
+  std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  return stack;
+}
+
+// Indices that sort the vector from its greatest to its least; equal ones stay in order, NaN comes first.
+inline Tensor order_of_falling(const Tensor& t) {
+  const auto sorted = call_torch("aten::sort", "stable", t, std::optional<bool>(true), int64_t(0), true);
+  torch::stable::detail::to<Tensor>(sorted[0]);  // takes the values over, to free them
+  return torch::stable::detail::to<Tensor>(sorted[1]);
+}
+
+// Rows `index` of `t`.
+inline Tensor rows_at(const Tensor& t, const Tensor& index) {
+  return torch::stable::detail::to<Tensor>(call_torch("aten::index_select", "", t, int64_t(0), index)[0]);
+}
+
+}  // namespace fcos_fast
