@@ -34,7 +34,7 @@ inline std::optional<math::FeatureMap> as_it_lies(const Tensor& t) {
 template <class Accepts>
 math::FeatureMap read_map(PostprocessArguments& arguments, const Tensor& t, const Accepts& accepts) {
   auto map = as_it_lies(t);
-  if (!map.has_value() || !accepts(*map)) {
+  if (!map.has_value() || !accepts(*map, t)) {
     arguments.maps.push_back(torch::stable::contiguous(t));
     map = as_it_lies(arguments.maps.back());
   }
@@ -84,7 +84,6 @@ PostprocessArguments read_postprocess(const std::vector<Tensor>& cls_logits,
   a.dtype = cls_logits[0].scalar_type();
   a.result = sum_type(a.dtype);
   a.batch = batch;
-  a.topk = topk;
   a.max_detections = max_detections;
   a.iou_threshold = iou_threshold;
   a.sizes = torch::stable::contiguous(converted(sizes, a.result));
@@ -99,7 +98,7 @@ PostprocessArguments read_postprocess(const std::vector<Tensor>& cls_logits,
             score_threshold};
   int64_t first = 0;
   for (size_t l = 0; l < cls_logits.size(); ++l) {
-    const auto any = [](const math::FeatureMap&) { return true; };
+    const auto any = [](const math::FeatureMap&, const Tensor&) { return true; };
     const double* g = &geometry[5 * l];
     math::PostprocessLevel level{};
     level.logits = read_map(a, cls_logits[l], accepts);
@@ -114,6 +113,7 @@ PostprocessArguments read_postprocess(const std::vector<Tensor>& cls_logits,
   }
   STD_TORCH_CHECK(first * classes < std::numeric_limits<uint32_t>::max(), "fcos_fast::postprocess: ", first,
                   " locations of ", classes, " classes; together less than 2^32 - 1 of an image");
+  a.topk = std::min(topk, std::max<int64_t>(1, first * classes));
   return a;
 }
 

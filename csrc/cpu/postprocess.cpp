@@ -205,7 +205,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess(
     const Tensor& sizes, std::vector<double> geometry, int64_t score, double score_threshold,
     bool threshold_on_score, bool multi_label, int64_t topk, bool topk_per_level, double iou_threshold,
     int64_t max_detections, bool inclusive_boxes) {
-  const auto scannable = [](const math::FeatureMap& map) {
+  const auto scannable = [](const math::FeatureMap& map, const Tensor&) {
     return map.location_stride == 1 || map.channel_stride == 1;
   };
   const auto a = read_postprocess(cls_logits, box_regression, centerness, sizes, geometry, score,

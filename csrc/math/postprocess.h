@@ -12,8 +12,8 @@
 //   nms        as nms_padded (math/nms.h) with the classes as labels; with `inclusive_boxes`, x2 and y2 count one more
 //   result     boxes (B, D, 4), scores (B, D), labels (B, D) int64, counts (B,) int64; beyond the count 0, 0, -1. Its
 //              sizes are not data: CUDA never waits
-//   exact      one float32 formula for CPU and CUDA, without library functions: the same bits on both, whatever the
-//              number of threads
+//   exact      one float32 formula for CPU and CUDA, without library functions or fused operations, so that both have
+//              the same bits, whatever the number of threads
 #pragma once
 
 #include <torch/headeronly/core/ScalarType.h>

@@ -39,7 +39,7 @@ def postprocess(
 ) -> Detections:
     """Threshold, top-k, decoding, clipping and exact greedy NMS for a whole batch.
 
-    With ``threshold_on="score"`` these are the detections of torchvision's ``FCOS.postprocess_detections``, in its order;
+    With ``threshold_on="score"`` it gives what torchvision's ``FCOS.postprocess_detections`` does, in the same order;
     the other published rules are choices below. The results are of fixed size and the host never waits for a GPU, so a
     CUDA graph can hold the call (with ``sizes`` as a tensor).
 

@@ -283,7 +283,7 @@ def test_more_candidates_than_any_list_holds(multi_label, topk_over, device):
         "topk_over": topk_over,
         "units": STRIDES[:2],
     }
-    for topk, most in ((3000, 300), (100, 1)):
+    for topk, most in ((3000, 300), (100, 1), (2**40, 1)):
         settings |= {"topk_candidates": topk, "max_detections": most, "iou_threshold": 0.3}
         assert_same(ops.postprocess(*arguments, **settings), reference.postprocess(*arguments, **settings))
 
