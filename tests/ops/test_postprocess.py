@@ -283,9 +283,15 @@ def test_more_candidates_than_any_list_holds(multi_label, topk_over, device):
         "topk_over": topk_over,
         "units": STRIDES[:2],
     }
-    for topk, most in ((3000, 300), (100, 1), (2**40, 1)):
+    for topk, most in ((3000, 300), (100, 1)):
         settings |= {"topk_candidates": topk, "max_detections": most, "iou_threshold": 0.3}
         assert_same(ops.postprocess(*arguments, **settings), reference.postprocess(*arguments, **settings))
+    settings |= {"max_detections": 10}
+    unlimited, all_pairs = (
+        ops.postprocess(*arguments, **settings | {"topk_candidates": topk})
+        for topk in (2**40, 61 * 83 * 40 * 2)
+    )
+    assert_same(unlimited, all_pairs)
 
 
 def test_nan_is_no_candidate_and_a_box_with_nan_stays(device):
