@@ -1,4 +1,7 @@
-"""Non-maximum suppression of one set of boxes, and of boxes of 91 classes."""
+"""Non-maximum suppression of one set of boxes, of boxes of 91 classes, and of those of 16 images at once.
+
+torchvision has no function for several images: the peer calls its ``batched_nms`` image by image.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from fcos_fast import ops, reference
 
 THRESHOLD = 0.6
 CLASSES = 91
+IMAGES = 16
 
 
 def make(device, boxes, count, classes=None):
@@ -37,27 +41,67 @@ def check(kept, expected):
     assert torch.equal(kept, expected)
 
 
+def make_images(device, count):
+    images = [make(device, clustered_boxes, count, CLASSES) for _ in range(IMAGES)]
+    return [torch.stack(of_kind) for of_kind in zip(*images, strict=True)]
+
+
+def padded_rows(most):
+    def by_torchvision(*images):
+        return [torchvision.ops.batched_nms(*image, THRESHOLD)[:most] for image in zip(*images, strict=True)]
+
+    rows = {"reference": lambda *images: reference.nms_padded(*images, THRESHOLD, most)}
+    if torchvision:
+        rows["torchvision"] = by_torchvision
+    rows[OURS] = lambda *images: ops.nms_padded(*images, THRESHOLD, most)
+    return rows
+
+
+def check_padded(result, expected):
+    assert all(torch.equal(x, y) for x, y in zip(split(result), split(expected), strict=True))
+
+
+def split(kept):
+    """(indices, counts) to one tensor per image, as the peer gives them."""
+    if isinstance(kept, list):
+        return kept
+    return [indices[:count] for indices, count in zip(*kept, strict=True)]
+
+
 small_boxes = functools.partial(random_boxes, smallest=8, largest=32)  # hardly any is suppressed
 
-CASES = [
-    Case("nms", title, functools.partial(make, boxes=boxes, count=count), rows("nms"), check, waits=True)
-    for title, boxes, count in (
-        ("1,000 clustered boxes", clustered_boxes, 1_000),
-        ("5,000 clustered boxes", clustered_boxes, 5_000),
-        ("20,000 clustered boxes", clustered_boxes, 20_000),
-        ("20,000 random boxes", small_boxes, 20_000),
-    )
-] + [
-    Case(
-        "batched_nms",
-        f"{count:,} clustered boxes of {CLASSES} classes",
-        functools.partial(make, boxes=clustered_boxes, count=count, classes=CLASSES),
-        rows("batched_nms"),
-        check,
-        waits=True,
-    )
-    for count in (1_000, 20_000)
-]
+CASES = (
+    [
+        Case("nms", title, functools.partial(make, boxes=boxes, count=count), rows("nms"), check, waits=True)
+        for title, boxes, count in (
+            ("1,000 clustered boxes", clustered_boxes, 1_000),
+            ("5,000 clustered boxes", clustered_boxes, 5_000),
+            ("20,000 clustered boxes", clustered_boxes, 20_000),
+            ("20,000 random boxes", small_boxes, 20_000),
+        )
+    ]
+    + [
+        Case(
+            "batched_nms",
+            f"{count:,} clustered boxes of {CLASSES} classes",
+            functools.partial(make, boxes=clustered_boxes, count=count, classes=CLASSES),
+            rows("batched_nms"),
+            check,
+            waits=True,
+        )
+        for count in (1_000, 20_000)
+    ]
+    + [
+        Case(
+            "nms_padded",
+            f"{IMAGES} x 5,000 clustered boxes of {CLASSES} classes, at most {most:,} kept",
+            functools.partial(make_images, count=5_000),
+            padded_rows(most),
+            check_padded,
+        )
+        for most in (100, 5_000)
+    ]
+)
 
 
 def test_nms(time_row):

@@ -52,4 +52,14 @@ STABLE_TORCH_LIBRARY(fcos_fast, m) {
 
   // math/nms.h
   m.def("nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor");
+  m.def(
+      "nms_padded(Tensor boxes, Tensor scores, Tensor? labels, float iou_threshold, int max_detections) -> "
+      "(Tensor indices, Tensor counts)");
+
+  // math/postprocess.h
+  m.def(
+      "postprocess(Tensor[] cls_logits, Tensor[] box_regression, Tensor[] centerness, Tensor sizes, float[] geometry, "
+      "int score, float score_threshold, bool threshold_on_score, bool multi_label, int topk, bool topk_per_level, "
+      "float iou_threshold, int max_detections, bool inclusive_boxes) -> "
+      "(Tensor boxes, Tensor scores, Tensor labels, Tensor counts)");
 }

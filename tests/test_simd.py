@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fcos_fast import reference
+from fcos_fast.assignment import Level
 from tests.child import assert_runs, run_python
 
 LEVELS = ["baseline", "avx2", "avx512"]  # narrowest first
@@ -11,6 +12,7 @@ COMPUTE = """
 import sys
 import torch
 from fcos_fast import _C, ops
+from fcos_fast.assignment import Level
 
 print(_C.simd())
 data, results = torch.load({inputs!r}), {{}}
@@ -30,6 +32,10 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         results[name, dtype] = [loss.detach(), *(g for g in grads if g is not None)]
 for threshold in (0.3, 0.6):
     results["nms", threshold] = ops.nms(data["boxes"], data["scores"], threshold)
+levels = [Level(19, 53, 8.0, (8.0, 8.0), (4.0, 4.0), (0.0, 1.0))]
+for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    maps = [[data[name].to(dtype)] for name in ("maps", "distances", "centres")]
+    results["postprocess", dtype] = tuple(ops.postprocess(*maps, levels, [(152, 424)], units=[8], score_threshold=0.7))
 torch.save(results, {outputs!r})
 """
 
@@ -54,6 +60,10 @@ def data():
         "ltrb": random(333, 4) * 50 - 2,
         "boxes": boxes,
         "scores": torch.randperm(1003, generator=generator) / 1003,
+        # In steps of 1/8, which all types hold.
+        "maps": (random(1, 7, 19, 53) * 60).round() / 8 - 5,
+        "distances": (random(1, 4, 19, 53) * 20).round() / 8,
+        "centres": (random(1, 1, 19, 53) * 20).round() / 8,
     }
 
 
@@ -109,6 +119,16 @@ def test_equals_the_reference_in_float64(results, data, name, dtype):
 def test_nms_equals_torchvision(results, data, threshold, torchvision):
     expected = torchvision.ops.nms(data["boxes"], data["scores"], threshold)
     assert torch.equal(results["nms", threshold], expected)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_postprocess_equals_the_reference(results, data, dtype):
+    found = results["postprocess", dtype]
+    maps = [[data[name].double()] for name in ("maps", "distances", "centres")]
+    levels = [Level(19, 53, 8.0, (8.0, 8.0), (4.0, 4.0), (0.0, 1.0))]
+    expected = reference.postprocess(*maps, levels, [(152, 424)], units=[8], score_threshold=0.7)
+    for actual, value in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual.to(value.dtype), value, rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("call", ["fcos_fast._C.simd()", "fcos_fast.ops.centerness(torch.ones(1, 4))"])

@@ -3,12 +3,13 @@
 #include "centerness_kernel.h"
 #include "focal_loss_kernel.h"
 #include "nms_kernel.h"
+#include "postprocess_kernel.h"
 
 namespace fcos_fast::FCOS_SIMD_NAMESPACE {
 
 template <class T>
 constexpr Kernels kernels_for() {
-  return {focal_span<T>, box_loss_span<T>, centerness_span<T>, overlaps_any<vec_t<T>>};
+  return {focal_span<T>, box_loss_span<T>, centerness_span<T>, overlaps_any<vec_t<T>>, find_logits<T>};
 }
 
 #define FCOS_STRING(x) #x

@@ -67,11 +67,15 @@ struct BoxColumns {
 using OverlapsAny = bool (*)(const BoxColumns&, int64_t begin, int64_t end, const void* box,
                              double threshold);
 
+// Positions of the logits that are not below `lowest`, in rising order, and their number; `found` has room for n + 1.
+using FindLogits = int64_t (*)(const void* logits, int64_t n, double lowest, int32_t* found);
+
 struct Kernels {
   FocalKernel focal;
   BoxLossKernel box_loss;
   CenternessKernel centerness;
   OverlapsAny overlaps_any;
+  FindLogits find_logits;
 };
 
 // Those of one instruction set.

@@ -9,32 +9,22 @@
 #include <numeric>
 
 #include "../tensor.h"
-#include "kernels.h"
+#include "greedy_nms.h"
 
 namespace fcos_fast {
 namespace {
 
 constexpr int64_t kBlock = 512;            // candidates tested in parallel against the boxes kept before them
 constexpr int64_t kManyCandidates = 2048;  // from here on a list is worth all threads
-constexpr int64_t kPadding = 64;           // at least the lanes of any instruction set
 
 // ---- order ----
-
-// A score as an integer that rises with it, in the order of torch.sort: NaN above everything, -0 equal to 0.
-uint32_t ascending_key(float score) {
-  if (std::isnan(score)) return 0xffffffffu;
-  const float value = score + 0.0f;  // -0 becomes 0
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
 
 // Indices by falling score, the lower index first among equals: a stable radix sort of the float32 bits.
 std::vector<int32_t> order_by_score(const float* scores, int64_t n) {
   constexpr int kBits = 11, kBuckets = 1 << kBits;
   std::vector<uint32_t> keys(n), keys_to(n);
   std::vector<int32_t> order(n), order_to(n);
-  for (int64_t i = 0; i < n; ++i) keys[i] = ~ascending_key(scores[i]);
+  for (int64_t i = 0; i < n; ++i) keys[i] = ~math::ascending(scores[i]);
   std::iota(order.begin(), order.end(), 0);
   for (int shift = 0; shift < 32; shift += kBits) {
     std::vector<int64_t> next(kBuckets + 1, 0);
@@ -94,32 +84,6 @@ Lists split_by_class(const std::vector<int32_t>& order, const std::optional<Tens
 }
 
 // ---- suppression ----
-
-// Kept boxes as columns; unused places hold a box that overlaps nothing.
-template <class Real>
-class KeptBoxes {
- public:
-  explicit KeptBoxes(int64_t capacity) : capacity_(capacity + kPadding), values_(5 * capacity_) {
-    const Real infinity = std::numeric_limits<Real>::infinity();
-    for (int column = 0; column < 5; ++column) {
-      std::fill_n(&values_[column * capacity_], capacity_, column < 2 ? infinity : -infinity);
-    }
-  }
-  void append(const Real box[5]) {
-    for (int column = 0; column < 5; ++column) values_[column * capacity_ + size_] = box[column];
-    ++size_;
-  }
-  int64_t size() const { return size_; }
-  BoxColumns columns() const {
-    const Real* v = values_.data();
-    return {v, v + capacity_, v + 2 * capacity_, v + 3 * capacity_, v + 4 * capacity_};
-  }
-
- private:
-  int64_t capacity_;
-  std::vector<Real> values_;
-  int64_t size_ = 0;
-};
 
 template <class Real>
 struct Suppression {

@@ -50,6 +50,7 @@ struct VecOf {
   FCOS_INLINE friend Mask operator>=(VecOf a, VecOf b) { return {a.v >= b.v}; }
   FCOS_INLINE friend Mask operator==(VecOf a, VecOf b) { return {a.v == b.v}; }
   FCOS_INLINE friend Mask operator&(Mask a, Mask b) { return {a.m & b.m}; }
+  FCOS_INLINE friend Mask operator|(Mask a, Mask b) { return {a.m | b.m}; }
   FCOS_INLINE friend VecOf select(Mask mask, VecOf a, VecOf b) { return VecOf(mask.m ? a.v : b.v); }
 };
 

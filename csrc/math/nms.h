@@ -9,11 +9,63 @@
 //            for float64 boxes, rounded after each operation as torchvision's are; the threshold is a float64 number
 //   odd      a box with a NaN neither falls nor fells; boxes that do not overlap have IoU 0, also where both areas
 //            are 0 and the quotient is 0/0
+//
+// nms_padded(boxes, scores, labels, iou_threshold, max_detections)
+//   boxes    (B, N, 4) xyxy; scores (B, N), of which -inf marks an entry as padding; labels (B, N) any integers, or none:
+//            nms within each image, and within each class where there are labels
+//   result   indices (B, D) int64 of the first D kept boxes of each image, -1 beyond them; counts (B,) int64. Its sizes
+//            are not data: CUDA never waits
 #pragma once
+
+#include <type_traits>
 
 #include "elementary.h"
 
 namespace fcos_fast::math {
+
+// A score and, below it, an index in one integer: the greater key has the greater score, or the same score and the
+// lower index. No two keys are equal. 0 is no key (indices stay below 2^32 - 1).
+template <class Real>
+using key_t = std::conditional_t<std::is_same_v<Real, double>, unsigned __int128, uint64_t>;
+
+template <class To, class From>
+FCOS_HOST_DEVICE To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From), "another size");
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// A score as an integer that rises with it, in the order of torch.sort: NaN above everything, -0 equal to 0.
+FCOS_HOST_DEVICE uint32_t ascending(float score) {
+  if (score != score) return 0xffffffffu;
+  const uint32_t bits = bits_as<uint32_t>(score + 0.0f);  // -0 becomes 0
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+FCOS_HOST_DEVICE uint64_t ascending(double score) {
+  if (score != score) return ~uint64_t(0);
+  const uint64_t bits = bits_as<uint64_t>(score + 0.0);
+  return bits >> 63 ? ~bits : bits | uint64_t(1) << 63;
+}
+
+// Back to the score; a NaN need not be the same one.
+FCOS_HOST_DEVICE float score_of(uint64_t key) {
+  const uint32_t bits = uint32_t(key >> 32);
+  return bits_as<float>(bits & 0x80000000u ? bits & 0x7fffffffu : ~bits);
+}
+FCOS_HOST_DEVICE double score_of(unsigned __int128 key) {
+  const uint64_t bits = uint64_t(key >> 32);
+  return bits_as<double>(bits >> 63 ? bits & ~(uint64_t(1) << 63) : ~bits);
+}
+
+template <class Real>
+FCOS_HOST_DEVICE key_t<Real> make_key(Real score, uint32_t index) {
+  return key_t<Real>(ascending(score)) << 32 | uint32_t(~index);
+}
+template <class Key>
+FCOS_HOST_DEVICE uint32_t index_of(Key key) {
+  return ~uint32_t(key);
+}
 
 // For float32 x: x > threshold (float64) exactly when x > round_down(threshold).
 FCOS_HOST_DEVICE float round_down(double threshold) {

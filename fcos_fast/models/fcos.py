@@ -20,7 +20,6 @@ from fcos_fast.models.fpn import BackboneWithFPN
 from fcos_fast.models.head import FCOSHead
 from fcos_fast.models.names import unknown_name
 from fcos_fast.models.padding import ignore_outside
-from fcos_fast.models.postprocess import postprocess
 from fcos_fast.models.presets import PRESETS
 from fcos_fast.models.transform import ImageBatch, Size, Transform, image_size, scale_boxes
 
@@ -117,7 +116,7 @@ class FCOS(nn.Module):
     def _detect_batch(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
         outputs = self.head(self.backbone(batch.tensor))
         config = self.config
-        return postprocess(
+        found = ops.postprocess(
             *outputs,
             self.levels(batch.padded_size),
             batch.sizes,
@@ -125,10 +124,11 @@ class FCOS(nn.Module):
             score_threshold=config.score_threshold,
             threshold_on=config.threshold_on,
             topk_candidates=config.topk_candidates,
-            nms_threshold=config.nms_threshold,
+            iou_threshold=config.nms_threshold,
             max_detections=config.max_detections,
             inclusive_boxes=config.inclusive_boxes,
         )
+        return found.split()
 
     def levels(self, size: Size) -> list[Level]:
         """The levels over a padded image of (height, width), known before the network runs."""

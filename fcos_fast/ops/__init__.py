@@ -5,7 +5,8 @@ from fcos_fast.ops.box_loss import box_loss
 from fcos_fast.ops.centerness import centerness
 from fcos_fast.ops.detection_loss import detection_loss
 from fcos_fast.ops.focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_star
-from fcos_fast.ops.nms import batched_nms, nms
+from fcos_fast.ops.nms import batched_nms, nms, nms_padded
+from fcos_fast.ops.postprocess import postprocess
 
 __all__ = [
     "assign_targets",
@@ -14,6 +15,8 @@ __all__ = [
     "centerness",
     "detection_loss",
     "nms",
+    "nms_padded",
+    "postprocess",
     "sigmoid_focal_loss",
     "sigmoid_focal_loss_star",
 ]

@@ -55,6 +55,27 @@ def check_reduction(op: str, reduction: str) -> None:
         raise ValueError(f'{op}: reduction={reduction!r}; expected "none", "sum" or "mean"')
 
 
+def check_choices(op: str, **choices: tuple[object, tuple[str, ...]]) -> None:
+    """Every value is one of those beside it."""
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"{op}: {name}={value!r}; expected one of {', '.join(known)}")
+
+
+def check_unit_interval(op: str, **numbers: float) -> None:
+    """Every number is from 0 to 1."""
+    for name, number in numbers.items():
+        if not 0 <= number <= 1:
+            raise ValueError(f"{op}: {name}={number}; expected a number in [0, 1]")
+
+
+def check_positive(op: str, **counts: int) -> None:
+    """Every number is a positive integer."""
+    for name, count in counts.items():
+        if isinstance(count, float) or count < 1:
+            raise ValueError(f"{op}: {name}={count!r}; expected a positive integer")
+
+
 def checks_values(tensor: Tensor) -> bool:
     """May the values of this tensor be looked at?
 

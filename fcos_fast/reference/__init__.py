@@ -8,7 +8,8 @@ from fcos_fast.reference.box_loss import box_loss
 from fcos_fast.reference.centerness import centerness
 from fcos_fast.reference.detection_loss import detection_loss
 from fcos_fast.reference.focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_star
-from fcos_fast.reference.nms import batched_nms, nms
+from fcos_fast.reference.nms import batched_nms, nms, nms_padded
+from fcos_fast.reference.postprocess import postprocess
 
 __all__ = [
     "assign_targets",
@@ -17,6 +18,8 @@ __all__ = [
     "centerness",
     "detection_loss",
     "nms",
+    "nms_padded",
+    "postprocess",
     "sigmoid_focal_loss",
     "sigmoid_focal_loss_star",
 ]

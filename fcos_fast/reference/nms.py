@@ -36,3 +36,18 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     """See :func:`fcos_fast.ops.batched_nms`."""
     return _suppress(boxes, scores, idxs, iou_threshold)
+
+
+def nms_padded(
+    boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float, max_detections: int
+) -> tuple[Tensor, Tensor]:
+    """See :func:`fcos_fast.ops.nms_padded`."""
+    indices = torch.full((len(boxes), max_detections), -1, device=boxes.device)
+    counts = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+    for b in range(len(boxes)):
+        real = (scores[b] != -torch.inf).nonzero()[:, 0]
+        idxs = None if labels is None else labels[b, real]
+        kept = real[_suppress(boxes[b, real], scores[b, real], idxs, iou_threshold)[:max_detections]]
+        indices[b, : len(kept)] = kept
+        counts[b] = len(kept)
+    return indices, counts

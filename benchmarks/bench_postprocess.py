@@ -1,0 +1,126 @@
+"""From a head's outputs for two 800x1088 images and the 91 classes of torchvision to at most 100 detections each.
+
+Logits are those of a trained model: nearly all far below the threshold, some hundreds around each of 40 objects.
+torchvision's takes logits as its head leaves them, permuted to (B, locations, C), and no bfloat16 on the CPU: it gets
+float32, and these copies are not in its time.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from benchmarks.case import OURS, Case, torchvision
+from fcos_fast import ops, reference
+from fcos_fast.assignment import RULES, Level
+
+IMAGES, CLASSES, OBJECTS = 2, 91, 40
+IMAGE = (800, 1088)
+FEATURE_SIZES = [(100, 136), (50, 68), (25, 34), (13, 17), (7, 9)]
+LEVELS = RULES["torchvision"].levels(FEATURE_SIZES, IMAGE)
+SIZES = [IMAGE] * IMAGES
+SETTINGS = {"score_threshold": 0.2, "topk_candidates": 1000, "max_detections": 100}
+UNITS = [level.stride for level in LEVELS]
+
+
+def make(device, dtype, memory_format):
+    generator = torch.Generator().manual_seed(0)
+    maps = [head_outputs(level, generator) for level in LEVELS]
+    maps = [[x.to(device, dtype, memory_format=memory_format) for x in of_level] for of_level in maps]
+    cls_logits, box_regression, centerness = (list(of_kind) for of_kind in zip(*maps, strict=True))
+    return cls_logits, box_regression, centerness, as_torchvision(cls_logits, box_regression, centerness)
+
+
+def head_outputs(level: Level, generator: torch.Generator) -> list[torch.Tensor]:
+    """Logits, distances in strides, and centerness of one level, with objects of the size that the level is for."""
+
+    def noise(channels):
+        return torch.randn(IMAGES, channels, level.height, level.width, generator=generator)
+
+    logits, distances, centerness = noise(CLASSES) * 0.8 - 6.5, noise(4).abs() + 2, noise(1) * 0.3 - 1
+    y, x = torch.meshgrid(torch.arange(level.height), torch.arange(level.width), indexing="ij")
+    for image in range(IMAGES):
+        for _ in range(OBJECTS // len(LEVELS)):
+            row, column, label = (
+                int(torch.randint(n, (), generator=generator)) for n in (level.height, level.width, CLASSES)
+            )
+            off_y, off_x = y - row, x - column
+            far = (off_y**2 + off_x**2).float().sqrt()
+            near = (far < 5).float()
+            logits[image, label] += near * (8.5 - far)
+            centerness[image, 0] += near * (2 - far / 2)
+            ltrb = torch.stack((5 + off_x, 5 + off_y, 5 - off_x, 5 - off_y))
+            distances[image] = torch.where(near > 0, ltrb + distances[image] * 0.1, distances[image])
+    return [logits, distances.clamp(min=0), centerness]
+
+
+def as_torchvision(cls_logits, box_regression, centerness):
+    """Head outputs (B, locations, C) and anchors: what FCOS.forward hands to postprocess_detections."""
+    names = ("cls_logits", "bbox_regression", "bbox_ctrness")
+    outputs = {
+        name: [x.float().flatten(2).transpose(1, 2).contiguous() for x in maps]
+        for name, maps in zip(names, (cls_logits, box_regression, centerness), strict=True)
+    }
+    anchors = []
+    for level in LEVELS:
+        points = level.points(cls_logits[0].device)
+        anchors.append(torch.cat((points - level.stride / 2, points + level.stride / 2), dim=1))
+    return outputs, [anchors] * IMAGES
+
+
+@functools.cache
+def torchvision_fcos():
+    """Its rules; the network in it is never called."""
+    model = torchvision.models.detection.fcos_resnet50_fpn(weights=None, weights_backbone=None)
+    model.score_thresh, model.topk_candidates = SETTINGS["score_threshold"], SETTINGS["topk_candidates"]
+    model.detections_per_img, model.nms_thresh = SETTINGS["max_detections"], 0.6
+    return model
+
+
+def by_torchvision(cls_logits, box_regression, centerness, arguments):
+    return torchvision_fcos().postprocess_detections(*arguments, SIZES)
+
+
+def run(postprocess, cls_logits, box_regression, centerness, arguments):
+    return postprocess(
+        cls_logits, box_regression, centerness, LEVELS, SIZES, units=UNITS, threshold_on="score", **SETTINGS
+    )
+
+
+def read_logits(cls_logits, box_regression, centerness, arguments):
+    """The greatest logit of each level: reads all, once."""
+    return [x.amax() for x in cls_logits]
+
+
+def rows():
+    rows = {"reference": functools.partial(run, reference.postprocess)}
+    if torchvision:
+        rows["torchvision"] = by_torchvision
+    rows[OURS] = functools.partial(run, ops.postprocess)
+    rows["floor: reading the logits"] = read_logits
+    return rows
+
+
+def check(result, expected):
+    result, expected = (found if isinstance(found, list) else found.split() for found in (result, expected))
+    for found, wanted in zip(result, expected, strict=True):
+        assert len(wanted["scores"]) > 20
+        torch.testing.assert_close(found, wanted)
+
+
+CASES = [
+    Case(
+        "postprocess",
+        f"{IMAGES} images 800x1088, {CLASSES} classes, {str(dtype).removeprefix('torch.')}, {layout}",
+        functools.partial(make, dtype=dtype, memory_format=memory_format),
+        rows(),
+        check,
+    )
+    for dtype in (torch.float32, torch.bfloat16)
+    for layout, memory_format in (("NCHW", torch.contiguous_format), ("channels-last", torch.channels_last))
+]
+
+
+def test_postprocess(time_row):
+    time_row()

@@ -1,0 +1,127 @@
+// From the outputs of a head to detections.
+//
+// postprocess(cls_logits, box_regression, centerness, sizes, ...)
+//   cls_logits (B, C, H, W), box_regression (B, 4, H, W) ltrb, centerness (B, 1, H, W) logits, one of each per level
+//   sizes      (B, 2) height and width of each image; boxes are clipped to it
+//   candidate  a (location, class) pair, or of each location the class of the greatest logit (the lowest of equals; NaN
+//              is none), that passes: score > threshold, or classification > threshold. A NaN never passes
+//   score      sqrt(classification * centerness), their product, or the classification; in float32 (float64)
+//   top-k      candidates of the highest scores of a level, or of all levels, of one image; the lower index of equals,
+//              indices counting level after level, location after location, class after class
+//   box        location -+ unit * distance, clipped to [0, width] x [0, height] (less 1 if `inclusive_boxes`); NaN stays
+//   nms        as nms_padded (math/nms.h) with the classes as labels; with `inclusive_boxes`, x2 and y2 count one more
+//   result     boxes (B, D, 4), scores (B, D), labels (B, D) int64, counts (B,) int64; beyond the count 0, 0, -1. Its
+//              sizes are not data: CUDA never waits
+//   exact      one float32 formula for CPU and CUDA, without library functions or fused operations, so that both have
+//              the same bits, whatever the number of threads
+#pragma once
+
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "nms.h"
+
+namespace fcos_fast::math {
+
+enum class ScoreRule : int32_t {
+  kSqrt,
+  kProduct,
+  kClassification
+};  // in the order of fcos_fast/ops/postprocess.py
+
+// Feature maps (B, channels, H, W) whose locations, row by row, are equally far apart in memory. In elements.
+struct FeatureMap {
+  const void* data;
+  int64_t image_stride, channel_stride, location_stride;
+};
+
+// Types of elements that only survivors read: no kernel is worth compiling for each of them.
+template <class Real>
+FCOS_HOST_DEVICE Real read_element(const void* data, torch::headeronly::ScalarType dtype, int64_t i) {
+  using torch::headeronly::ScalarType;
+  switch (dtype) {
+    case ScalarType::Float:
+      return Real(static_cast<const float*>(data)[i]);
+    case ScalarType::BFloat16:
+      return Real(float(static_cast<const torch::headeronly::BFloat16*>(data)[i]));
+    case ScalarType::Half:
+      return Real(float(static_cast<const torch::headeronly::Half*>(data)[i]));
+    default:
+      return Real(static_cast<const double*>(data)[i]);
+  }
+}
+
+struct PostprocessLevel {
+  FeatureMap logits, distances, centerness;  // the last without data where no score needs it
+  int64_t first, locations;  // index of the first location among those of all levels; their number
+  int64_t width;
+  double step_y, step_x, offset_y, offset_x, unit;
+};
+
+struct PostprocessRule {
+  torch::headeronly::ScalarType distances_dtype, centerness_dtype;
+  int64_t classes;
+  ScoreRule score;
+  bool threshold_on_score, multi_label, topk_per_level, inclusive_boxes;
+  double score_threshold;
+};
+
+template <class T>
+FCOS_HOST_DEVICE T probability(T x) {
+  return T(1) / (T(1) + exponential(-x));
+}
+
+// No logit below it belongs to a candidate. With a margin for the rounding of the scores: what is within its reach is
+// left to the exact comparison.
+inline double lowest_logit(const PostprocessRule& rule) {
+  const double threshold = rule.score_threshold;
+  const bool of_sqrt = rule.threshold_on_score && rule.score == ScoreRule::kSqrt;
+  const double p = (of_sqrt ? threshold * threshold : threshold) * (1 - 1e-5);
+  if (threshold < 1e-12) return -INFINITY;  // float32 scores are not exact down there
+  return std::log(p / (1 - p)) - 1e-4;
+}
+
+// The score of a candidate; -1 if it is none.
+template <class Real>
+FCOS_HOST_DEVICE Real score_of_logit(Real logit, const PostprocessLevel& level, int64_t image,
+                                     int64_t location, const PostprocessRule& rule) {
+  const Real classification = probability(logit);
+  Real score = classification;
+  if (rule.score != ScoreRule::kClassification) {
+    const FeatureMap& map = level.centerness;
+    score =
+        score * probability(read_element<Real>(map.data, rule.centerness_dtype,
+                                               image * map.image_stride + location * map.location_stride));
+    if (rule.score == ScoreRule::kSqrt) score = square_root(score);
+  }
+  const bool passes = (rule.threshold_on_score ? score : classification) > Real(rule.score_threshold);
+  return passes && score >= Real(0) ? score : Real(-1);
+}
+
+template <class Real>
+FCOS_HOST_DEVICE Real clipped(Real x, Real limit) {  // NaN stays
+  const Real positive = x < Real(0) ? Real(0) : x;
+  return positive > limit ? limit : positive;
+}
+
+// x1, y1, x2, y2 in pixels.
+template <class Real>
+FCOS_HOST_DEVICE void decode_box(const PostprocessLevel& level, int64_t image, int64_t location,
+                                 const PostprocessRule& rule, const Real* size, Real box[4]) {
+  const FeatureMap& map = level.distances;
+  const int64_t at = image * map.image_stride + location * map.location_stride;
+  const int64_t row = location / level.width, column = location - row * level.width;
+  const Real x = Real(level.offset_x) + Real(level.step_x) * Real(column);
+  const Real y = Real(level.offset_y) + Real(level.step_y) * Real(row);
+  const Real last_pixel = rule.inclusive_boxes ? Real(1) : Real(0);
+  for (int side = 0; side < 4; ++side) {
+    const Real distance =
+        read_element<Real>(map.data, rule.distances_dtype, at + side * map.channel_stride) * Real(level.unit);
+    const Real from = side % 2 == 0 ? x : y;
+    box[side] =
+        clipped(side < 2 ? from - distance : from + distance, size[side % 2 == 0 ? 1 : 0] - last_pixel);
+  }
+}
+
+}  // namespace fcos_fast::math
