@@ -112,6 +112,27 @@ __device__ __forceinline__ double block_sum(double x) {
   return x;
 }
 
+// Sum of the values of the threads before this one; *total, of all of the block. Every thread must call it.
+__device__ __forceinline__ int64_t block_prefix_sum(int64_t x, int64_t* total) {
+  __shared__ int64_t warp_sums[32];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  int64_t inclusive = x;
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const int64_t below = __shfl_up_sync(0xffffffffu, inclusive, offset);
+    if (lane >= offset) inclusive += below;
+  }
+  __syncthreads();  // previous sums may still be read
+  if (lane == 31) warp_sums[warp] = inclusive;
+  __syncthreads();
+  int64_t before = 0;
+  *total = 0;
+  for (int w = 0; w < int(blockDim.x) / 32; ++w) {
+    if (w < warp) before += warp_sums[w];
+    *total += warp_sums[w];
+  }
+  return before + inclusive - x;
+}
+
 // out[k] = sum of partial[0..n)[k], one block per k.
 template <class Out>
 __global__ void add_partial_sums(const double* partial, int64_t n, int columns, Out* out) {
