@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BUILT := $(VENV)/.built
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help setup build test lint format demo bccd bench gpu-check clean
+.PHONY: help setup build test lint format demo bccd bench gpu-check sanitize clean
 
 help:
 	@echo "make demo     train a small FCOS on generated pictures and look at what it learnt (minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint     check style: ruff, clang-format"
 	@echo "make bench    time the operators beside their peers (OUT=file.json)"
 	@echo "make gpu-check OUT=FOLDER  everything that needs a GPU, without .venv, in nine minutes; elsewhere a rehearsal"
+	@echo "make sanitize the CPU operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bccd     train and evaluate on photographs of blood cells (DATA=folder of BCCD_Dataset's BCCD)"
 	@echo "make setup    make .venv, build the extensions, install (the others do it when it is missing)"
 	@echo "make build    rebuild the extensions after a change in csrc"
@@ -42,6 +43,9 @@ $(BUILT): $(READY) $(CXX_FILES)
 test: build
 	$(BIN)/python -m pytest --durations=10
 	@echo "== tests passed; skipped ones and their reasons stand above; $(BIN)/fcos-fast info shows what runs"
+
+sanitize: setup
+	$(BIN)/python -m tests.sanitize
 
 lint: setup
 	$(BIN)/ruff check .

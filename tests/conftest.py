@@ -8,13 +8,16 @@ import torch
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="no CUDA device")
+def pytest_collection_modifyitems(config, items):
+    skipped = {}
+    if not torch.cuda.is_available():
+        skipped["gpu"] = pytest.mark.skip(reason="no CUDA device")
+    if "large" not in config.option.markexpr:
+        skipped["large"] = pytest.mark.skip(reason="needs much memory; asked for by -m large")
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+        for name, mark in skipped.items():
+            if name in item.keywords:
+                item.add_marker(mark)
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,6 @@
 import os
-import re
 import runpy
 import shutil
-import subprocess
 import sys
 from unittest import mock
 
@@ -133,38 +131,3 @@ def test_summary_names_the_toolkit_and_the_architectures(toolkit, capfd):
     run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(toolkit), TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX")
     summary = capfd.readouterr().err
     assert f"CUDA operators  yes: nvcc of {toolkit}, sm_80 sm_90 compute_90\n" in summary
-
-
-@pytest.fixture(scope="module")
-def cuda_build():
-    """(nvcc, the CUDA extension) for sm_80 and sm_90, as setup.py has them on this machine."""
-    names = run_setup(TORCH_CUDA_ARCH_LIST="8.0;9.0")
-    if names["cuda_home"] is None:
-        pytest.skip(f"no CUDA build here: {names['why_not']}")
-    return names["cuda_home"] / "bin" / "nvcc", names["extensions"][1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("source", ["centerness.cu", "nms.cu"])
-def test_cuda_kernels_compile_and_keep_everything_in_registers(source, cuda_build, tmp_path):
-    nvcc, extension = cuda_build
-    command = [
-        *(nvcc, "-c", ROOT / "csrc" / "cuda" / source, "-o", tmp_path / "kernels.o", "-Xptxas=-v"),
-        *extension.extra_compile_args["nvcc"],
-        *(f"-I{folder}" for folder in extension.include_dirs),
-        *(f"-D{name}" if value is None else f"-D{name}={value}" for name, value in extension.define_macros),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    usage = kernel_usage(done.stdout + done.stderr)
-    assert {arch for _, arch in usage} == {"sm_80", "sm_90"}
-    in_memory = {kernel: line for kernel, line in usage.items() if set(re.findall(r"\d+", line)) != {"0"}}
-    assert not in_memory, "registers spilled or arrays in local memory"
-
-
-def kernel_usage(ptxas):
-    """(kernel, architecture) -> what ptxas says of its stack frame and spills."""
-    found = re.findall(
-        r"Compiling entry function '(\w+)' for '(\w+)'\n.*Function properties.*\n\s*(.*stack.*)", ptxas
-    )
-    return {(kernel, arch): line for kernel, arch, line in found}
