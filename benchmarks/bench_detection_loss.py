@@ -108,7 +108,7 @@ class _Compiled:
 
 
 def check(result, expected):
-    """The gradients too in float32; in bfloat16 torchvision rounds decoded boxes to whole pixels, fcos_fast does not."""
+    """The gradients too in float32; in bfloat16 torchvision decodes boxes to whole pixels, fcos_fast does not."""
     if expected[-1].dtype == torch.bfloat16:
         torch.testing.assert_close(
             torch.stack(result[:3]), torch.stack(expected[:3]).float(), rtol=5e-2, atol=0
