@@ -83,12 +83,6 @@ FCOS_INLINE typename V::Real sum(V x) {
   for (int i = 0; i < V::kLanes; ++i) total += x.v[i];
   return total;
 }
-template <class R, class F, class I>
-FCOS_INLINE VecOf<R, F, I> angle(VecOf<R, F, I> y, VecOf<R, F, I> x) {
-  for (int i = 0; i < VecOf<R, F, I>::kLanes; ++i) y.v[i] = math::angle(y.v[i], x.v[i]);
-  return y;
-}
-
 FCOS_INLINE Vec absolute(Vec x) { return Vec((FloatLanes)((UintLanes)x.v & 0x7fffffffu)); }
 
 // float64 is for checks and gradients of record, not for speed: its functions are the scalar ones.
@@ -105,6 +99,10 @@ FCOS_INLINE VecDouble log1p_unit(VecDouble x) {
 }
 FCOS_INLINE VecDouble log_positive(VecDouble x) {
   return map_lanes(x, [](double d) { return math::log_positive(d); });
+}
+FCOS_INLINE VecDouble angle(VecDouble y, VecDouble x) {
+  for (int i = 0; i < VecDouble::kLanes; ++i) y.v[i] = math::angle(y.v[i], x.v[i]);
+  return y;
 }
 FCOS_INLINE bool any(VecDouble::Mask mask) { return any_lane<VecDouble>(mask); }
 
@@ -243,6 +241,22 @@ FCOS_INLINE Vec log_positive(Vec w) {
   const Vec exponent(__builtin_convertvector(k, FloatLanes));
   const Vec result = multiply_add(exponent, Vec(6.93147181e-1f), s * t);
   return select(x == x, result, x);
+}
+
+// The angle of (x, y) to the x axis, -pi to pi: of the smaller by the larger, then mirrored into its octant.
+FCOS_INLINE Vec angle(Vec y, Vec x) {
+  const Vec zero(0.0f), ax = absolute(x), ay = absolute(y), larger_side = larger(ax, ay);
+  const Vec t = select(larger_side > zero, smaller(ax, ay) / larger_side, larger_side);
+  const Vec s = t * t;
+  constexpr float c[] = {2.920693019e-03f,  -1.636793092e-02f, 4.321186617e-02f,
+                         -7.552214712e-02f, 1.066600457e-01f,  -1.421105564e-01f,
+                         1.999377310e-01f,  -3.333315253e-01f, 1.0f};
+  Vec p(c[0]);
+  for (int i = 1; i < 9; ++i) p = multiply_add(p, s, Vec(c[i]));
+  Vec r = t * p;
+  r = select(ay > ax, Vec(1.57079633f) - r, r);
+  r = select(x < zero, Vec(3.14159265f) - r, r);
+  return select(y < zero, -r, r);
 }
 
 // ---- memory: the first n lanes, from and to elements of type T ----
