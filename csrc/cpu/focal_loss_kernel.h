@@ -56,6 +56,16 @@ FCOS_INLINE V focal_step(const FocalSpan& span, const Form& form, V scale, int64
   return at.loss;
 }
 
+// What the loop will read and write some thousand cycles later. Hardware prefetching ends at every page of 4 KiB.
+template <class T, int kLanes>
+FCOS_INLINE void prefetch_ahead(const FocalSpan& span, int64_t i) {
+  constexpr int64_t kAhead = 4096 / sizeof(T);
+  for (int64_t k = 0; k < kLanes; k += 64 / int64_t(sizeof(T))) {
+    __builtin_prefetch(static_cast<const T*>(span.x) + i + k + kAhead, 0);
+    if (span.grad != nullptr) __builtin_prefetch(static_cast<T*>(span.grad) + i + k + kAhead, 1);
+  }
+}
+
 template <class T, class Target, bool Sum, template <class> class Form>
 double focal_pass(const FocalSpan& span, const FocalParameters& p) {
   using V = vec_t<T>;
@@ -73,6 +83,7 @@ double focal_pass(const FocalSpan& span, const FocalParameters& p) {
     Wide block(0);
     const int64_t end = std::min(i + kBlock, span.n);
     for (; i + kWideLanes <= end; i += kWideLanes) {
+      prefetch_ahead<T, kWideLanes>(span, i);
       const Wide losses = focal_step<T, Target>(span, wide_form, wide_scale, i, kWideLanes);
       if constexpr (Sum) block = block + losses;
     }
