@@ -108,7 +108,7 @@ class _Compiled:
 
 
 def check(result, expected):
-    """The gradients too in float32; in bfloat16 torchvision decodes boxes to whole and half pixels, fcos_fast does not."""
+    """In float32 the gradients too; in bfloat16 torchvision, not fcos_fast, decodes boxes to whole and half pixels."""
     if expected[-1].dtype == torch.bfloat16:
         torch.testing.assert_close(
             torch.stack(result[:3]), torch.stack(expected[:3]).float(), rtol=5e-2, atol=0
