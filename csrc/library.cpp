@@ -50,6 +50,14 @@ STABLE_TORCH_LIBRARY(fcos_fast, m) {
       "detection_loss_rescale_(Tensor(a!)[] cls_grads, Tensor(b!)[] box_grads, Tensor(c!)[] centerness_grads, "
       "Tensor upstream) -> ()");
 
+  // math/group_norm_relu.h
+  m.def(
+      "group_norm_relu(Tensor x, Tensor? weight, Tensor? bias, int num_groups, float eps) -> "
+      "(Tensor y, Tensor mean, Tensor rstd)");
+  m.def(
+      "group_norm_relu_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias) -> "
+      "(Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
+
   // math/nms.h
   m.def("nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor");
   m.def(
