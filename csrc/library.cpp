@@ -25,6 +25,11 @@ STABLE_TORCH_LIBRARY(fcos_fast, m) {
       "int range_test, int sampling, int tie_break, float radius) -> "
       "(Tensor labels, Tensor matched, Tensor ltrb, Tensor centerness, Tensor totals)");
 
+  // math/match_anchors.h
+  m.def(
+      "match_anchors(Tensor anchors, Tensor boxes, Tensor labels, Tensor starts, float high_threshold, "
+      "float low_threshold, bool allow_low_quality) -> (Tensor labels, Tensor matched, Tensor num_positive)");
+
   // math/centerness.h
   m.def("centerness(Tensor ltrb) -> Tensor");
   m.def("centerness_backward(Tensor grad, Tensor ltrb) -> Tensor");

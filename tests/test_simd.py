@@ -12,7 +12,7 @@ COMPUTE = """
 import sys
 import torch
 from fcos_fast import _C, ops
-from fcos_fast.assignment import Level
+from fcos_fast.assignment import GroundTruth, Level
 
 print(_C.simd())
 data, results = torch.load({inputs!r}), {{}}
@@ -39,6 +39,8 @@ levels = [Level(19, 53, 8.0, (8.0, 8.0), (4.0, 4.0), (0.0, 1.0))]
 for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
     maps = [[data[name].to(dtype)] for name in ("maps", "distances", "centres")]
     results["postprocess", dtype] = tuple(ops.postprocess(*maps, levels, [(152, 424)], units=[8], score_threshold=0.7))
+gt = GroundTruth.pack([data["boxes"][:40].round()], [torch.zeros(40).long()])
+results["match"] = ops.match_anchors(data["boxes"].round(), gt).matched[0]
 torch.save(results, {outputs!r})
 """
 
@@ -137,6 +139,10 @@ def test_postprocess_equals_the_reference(results, data, dtype):
     expected = reference.postprocess(*maps, levels, [(152, 424)], units=[8], score_threshold=0.7)
     for actual, value in zip(found, expected, strict=True):
         torch.testing.assert_close(actual.to(value.dtype), value, rtol=1e-6, atol=1e-5)
+def test_matches_equal_torchvision(results, data, torchvision):
+    anchors = data["boxes"].round()
+    matcher = torchvision.models.detection._utils.Matcher(0.5, 0.4, allow_low_quality_matches=True)
+    assert torch.equal(results["match"].long(), matcher(torchvision.ops.box_iou(anchors[:40], anchors)))
 
 
 @pytest.mark.parametrize("call", ["fcos_fast._C.simd()", "fcos_fast.ops.centerness(torch.ones(1, 4))"])

@@ -95,6 +95,20 @@ struct GroupNormKernels {
   void (*grad_apply)(const GroupNormSpan&);
 };
 
+// Anchors as columns, and the box around all of them.
+struct AnchorBlock {
+  static constexpr int kSize = 128;
+  float x1[kSize], y1[kSize], x2[kSize], y2[kSize], area[kSize];
+  float bounds[4];
+};
+
+struct MatchKernels {
+  // Offers a box (x1, y1, x2, y2, area) to anchors that have the IoUs `best`; returns its greatest IoU.
+  float (*match_box)(const AnchorBlock&, const float* box, int32_t row, float* best, int32_t* matched);
+  // Marks the anchors that have this IoU, above 0, with the box.
+  void (*mark_equal)(const AnchorBlock&, const float* box, float iou, uint8_t* marks);
+};
+
 struct Kernels {
   FocalKernel focal;
   BoxLossKernel box_loss;
@@ -102,6 +116,7 @@ struct Kernels {
   OverlapsAny overlaps_any;
   FindLogits find_logits;
   GroupNormKernels group_norm_relu;
+  MatchKernels match_anchors;  // float32, whatever the type
 };
 
 // Those of one instruction set.
