@@ -139,6 +139,8 @@ def test_postprocess_equals_the_reference(results, data, dtype):
     expected = reference.postprocess(*maps, levels, [(152, 424)], units=[8], score_threshold=0.7)
     for actual, value in zip(found, expected, strict=True):
         torch.testing.assert_close(actual.to(value.dtype), value, rtol=1e-6, atol=1e-5)
+
+
 def test_matches_equal_torchvision(results, data, torchvision):
     anchors = data["boxes"].round()
     matcher = torchvision.models.detection._utils.Matcher(0.5, 0.4, allow_low_quality_matches=True)

@@ -22,7 +22,9 @@ def pack(boxes, classes=7):
 
 
 def box_iou(boxes, anchors):
-    return pytest.importorskip("torchvision.ops", reason="torchvision is not installed").box_iou(boxes, anchors)
+    return pytest.importorskip("torchvision.ops", reason="torchvision is not installed").box_iou(
+        boxes, anchors
+    )
 
 
 def by_torchvision(anchors, boxes, high, low, allow):
@@ -94,7 +96,9 @@ def test_anchors_of_retinanet(device, torchvision):
     sizes = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128))
     features = [torch.zeros(1, 1, 320 // s, 480 // s) for s in (8, 16, 32)]
     generator = detection.anchor_utils.AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 3)
-    (anchors,) = generator(detection.image_list.ImageList(torch.zeros(1, 3, 320, 480), [(320, 480)]), features)
+    (anchors,) = generator(
+        detection.image_list.ImageList(torch.zeros(1, 3, 320, 480), [(320, 480)]), features
+    )
     boxes = [random_boxes(n, 300, 8, 180) for n in (20, 5)]
     matches = assert_like_torchvision(anchors, boxes, device)
     assert ((matches.labels == -2).any(1) & (matches.labels == -1).any(1)).all()
