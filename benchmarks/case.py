@@ -52,7 +52,7 @@ class Case:
     @property
     def peer(self) -> str:
         """The row that ours is compared with."""
-        return "torchvision" if "torchvision" in self.rows else "reference"
+        return next(name for name in ("torchvision", "torch", "reference") if name in self.rows)
 
     def rows_on(self, device: str) -> list[str]:
         """Names of the rows; on a GPU ours is also timed as one CUDA graph, which costs the host one launch."""

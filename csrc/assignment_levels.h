@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "ground_truth.h"
 #include "math/assign_targets.h"
 #include "tensor.h"
 
@@ -37,17 +38,6 @@ inline std::vector<math::AssignmentLevel> read_levels(const std::vector<int64_t>
 
 inline int64_t count_locations(const std::vector<math::AssignmentLevel>& levels) {
   return levels.empty() ? 0 : levels.back().first + int64_t(levels.back().height) * levels.back().width;
-}
-
-// The public operator says it better; this keeps a direct call from reading out of bounds.
-inline void check_ground_truth(const Tensor& boxes, const Tensor& labels, const Tensor& starts) {
-  STD_TORCH_CHECK(boxes.scalar_type() == ScalarType::Float && boxes.dim() == 2 && boxes.size(1) == 4,
-                  "fcos_fast::assign_targets: expected float32 boxes (M, 4)");
-  STD_TORCH_CHECK(
-      labels.scalar_type() == ScalarType::Long && labels.dim() == 1 && labels.size(0) == boxes.size(0),
-      "fcos_fast::assign_targets: expected int64 labels (M,)");
-  STD_TORCH_CHECK(starts.scalar_type() == ScalarType::Long && starts.dim() == 1 && starts.size(0) >= 2,
-                  "fcos_fast::assign_targets: expected int64 starts (B + 1,) of at least one image");
 }
 
 struct AssignmentOutputs {

@@ -25,6 +25,11 @@ STABLE_TORCH_LIBRARY(fcos_fast, m) {
       "int range_test, int sampling, int tie_break, float radius) -> "
       "(Tensor labels, Tensor matched, Tensor ltrb, Tensor centerness, Tensor totals)");
 
+  // math/match_anchors.h
+  m.def(
+      "match_anchors(Tensor anchors, Tensor boxes, Tensor labels, Tensor starts, float high_threshold, "
+      "float low_threshold, bool allow_low_quality) -> (Tensor labels, Tensor matched, Tensor num_positive)");
+
   // math/centerness.h
   m.def("centerness(Tensor ltrb) -> Tensor");
   m.def("centerness_backward(Tensor grad, Tensor ltrb) -> Tensor");
@@ -49,6 +54,14 @@ STABLE_TORCH_LIBRARY(fcos_fast, m) {
   m.def(
       "detection_loss_rescale_(Tensor(a!)[] cls_grads, Tensor(b!)[] box_grads, Tensor(c!)[] centerness_grads, "
       "Tensor upstream) -> ()");
+
+  // math/group_norm_relu.h
+  m.def(
+      "group_norm_relu(Tensor x, Tensor? weight, Tensor? bias, int num_groups, float eps) -> "
+      "(Tensor y, Tensor mean, Tensor rstd)");
+  m.def(
+      "group_norm_relu_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias) -> "
+      "(Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
 
   // math/nms.h
   m.def("nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor");

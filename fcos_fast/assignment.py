@@ -1,4 +1,4 @@
-"""What target assignment speaks of: ground truth, levels, rules, targets.
+"""What target assignment speaks of: ground truth, levels, rules, targets, matches.
 
 These types are shared by :mod:`fcos_fast.ops` and :mod:`fcos_fast.reference`; they hold data and no mathematics.
 """
@@ -208,6 +208,21 @@ RULES: dict[str, AssignmentRule] = {
 Areas are those of continuous boxes, (x2 - x1) * (y2 - y1). Official code adds 1 to both sides of boxes whose x2 and
 y2 it made smaller by 1 before, which is the same.
 """
+
+
+@dataclass(frozen=True)
+class AnchorMatches:
+    """What the matching of anchors decides, for B images and A anchors.
+
+    Attributes:
+        labels: (B, A) int32; class 0..C-1, ``BACKGROUND`` (-1) or ``IGNORED`` (-2).
+        matched: (B, A) int32; row of ``GroundTruth.boxes``, -1 for background, -2 where the label is ignored.
+        num_positive: float32 scalar on the device; number of anchors with a box.
+    """
+
+    labels: Tensor
+    matched: Tensor
+    num_positive: Tensor
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,25 @@ COMPUTE = """
 import sys
 import torch
 from fcos_fast import _C, ops
-from fcos_fast.assignment import Level
+from fcos_fast.assignment import GroundTruth, Level
 
 print(_C.simd())
 data, results = torch.load({inputs!r}), {{}}
 for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-    logits, dense, pred, target, ltrb = (
-        data[name].to(dtype).requires_grad_(name != "dense") for name in ("logits", "dense", "pred", "target", "ltrb")
+    logits, dense, pred, target, ltrb, nchw, channels_last = (
+        data[name].to(dtype).requires_grad_(name != "dense")
+        for name in ("logits", "dense", "pred", "target", "ltrb", "nchw", "channels_last")
     )
     losses = {{
         "focal": ops.sigmoid_focal_loss(logits, dense),
         "star": ops.sigmoid_focal_loss_star(logits, data["classes"]),
         "centerness": ops.centerness(ltrb),
+        "group_norm_nchw": ops.group_norm_relu(nchw, 5),
+        "group_norm_channels_last": ops.group_norm_relu(channels_last, 5),
         **{{kind: ops.box_loss(pred, target, kind) for kind in ("iou", "linear_iou", "giou", "diou", "ciou")}},
     }}
     for name, loss in losses.items():
-        wanted = [t for t in (logits, pred, target, ltrb) if t.requires_grad]
+        wanted = [t for t in (logits, pred, target, ltrb, nchw, channels_last) if t.requires_grad]
         grads = torch.autograd.grad(loss.sum(), wanted, allow_unused=True)
         results[name, dtype] = [loss.detach(), *(g for g in grads if g is not None)]
 for threshold in (0.3, 0.6):
@@ -36,6 +39,8 @@ levels = [Level(19, 53, 8.0, (8.0, 8.0), (4.0, 4.0), (0.0, 1.0))]
 for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
     maps = [[data[name].to(dtype)] for name in ("maps", "distances", "centres")]
     results["postprocess", dtype] = tuple(ops.postprocess(*maps, levels, [(152, 424)], units=[8], score_threshold=0.7))
+gt = GroundTruth.pack([data["boxes"][:40].round()], [torch.zeros(40).long()])
+results["match"] = ops.match_anchors(data["boxes"].round(), gt).matched[0]
 torch.save(results, {outputs!r})
 """
 
@@ -51,6 +56,7 @@ def data():
     corner = random(1003, 2) * 200
     boxes = torch.cat((corner, corner + 1 + random(1003, 2) * 60), dim=1)
     target = boxes + random(1003, 4) * 4
+    images = random(2, 35, 9, 23) * 5
     return {
         "logits": (random(37, 29) - 0.5) * 20,
         "dense": random(37, 29),
@@ -58,6 +64,8 @@ def data():
         "pred": boxes[:303],
         "target": target[:303],
         "ltrb": random(333, 4) * 50 - 2,
+        "nchw": images,
+        "channels_last": images.contiguous(memory_format=torch.channels_last),
         "boxes": boxes,
         "scores": torch.randperm(1003, generator=generator) / 1003,
         # In steps of 1/8, which all types hold.
@@ -86,6 +94,8 @@ EXPECTED = {  # operator -> (arguments, reference in float64)
     "focal": (("logits", "dense"), reference.sigmoid_focal_loss),
     "star": (("logits", "classes"), reference.sigmoid_focal_loss_star),
     "centerness": (("ltrb",), reference.centerness),
+    "group_norm_nchw": (("nchw",), lambda x: reference.group_norm_relu(x, 5)),
+    "group_norm_channels_last": (("channels_last",), lambda x: reference.group_norm_relu(x, 5)),
     **{
         kind: (("pred", "target"), lambda pred, target, kind=kind: reference.box_loss(pred, target, kind))
         for kind in BOX_KINDS
@@ -129,6 +139,12 @@ def test_postprocess_equals_the_reference(results, data, dtype):
     expected = reference.postprocess(*maps, levels, [(152, 424)], units=[8], score_threshold=0.7)
     for actual, value in zip(found, expected, strict=True):
         torch.testing.assert_close(actual.to(value.dtype), value, rtol=1e-6, atol=1e-5)
+
+
+def test_matches_equal_torchvision(results, data, torchvision):
+    anchors = data["boxes"].round()
+    matcher = torchvision.models.detection._utils.Matcher(0.5, 0.4, allow_low_quality_matches=True)
+    assert torch.equal(results["match"].long(), matcher(torchvision.ops.box_iou(anchors[:40], anchors)))
 
 
 @pytest.mark.parametrize("call", ["fcos_fast._C.simd()", "fcos_fast.ops.centerness(torch.ones(1, 4))"])

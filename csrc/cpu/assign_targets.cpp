@@ -131,7 +131,7 @@ struct Assignment {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assign_targets(
     const Tensor& boxes, const Tensor& labels, const Tensor& starts, std::vector<int64_t> sizes,
     std::vector<double> geometry, int64_t range_test, int64_t sampling, int64_t tie_break, double radius) {
-  check_ground_truth(boxes, labels, starts);
+  check_ground_truth("assign_targets", boxes, labels, starts);
   const auto levels = read_levels(sizes, geometry, radius);
   const int64_t batch = starts.numel() - 1;
   const int64_t locations = count_locations(levels);
@@ -148,11 +148,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assign_targets(
                               static_cast<int32_t*>(out.matched.mutable_data_ptr()),
                               static_cast<float*>(out.ltrb.mutable_data_ptr()),
                               static_cast<float*>(out.centerness.mutable_data_ptr())};
-  for (int64_t b = 0; b < batch; ++b) {
-    STD_TORCH_CHECK(0 <= assignment.starts[b] && assignment.starts[b] <= assignment.starts[b + 1] &&
-                        assignment.starts[b + 1] <= packed.size(0),
-                    "fcos_fast::assign_targets: starts must rise from 0 to the number of boxes");
-  }
+  check_starts("assign_targets", assignment.starts, batch, packed.size(0));
 
   const auto units = split(batch, levels);
   std::vector<std::pair<int64_t, double>> counts(units.size());

@@ -2,6 +2,8 @@
 #include "box_loss_kernel.h"
 #include "centerness_kernel.h"
 #include "focal_loss_kernel.h"
+#include "group_norm_relu_kernel.h"
+#include "match_anchors_kernel.h"
 #include "nms_kernel.h"
 #include "postprocess_kernel.h"
 
@@ -9,7 +11,8 @@ namespace fcos_fast::FCOS_SIMD_NAMESPACE {
 
 template <class T>
 constexpr Kernels kernels_for() {
-  return {focal_span<T>, box_loss_span<T>, centerness_span<T>, overlaps_any<vec_t<T>>, find_logits<T>};
+  return {focal_span<T>,  box_loss_span<T>,        centerness_span<T>,     overlaps_any<vec_t<T>>,
+          find_logits<T>, group_norm_kernels<T>(), {match_box, mark_equal}};
 }
 
 #define FCOS_STRING(x) #x

@@ -7,6 +7,7 @@
 
 #include "../math/box_loss.h"
 #include "../math/focal_loss.h"
+#include "../math/group_norm_relu.h"
 
 namespace fcos_fast {
 
@@ -70,12 +71,52 @@ using OverlapsAny = bool (*)(const BoxColumns&, int64_t begin, int64_t end, cons
 // Positions of the logits that are not below `lowest`, in rising order, and their number; `found` has room for n + 1.
 using FindLogits = int64_t (*)(const void* logits, int64_t n, double lowest, int32_t* found);
 
+// n numbers in rows of `columns`, the last row perhaps not whole. Parameters are float32 (float64 for float64),
+// one per column; null pointers are what a pass does not need.
+struct GroupNormSpan {
+  const void* x;
+  const void* grad;
+  void* out;
+  int64_t n, columns;
+  void* scratch;  // three numbers per column
+  const void* mean;
+  const void* scale;
+  const void* shift;
+  const void* offset;  // these two: see GroupGradient
+  const void* slope;
+};
+
+struct GroupNormKernels {
+  // Of every `width` neighbouring columns; a row that is not whole needs width = columns.
+  void (*moments)(const GroupNormSpan&, int64_t width, math::Moments*);
+  void (*apply)(const GroupNormSpan&);
+  // Adds g and g * (x - mean) of every `width` neighbouring columns; g is the gradient behind the ReLU.
+  void (*grad_sums)(const GroupNormSpan&, int64_t width, double* sums, double* centered_sums);
+  void (*grad_apply)(const GroupNormSpan&);
+};
+
+// Anchors as columns, and the box around all of them.
+struct AnchorBlock {
+  static constexpr int kSize = 128;
+  float x1[kSize], y1[kSize], x2[kSize], y2[kSize], area[kSize];
+  float bounds[4];
+};
+
+struct MatchKernels {
+  // Offers a box (x1, y1, x2, y2, area) to anchors that have the IoUs `best`; returns its greatest IoU.
+  float (*match_box)(const AnchorBlock&, const float* box, int32_t row, float* best, int32_t* matched);
+  // Marks the anchors that have this IoU, above 0, with the box.
+  void (*mark_equal)(const AnchorBlock&, const float* box, float iou, uint8_t* marks);
+};
+
 struct Kernels {
   FocalKernel focal;
   BoxLossKernel box_loss;
   CenternessKernel centerness;
   OverlapsAny overlaps_any;
   FindLogits find_logits;
+  GroupNormKernels group_norm_relu;
+  MatchKernels match_anchors;  // float32, whatever the type
 };
 
 // Those of one instruction set.

@@ -12,6 +12,7 @@
 #include "kernels.h"
 
 #define FCOS_INLINE inline __attribute__((always_inline))
+#define FCOS_LAMBDA __attribute__((always_inline))
 
 namespace fcos_fast::FCOS_SIMD_NAMESPACE {
 

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads)
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assign_targets(
     const Tensor& boxes, const Tensor& labels, const Tensor& starts, std::vector<int64_t> sizes,
     std::vector<double> geometry, int64_t range_test, int64_t sampling, int64_t tie_break, double radius) {
-  check_ground_truth(boxes, labels, starts);
+  check_ground_truth("assign_targets", boxes, labels, starts);
   const OnDeviceOf device(boxes);
   const auto read = read_levels(sizes, geometry, radius);
   STD_TORCH_CHECK(read.size() <= kMaxLevels, "fcos_fast::assign_targets: at most ", kMaxLevels,

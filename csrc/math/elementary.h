@@ -31,6 +31,14 @@ FCOS_HOST_DEVICE float multiply_add(float a, float b, float c) {
 #endif
 }
 
+FCOS_HOST_DEVICE double multiply_add(double a, double b, double c) {
+#if defined(__CUDA_ARCH__)
+  return fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // 1 / x for x of ordinary size, and not for thresholds: good to 1 ulp.
 FCOS_HOST_DEVICE float reciprocal(float x) {
 #if defined(__CUDA_ARCH__)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fcos_fast.models.norm import GROUPS
+from fcos_fast.models.norm import GROUPS, GroupNormReLU
 
 
 class HeadOutputs(NamedTuple):
@@ -39,8 +39,10 @@ def _tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Seq
     for i in range(num_convs):
         modules.append(_conv(in_channels if i == 0 else channels, channels))
         if norm == "group":
-            modules.append(nn.GroupNorm(GROUPS, channels))
-        modules.append(nn.ReLU(inplace=True))
+            # The identity keeps the place, and so the keys, of torchvision's ReLU.
+            modules += [GroupNormReLU(GROUPS, channels), nn.Identity()]
+        else:
+            modules.append(nn.ReLU(inplace=True))
     return nn.Sequential(*modules)
 
 

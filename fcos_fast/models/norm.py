@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fcos_fast import ops
+
 GROUPS = 32
 """Groups of every group norm (Wu and He, "Group Normalization", 2018)."""
 
@@ -44,6 +46,18 @@ class FrozenBatchNorm2d(nn.Module):
     def extra_repr(self) -> str:
         """Size and eps, as the other norms print them."""
         return f"{self.weight.numel()}, eps={self.eps}"
+
+
+class GroupNormReLU(nn.GroupNorm):
+    """Group norm and the ReLU after it as one operator; parameters and keys of ``nn.GroupNorm``.
+
+    The output has the input's dtype and memory format, also where the parameters are float32 and autocast made the
+    activations bfloat16.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, ...) of any floating dtype to the same shape and dtype."""
+        return ops.group_norm_relu(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {

@@ -7,6 +7,8 @@ import os
 import torch
 from torch import Tensor
 
+from fcos_fast.assignment import GroundTruth
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -85,3 +87,38 @@ def checks_values(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling() or type(tensor) not in (Tensor, torch.nn.Parameter):
         return False
     return tensor.device.type == "cpu" or os.environ.get("FCOS_FAST_CHECK") == "1"
+
+
+def check_ground_truth(op: str, gt: GroundTruth) -> None:
+    """Dtypes, shapes, one device; where values may be looked at, also that boxes have an area and labels are right."""
+    if gt.boxes.dtype != torch.float32 or gt.boxes.ndim != 2 or gt.boxes.shape[1] != 4:
+        raise TypeError(
+            f"{op}: boxes are {gt.boxes.dtype} of shape {tuple(gt.boxes.shape)}; expected float32 (M, 4), as "
+            "GroundTruth.pack makes them"
+        )
+    for name, tensor in (("labels", gt.labels), ("starts", gt.starts)):
+        if tensor.dtype != torch.int64 or tensor.ndim != 1:
+            raise TypeError(
+                f"{op}: {name} are {tensor.dtype} of shape {tuple(tensor.shape)}; expected int64, one axis"
+            )
+    if gt.labels.shape[0] != gt.boxes.shape[0]:
+        raise ValueError(f"{op}: {gt.labels.shape[0]} labels for {gt.boxes.shape[0]} boxes")
+    if gt.starts.shape[0] < 2:
+        raise ValueError(
+            f"{op}: starts has {gt.starts.shape[0]} entries; expected B + 1 of at least one image"
+        )
+    check_same_device(op, boxes=gt.boxes, labels=gt.labels, starts=gt.starts)
+    if gt.boxes.numel() > 0 and checks_values(gt.boxes):
+        _check_boxes_and_labels(op, gt)
+
+
+def _check_boxes_and_labels(op: str, gt: GroundTruth) -> None:
+    wrong = ~((gt.boxes[:, 2:] > gt.boxes[:, :2]).all(dim=1))
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"{op}: box {row} is {gt.boxes[row].tolist()}; expected x1 < x2 and y1 < y2 in pixels. "
+            "Leave boxes without an area out."
+        )
+    if (gt.labels < 0).any():
+        raise ValueError(f"{op}: label {int(gt.labels.min())}; expected classes 0..C-1")

@@ -55,39 +55,9 @@ def _rule_numbers(rule: AssignmentRule) -> tuple[int, ...]:
 
 def _check(gt: GroundTruth, levels: Sequence[Level]) -> None:
     op = "assign_targets"
-    if gt.boxes.dtype != torch.float32 or gt.boxes.ndim != 2 or gt.boxes.shape[1] != 4:
-        raise TypeError(
-            f"{op}: boxes are {gt.boxes.dtype} of shape {tuple(gt.boxes.shape)}; expected float32 (M, 4), as "
-            "GroundTruth.pack makes them"
-        )
-    for name, tensor in (("labels", gt.labels), ("starts", gt.starts)):
-        if tensor.dtype != torch.int64 or tensor.ndim != 1:
-            raise TypeError(
-                f"{op}: {name} are {tensor.dtype} of shape {tuple(tensor.shape)}; expected int64, one axis"
-            )
-    if gt.labels.shape[0] != gt.boxes.shape[0]:
-        raise ValueError(f"{op}: {gt.labels.shape[0]} labels for {gt.boxes.shape[0]} boxes")
-    if gt.starts.shape[0] < 2:
-        raise ValueError(
-            f"{op}: starts has {gt.starts.shape[0]} entries; expected B + 1 of at least one image"
-        )
     if len(levels) == 0:
         raise ValueError(f"{op}: no level; expected at least one, as rule.levels(...) makes them")
-    _checks.check_same_device(op, boxes=gt.boxes, labels=gt.labels, starts=gt.starts)
-    if gt.boxes.numel() > 0 and _checks.checks_values(gt.boxes):
-        _check_values(op, gt)
-
-
-def _check_values(op: str, gt: GroundTruth) -> None:
-    wrong = ~((gt.boxes[:, 2:] > gt.boxes[:, :2]).all(dim=1))
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"{op}: box {row} is {gt.boxes[row].tolist()}; expected x1 < x2 and y1 < y2 in pixels. "
-            "Leave boxes without an area out."
-        )
-    if (gt.labels < 0).any():
-        raise ValueError(f"{op}: label {int(gt.labels.min())}; expected classes 0..C-1")
+    _checks.check_ground_truth(op, gt)
 
 
 if cpu_error is None:

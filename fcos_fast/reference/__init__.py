@@ -8,6 +8,8 @@ from fcos_fast.reference.box_loss import box_loss
 from fcos_fast.reference.centerness import centerness
 from fcos_fast.reference.detection_loss import detection_loss
 from fcos_fast.reference.focal_loss import sigmoid_focal_loss, sigmoid_focal_loss_star
+from fcos_fast.reference.group_norm_relu import group_norm_relu
+from fcos_fast.reference.match_anchors import match_anchors
 from fcos_fast.reference.nms import batched_nms, nms, nms_padded
 from fcos_fast.reference.postprocess import postprocess
 
@@ -17,6 +19,8 @@ __all__ = [
     "box_loss",
     "centerness",
     "detection_loss",
+    "group_norm_relu",
+    "match_anchors",
     "nms",
     "nms_padded",
     "postprocess",

@@ -1,0 +1,77 @@
+"""Group norm and ReLU of a tower of the head at P3 of two 800x1088 images, forward and backward.
+
+The peer is ``F.relu(F.group_norm(x))``, in place like torchvision's towers, with parameters of x's dtype: mixed ones
+torch does not take. Its rows keep that dtype, as under an autocast that would not send group norm to float32.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.case import COMPILED, OURS, Case
+from fcos_fast import ops, reference
+
+SHAPE, GROUPS = (2, 256, 100, 136), 32
+
+
+def make(device, dtype, memory_format):
+    x, upstream = (
+        torch.randn(SHAPE).to(device, dtype).contiguous(memory_format=memory_format) for _ in range(2)
+    )
+    weight, bias = 1 + 0.1 * torch.randn(SHAPE[1]), 0.1 * torch.randn(SHAPE[1])
+    return [t.to(device, dtype).requires_grad_() for t in (x, weight, bias)] + [upstream]
+
+
+def by_torch(x, groups, weight, bias):
+    return F.relu(F.group_norm(x, groups, weight, bias), inplace=True)
+
+
+def forward_backward(function):
+    def run(x, weight, bias, upstream):
+        y = function(x, GROUPS, weight, bias)
+        return y.detach(), *torch.autograd.grad(y, (x, weight, bias), upstream)
+
+    return run
+
+
+def rows():
+    return {
+        "torch": forward_backward(by_torch),
+        "reference": forward_backward(reference.group_norm_relu),
+        COMPILED: forward_backward(torch.compile(reference.group_norm_relu)),
+        OURS: forward_backward(ops.group_norm_relu),
+        "floor: two copies of x": lambda x, *others: (x.detach().clone(), x.detach().clone()),
+    }
+
+
+def check(result, expected):
+    """The peer rounds to bfloat16 on the way, fcos_fast at the end."""
+    (y, grad_x, *grads), (expected_y, expected_grad_x, *expected_grads) = result, expected
+    tolerance = 2e-2 if y.dtype == torch.bfloat16 else 1e-4
+    for actual, wanted in ((y, expected_y), (grad_x, expected_grad_x)):
+        torch.testing.assert_close(actual, wanted, rtol=tolerance, atol=tolerance)
+    for actual, wanted in zip(grads, expected_grads, strict=True):
+        scale = wanted.abs().max().item()
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=tolerance * scale)
+
+
+FORMATS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
+
+CASES = [
+    Case(
+        "group_norm_relu",
+        f"{'x'.join(map(str, SHAPE))} {str(dtype).removeprefix('torch.')}, {name}",
+        functools.partial(make, dtype=dtype, memory_format=memory_format),
+        rows(),
+        check,
+    )
+    for dtype in (torch.float32, torch.bfloat16)
+    for name, memory_format in FORMATS.items()
+]
+
+
+def test_group_norm_relu(time_row):
+    time_row()

@@ -1,0 +1,65 @@
+// Group normalisation (Wu and He, 2018) and the ReLU after it, as one operator.
+//
+// group_norm_relu(x, weight, bias, num_groups, eps)
+//   x          (B, C, ...); float32, float64, bfloat16, float16; read as it lies in NCHW or channels-last memory,
+//              through a contiguous copy otherwise
+//   weight     (C,) of any of these types, or none for 1; bias likewise, or none for 0
+//   y          max(0, (x - mean) * rstd * weight + bias), type and memory format of x; NaN stays NaN
+//   mean, rstd (B, G) float32 (float64 for float64), of each image's C / G neighbouring channels;
+//              rstd = 1 / sqrt(variance + eps) with the variance over N, not N - 1
+//   gradient   to x (type and memory format of x), weight and bias (their types, summed in float64). Whether the
+//              ReLU lets a gradient pass is computed again from x, not stored; where its argument is NaN it does, as
+//              in torch. A second derivative is refused.
+//   statistics never from a difference of large numbers: a few rows of a block (CPU) give a number near its mean that
+//              is subtracted first, or each thread (CUDA) runs Welford's recurrence; blocks are merged in float64 as
+//              Chan, Golub and LeVeque (1979) do
+//   order      of every sum is fixed: the same bits for any number of threads
+//   empty      without an element there is nothing to normalise: y is empty, the gradients of weight and bias are 0
+#pragma once
+
+#include "elementary.h"
+
+namespace fcos_fast::math {
+
+// Of `count` numbers: their mean, and the sum of their squared distances from it.
+struct Moments {
+  double count, mean, m2;
+};
+
+FCOS_HOST_DEVICE Moments merged(const Moments& a, const Moments& b) {
+  const double count = a.count + b.count;
+  if (!(count > 0)) return {0, 0, 0};
+  const double share = b.count / count, step = b.mean - a.mean;
+  return {count, a.mean + step * share, a.m2 + b.m2 + step * step * a.count * share};
+}
+
+FCOS_HOST_DEVICE double reciprocal_deviation(const Moments& m, double eps) {
+  return m.count > 0 ? 1 / sqrt(m.m2 / m.count + eps) : 0;
+}
+
+// The argument of the ReLU. Forward and backward must call it with the same numbers.
+template <class T>
+FCOS_HOST_DEVICE T normalized(T centered, T scale, T shift) {
+  return multiply_add(centered, scale, shift);
+}
+template <class T>
+FCOS_HOST_DEVICE T relu(T z) {
+  return select(T(0) > z, T(0), z);
+}
+template <class T>
+FCOS_HOST_DEVICE T relu_grad(T z, T upstream) {
+  return select(T(0) >= z, T(0), upstream);
+}
+
+// What the gradient of x takes from a whole group: dx = scale * g - offset - (x - mean) * slope, where g is the
+// gradient behind the ReLU.
+struct GroupGradient {
+  double offset, slope;
+};
+
+// From the sums of weight * g and of weight * g * (x - mean) over the `count` elements of the group.
+FCOS_HOST_DEVICE GroupGradient group_gradient(double sum, double centered_sum, double count, double rstd) {
+  return {rstd * sum / count, rstd * rstd * rstd * centered_sum / count};
+}
+
+}  // namespace fcos_fast::math

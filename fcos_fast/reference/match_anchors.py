@@ -1,0 +1,63 @@
+"""RetinaNet's matching of anchors and boxes by the dense [boxes x anchors] matrix of their IoU."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from fcos_fast.assignment import BACKGROUND, IGNORED, AnchorMatches, GroundTruth
+
+
+def _box_area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def _box_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """(M, A); 0 where an anchor has no area or a NaN."""
+    low = torch.maximum(boxes[:, None, :2], anchors[:, :2])
+    high = torch.minimum(boxes[:, None, 2:], anchors[:, 2:])
+    w, h = (high - low).unbind(-1)
+    overlap = (w > 0) & (h > 0)
+    intersection = w * h
+    union = _box_area(boxes)[:, None] + _box_area(anchors) - intersection
+    return torch.where(overlap, intersection / union, 0.0)
+
+
+def _match(
+    boxes: Tensor, anchors: Tensor, high_threshold: float, low_threshold: float, allow_low_quality: bool
+) -> Tensor:
+    """(A,) row of ``boxes`` that each anchor takes, -1 background, -2 ignored."""
+    areas = _box_area(boxes)
+    rows = ((boxes[:, 2:] > boxes[:, :2]).all(1) & (areas > 0) & areas.isfinite()).nonzero()[:, 0]
+    if len(rows) == 0 or len(anchors) == 0:
+        return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
+    iou = _box_iou(boxes[rows], anchors)
+    best = iou.amax(dim=0)  # (A,)
+    # Not argmax alone: of equal maxima it may return any, and the rule is the first.
+    own = rows[(iou == best).int().argmax(dim=0)]
+    matched = torch.where(best < high_threshold, IGNORED, own)
+    matched = torch.where(best < low_threshold, BACKGROUND, matched)
+    if allow_low_quality:
+        of_boxes = iou.amax(dim=1, keepdim=True)  # (M, 1)
+        matched = torch.where((iou == of_boxes).any(dim=0), own, matched)
+    return matched
+
+
+def match_anchors(
+    anchors: Tensor,
+    gt: GroundTruth,
+    *,
+    high_threshold: float = 0.5,
+    low_threshold: float = 0.4,
+    allow_low_quality: bool = True,
+) -> AnchorMatches:
+    """See :func:`fcos_fast.ops.match_anchors`."""
+    matched = []
+    for begin, end in pairwise(gt.starts.tolist()):
+        own = _match(gt.boxes[begin:end], anchors, high_threshold, low_threshold, allow_low_quality)
+        matched.append(torch.where(own >= 0, own + begin, own))
+    matched = torch.stack(matched)  # (B, A)
+    positive = matched >= 0
+    labels = matched.clone()
+    labels[positive] = gt.labels[matched[positive]]
+    return AnchorMatches(labels.int(), matched.int(), positive.sum().float())
