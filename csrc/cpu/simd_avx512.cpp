@@ -15,6 +15,7 @@
 // Other people's headers stand above: only what follows is compiled for this instruction set.
 #if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own intrinsics
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 FCOS_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #define FCOS_SIMD_NAMESPACE avx512
