@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kBlock)
       const C step = mean[i] - all_mean;
       all_m2 += math::multiply_add(count * step, step, m2[i]);
     }
-    entries[thread] = {all_mean, all_m2};
+    if (thread < cut.stride) entries[thread] = {all_mean, all_m2};
     __syncthreads();
     if (warp == 0) {
       write(0, warp_merged(cut.stride, [&](unsigned j) -> Moments {
