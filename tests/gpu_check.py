@@ -145,7 +145,16 @@ class Check:
             if read:
                 read(outcome)
 
-        command = [*under, sys.executable, "-m", "pytest", "-q", "--tb=short", f"--junitxml={xml}"]
+        command = [
+            *under,
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--tb=short",
+            "--continue-on-collection-errors",
+            f"--junitxml={xml}",
+        ]
         return self.step(name, seconds, [*command, *arguments], count, **environment)
 
 

@@ -5,8 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torchvision.models.detection import _utils as detection_utils
-from torchvision.models.detection.fcos import FCOS
 
 from fcos_fast import backend, ops, reference
 from fcos_fast.assignment import RULES
@@ -157,13 +155,13 @@ def test_types_and_layouts_equal_the_reference(dtype, layout, classes, rule, dev
     assert_same(found, expected)
 
 
-def by_torchvision(outputs, levels, sizes, score_threshold, topk, iou_threshold, most):
+def by_torchvision(detection, outputs, levels, sizes, score_threshold, topk, iou_threshold, most):
     fcos = SimpleNamespace(
         score_thresh=score_threshold,
         topk_candidates=topk,
         nms_thresh=iou_threshold,
         detections_per_img=most,
-        box_coder=detection_utils.BoxLinearCoder(normalize_by_size=True),
+        box_coder=detection._utils.BoxLinearCoder(normalize_by_size=True),
     )
     names = ("cls_logits", "bbox_regression", "bbox_ctrness")
     head_outputs = {
@@ -173,11 +171,11 @@ def by_torchvision(outputs, levels, sizes, score_threshold, topk, iou_threshold,
         torch.cat((level.points() - level.stride / 2, level.points() + level.stride / 2), dim=1)
         for level in levels
     ]
-    return FCOS.postprocess_detections(fcos, head_outputs, [anchors] * len(sizes), sizes)
+    return detection.FCOS.postprocess_detections(fcos, head_outputs, [anchors] * len(sizes), sizes)
 
 
 @pytest.mark.parametrize(("threshold", "topk", "most"), [(0.2, 1000, 100), (0.5, 30, 1000), (0.0, 400, 7)])
-def test_equals_torchvision(threshold, topk, most, device):
+def test_equals_torchvision(threshold, topk, most, device, torchvision):
     # Of equal scores torchvision's top-k takes any: these differ.
     size = (160, 224)
     levels = RULES["torchvision"].levels(
@@ -186,7 +184,9 @@ def test_equals_torchvision(threshold, topk, most, device):
     outputs = make_outputs(levels, classes=11)
     outputs[0] = [x + torch.rand(x.shape) for x in outputs[0]]
     sizes = [size, (160, 130)]
-    expected = by_torchvision(outputs, levels, sizes, threshold, topk, 0.6, most)
+    expected = by_torchvision(
+        torchvision.models.detection, outputs, levels, sizes, threshold, topk, 0.6, most
+    )
     found = ops.postprocess(
         *([x.to(device) for x in maps] for maps in outputs),
         levels,
