@@ -14,8 +14,7 @@ struct MapLayout {
   int64_t image, channel, location;  // strides in elements
 };
 
-// The map itself where its memory is dense, NCHW or channels-last; else a contiguous copy.
-inline Tensor as_map(const Tensor& t) {
+inline bool is_map(const Tensor& t) {
   const auto sizes = sizes_of(t), strides = strides_of(t);
   const int64_t k = sizes[1], locations = sizes[2] * sizes[3];
   auto lies = [&](std::array<int64_t, 4> expected) {
@@ -24,9 +23,16 @@ inline Tensor as_map(const Tensor& t) {
     }
     return true;
   };
-  const bool dense =
-      lies({k * locations, locations, sizes[3], 1}) || lies({k * locations, 1, sizes[3] * k, k});
-  return dense || t.numel() == 0 ? t : torch::stable::contiguous(t);
+  return t.numel() == 0 || lies({k * locations, locations, sizes[3], 1}) ||
+         lies({k * locations, 1, sizes[3] * k, k});
+}
+
+// The map itself where its memory is dense, NCHW or channels-last; else a copy that is.
+inline Tensor as_map(const Tensor& t) {
+  if (is_map(t)) return t;
+  Tensor copy = torch::stable::empty_like(t);
+  torch::stable::copy_(copy, t);
+  return is_map(copy) ? copy : torch::stable::contiguous(copy);
 }
 
 inline bool is_channels_last(const Tensor& map) {
@@ -47,14 +53,24 @@ inline FocalLayout focal_layout_of(const Tensor& map) {
 }
 
 struct DetectionMaps {
-  std::vector<Tensor> maps[kLossParts];
-  std::vector<Tensor> grads[kLossParts];
-  std::vector<int64_t> first;  // location of each level, and behind the last
+  std::vector<Tensor> given[kLossParts];
+  std::vector<Tensor> maps[kLossParts];   // the given ones, or copies
+  std::vector<Tensor> grads[kLossParts];  // in the order of maps
+  std::vector<int64_t> first;             // location of each level, and behind the last
   int64_t batch, classes;
 
   size_t levels() const { return maps[0].size(); }
   int64_t locations() const { return first.back(); }
   int64_t locations(size_t level) const { return first[level + 1] - first[level]; }
+
+  // The gradients in the memory order of the given maps.
+  std::vector<Tensor> results(int part) const {
+    std::vector<Tensor> results;
+    for (size_t l = 0; l < grads[part].size(); ++l) {
+      results.push_back(in_format_of(grads[part][l], given[part][l]));
+    }
+    return results;
+  }
 };
 
 // The public operator says it better; this keeps a direct call from reading out of bounds.
@@ -80,6 +96,7 @@ inline DetectionMaps read_maps(const std::vector<Tensor>& cls_logits,
                       op, "maps of level ", l, " do not fit together");
       STD_TORCH_CHECK(map.scalar_type() == (*lists[part])[0].scalar_type(), op,
                       "the levels of a map differ in type");
+      m.given[part].push_back(map);
       m.maps[part].push_back(as_map(map));
       if (with_grad) m.grads[part].push_back(torch::stable::empty_like(m.maps[part].back()));
     }

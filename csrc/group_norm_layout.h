@@ -56,12 +56,4 @@ inline GroupNormLayout group_norm_layout(const Tensor& x, int64_t groups) {
   return {x.size(0), x.size(1), spatial, groups, x.size(1) > 1 && lies_channels_last(x)};
 }
 
-// `out`, computed from a copy of x perhaps, in the strides that torch gives a result of x.
-inline Tensor in_format_of(const Tensor& out, const Tensor& x) {
-  if (strides_of(out) == strides_of(x)) return out;
-  Tensor result = torch::stable::empty_like(x);
-  torch::stable::copy_(result, out);
-  return result;
-}
-
 }  // namespace fcos_fast

@@ -62,6 +62,14 @@ inline Tensor in_order_of(const Tensor& t, const Tensor& like) {
   return ordered;
 }
 
+// `out`, computed from a copy of x perhaps, in the strides that torch gives a result of x.
+inline Tensor in_format_of(const Tensor& out, const Tensor& x) {
+  if (strides_of(out) == strides_of(x)) return out;
+  Tensor result = torch::stable::empty_like(x);
+  torch::stable::copy_(result, out);
+  return result;
+}
+
 inline bool is_floating_point(ScalarType t) {
   return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 ||
          t == ScalarType::Half;

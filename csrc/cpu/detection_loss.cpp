@@ -137,7 +137,7 @@ struct DetectionJob {
       if (own[i] >= 0) positives.push_back(i);
     }
     if (positives.empty()) return {};
-    const bool is_double = maps.maps[kBoxes][0].scalar_type() == ScalarType::Double;
+    const bool is_double = maps.maps[kClassification][0].scalar_type() == ScalarType::Double;
     return is_double ? run_positives<double>(image, level, positives)
                      : run_positives<float>(image, level, positives);
   }
@@ -248,6 +248,16 @@ Losses run(DetectionMaps& maps, const DetectionTargets& targets, const std::vect
   return job.run();
 }
 
+// 0 times a gradient that is not finite is not 0.
+void clear_where_nothing_flows(DetectionMaps& maps, const Tensor& upstream) {
+  const Tensor values = torch::stable::contiguous(converted(upstream, ScalarType::Double));
+  const auto* factors = static_cast<const double*>(values.const_data_ptr());
+  for (int part = 0; part < kLossParts; ++part) {
+    if (factors[part] != 0) continue;
+    for (Tensor& grad : maps.grads[part]) torch::stable::zero_(grad);
+  }
+}
+
 using Lists = std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>>;
 
 std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> detection_loss(
@@ -265,7 +275,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>
   } else {
     std::copy(total.of, total.of + kLossParts, static_cast<float*>(losses.mutable_data_ptr()));
   }
-  return {losses, maps.grads[kClassification], maps.grads[kBoxes], maps.grads[kQuality]};
+  return {losses, maps.results(kClassification), maps.results(kBoxes), maps.results(kQuality)};
 }
 
 Lists detection_loss_backward(const Tensor& upstream, std::vector<Tensor> cls_logits,
@@ -277,7 +287,8 @@ Lists detection_loss_backward(const Tensor& upstream, std::vector<Tensor> cls_lo
   DetectionMaps maps = read_maps(cls_logits, box_regression, centerness, true);
   const auto targets = read_targets(labels, ltrb, quality, totals, normalizers, maps);
   run(maps, targets, units, {alpha, gamma, box_kind, smooth, eps, weighted, iou_quality}, &upstream, true);
-  return {maps.grads[kClassification], maps.grads[kBoxes], maps.grads[kQuality]};
+  clear_where_nothing_flows(maps, upstream);
+  return {maps.results(kClassification), maps.results(kBoxes), maps.results(kQuality)};
 }
 
 template <class T>
@@ -299,6 +310,10 @@ void detection_loss_rescale_(std::vector<Tensor> cls_grads, std::vector<Tensor> 
   for (int part = 0; part < kLossParts; ++part) {
     if (factors[part] == 1) continue;
     for (Tensor& t : *lists[part]) {
+      if (factors[part] == 0) {  // also where the gradient is not finite: nothing flows in
+        torch::stable::zero_(t);
+        continue;
+      }
       switch (t.scalar_type()) {
         case ScalarType::Float:
           multiply<float>(t, factors[part]);

@@ -3,11 +3,11 @@
 // in falling order, decoding and suppression until there are enough.
 #include "../math/postprocess.h"
 
-#include <atomic>
 #include <memory>
 
 #include "../postprocess_arguments.h"
 #include "greedy_nms.h"
+#include "reduction.h"
 
 namespace fcos_fast {
 namespace {
@@ -116,18 +116,6 @@ std::vector<math::key_t<Real>> best_of(const PostprocessArguments& a, const Unit
   return best.take();
 }
 
-// All threads take units as they come: blocks differ in what they find.
-template <class F>
-void for_each_unit(int64_t count, const F& f) {
-  std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), count);
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t thread = begin; thread < end; ++thread) {
-      for (int64_t unit; (unit = next.fetch_add(1)) < count;) f(unit);
-    }
-  });
-}
-
 template <class Real>
 struct Rows {  // of one image
   Real* boxes;
@@ -182,14 +170,14 @@ void run(const PostprocessArguments& a, PostprocessOutputs& out) {
   using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
   const auto units = split(a);
   std::vector<std::vector<math::key_t<Real>>> found(units.size());
-  for_each_unit(int64_t(units.size()), [&](int64_t u) { found[u] = best_of<T, Real>(a, units[u]); });
+  run_units(int64_t(units.size()), [&](int64_t u) { found[u] = best_of<T, Real>(a, units[u]); });
 
   const int64_t rows = a.max_detections;
   const Rows<Real> first{static_cast<Real*>(out.boxes.mutable_data_ptr()),
                          static_cast<Real*>(out.scores.mutable_data_ptr()),
                          static_cast<int64_t*>(out.labels.mutable_data_ptr())};
   auto* counts = static_cast<int64_t*>(out.counts.mutable_data_ptr());
-  for_each_unit(a.batch, [&](int64_t image) {
+  run_units(a.batch, [&](int64_t image) {
     const Rows<Real> own{first.boxes + 4 * image * rows, first.scores + image * rows,
                          first.labels + image * rows};
     const int64_t count = detect(a, image, merged(a, units, found, image), own);

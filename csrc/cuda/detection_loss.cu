@@ -37,7 +37,7 @@ struct Level {
   int32_t locations;
   int64_t first_location, first_tile, first_box_tile;
   AnyMap boxes, quality;
-  float unit;
+  compute_t<T> unit;
 };
 
 template <class T>
@@ -53,20 +53,26 @@ struct Job {
   const float* normalizers;      // or null
   const compute_t<T>* upstream;  // or null
   BoxLossKind kind;
-  float smooth, eps;
+  compute_t<T> smooth, eps;
   bool weighted, iou_quality;
   double* partial;  // tiles, then two per box tile
 };
 
 template <class T>
-__device__ __forceinline__ float scale_of(const Job<T>& job, int part, int64_t image) {
-  if (job.normalizers != nullptr) return 1.0f / job.normalizers[part * job.batch + image];
+__device__ __forceinline__ compute_t<T> scale_of(const Job<T>& job, int part, int64_t image) {
+  using C = compute_t<T>;
+  if (job.normalizers != nullptr) return C(1) / C(job.normalizers[part * job.batch + image]);
   const bool by_weight = part == kBoxes && job.weighted;
-  return 1.0f / fmaxf(job.totals[by_weight], by_weight ? float(kLeastCenternessSum) : float(kLeastPositives));
+  return C(1) / larger(C(job.totals[by_weight]), by_weight ? C(kLeastCenternessSum) : C(kLeastPositives));
 }
 template <class T>
-__device__ __forceinline__ float upstream_of(const Job<T>& job, int part) {
-  return job.upstream != nullptr ? float(job.upstream[part]) : 1.0f;
+__device__ __forceinline__ compute_t<T> upstream_of(const Job<T>& job, int part) {
+  return job.upstream != nullptr ? job.upstream[part] : compute_t<T>(1);
+}
+// Where nothing flows in there is no gradient, not even one that is not finite.
+template <class C>
+__device__ __forceinline__ C scaled(C grad, C factor) {
+  return factor == C(0) ? C(0) : grad * factor;
 }
 
 template <class C, class Form>
@@ -121,7 +127,7 @@ __device__ double flat_tile(const Job<T>& job, const Level<T>& level, int64_t ti
   using C = compute_t<T>;
   constexpr int N = 16 / sizeof(T);
   const int64_t numel = int64_t(job.batch) * job.classes * level.locations;
-  const C up = C(upstream_of(job, kClassification));
+  const C up = upstream_of(job, kClassification);
   double total = 0;
 #pragma unroll 1
   for (int k = 0; k < kVectorsPerThread; ++k) {
@@ -132,7 +138,7 @@ __device__ double flat_tile(const Job<T>& job, const Level<T>& level, int64_t ti
     Position at(job, level, begin);
     int32_t target = label_at(job, level, at);
     int32_t image = at.image;
-    C scale = C(scale_of(job, kClassification, image));
+    C scale = scale_of(job, kClassification, image);
     Pack<T, N> out;
     C pack_total = 0;
 #pragma unroll
@@ -142,13 +148,13 @@ __device__ double flat_tile(const Job<T>& job, const Level<T>& level, int64_t ti
         if (target != -2) {
           const auto value = of_class(form, C(x.v[i]), target == at.label);
           pack_total += value.loss * scale;
-          out.v[i] = T(value.grad * (scale * up));
+          if (up != C(0)) out.v[i] = T(value.grad * (scale * up));
         }
         if (i + 1 < count && at.advance(job, level)) {
           target = label_at(job, level, at);
           if (at.image != image) {
             image = at.image;
-            scale = C(scale_of(job, kClassification, image));
+            scale = scale_of(job, kClassification, image);
           }
         }
       }
@@ -185,9 +191,10 @@ __device__ double plane_tile(const Job<T>& job, const Level<T>& level, int64_t t
   const int32_t* labels = job.labels + image * job.locations + level.first_location + location;
 #pragma unroll
   for (int i = 0; i < N; ++i) targets[i] = __ldg(labels + i);
-  const C scale = C(scale_of(job, kClassification, image));
-  const C factor = scale * C(upstream_of(job, kClassification));
-  double total = 0;
+  const C scale = scale_of(job, kClassification, image);
+  const C factor = scale * upstream_of(job, kClassification);
+  const bool flows = factor != C(0);
+  C total = 0;  // of some 64 elements at most
   int64_t at = (image * job.classes + first) * int64_t(level.locations) + location;
   Pack<T, N> next = load_pack<N>(level.logits + at, N);
 #pragma unroll 1
@@ -195,18 +202,16 @@ __device__ double plane_tile(const Job<T>& job, const Level<T>& level, int64_t t
     const Pack<T, N> x = next;
     if (c + 1 < last) next = load_pack<N>(level.logits + at + level.locations, N);  // on its way meanwhile
     Pack<T, N> out;
-    C pack_total = 0;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const auto value = of_class(form, C(x.v[i]), targets[i] == c);
       const bool counts = targets[i] != -2;
-      pack_total += counts ? value.loss : C(0);
-      out.v[i] = T(counts ? value.grad * factor : C(0));
+      total += counts ? value.loss : C(0);
+      out.v[i] = T(counts && flows ? value.grad * factor : C(0));
     }
-    total += double(pack_total);
     if (level.grad != nullptr) store_pack(level.grad + at, out, N);
   }
-  return total * double(scale);
+  return double(total) * double(scale);
 }
 
 // ---- boxes and quality ----
@@ -289,18 +294,18 @@ __device__ void box_tile(const Job<T>& job, const Level<T>& level, int64_t tile,
 #pragma unroll
     for (int side = 0; side < 4; ++side) {
       pred[side] = read_as<C>(level.boxes, box_at + side * level.boxes.channel);
-      target[side] = C(job.ltrb[4 * row + side]) / C(level.unit);
+      target[side] = C(job.ltrb[4 * row + side]) / level.unit;
     }
     const C centerness = C(job.target_quality[row]);
-    const C weight = (job.weighted ? centerness : C(1)) * C(scale_of(job, kBoxes, image));
-    const C loss = box_loss_of<C>(job.kind, pred, target, C(job.smooth), C(job.eps),
-                                  weight * C(upstream_of(job, kBoxes)), grad, &iou);
+    const C weight = (job.weighted ? centerness : C(1)) * scale_of(job, kBoxes, image);
+    const C loss = box_loss_of<C>(job.kind, pred, target, job.smooth, job.eps, weight, grad, &iou);
     losses[0] = double(loss * weight);
-    const C scale = C(scale_of(job, kQuality, image));
+    const C scale = scale_of(job, kQuality, image);
     const auto entropy =
         cross_entropy(read_as<C>(level.quality, quality_at), job.iou_quality ? iou : centerness);
     losses[1] = double(entropy.loss * scale);
-    quality_grad = entropy.grad * (scale * C(upstream_of(job, kQuality)));
+    quality_grad = scaled(entropy.grad * scale, upstream_of(job, kQuality));
+    for (C& g : grad) g = scaled(g, upstream_of(job, kBoxes));
   }
   if (level.boxes.grad == nullptr) return;
 #pragma unroll
@@ -381,7 +386,7 @@ Job<T> describe(DetectionMaps& maps, const DetectionTargets& targets, const std:
     level.walk = !level.channels_last && level.locations % N == 0 ? Walk::kPlanes : Walk::kFlat;
     level.boxes = any_map(maps.maps[kBoxes][l], with_grad ? &maps.grads[kBoxes][l] : nullptr);
     level.quality = any_map(maps.maps[kQuality][l], with_grad ? &maps.grads[kQuality][l] : nullptr);
-    level.unit = float(units[l]);
+    level.unit = compute_t<T>(units[l]);
     const int64_t items = level.walk == Walk::kPlanes
                               ? plane_items(level, job.batch, job.classes)
                               : (logits.numel() + N * kVectorsPerThread - 1) / (N * kVectorsPerThread);
@@ -396,8 +401,8 @@ Job<T> describe(DetectionMaps& maps, const DetectionTargets& targets, const std:
     job.normalizers = static_cast<const float*>(targets.normalizers->const_data_ptr());
   }
   job.kind = BoxLossKind(p.box_kind);
-  job.smooth = float(p.smooth);
-  job.eps = float(p.eps);
+  job.smooth = compute_t<T>(p.smooth);
+  job.eps = compute_t<T>(p.eps);
   job.weighted = p.weighted;
   job.iou_quality = p.iou_quality;
   return job;
@@ -453,7 +458,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>
   const auto targets = read_targets(labels, ltrb, quality, totals, normalizers, maps);
   Tensor losses = run(maps, targets, units, {alpha, gamma, box_kind, smooth, eps, weighted, iou_quality},
                       nullptr, with_grad);
-  return {losses, maps.grads[kClassification], maps.grads[kBoxes], maps.grads[kQuality]};
+  return {losses, maps.results(kClassification), maps.results(kBoxes), maps.results(kQuality)};
 }
 
 std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> detection_loss_backward(
@@ -464,7 +469,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> detect
   DetectionMaps maps = read_maps(cls_logits, box_regression, centerness, true);
   const auto targets = read_targets(labels, ltrb, quality, totals, normalizers, maps);
   run(maps, targets, units, {alpha, gamma, box_kind, smooth, eps, weighted, iou_quality}, &upstream, true);
-  return {maps.grads[kClassification], maps.grads[kBoxes], maps.grads[kQuality]};
+  return {maps.results(kClassification), maps.results(kBoxes), maps.results(kQuality)};
 }
 
 // ---- rescaling ----
@@ -484,7 +489,7 @@ __device__ void multiply(void* values, int64_t numel, double factor) {
   T* p = static_cast<T*>(values);
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < numel;
        i += int64_t(gridDim.x) * kThreads) {
-    p[i] = T(C(p[i]) * C(factor));
+    p[i] = T(scaled(C(p[i]), C(factor)));
   }
 }
 

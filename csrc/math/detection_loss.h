@@ -14,7 +14,7 @@
 //   iou_quality the target of `centerness` is the IoU of predicted and target box, a constant to the gradient
 //   result      losses (3,) float32 (float64 for float64 logits); the gradients of their sum in the maps' types, final,
 //               0 where a location takes no part; *_backward: gradients of upstream . losses
-//   inside      float32 (float64 for a float64 map); sums in a fixed order: the same bits each run
+//   inside      float32 (float64 for float64 logits); sums in a fixed order: the same bits each run
 #pragma once
 
 #include "box_loss.h"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
 from torch import Tensor
 
-from fcos_fast.assignment import GroundTruth
+from fcos_fast.assignment import IGNORED, GroundTruth
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -74,8 +75,30 @@ def check_unit_interval(op: str, **numbers: float) -> None:
 def check_positive(op: str, **counts: int) -> None:
     """Every number is a positive integer."""
     for name, count in counts.items():
-        if isinstance(count, float) or count < 1:
-            raise ValueError(f"{op}: {name}={count!r}; expected a positive integer")
+        if isinstance(count, bool) or not isinstance(count, (int, torch.SymInt)):
+            raise TypeError(f"{op}: {name}={count!r}; expected a positive integer")
+        if count < 1:
+            raise ValueError(f"{op}: {name}={count}; expected a positive integer")
+
+
+def check_focal(op: str, alpha: float, gamma: float) -> None:
+    """The numbers of a focal loss."""
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"{op}: gamma={gamma}; expected at least 0")
+    if not alpha <= 1:
+        raise ValueError(f"{op}: alpha={alpha}; expected 0..1, or negative for no weighting")
+
+
+def check_class_targets(op: str, name: str, targets: Tensor, classes: int) -> None:
+    """Values of -2 to C - 1, where they may be looked at."""
+    if targets.numel() == 0 or not checks_values(targets):
+        return
+    low, high = map(int, torch.aminmax(targets))
+    if low < IGNORED or high >= classes:
+        raise ValueError(
+            f"{op}: {name} {low if low < IGNORED else high} with {classes} classes; expected 0..{classes - 1}, "
+            "-1 (background) or -2 (ignored)"
+        )
 
 
 def checks_values(tensor: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,12 +10,14 @@ from torch import Tensor
 
 from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
-from fcos_fast.assignment import IGNORED, Targets
+from fcos_fast.assignment import Targets
 from fcos_fast.ops import _checks
 from fcos_fast.ops._register import refuse_second_derivative, register_fake, sum_type
 from fcos_fast.ops.box_loss import KINDS
 
 QUALITIES = ("centerness", "iou")
+MAX_LEVELS = 8
+_OP = "detection_loss"
 LOSSES = ("classification", "bbox_regression", "bbox_ctrness")
 
 
@@ -39,11 +42,13 @@ def detection_loss(
     Float32, bfloat16 and float64 gradients are computed in the forward pass and are final; backward returns them, and
     multiplies them only where something else than 1 flows in. float16 gradients are computed in backward, so that the
     factor of a gradient scaler is applied before they are rounded. Beside the gradients no memory of the size of the
-    maps is used. Without a positive location the losses are finite and keep their graph; nothing waits for the device.
+    maps is used; the maps themselves are kept for a second backward. Without a positive location the losses are finite
+    and keep their graph; nothing waits for the device.
 
     Args:
         cls_logits, box_regression, centerness: per level (B, C, H, W), (B, 4, H, W), (B, 1, H, W), NCHW or
-            channels-last, float32, float64, bfloat16 or float16; boxes as ltrb distances in ``units``.
+            channels-last (other strides are copied), float32, float64, bfloat16 or float16; boxes as ltrb distances in
+            ``units``. At most 8 levels. Computed in float32 (float64 for float64 logits).
         targets: for all levels, P = sum of H * W. ``IGNORED`` locations take no part; boxes and centerness count the
             positive ones.
         units: pixels per unit of ``box_regression``, per level.
@@ -65,7 +70,8 @@ def detection_loss(
     """
     cls_logits, box_regression, centerness = list(cls_logits), list(box_regression), list(centerness)
     _check(cls_logits, box_regression, centerness, targets, units, normalizers)
-    _check_choices(alpha, gamma, box_loss, quality)
+    _checks.check_focal(_OP, alpha, gamma)
+    _checks.check_choices(_OP, box_loss=(box_loss, KINDS), quality=(quality, QUALITIES))
     if not use_native(cls_logits[0]):
         return reference.detection_loss(
             cls_logits,
@@ -83,7 +89,7 @@ def detection_loss(
             normalizers=normalizers,
         )
     if normalizers is not None:
-        normalizers = normalizers.detach().reshape(3, -1).expand(3, cls_logits[0].shape[0]).contiguous()
+        normalizers = normalizers.reshape(3, -1).expand(3, cls_logits[0].shape[0]).contiguous()
     others = (
         targets.labels,
         targets.ltrb,
@@ -105,66 +111,75 @@ def detection_loss(
 
 
 def _check(cls_logits, box_regression, centerness, targets, units, normalizers) -> None:
-    op = "detection_loss"
     levels = len(cls_logits)
     if not levels or not len(box_regression) == len(centerness) == len(units) == levels:
         raise ValueError(
-            f"{op}: got {levels} levels of cls_logits, {len(box_regression)} of box_regression, {len(centerness)} of "
+            f"{_OP}: got {levels} levels of cls_logits, {len(box_regression)} of box_regression, {len(centerness)} of "
             f"centerness and {len(units)} units; expected the same number, at least one"
         )
+    if levels > MAX_LEVELS:
+        raise ValueError(f"{_OP}: {levels} levels; expected at most {MAX_LEVELS}")
+    for unit in units:
+        if not 0 < unit < math.inf:
+            raise ValueError(f"{_OP}: units={tuple(units)}; expected positive numbers of pixels")
+    named = {"cls_logits": cls_logits, "box_regression": box_regression, "centerness": centerness}
+    _checks.check_same_device(
+        _OP, **{f"{name}[{i}]": x for name, maps in named.items() for i, x in enumerate(maps)}
+    )
+    _checks.check_float(
+        _OP, **{f"{name}[{i}]": x for name, maps in named.items() for i, x in enumerate(maps)}
+    )
+    if cls_logits[0].ndim != 4:
+        raise ValueError(
+            f"{_OP}: cls_logits[0] has shape {tuple(cls_logits[0].shape)}; expected (B, C, H, W)"
+        )
     batch, classes = cls_logits[0].shape[:2]
-    named = {
-        "cls_logits": (cls_logits, classes),
-        "box_regression": (box_regression, 4),
-        "centerness": (centerness, 1),
-    }
-    for name, (maps, channels) in named.items():
+    for (name, maps), channels in zip(named.items(), (classes, 4, 1), strict=True):
         for i, (x, logits) in enumerate(zip(maps, cls_logits, strict=True)):
-            _checks.check_same_device(op, **{"cls_logits[0]": cls_logits[0], f"{name}[{i}]": x})
-            _checks.check_float(op, **{f"{name}[{i}]": x})
+            expected = (batch, channels, *logits.shape[2:])
+            if x.shape != expected or x.ndim != 4:
+                raise ValueError(f"{_OP}: {name}[{i}] has shape {tuple(x.shape)}; expected {tuple(expected)}")
             if x.dtype != maps[0].dtype:
                 raise TypeError(
-                    f"{op}: {name}[{i}] has dtype {x.dtype} and {name}[0] {maps[0].dtype}; must be equal"
+                    f"{_OP}: {name}[{i}] has dtype {x.dtype} and {name}[0] {maps[0].dtype}; must be equal"
                 )
-            if x.ndim != 4 or x.shape != (expected := (batch, channels, *logits.shape[2:])):
-                raise ValueError(f"{op}: {name}[{i}] has shape {tuple(x.shape)}; expected {tuple(expected)}")
-    _check_targets(op, targets, cls_logits, normalizers)
+    _check_targets(targets, cls_logits)
+    if normalizers is not None:
+        _check_normalizers(normalizers, cls_logits[0])
 
 
-def _check_targets(op: str, targets: Targets, cls_logits: list[Tensor], normalizers: Tensor | None) -> None:
+def _check_targets(targets: Targets, cls_logits: list[Tensor]) -> None:
     batch, classes = cls_logits[0].shape[:2]
     locations = sum(x.shape[2] * x.shape[3] for x in cls_logits)
-    _checks.check_same_device(op, cls_logits=cls_logits[0], labels=targets.labels)
-    if targets.labels.shape != (batch, locations):
+    expected = {
+        "labels": (torch.int32, (batch, locations)),
+        "ltrb": (torch.float32, (batch, locations, 4)),
+        "centerness": (torch.float32, (batch, locations)),
+        "totals": (torch.float32, (2,)),
+    }
+    tensors = {f"targets.{name}": getattr(targets, name) for name in expected}
+    _checks.check_same_device(_OP, cls_logits=cls_logits[0], **tensors)
+    for (name, tensor), (dtype, shape) in zip(tensors.items(), expected.values(), strict=True):
+        if tensor.shape != shape:
+            raise ValueError(
+                f"{_OP}: {name} has shape {tuple(tensor.shape)}; for these maps expected {tuple(shape)}"
+            )
+        if tensor.dtype != dtype:
+            raise TypeError(f"{_OP}: {name} has dtype {tensor.dtype}; expected {dtype}")
+    _checks.check_class_targets(_OP, "label", targets.labels, classes)
+
+
+def _check_normalizers(normalizers: Tensor, logits: Tensor) -> None:
+    _checks.check_same_device(_OP, cls_logits=logits, normalizers=normalizers)
+    if normalizers.dtype != torch.float32 or normalizers.shape not in ((3,), (3, logits.shape[0])):
         raise ValueError(
-            f"{op}: targets are for {tuple(targets.labels.shape)} images and locations; the maps have "
-            f"{(batch, locations)}"
+            f"{_OP}: normalizers have dtype {normalizers.dtype} and shape {tuple(normalizers.shape)}; expected "
+            f"float32 of shape (3,) or {(3, logits.shape[0])}"
         )
-    if normalizers is not None:
-        _checks.check_same_device(op, cls_logits=cls_logits[0], normalizers=normalizers)
-        if normalizers.dtype != torch.float32 or normalizers.shape not in ((3,), (3, batch)):
-            raise ValueError(
-                f"{op}: normalizers have dtype {normalizers.dtype} and shape {tuple(normalizers.shape)}; expected "
-                f"float32 of shape (3,) or {(3, batch)}"
-            )
-    if targets.labels.numel() > 0 and _checks.checks_values(targets.labels):
-        low, high = map(int, torch.aminmax(targets.labels))
-        if low < IGNORED or high >= classes:
-            raise ValueError(
-                f"{op}: label {low if low < IGNORED else high} with {classes} classes; expected 0..{classes - 1}, -1 "
-                "(background) or -2 (ignored)"
-            )
-
-
-def _check_choices(alpha: float, gamma: float, box_loss: str, quality: str) -> None:
-    op = "detection_loss"
-    if not gamma >= 0:
-        raise ValueError(f"{op}: gamma={gamma}; expected at least 0")
-    if not alpha <= 1:
-        raise ValueError(f"{op}: alpha={alpha}; expected 0..1, or negative for no weighting")
-    for name, value, known in (("box_loss", box_loss, KINDS), ("quality", quality, QUALITIES)):
-        if value not in known:
-            raise ValueError(f"{op}: {name}={value!r}; expected one of {', '.join(known)}")
+    if normalizers.requires_grad:
+        raise ValueError(
+            f"{_OP}: normalizers require a gradient, which only maps get; pass normalizers.detach()"
+        )
 
 
 def _in_one_pass(maps: list[Tensor]) -> bool:

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
-from fcos_fast.assignment import IGNORED
 from fcos_fast.ops import _checks
 from fcos_fast.ops._register import refuse_second_derivative, register_fake, register_gradient, sum_type
 
@@ -35,10 +34,7 @@ def sigmoid_focal_loss(
     """
     op = "sigmoid_focal_loss"
     _check(op, inputs, targets, reduction)
-    if not gamma >= 0:
-        raise ValueError(f"{op}: gamma={gamma}; expected at least 0")
-    if not alpha <= 1:
-        raise ValueError(f"{op}: alpha={alpha}; expected 0..1, or negative for no weighting")
+    _checks.check_focal(op, alpha, gamma)
     if not use_native(inputs):
         return reference.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
     return _call(op, inputs, targets, (float(alpha), float(gamma)), reduction)
@@ -82,14 +78,7 @@ def _check(op: str, inputs: Tensor, targets: Tensor, reduction: str) -> None:
             f"{op}: class targets have shape {tuple(targets.shape)}, inputs {tuple(inputs.shape)}; "
             "expected inputs.shape[:-1] (for one number per logit pass floating-point targets)"
         )
-    if targets.numel() > 0 and _checks.checks_values(targets):
-        low, high = map(int, torch.aminmax(targets))
-        if low < IGNORED or high >= inputs.shape[-1]:
-            value = low if low < IGNORED else high
-            raise ValueError(
-                f"{op}: class target {value} with {inputs.shape[-1]} classes; expected 0..{inputs.shape[-1] - 1}, "
-                "-1 (background) or -2 (ignored)"
-            )
+    _checks.check_class_targets(op, "class target", targets, inputs.shape[-1])
 
 
 def _call(op: str, inputs: Tensor, targets: Tensor, numbers: tuple[float, float], reduction: str) -> Tensor:

@@ -46,7 +46,8 @@ def _check(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | Non
     if x.ndim < 2:
         raise ValueError(f"{op}: x has shape {tuple(x.shape)}; expected (B, C, ...)")
     channels = x.shape[1]
-    if num_groups < 1 or channels % num_groups != 0:
+    _checks.check_positive(op, num_groups=num_groups)
+    if channels % num_groups != 0:
         raise ValueError(
             f"{op}: num_groups={num_groups} with {channels} channels; expected a divisor of them"
         )

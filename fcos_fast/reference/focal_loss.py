@@ -37,6 +37,7 @@ def sigmoid_focal_loss(
     p = torch.sigmoid(x)
     cross_entropy = F.binary_cross_entropy_with_logits(x, y, reduction="none")
     p_wrong = p * (1 - y) + (1 - p) * y
+    p_wrong = p_wrong.clamp(min=torch.finfo(p_wrong.dtype).tiny)  # 0 ** gamma has no slope for gamma < 1
     loss = cross_entropy * p_wrong**gamma
     if alpha >= 0:
         loss = loss * (alpha * y + (1 - alpha) * (1 - y))

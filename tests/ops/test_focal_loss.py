@@ -321,3 +321,12 @@ def test_direct_calls_with_wrong_shapes_are_refused():
         torch.ops.fcos_fast.sigmoid_focal_loss(inputs, torch.zeros(2, dtype=torch.long), 0.25, 2.0)
     with pytest.raises(RuntimeError, match="grad must be a scalar"):
         torch.ops.fcos_fast.sigmoid_focal_loss_backward(torch.zeros(3), inputs, inputs, 0.25, 2.0)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_sure_logits_have_a_finite_slope_in_the_reference_too(gamma):
+    inputs = torch.tensor([[88.0], [-88.0], [1e30], [-1e30]], requires_grad=True)
+    for targets in (torch.ones(4, 1), torch.zeros(4, 1)):
+        for function in (ops.sigmoid_focal_loss, reference.sigmoid_focal_loss):
+            loss = function(inputs, targets, gamma=gamma, reduction="sum")
+            assert torch.autograd.grad(loss, inputs)[0].isfinite().all()

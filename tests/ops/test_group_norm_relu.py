@@ -211,7 +211,8 @@ X = torch.zeros(2, 6, 3, 3)
     [
         (X[0, 0, 0], 3, None, ValueError, r"x has shape \(3,\); expected \(B, C, ...\)"),
         (X, 4, None, ValueError, "num_groups=4 with 6 channels; expected a divisor"),
-        (X, 0, None, ValueError, "num_groups=0 with 6 channels"),
+        (X, 0, None, ValueError, "num_groups=0; expected a positive integer"),
+        (X, 3.0, None, TypeError, "num_groups=3.0; expected a positive integer"),
         (X, 3, torch.ones(3), ValueError, r"weight has shape \(3,\); expected \(6,\)"),
         (X, 3, [1.0] * 6, TypeError, "weight must be a tensor, got list"),
         (X, 3, torch.ones(6).long(), TypeError, "weight has dtype torch.int64"),
