@@ -66,6 +66,8 @@ def operators(tmp_path_factory):
     return build(tmp_path_factory.mktemp("operators"), OPERATORS)
 
 
+@pytest.mark.skipif("EMULATE" not in os.environ, reason="takes minutes: make emulate")
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", [path.stem for path in OPERATORS])
 def test_operator(operators, name):
     done = subprocess.run(
