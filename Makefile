@@ -6,11 +6,12 @@ READY := $(VENV)/.ready
 BUILT := $(VENV)/.built
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help setup build test lint format demo bccd bench gpu-check sanitize clean
+.PHONY: help setup build test emulate lint format demo bccd bench gpu-check sanitize clean
 
 help:
 	@echo "make demo     train a small FCOS on generated pictures and look at what it learnt (minutes)"
 	@echo "make test     run every test"
+	@echo "make emulate  run the CUDA kernels on the CPU, a thread at a time, against the operators' tests (many minutes)"
 	@echo "make lint     check style: ruff, clang-format"
 	@echo "make bench    time the operators beside their peers (OUT=file.json)"
 	@echo "make gpu-check OUT=FOLDER  everything that needs a GPU, without .venv, in nine minutes; elsewhere a rehearsal"
@@ -46,6 +47,9 @@ test: build
 
 sanitize: setup
 	$(BIN)/python -m tests.sanitize
+
+emulate: build
+	EMULATE=1 $(BIN)/python -m pytest tests/emulation --durations=12
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,108 @@
+"""Makes a library of the CUDA operators that runs them on the CPU, one thread at a time (see runtime.cpp)."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from torch.utils import cpp_extension
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+OPERATORS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+PTX = {"rcp.approx.ftz.f32": "1.0f / ({})", "ex2.approx.ftz.f32": "exp2f({})"}
+FLAGS = [
+    *("-std=c++17", "-O1", "-g1", "-fPIC", "-w", "-fvisibility=hidden", "-ffp-contract=off"),
+    *("-U_FORTIFY_SOURCE", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{HERE}"),
+    *(f"-I{path}" for path in cpp_extension.include_paths()),
+]
+WATCH = "-fsanitize=thread,alignment,bounds,shift,signed-integer-overflow,float-cast-overflow,integer-divide-by-zero"
+
+
+def closing(text: str, at: int, opening: str = "([{", end: str = ")]}") -> int:
+    """Where the bracket at this place closes."""
+    depth = 0
+    for i in range(at, len(text)):
+        depth += (text[i] in opening) - (text[i] in end)
+        if depth == 0:
+            return i
+    raise ValueError(f"an open bracket: {text[at : at + 40]}")
+
+
+def kernel_before(text: str, at: int) -> int:
+    """Where the name of the kernel begins whose ``<<<`` is here."""
+    i = len(text[:at].rstrip())
+    if text[i - 1] == ">":
+        depth = 0
+        while True:
+            i -= 1
+            depth += (text[i] == ">") - (text[i] == "<")
+            if depth == 0:
+                break
+    return i - len(re.search(r"[\w:]*$", text[:i]).group())
+
+
+def with_launches(text: str) -> str:
+    """``kernel<T><<<grid, block, shared, stream>>>(a)`` becomes a call of emulation::launch."""
+    while (at := text.find("<<<")) >= 0:
+        begin, end = kernel_before(text, at), text.index(">>>", at)
+        last = closing(text, text.index("(", end))
+        kernel, configuration = text[begin:at].strip(), text[at + 3 : end]
+        arguments = text[text.index("(", end) + 1 : last]
+        name = kernel.split("<")[0]
+        call = f'emulation::launch("{name}", [&] {{ {kernel}({arguments}); }}, {configuration})'
+        text = text[:begin] + call + text[last + 1 :]
+    return text
+
+
+def shared_variable(declaration: re.Match) -> str:
+    """A reference to memory of the block."""
+    kind, name, dims = declaration.groups()
+    return f"typedef {kind} {name}_shared{dims}; auto& {name} = emulation::shared_variable<{name}_shared>([] {{}});"
+
+
+def ptx(statement: re.Match) -> str:
+    """What the one instruction computes."""
+    instruction, result, operand = statement.groups()
+    return f"{result} = {PTX[instruction].format(operand)};"
+
+
+def translate(text: str) -> str:
+    """C++ of a CUDA file, line by line where it was."""
+    text = re.sub(
+        r"extern __shared__ (.+?) (\w+)\[\];",
+        r"\1* \2 = static_cast<\1*>(emulation::dynamic_shared());",
+        text,
+    )
+    text = re.sub(r"__shared__\s+([^;]+?)\s+(\w+)((?:\[[^;]*\])?);", shared_variable, text)
+    text = re.sub(r'asm\("(\S+) %0, %1;" : "=f"\((\w+)\) : "f"\((.+)\)\);', ptx, text)
+    text = text.replace("__CUDA_ARCH__", "EMULATED_CUDA_ARCH")
+    return with_launches(text).replace("(fcos_fast, CUDA, m)", "(fcos_fast, CPU, m)")
+
+
+def build(folder: Path, sources: list[Path]) -> Path:
+    """The library of these CUDA files, built in the folder."""
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    shutil.copy(HERE / "mistakes.cu", folder / "csrc" / "cuda")
+    for path in [*(folder / "csrc" / "math").iterdir(), *(folder / "csrc" / "cuda").iterdir()]:
+        path.write_text(translate(path.read_text()))
+
+    def compile_one(source: Path) -> Path:
+        target = folder / f"{source.stem}.o"
+        watch = []
+        if source.suffix == ".cu":
+            watch = [WATCH]
+            source = folder / "csrc" / "cuda" / source.name
+        subprocess.run(["c++", *FLAGS, *watch, "-x", "c++", "-c", source, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, [HERE / "runtime.cpp", *sources]))
+    library = folder / "emulated_cuda.so"
+    paths = [f"-L{path}" for path in cpp_extension.library_paths()]
+    command = ["c++", "-shared", *objects, *paths, "-lc10", "-ltorch", "-ltorch_cpu", "-ldl", "-o", library]
+    subprocess.run(command, check=True)
+    return library

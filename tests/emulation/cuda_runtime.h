@@ -1,0 +1,205 @@
+// What the CUDA files need of CUDA, played on the CPU: each thread of a block is a fiber. See runtime.cpp.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <type_traits>
+
+#define __global__
+#define __device__
+#define __host__
+#define __grid_constant__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define EMULATED_CUDA_ARCH 750  // what build.py writes for __CUDA_ARCH__
+
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+extern uint3 threadIdx, blockIdx;
+extern dim3 blockDim, gridDim;
+
+namespace emulation {
+
+struct Place {  // in the source, for messages and to tell barriers apart
+  const char* file;
+  int line;
+};
+#define EMULATION_HERE ::emulation::Place here = {__builtin_FILE(), __builtin_LINE()}
+
+enum class Vote { kSum, kBallot, kNone };
+enum class Access { kRead, kWrite, kAtomic };
+
+void launch(const char* kernel, const std::function<void()>& thread, dim3 grid, dim3 block,
+            size_t shared_bytes = 0, void* stream = nullptr);
+void* shared(const void* variable, size_t bytes);
+void* dynamic_shared();
+int block_barrier(int value, Place here);
+void warp_barrier(unsigned mask, Place here);
+// The values that the lanes of the warp brought; of `bytes`.
+const void* warp_exchange(unsigned mask, const void* value, size_t bytes, const char* kind, Place here);
+void touch(const void* address, size_t bytes, Access access, const void* caller);
+int lane();
+[[noreturn]] void fail(const char* what, Place here);
+
+// Memory of one variable for the block that runs; `Tag` is another type for each declaration.
+template <class T, class Tag>
+T& shared_variable(Tag) {
+  static_assert(std::is_trivially_destructible_v<T>, "plain data");
+  static const char variable = 0;
+  return *static_cast<T*>(shared(&variable, sizeof(T)));
+}
+
+template <class T>
+T exchange(unsigned mask, T value, int from, const char* kind, Place here) {
+  const char* values = static_cast<const char*>(warp_exchange(mask, &value, sizeof(T), kind, here));
+  if (!(mask >> from & 1)) fail("a shuffle reads a lane that its mask leaves out", here);
+  T result;
+  memcpy(&result, values + from * sizeof(T), sizeof(T));
+  return result;
+}
+
+inline unsigned ballot(unsigned mask, bool value, const char* kind, Place here) {
+  const bool* values = static_cast<const bool*>(warp_exchange(mask, &value, sizeof(bool), kind, here));
+  unsigned bits = 0;
+  for (int i = 0; i < 32; ++i) bits |= unsigned((mask >> i & 1) && values[i]) << i;
+  return bits;
+}
+
+template <class T>
+struct Same {
+  using type = T;
+};
+template <class T, class F>
+__attribute__((noinline, no_sanitize_thread)) T atomic(T* p, const F& f) {
+  touch(p, sizeof(T), Access::kAtomic, __builtin_return_address(0));
+  T old;
+  memcpy(&old, p, sizeof(T));
+  const T now = f(old);
+  memcpy(p, &now, sizeof(T));
+  return old;
+}
+
+struct NoDeviceGuard {
+  explicit NoDeviceGuard(int) {}
+};
+
+}  // namespace emulation
+
+// ---- barriers and warps ----
+
+inline void __syncthreads(EMULATION_HERE) { emulation::block_barrier(0, here); }
+inline int __syncthreads_count(int x, EMULATION_HERE) { return emulation::block_barrier(x != 0, here); }
+inline int __syncthreads_or(int x, EMULATION_HERE) { return emulation::block_barrier(x != 0, here) != 0; }
+inline int __syncthreads_and(int x, EMULATION_HERE) { return emulation::block_barrier(x == 0, here) == 0; }
+inline void __syncwarp(unsigned mask = ~0u, EMULATION_HERE) { emulation::warp_barrier(mask, here); }
+
+template <class T>
+T __shfl_sync(unsigned mask, T x, int from, EMULATION_HERE) {
+  return emulation::exchange(mask, x, from & 31, "__shfl_sync", here);
+}
+template <class T>
+T __shfl_xor_sync(unsigned mask, T x, int bits, EMULATION_HERE) {
+  return emulation::exchange(mask, x, (emulation::lane() ^ bits) & 31, "__shfl_xor_sync", here);
+}
+template <class T>
+T __shfl_up_sync(unsigned mask, T x, unsigned by, EMULATION_HERE) {
+  const int lane = emulation::lane(), from = lane - int(by);
+  return emulation::exchange(mask, x, from < 0 ? lane : from, "__shfl_up_sync", here);
+}
+template <class T>
+T __shfl_down_sync(unsigned mask, T x, unsigned by, EMULATION_HERE) {
+  const int lane = emulation::lane(), from = lane + int(by);
+  return emulation::exchange(mask, x, from > 31 ? lane : from, "__shfl_down_sync", here);
+}
+inline unsigned __ballot_sync(unsigned mask, bool x, EMULATION_HERE) {
+  return emulation::ballot(mask, x, "__ballot_sync", here);
+}
+inline bool __any_sync(unsigned mask, bool x, EMULATION_HERE) {
+  return emulation::ballot(mask, x, "__any_sync", here) != 0;
+}
+inline bool __all_sync(unsigned mask, bool x, EMULATION_HERE) {
+  return emulation::ballot(mask, x, "__all_sync", here) == mask;
+}
+
+// ---- arithmetic ----
+
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __ffsll(long long x) { return __builtin_ffsll(x); }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
+inline int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll((unsigned long long)x); }
+inline int __float_as_int(float x) {
+  int bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+template <class A, class B>
+constexpr auto min(A a, B b) {
+  using T = std::common_type_t<A, B>;
+  return T(b) < T(a) ? T(b) : T(a);
+}
+template <class A, class B>
+constexpr auto max(A a, B b) {
+  using T = std::common_type_t<A, B>;
+  return T(a) < T(b) ? T(b) : T(a);
+}
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+
+template <class T>
+T atomicAdd(T* p, typename emulation::Same<T>::type x) {
+  return emulation::atomic(p, [=](T old) { return T(old + x); });
+}
+template <class T>
+T atomicMin(T* p, typename emulation::Same<T>::type x) {
+  return emulation::atomic(p, [=](T old) { return min(old, x); });
+}
+template <class T>
+T atomicMax(T* p, typename emulation::Same<T>::type x) {
+  return emulation::atomic(p, [=](T old) { return max(old, x); });
+}
+
+// ---- the host's side ----
+
+using cudaStream_t = void*;
+using cudaError_t = int;
+enum { cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, int, cudaStream_t) {
+  memcpy(to, from, bytes);
+  return 0;
+}
+inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+  memset(p, value, bytes);
+  return 0;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return 0; }
+
+// A launch that fails throws by itself.
+#undef STD_CUDA_CHECK
+#define STD_CUDA_CHECK(call) (void)(call)
+#undef STD_CUDA_KERNEL_LAUNCH_CHECK
+#define STD_CUDA_KERNEL_LAUNCH_CHECK() (void)0
+#define aoti_torch_get_current_cuda_stream(index, stream) (*(stream) = nullptr, AOTI_TORCH_SUCCESS)
+namespace torch::stable::accelerator {
+using EmulatedDeviceGuard = ::emulation::NoDeviceGuard;
+}
+#define DeviceGuard EmulatedDeviceGuard

@@ -1,0 +1,429 @@
+// Runs the threads of a block as fibers, one at a time, blocks one after the other, and watches them.
+//
+// A thread runs until a barrier or a warp operation; then the next one runs. Launches take turns in the order of blocks
+// and threads: forwards, backwards, shuffled. Compilers call __tsan_* for every access to memory and __ubsan_* for
+// undefined behaviour (-fsanitize): here stand our own, which know CUDA's rules instead of those of CPU threads.
+#include "cuda_runtime.h"
+
+#include <dlfcn.h>
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+namespace emulation {
+namespace {
+
+constexpr size_t kStack = 128 << 10;
+constexpr int kMaxThreads = 1024;
+constexpr size_t kSharedBytes = 48 << 10;  // of static variables
+constexpr size_t kArena = 2 * kSharedBytes + (256 << 10);
+constexpr size_t kGap = 32;  // between shared variables, which nobody may touch
+
+enum class State { kReady, kAtBlockBarrier, kAtWarpOperation, kDone };
+
+struct Fiber {
+  ucontext_t start;
+  jmp_buf resume;
+  bool started;
+  State state;
+  Place place;
+};
+
+struct Warp {
+  unsigned arrived, mask;
+  const char* kind;
+  Place place;
+  int turn;  // of the two buffers: a fast lane may bring its next value before a slow one has read
+  alignas(16) char values[2][32][16];
+  uint16_t epoch;  // of __syncwarp, which orders accesses to memory
+};
+
+// The last write to a byte and the reads since. An interval is the time between two barriers of one block.
+struct Shadow {
+  uint32_t write_interval, read_interval;
+  uint16_t write_thread, read_thread, write_epoch, read_epoch;
+  bool atomic, read_by_many, read_by_other_blocks;
+};
+struct ShadowPage {
+  Shadow of[4096];
+};
+
+char* stacks;
+alignas(128) char arena[kArena];
+bool arena_declared[kArena];
+size_t arena_used, dynamic_bytes;
+std::unordered_map<const void*, size_t> variables;
+std::unordered_map<uintptr_t, std::unique_ptr<ShadowPage>> shadows;
+uint32_t interval, block_began, launch_began;
+
+Fiber fibers[kMaxThreads];
+Warp warps[kMaxThreads / 32];
+jmp_buf scheduler;
+int current, threads, at_barrier, votes, vote_result;
+bool in_kernel;
+const char* kernel_name;
+const std::function<void()>* thread_body;
+std::string failure;
+std::mutex one_launch;
+unsigned launches;
+
+std::string text(Place p) {
+  const char* slash = strrchr(p.file, '/');
+  return std::string(slash == nullptr ? p.file : slash + 1) + ":" + std::to_string(p.line);
+}
+
+std::string text_of_address(const void* address) {
+  Dl_info info;
+  if (!dladdr(address, &info)) return "?";
+  char command[1024], line[256] = "?";
+  snprintf(command, sizeof command, "addr2line -s -e '%s' %#zx", info.dli_fname,
+           size_t((const char*)address - (const char*)info.dli_fbase) - 1);
+  if (FILE* pipe = popen(command, "r")) {
+    if (fgets(line, sizeof line, pipe) != nullptr) line[strcspn(line, "\n")] = 0;
+    pclose(pipe);
+  }
+  return line;
+}
+
+void yield() {
+  in_kernel = false;
+  if (!_setjmp(fibers[current].resume)) _longjmp(scheduler, 1);
+  in_kernel = true;
+}
+
+[[noreturn]] void fail(const std::string& what) {
+  in_kernel = false;
+  failure = std::string(kernel_name) + ", block (" + std::to_string(blockIdx.x) + ", " +
+            std::to_string(blockIdx.y) + "), thread " + std::to_string(current) + ": " + what;
+  _longjmp(scheduler, 1);
+}
+
+void fiber_main() {
+  for (;;) {
+    in_kernel = true;
+    (*thread_body)();
+    fibers[current].state = State::kDone;
+    yield();
+  }
+}
+
+void resume(int thread) {
+  current = thread;
+  threadIdx = {thread % blockDim.x, thread / blockDim.x % blockDim.y, thread / (blockDim.x * blockDim.y)};
+  Fiber& fiber = fibers[thread];
+  if (_setjmp(scheduler)) return;
+  if (fiber.started) _longjmp(fiber.resume, 1);
+  fiber.started = true;
+  getcontext(&fiber.start);
+  fiber.start.uc_stack.ss_sp = stacks + thread * kStack;
+  fiber.start.uc_stack.ss_size = kStack;
+  fiber.start.uc_link = nullptr;
+  makecontext(&fiber.start, fiber_main, 0);
+  setcontext(&fiber.start);
+}
+
+std::string who_waits() {
+  std::string all;
+  for (int t = 0; t < threads; ++t) {
+    std::string where =
+        fibers[t].state == State::kDone ? "left the kernel" : "waits at " + text(fibers[t].place);
+    if (all.find(where) == std::string::npos) all += "; thread " + std::to_string(t) + " " + where;
+  }
+  return all;
+}
+
+void run_block(const std::vector<int>& order) {
+  memset(arena, 0xCD, sizeof arena);
+  memset(arena_declared, 0, sizeof arena_declared);
+  std::fill_n(arena_declared, dynamic_bytes, true);
+  arena_used = dynamic_bytes + kGap;
+  variables.clear();
+  block_began = ++interval;
+  at_barrier = votes = 0;
+  for (int t = 0; t < threads; ++t) fibers[t].state = State::kReady;
+  for (Warp& warp : warps) warp.arrived = warp.turn = warp.epoch = 0;
+  for (;;) {
+    bool progress = false, done = true;
+    for (int t : order) {
+      if (fibers[t].state == State::kReady) {
+        progress = true;
+        resume(t);
+        if (!failure.empty()) return;
+      }
+      done = done && fibers[t].state == State::kDone;
+    }
+    if (done) return;
+    if (!progress) {
+      failure = std::string(kernel_name) + ": some threads wait for others that do not come" + who_waits();
+      return;
+    }
+  }
+}
+
+std::vector<int> ordered(int count, unsigned turn, std::mt19937& random) {
+  std::vector<int> order(count);
+  std::iota(order.begin(), order.end(), 0);
+  if (turn == 1) std::reverse(order.begin(), order.end());
+  if (turn == 2) std::shuffle(order.begin(), order.end(), random);
+  return order;
+}
+
+Warp& arrive(unsigned mask, const char* kind, Place here) {
+  Warp& warp = warps[current / 32];
+  const unsigned own = 1u << lane();
+  const int there = std::min(32, threads - current / 32 * 32);
+  if (!(mask & own)) fail(std::string(kind) + " at " + text(here) + " leaves out the lane that calls it");
+  if (there < 32 && mask >> there != 0)
+    fail(std::string(kind) + " at " + text(here) + " names lanes that do not exist");
+  if (warp.arrived == 0) {
+    warp.mask = mask;
+    warp.kind = kind;
+    warp.place = here;
+  } else if (warp.mask != mask || warp.kind != kind || warp.place.line != here.line) {
+    fail(std::string("lanes of one warp are at ") + kind + " " + text(here) + " and at " + warp.kind + " " +
+         text(warp.place));
+  }
+  warp.arrived |= own;
+  return warp;
+}
+
+void wait_for_lanes(Warp& warp, Place here) {
+  Fiber& fiber = fibers[current];
+  if (warp.arrived != warp.mask) {
+    fiber.state = State::kAtWarpOperation;
+    fiber.place = here;
+    return yield();
+  }
+  const int first = current / 32 * 32;
+  for (int i = 0; i < 32; ++i) {
+    if (warp.mask >> i & 1) fibers[first + i].state = State::kReady;
+  }
+  warp.arrived = 0;
+  warp.turn ^= 1;
+}
+
+Shadow& shadow_of(uintptr_t address) {
+  static uintptr_t last = 0;
+  static Shadow* last_page = nullptr;
+  if (last_page == nullptr || address >> 12 != last) {
+    auto& page = shadows[address >> 12];
+    if (page == nullptr) page = std::make_unique<ShadowPage>();
+    last = address >> 12;
+    last_page = page->of;
+  }
+  return last_page[address & 4095];
+}
+
+// Did another thread do that, with nothing that puts the two in order?
+bool unordered(uint32_t then, uint16_t thread, uint16_t epoch, uint32_t since) {
+  if (then < since) return false;
+  if (then < block_began) return true;  // another block of this launch
+  return then == interval && thread != current &&
+         !(thread / 32 == current / 32 && epoch < warps[current / 32].epoch);
+}
+
+void report(const char* what, uintptr_t address, const void* caller) {
+  const bool is_shared = address - uintptr_t(arena) < kArena;
+  in_kernel = false;
+  const std::string where = text_of_address(caller);
+  fail(std::string(what) + (is_shared ? " in shared memory" : " in global memory") + " at " + where);
+}
+
+}  // namespace
+
+int lane() { return current % 32; }
+
+void fail(const char* what, Place here) { fail(std::string(what) + " at " + text(here)); }
+
+void* shared(const void* variable, size_t bytes) {
+  auto [found, is_new] = variables.try_emplace(variable, 0);
+  if (is_new) {
+    found->second = arena_used;
+    arena_used += (bytes + kGap + 15) / 16 * 16;
+    if (arena_used > kSharedBytes + dynamic_bytes + kGap * variables.size() + kGap)
+      fail("more than 48 KiB of shared variables");
+    std::fill_n(arena_declared + found->second, bytes, true);
+  }
+  return arena + found->second;
+}
+void* dynamic_shared() { return arena; }
+
+int block_barrier(int value, Place here) {
+  Fiber& fiber = fibers[current];
+  fiber.place = here;
+  fiber.state = State::kAtBlockBarrier;
+  votes += value;
+  if (++at_barrier < threads) {
+    yield();
+    return vote_result;
+  }
+  for (int t = 0; t < threads; ++t) {
+    if (fibers[t].place.line != here.line || strcmp(fibers[t].place.file, here.file) != 0)
+      fail("threads of one block are at the barriers " + text(here) + " and " + text(fibers[t].place));
+    fibers[t].state = State::kReady;
+  }
+  vote_result = votes;
+  votes = at_barrier = 0;
+  ++interval;
+  return vote_result;
+}
+
+void warp_barrier(unsigned mask, Place here) {
+  Warp& warp = arrive(mask, "__syncwarp", here);
+  if (warp.arrived == warp.mask) ++warp.epoch;
+  wait_for_lanes(warp, here);
+}
+
+const void* warp_exchange(unsigned mask, const void* value, size_t bytes, const char* kind, Place here) {
+  Warp& warp = arrive(mask, kind, here);
+  char* values = &warp.values[warp.turn][0][0];
+  memcpy(values + lane() * bytes, value, bytes);
+  wait_for_lanes(warp, here);
+  return values;
+}
+
+void touch(const void* p, size_t bytes, Access access, const void* caller) {
+  const uintptr_t address = uintptr_t(p);
+  if (!in_kernel || address - uintptr_t(stacks) < kStack * kMaxThreads) return;
+  const size_t in_arena = address - uintptr_t(arena);
+  for (size_t i = 0; i < bytes; ++i) {
+    Shadow& s = shadow_of(address + i);
+    // Of shared memory each block has its own.
+    const uint32_t since = in_arena < kArena ? block_began : launch_began;
+    if (in_arena < kArena) {
+      if (!arena_declared[in_arena + i]) report("out of bounds", address, caller);
+      if (access != Access::kWrite && s.write_interval < block_began)
+        report("nobody has written what is read", address, caller);
+    }
+    const bool both_atomic = access == Access::kAtomic && s.atomic;
+    if (!both_atomic && unordered(s.write_interval, s.write_thread, s.write_epoch, since))
+      report(access == Access::kRead ? "race: read of another thread's write" : "race: second write", address,
+             caller);
+    const uint16_t epoch = warps[current / 32].epoch;
+    if (access == Access::kRead) {
+      const bool again = s.read_interval == interval;
+      s.read_by_other_blocks =
+          s.read_interval >= since && (s.read_by_other_blocks || s.read_interval < block_began);
+      s.read_by_many = again && (s.read_by_many || s.read_thread != current);
+      s.read_interval = interval;
+      s.read_thread = uint16_t(current);
+      s.read_epoch = epoch;
+    } else {
+      const bool other_blocks = s.read_interval >= since && s.read_by_other_blocks;
+      const bool other_threads = s.read_interval == interval && s.read_by_many && s.read_epoch >= epoch;
+      if (other_blocks || other_threads || unordered(s.read_interval, s.read_thread, s.read_epoch, since))
+        report("race: write of what another thread reads", address, caller);
+      s.write_interval = interval;
+      s.write_thread = uint16_t(current);
+      s.write_epoch = epoch;
+      s.atomic = access == Access::kAtomic;
+    }
+  }
+}
+
+void launch(const char* kernel, const std::function<void()>& thread, dim3 grid, dim3 block,
+            size_t shared_bytes, void* /*stream*/) {
+  const std::lock_guard<std::mutex> lock(one_launch);
+  const auto refuse = [&](const std::string& why) {
+    throw std::runtime_error(std::string(kernel) + ": " + why);
+  };
+  const int64_t size = int64_t(block.x) * block.y * block.z;
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || size == 0) refuse("a launch without blocks or threads");
+  if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) refuse("a grid that is too large");
+  if (size > kMaxThreads || block.z > 64) refuse("a block that is too large");
+  if (shared_bytes > kSharedBytes) refuse("more than 48 KiB of dynamic shared memory");
+  if (stacks == nullptr) {
+    void* memory = mmap(nullptr, kStack * kMaxThreads, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) refuse("no memory for the stacks");
+    stacks = static_cast<char*>(memory);
+  }
+  kernel_name = kernel;
+  thread_body = &thread;
+  dynamic_bytes = shared_bytes;
+  blockDim = block;
+  gridDim = grid;
+  threads = int(size);
+  launch_began = ++interval;
+  std::mt19937 random(launches);
+  const unsigned turn = launches++ % 3;
+  const std::vector<int> order = ordered(threads, turn, random);
+  for (int b : ordered(int(int64_t(grid.x) * grid.y * grid.z), turn, random)) {
+    blockIdx = {b % grid.x, b / grid.x % grid.y, b / (grid.x * grid.y)};
+    run_block(order);
+    if (!failure.empty()) {
+      for (Fiber& fiber : fibers) fiber.started = false;
+      throw std::runtime_error(std::exchange(failure, {}));
+    }
+  }
+}
+
+}  // namespace emulation
+
+extern "C" {
+
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_vptr_update(void*, void*) {}
+void __tsan_read_range(void* p, size_t n) {
+  emulation::touch(p, n, emulation::Access::kRead, __builtin_return_address(0));
+}
+void __tsan_write_range(void* p, size_t n) {
+  emulation::touch(p, n, emulation::Access::kWrite, __builtin_return_address(0));
+}
+#define ACCESSES(n)                                                                 \
+  void __tsan_read##n(void* p) {                                                    \
+    emulation::touch(p, n, emulation::Access::kRead, __builtin_return_address(0));  \
+  }                                                                                 \
+  void __tsan_write##n(void* p) {                                                   \
+    emulation::touch(p, n, emulation::Access::kWrite, __builtin_return_address(0)); \
+  }                                                                                 \
+  void __tsan_unaligned_read##n(void* p) { __tsan_read_range(p, n); }               \
+  void __tsan_unaligned_write##n(void* p) { __tsan_write_range(p, n); }
+// Of std::shared_ptr, on the host.
+int __tsan_atomic32_fetch_add(volatile int* p, int x, int) {
+  return __atomic_fetch_add(p, x, __ATOMIC_SEQ_CST);
+}
+ACCESSES(1)
+ACCESSES(2)
+ACCESSES(4)
+ACCESSES(8)
+ACCESSES(16)
+
+// The first argument of every handler begins with where it is.
+struct UndefinedBehaviour {
+  const char* file;
+  unsigned line, column;
+};
+static void undefined(const char* what, const UndefinedBehaviour* at) {
+  const emulation::Place place = {at->file, int(at->line)};
+  if (emulation::in_kernel) emulation::fail(what, place);
+  throw std::runtime_error(std::string(what) + " at " + emulation::text(place));
+}
+#define HANDLER(name) \
+  void __ubsan_handle_##name(UndefinedBehaviour* at) { undefined(#name, at); }
+HANDLER(type_mismatch_v1)
+HANDLER(out_of_bounds)
+HANDLER(shift_out_of_bounds)
+HANDLER(add_overflow)
+HANDLER(sub_overflow)
+HANDLER(mul_overflow)
+HANDLER(negate_overflow)
+HANDLER(divrem_overflow)
+HANDLER(float_cast_overflow)
+HANDLER(load_invalid_value)
+}
