@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 
@@ -23,6 +25,8 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
     )
     losses = {{
         "focal": ops.sigmoid_focal_loss(logits, dense),
+        "focal_rows": ops.sigmoid_focal_loss(logits, data["classes"], reduction="sum"),
+        "focal_planes": ops.sigmoid_focal_loss(nchw.permute(0, 2, 3, 1), data["map_classes"], reduction="sum"),
         "star": ops.sigmoid_focal_loss_star(logits, data["classes"]),
         "centerness": ops.centerness(ltrb),
         "group_norm_nchw": ops.group_norm_relu(nchw, 5),
@@ -66,6 +70,7 @@ def data():
         "ltrb": random(333, 4) * 50 - 2,
         "nchw": images,
         "channels_last": images.contiguous(memory_format=torch.channels_last),
+        "map_classes": torch.randint(-2, 35, (2, 9, 23), generator=generator),
         "boxes": boxes,
         "scores": torch.randperm(1003, generator=generator) / 1003,
         # In steps of 1/8, which all types hold.
@@ -92,6 +97,11 @@ def results(request, data, tmp_path_factory):
 BOX_KINDS = ("iou", "linear_iou", "giou", "diou", "ciou")
 EXPECTED = {  # operator -> (arguments, reference in float64)
     "focal": (("logits", "dense"), reference.sigmoid_focal_loss),
+    "focal_rows": (("logits", "classes"), functools.partial(reference.sigmoid_focal_loss, reduction="sum")),
+    "focal_planes": (
+        ("nchw", "map_classes"),
+        lambda x, y: reference.sigmoid_focal_loss(x.permute(0, 2, 3, 1), y, reduction="sum"),
+    ),
     "star": (("logits", "classes"), reference.sigmoid_focal_loss_star),
     "centerness": (("ltrb",), reference.centerness),
     "group_norm_nchw": (("nchw",), lambda x: reference.group_norm_relu(x, 5)),
