@@ -44,7 +44,7 @@ def draw(results: list[dict], title: str, path: Path) -> None:
     axes.axvline(1, color="#5f5f5f", linewidth=1.5, label="peer")
     axes.set(
         xscale="log",
-        xlabel="times faster than the peer: torchvision, or the reference where torchvision has nothing",
+        xlabel="times faster than the peer",
         ylim=(len(works) - 0.4, -0.6),
     )
     axes.set_yticks(range(len(works)), [f"{operator}  {case}" for operator, case, _ in works])
