@@ -380,7 +380,7 @@ def run_steps(check: Check) -> bool:
     gpu = machine.get("gpu") or {}
     if not gpu:
         tell(NO_GPU)
-    check.step(
+    build = check.step(
         "build",
         280,
         [sys.executable, "setup.py", "build_ext", "--inplace"],
@@ -388,7 +388,7 @@ def run_steps(check: Check) -> bool:
         FCOS_FAST_BUILD="cuda" if gpu else "auto",
     )
     check.step("info", 60, [sys.executable, "-m", "fcos_fast.info"])
-    if any(outcome.verdict != "passed" for outcome in check.outcomes):
+    if build.verdict != "passed":
         check.skip("everything else", "needs the build")
         return report(check, machine, {})
     check.pytest("tests on the GPU", 150, *TESTS, "-m", "gpu and not large")
