@@ -472,7 +472,7 @@ def change(maps, kind, level, value):
         (None, {"score_threshold": 1.5}, ValueError, "score_threshold=1.5; expected a number in [0, 1]"),
         (None, {"iou_threshold": math.nan}, ValueError, "iou_threshold=nan"),
         (None, {"topk_candidates": 0}, ValueError, "topk_candidates=0; expected a positive integer"),
-        (None, {"max_detections": 2.5}, ValueError, "max_detections=2.5; expected a positive integer"),
+        (None, {"max_detections": 2.5}, TypeError, "max_detections=2.5; expected a positive integer"),
         (None, {"units": STRIDES[:4]}, ValueError, "5 levels, 4 units; expected one of each per level"),
         (None, {"sizes": SIZES[:1]}, ValueError, "sizes has shape (1, 2); expected (2, 2)"),
         (None, {"sizes": torch.zeros(2, 2, device="meta")}, ValueError, "sizes is on meta"),
