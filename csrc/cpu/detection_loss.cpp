@@ -1,6 +1,7 @@
 // Units of work: stretches of the logits of an image and level, then stretches of locations for boxes and quality.
 // Positive locations are few: they are gathered, go through the box-loss kernel together, and are scattered.
 #include "../detection_levels.h"
+#include "../math/element.h"
 #include "focal_job.h"
 #include "reduction.h"
 
@@ -11,35 +12,11 @@ constexpr int64_t kLocationsPerUnit = 2048;
 
 template <class Real>
 Real read_as(const Tensor& t, int64_t i) {
-  const void* p = t.const_data_ptr();
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return Real(static_cast<const float*>(p)[i]);
-    case ScalarType::BFloat16:
-      return Real(static_cast<const BFloat16*>(p)[i]);
-    case ScalarType::Half:
-      return Real(static_cast<const Half*>(p)[i]);
-    default:
-      return Real(static_cast<const double*>(p)[i]);
-  }
+  return math::read_element<Real>(t.const_data_ptr(), t.scalar_type(), i);
 }
-
 template <class Real>
 void write_as(Tensor& t, int64_t i, Real value) {
-  void* p = t.mutable_data_ptr();
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      static_cast<float*>(p)[i] = float(value);
-      break;
-    case ScalarType::BFloat16:
-      static_cast<BFloat16*>(p)[i] = BFloat16(float(value));
-      break;
-    case ScalarType::Half:
-      static_cast<Half*>(p)[i] = Half(float(value));
-      break;
-    default:
-      static_cast<double*>(p)[i] = double(value);
-  }
+  math::write_element(t.mutable_data_ptr(), t.scalar_type(), i, value);
 }
 
 // What an image's loss of a part is multiplied by.

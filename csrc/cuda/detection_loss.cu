@@ -1,6 +1,7 @@
 // Two launches. The first one has a block per tile of work: stretches of the logits of a level, or 256 locations for
 // the boxes and their quality; each leaves partial sums, which the second launch adds in order. Gradients are final.
 #include "../detection_levels.h"
+#include "../math/element.h"
 #include "launch.h"
 
 namespace fcos_fast {
@@ -218,32 +219,11 @@ __device__ double plane_tile(const Job<T>& job, const Level<T>& level, int64_t t
 
 template <class C>
 __device__ __forceinline__ C read_as(const AnyMap& map, int64_t i) {
-  switch (map.dtype) {
-    case ScalarType::Float:
-      return C(static_cast<const float*>(map.values)[i]);
-    case ScalarType::BFloat16:
-      return C(float(static_cast<const BFloat16*>(map.values)[i]));
-    case ScalarType::Half:
-      return C(float(static_cast<const Half*>(map.values)[i]));
-    default:
-      return C(static_cast<const double*>(map.values)[i]);
-  }
+  return read_element<C>(map.values, map.dtype, i);
 }
 template <class C>
 __device__ __forceinline__ void write_as(const AnyMap& map, int64_t i, C value) {
-  switch (map.dtype) {
-    case ScalarType::Float:
-      static_cast<float*>(map.grad)[i] = float(value);
-      break;
-    case ScalarType::BFloat16:
-      static_cast<BFloat16*>(map.grad)[i] = BFloat16(float(value));
-      break;
-    case ScalarType::Half:
-      static_cast<Half*>(map.grad)[i] = Half(float(value));
-      break;
-    default:
-      static_cast<double*>(map.grad)[i] = double(value);
-  }
+  write_element(map.grad, map.dtype, i, value);
 }
 
 // Loss, its gradient times `upstream`, and IoU of one pair of ltrb boxes.

@@ -4,6 +4,7 @@
 // A thread always meets the same channels. In channels-last memory a panel is an image and the threads at work are a
 // multiple of the packs in a row; in NCHW memory a panel is a channel, or for the moments a group.
 #include "../group_norm_layout.h"
+#include "../math/element.h"
 #include "../math/group_norm_relu.h"
 #include "launch.h"
 
@@ -64,17 +65,7 @@ struct Parameter {
 
   template <class C>
   __device__ C at(int64_t i, C absent) const {
-    if (data == nullptr) return absent;
-    switch (dtype) {
-      case ScalarType::Float:
-        return C(static_cast<const float*>(data)[i]);
-      case ScalarType::BFloat16:
-        return C(static_cast<const BFloat16*>(data)[i]);
-      case ScalarType::Half:
-        return C(static_cast<const Half*>(data)[i]);
-      default:
-        return C(static_cast<const double*>(data)[i]);
-    }
+    return data == nullptr ? absent : math::read_element<C>(data, dtype, i);
   }
 };
 
@@ -83,20 +74,7 @@ struct ParameterGradient {
   ScalarType dtype;
 
   __device__ void set(int64_t i, double value) const {
-    if (data == nullptr) return;
-    switch (dtype) {
-      case ScalarType::Float:
-        static_cast<float*>(data)[i] = float(value);
-        break;
-      case ScalarType::BFloat16:
-        static_cast<BFloat16*>(data)[i] = BFloat16(float(value));
-        break;
-      case ScalarType::Half:
-        static_cast<Half*>(data)[i] = Half(float(value));
-        break;
-      default:
-        static_cast<double*>(data)[i] = value;
-    }
+    if (data != nullptr) math::write_element(data, dtype, i, value);
   }
 };
 

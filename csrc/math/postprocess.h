@@ -17,9 +17,8 @@
 #pragma once
 
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
+#include "element.h"
 #include "nms.h"
 
 namespace fcos_fast::math {
@@ -35,22 +34,6 @@ struct FeatureMap {
   const void* data;
   int64_t image_stride, channel_stride, location_stride;
 };
-
-// Types of elements that only survivors read: no kernel is worth compiling for each of them.
-template <class Real>
-FCOS_HOST_DEVICE Real read_element(const void* data, torch::headeronly::ScalarType dtype, int64_t i) {
-  using torch::headeronly::ScalarType;
-  switch (dtype) {
-    case ScalarType::Float:
-      return Real(static_cast<const float*>(data)[i]);
-    case ScalarType::BFloat16:
-      return Real(float(static_cast<const torch::headeronly::BFloat16*>(data)[i]));
-    case ScalarType::Half:
-      return Real(float(static_cast<const torch::headeronly::Half*>(data)[i]));
-    default:
-      return Real(static_cast<const double*>(data)[i]);
-  }
-}
 
 struct PostprocessLevel {
   FeatureMap logits, distances, centerness;  // the last without data where no score needs it
