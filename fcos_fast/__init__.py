@@ -1,7 +1,8 @@
 """FCOS object detection whose hot operations are C++/CUDA extensions.
 
-``fcos_fast.ops`` has the operators, ``fcos_fast.models`` the detectors. ``fcos_fast.load``, ``fcos_fast.fcos`` and
-``fcos_fast.backend`` are the shortcuts of everyday use; they are imported when they are first touched.
+``fcos_fast.ops`` has the operators, ``fcos_fast.models`` the detectors. ``fcos_fast.accelerate``
+makes torchvision's detectors faster. ``fcos_fast.load``, ``fcos_fast.fcos`` and ``fcos_fast.backend`` are the other
+shortcuts of everyday use; all are imported when they are first touched.
 """
 
 from importlib import import_module
@@ -13,9 +14,11 @@ except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0.0.0"
 
 _SHORTCUTS = {
+    "accelerate": "fcos_fast.integrations.accelerate",
     "backend": "fcos_fast._extension",
     "fcos": "fcos_fast.models",
     "load": "fcos_fast.engine.predict",
+    "restore": "fcos_fast.integrations.accelerate",
 }
 
 

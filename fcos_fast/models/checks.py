@@ -24,7 +24,7 @@ def check_images(images: object, device: torch.device) -> None:
         if image.dtype != torch.uint8 and not image.is_floating_point():
             raise TypeError(f"{name}: got {image.dtype}; expected uint8, or floating point in [0, 1]")
         _check_device(name, image, device)
-        if image.is_floating_point() and _values_are_checked(image) and not image.amax() <= 2:
+        if image.is_floating_point() and values_are_checked(image) and not image.amax() <= 2:
             # 2 and not 1: resampling and colour jitter overshoot a little.
             raise ValueError(
                 f"{name}: got values up to {float(image.amax()):g}; floating-point images are in [0, 1]: "
@@ -70,7 +70,7 @@ def _check_target(name: str, boxes: Tensor, labels: Tensor, num_classes: int) ->
         raise TypeError(f"{name}['boxes']: got {boxes.dtype}; expected float32")
     if labels.dtype != torch.int64:
         raise TypeError(f"{name}['labels']: got {labels.dtype}; expected int64")
-    if not _values_are_checked(boxes):
+    if not values_are_checked(boxes):
         return
     wrong = ~((boxes[:, 2:] > boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1))
     if wrong.any():
@@ -91,7 +91,7 @@ def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
         )
 
 
-def _values_are_checked(tensor: Tensor) -> bool:
+def values_are_checked(tensor: Tensor) -> bool:
     """Elsewhere than on the host, looking at a value would wait for the device."""
     return tensor.device.type == "cpu" or os.environ.get("FCOS_FAST_CHECK") == "1"
 

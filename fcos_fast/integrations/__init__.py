@@ -1,0 +1,1 @@
+"""The operators inside other projects' detectors, in place."""

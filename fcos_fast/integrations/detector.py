@@ -1,0 +1,111 @@
+"""What the accelerated torchvision detectors have in common: the way from images and targets through the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+
+from fcos_fast.integrations.cuda_graphs import Network, Sizes, run_graphed
+from fcos_fast.integrations.layers import Replaced
+from fcos_fast.models.checks import values_are_checked
+
+
+@dataclass
+class Acceleration:
+    """What :func:`fcos_fast.accelerate` did to a model, and needs in order to undo it.
+
+    Attributes:
+        replaced: layers and the classes that they had.
+        channels_last: memory format of weights and images.
+        dtype: of autocast around the network; None leaves it as the caller has it.
+        compiled: modules that run compiled.
+        cuda_graphs: whether the network is replayed from CUDA graphs.
+    """
+
+    replaced: Replaced = field(default_factory=list)
+    channels_last: bool = False
+    dtype: torch.dtype | None = None
+    compiled: list[nn.Module] = field(default_factory=list)
+    cuda_graphs: bool = False
+
+    def autocast(self, device: torch.device) -> AbstractContextManager:
+        """What the network runs under."""
+        if self.dtype is None:
+            return nullcontext()
+        enabled = self.dtype != torch.float32
+        return torch.autocast(device.type, self.dtype if enabled else None, enabled=enabled)
+
+
+class AcceleratedDetector:
+    """The forward pass of torchvision's one-stage detectors, before what a detector replaces of its own.
+
+    A base beside ``torchvision.models.detection.FCOS`` or ``RetinaNet``, whose ``transform``, ``backbone`` and
+    ``head`` it uses; their calling convention, messages' exception types and state dict are unchanged.
+    """
+
+    acceleration: Acceleration
+
+    def forward(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training, detections in evaluation, as the model's own class gives them."""
+        if self.training:
+            _check_targets(targets)
+        original_sizes = [tuple(image.shape[-2:]) for image in images]
+        batch, targets = self.transform(images, targets)
+        for i, target in enumerate(targets or ()):
+            _check_boxes(i, target["boxes"])
+
+        sizes, outputs = self._network(batch.tensors)
+        if self.training:
+            return self._losses(batch, sizes, outputs, targets)
+        detections = self._detections(batch, sizes, outputs)
+        return self.transform.postprocess(detections, batch.image_sizes, original_sizes)
+
+    def _network(self, images: Tensor) -> tuple[Sizes, Any]:
+        """Padded images (B, 3, H, W) to the sizes of the feature maps and what the head makes of them."""
+        if self.acceleration.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with self.acceleration.autocast(images.device):
+            if self.acceleration.cuda_graphs and images.is_cuda:
+                return run_graphed(self, images)
+            network = Network(self)
+            outputs = network(images)
+            return network.sizes, outputs
+
+    def _losses(
+        self, batch: ImageList, sizes: Sizes, outputs: Any, targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def _detections(self, batch: ImageList, sizes: Sizes, outputs: Any) -> list[dict[str, Tensor]]:
+        raise NotImplementedError
+
+
+def _check_targets(targets: Sequence[dict[str, Tensor]] | None) -> None:
+    """Torchvision raises AssertionError for these, which callers may rely on."""
+    if targets is None:
+        raise AssertionError("targets: got None; in training the model needs one dict per image")
+    for i, target in enumerate(targets):
+        boxes = target["boxes"]
+        if not isinstance(boxes, Tensor):
+            raise AssertionError(
+                f"targets[{i}]['boxes']: got {type(boxes).__name__}; expected a tensor (N, 4)"
+            )
+        if boxes.ndim != 2 or boxes.shape[1] != 4:
+            raise AssertionError(f"targets[{i}]['boxes']: got shape {tuple(boxes.shape)}; expected (N, 4)")
+
+
+def _check_boxes(i: int, boxes: Tensor) -> None:
+    if not values_are_checked(boxes):
+        return
+    wrong = ~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    if wrong.any():
+        box = boxes[int(wrong.nonzero()[0])].tolist()
+        raise AssertionError(f"targets[{i}]['boxes']: got {box}; expected x1 < x2 and y1 < y2")

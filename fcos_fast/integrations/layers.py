@@ -1,0 +1,176 @@
+"""Layers that do the work of two: a convolution with the batch norm after it, a group norm with its ReLU.
+
+A layer is replaced by changing its class and nothing else, so that parameters, buffers, hooks, keys and every
+reference to it stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor, fx, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from fcos_fast.models.norm import GroupNormReLU
+
+Replaced = list[tuple[nn.Module, type[nn.Module]]]
+"""Layers, each with the class that it had."""
+
+
+class FoldedConv2d(nn.Conv2d):
+    """A convolution that computes ``norm(conv(x))`` in one pass, for a norm whose statistics do not change.
+
+    The norm's scale multiplies the weight, its shift becomes the bias: nothing passes over the activations, and
+    autograd carries the scale to the gradient of ``weight``, which is the parameter that it was. A norm in training
+    mode is left to itself.
+    """
+
+    norm: tuple[nn.Module]  # in a tuple, lest it be registered here a second time
+    kept: tuple[tuple, Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to what the norm would have made of the convolution's output."""
+        if not _is_constant(self.norm[0]):
+            return super().forward(x)
+        weight, bias = self._fold_once(x) if self._may_keep() else self._fold()
+        return self._conv_forward(x, weight, bias)
+
+    def _tensors(self) -> list[Tensor]:
+        norm = self.norm[0]
+        tensors = (self.weight, self.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        return [t for t in tensors if t is not None]
+
+    def _may_keep(self) -> bool:
+        """Not what autograd goes through, nor in a graph, whose replays would not see that a weight was written."""
+        recorded = torch.compiler.is_compiling() or (
+            self.weight.is_cuda and torch.cuda.is_current_stream_capturing()
+        )
+        return not recorded and not (
+            torch.is_grad_enabled() and any(t.requires_grad for t in self._tensors())
+        )
+
+    def _fold(self) -> tuple[Tensor, Tensor]:
+        norm = self.norm[0]
+        scale = (norm.running_var + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = norm.weight * scale
+        mean = norm.running_mean if self.bias is None else norm.running_mean - self.bias
+        shift = -mean * scale if norm.bias is None else norm.bias - mean * scale
+        return self.weight * scale[:, None, None, None], shift
+
+    def _fold_once(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`_fold`, done again only where a tensor was written or replaced since, or autocast differs."""
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        key = (dtype, *((t.data_ptr(), t._version) for t in self._tensors()))
+        if self.kept is None or self.kept[0] != key:
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
+                self.kept = (key, *(t.to(dtype) for t in self._fold()))
+        return self.kept[1:]
+
+    def train(self, mode: bool = True) -> FoldedConv2d:
+        """As ``nn.Module.train``; what was folded is forgotten, as a CUDA graph writes weights unseen."""
+        self.kept = None
+        return super().train(mode)
+
+
+class FoldedFrozenBatchNorm2d(FrozenBatchNorm2d):
+    """A frozen batch norm whose work the convolution before it does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` itself."""
+        return x
+
+
+class FoldedBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm whose work in evaluation mode the convolution before it does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` itself in evaluation mode."""
+        return super().forward(x) if self.training else x
+
+
+_FOLDED = {FrozenBatchNorm2d: FoldedFrozenBatchNorm2d, nn.BatchNorm2d: FoldedBatchNorm2d}
+
+
+def _is_constant(norm: nn.Module) -> bool:
+    return isinstance(norm, FrozenBatchNorm2d) or not norm.training
+
+
+def fold_batch_norms(backbone: nn.Module) -> Replaced:
+    """Fold every batch norm of ``backbone`` that follows a convolution, which feeds nothing else, into it.
+
+    Raises:
+        ValueError: there is none, or the backbone's forward cannot be traced.
+    """
+    replaced: Replaced = []
+    for conv, norm in _conv_norm_pairs(backbone):
+        replaced += [(conv, type(conv)), (norm, type(norm))]
+        conv.__class__ = FoldedConv2d
+        conv.norm = (norm,)
+        norm.__class__ = _FOLDED[type(norm)]
+    if not replaced:
+        raise ValueError(
+            "accelerate: fold_frozen_bn=True, but no FrozenBatchNorm2d or BatchNorm2d of the backbone follows a "
+            "convolution; leave the option out"
+        )
+    return replaced
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return type(module) in _FOLDED or super().is_leaf_module(module, name)
+
+
+def _conv_norm_pairs(backbone: nn.Module) -> list[tuple[nn.Conv2d, nn.Module]]:
+    try:
+        graph = _Tracer().trace(backbone)
+    except Exception as error:  # whatever the backbone's forward does with a symbolic value
+        raise ValueError(
+            f"accelerate: fold_frozen_bn=True needs a backbone that torch.fx can trace, which "
+            f"{type(backbone).__name__} is not ({error}); leave the option out"
+        ) from error
+    modules = dict(backbone.named_modules(remove_duplicate=False))
+    called = {node: modules[node.target] for node in graph.nodes if node.op == "call_module"}
+    calls = Counter(map(id, called.values()))
+    pairs = []
+    for node, norm in called.items():
+        before = node.args[0] if node.args else None
+        conv = called.get(before)
+        if type(norm) not in _FOLDED or type(conv) is not nn.Conv2d or len(before.users) != 1:
+            continue
+        once = calls[id(conv)] == calls[id(norm)] == 1
+        if once and norm.running_var is not None:  # a batch norm may be without statistics
+            pairs.append((conv, norm))
+    return pairs
+
+
+def fuse_group_norms(model: nn.Module) -> Replaced:
+    """Fuse every group norm with the ReLU that follows it in an ``nn.Sequential``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    replaced: Replaced = []
+    for module in model.modules():
+        if not isinstance(module, nn.Sequential):
+            continue
+        for norm, relu in zip(list(module)[:-1], list(module)[1:], strict=True):
+            if type(norm) is nn.GroupNorm and type(relu) is nn.ReLU:
+                replaced += [(norm, nn.GroupNorm), (relu, nn.ReLU)]
+                norm.__class__ = GroupNormReLU
+                relu.__class__ = nn.Identity
+    if not replaced:
+        raise ValueError(
+            "accelerate: fuse_group_norm=True, but no ReLU of the model follows a GroupNorm; leave the option out"
+        )
+    return replaced
+
+
+def undo(replaced: Replaced) -> None:
+    """Give layers the class back that they had."""
+    for module, original in replaced:
+        for name in ("norm", "kept"):
+            vars(module).pop(name, None)
+        module.__class__ = original

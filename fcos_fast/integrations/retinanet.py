@@ -1,0 +1,135 @@
+"""Torchvision's RetinaNet with a fused focal loss, anchor matching without the matrix of IoUs, and exact NMS."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import (
+    RetinaNet,
+    RetinaNetClassificationHead,
+    RetinaNetHead,
+    RetinaNetRegressionHead,
+)
+from torchvision.ops import clip_boxes_to_image
+
+from fcos_fast import ops
+from fcos_fast.assignment import AnchorMatches, GroundTruth
+from fcos_fast.integrations.cuda_graphs import Sizes
+from fcos_fast.integrations.detector import AcceleratedDetector
+
+
+class AcceleratedRetinaNet(AcceleratedDetector, RetinaNet):
+    """Torchvision's RetinaNet after :func:`fcos_fast.accelerate`."""
+
+    def _losses(
+        self,
+        batch: ImageList,
+        sizes: Sizes,
+        outputs: dict[str, Tensor],
+        targets: list[dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        anchors = self._anchors(batch, sizes)
+        gt = GroundTruth.pack(
+            [target["boxes"] for target in targets], [target["labels"] for target in targets]
+        )
+        matches = ops.match_anchors(
+            anchors.float(),
+            gt,
+            high_threshold=self.proposal_matcher.high_threshold,
+            low_threshold=self.proposal_matcher.low_threshold,
+            allow_low_quality=self.proposal_matcher.allow_low_quality_matches,
+        )
+        # The regression loss touches matched anchors alone; torchvision's own takes rows of each image's boxes.
+        rows = torch.where(matches.matched >= 0, matches.matched - gt.starts[:-1, None], matches.matched)
+        return {
+            "classification": _classification_loss(outputs["cls_logits"], matches),
+            "bbox_regression": self.head.regression_head.compute_loss(
+                targets, outputs, [anchors] * len(targets), list(rows)
+            ),
+        }
+
+    def _detections(
+        self, batch: ImageList, sizes: Sizes, outputs: dict[str, Tensor]
+    ) -> list[dict[str, Tensor]]:
+        anchors = self._anchors(batch, sizes)
+        per_location = self.anchor_generator.num_anchors_per_location()
+        counts = [n * height * width for n, (height, width) in zip(per_location, sizes, strict=True)]
+        levels = list(
+            zip(
+                outputs["cls_logits"].split(counts, dim=1),
+                outputs["bbox_regression"].split(counts, dim=1),
+                anchors.split(counts),
+                strict=True,
+            )
+        )
+        return [
+            self._detect(size, [(logits[b], boxes[b], at) for logits, boxes, at in levels])
+            for b, size in enumerate(batch.image_sizes)
+        ]
+
+    def _anchors(self, batch: ImageList, sizes: Sizes) -> Tensor:
+        """(A, 4) of every image, in the precision of the images: bfloat16 of autocast would move them by pixels."""
+        like = batch.tensors.new_zeros(())  # the generator reads no more than shape, dtype and device
+        return self.anchor_generator(batch, [like.expand(1, 1, *size) for size in sizes])[0]
+
+    def _detect(
+        self, size: tuple[int, int], levels: list[tuple[Tensor, Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The detections of one image from logits (A, C), regression (A, 4) and anchors (A, 4) per level."""
+        candidates = [self._candidates(*level) for level in levels]
+        boxes, scores, labels = (torch.cat(parts) for parts in zip(*candidates, strict=True))
+        boxes = clip_boxes_to_image(boxes, size)
+        keep = ops.batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
+        return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
+
+    def _candidates(
+        self, logits: Tensor, regression: Tensor, anchors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes (N, 4), scores and labels (N,) of the best of a level that pass the threshold."""
+        flat = logits.flatten()
+        places = (flat > _surely_below(self.score_thresh)).nonzero()[:, 0]
+        scores = flat[places].to(anchors.dtype).sigmoid()
+        passes = scores > self.score_thresh
+        places, scores = places[passes], scores[passes]
+        scores, best = scores.topk(min(self.topk_candidates, len(scores)))
+        places = places[best]
+        rows = places // logits.shape[1]
+        boxes = self.box_coder.decode_single(regression[rows].to(anchors.dtype), anchors[rows])
+        return boxes, scores, places % logits.shape[1]
+
+
+def _surely_below(score: float) -> float:
+    """A logit whose sigmoid is below ``score`` by more than rounding, so that few sigmoids have to be computed."""
+    if not 0 < score < 1:
+        return -math.inf if score <= 0 else math.inf
+    return math.log(score / (1 - score)) - 0.1
+
+
+def _classification_loss(logits: Tensor, matches: AnchorMatches) -> Tensor:
+    """The mean over the images of their focal loss per matched anchor; logits are (B, A, C)."""
+    losses = [
+        ops.sigmoid_focal_loss(x, labels, reduction="sum") / (labels >= 0).sum().clamp(min=1)
+        for x, labels in zip(logits, matches.labels, strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def check_retinanet(model: RetinaNet) -> None:
+    """Raise a TypeError where parts of ``model`` are not those that torchvision's RetinaNet has."""
+    head = model.head
+    parts = {
+        "head": (head, RetinaNetHead),
+        "head.classification_head": (getattr(head, "classification_head", None), RetinaNetClassificationHead),
+        "head.regression_head": (getattr(head, "regression_head", None), RetinaNetRegressionHead),
+        "proposal_matcher": (model.proposal_matcher, Matcher),
+    }
+    for name, (part, expected) in parts.items():
+        if type(part) is not expected:
+            raise TypeError(
+                f"accelerate: model.{name} is {type(part).__name__}; expected torchvision's {expected.__name__}, "
+                "whose working is known"
+            )

@@ -1,0 +1,439 @@
+"""``fcos_fast.accelerate`` against torchvision's own FCOS and RetinaNet with the same weights."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections import OrderedDict
+from functools import partial, partialmethod
+
+import pytest
+import torch
+from torch import nn
+
+import fcos_fast
+from fcos_fast.models.norm import GroupNormReLU
+
+torchvision = pytest.importorskip("torchvision")
+from torchvision.models import detection  # noqa: E402
+from torchvision.models.detection.anchor_utils import AnchorGenerator  # noqa: E402
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone  # noqa: E402
+from torchvision.models.detection.retinanet import RetinaNetHead  # noqa: E402
+from torchvision.ops import FrozenBatchNorm2d  # noqa: E402
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7  # noqa: E402
+
+NUM_CLASSES = 7
+SIZES = {"min_size": 80, "max_size": 112}
+
+
+class Pyramid(nn.Module):
+    """Three small feature maps of strides 8, 16 and 32, with frozen norms, a bias and a norm that stands alone."""
+
+    out_channels = 64
+
+    def __init__(self, norm: type[nn.Module] = FrozenBatchNorm2d) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 64, 3, 4, 1, bias=False), norm(64), nn.ReLU(inplace=True))
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(64, 64, 3, 2, 1, bias=i == 1, groups=2), norm(64), nn.ReLU(inplace=True))
+            for i in range(3)
+        )
+        self.alone = norm(64)
+
+    def forward(self, x: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
+        x = self.stem(x)
+        features = OrderedDict()
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            features[str(i)] = self.alone(x)
+        return features
+
+
+def small_fcos(norm: type[nn.Module] = FrozenBatchNorm2d, **options) -> detection.FCOS:
+    anchors = AnchorGenerator(((8,), (16,), (33,)), ((1.0,),) * 3)
+    return detection.FCOS(Pyramid(norm), NUM_CLASSES, anchor_generator=anchors, **(SIZES | options))
+
+
+def resnet_backbone(**options) -> nn.Module:
+    """What torchvision builds where it downloads pretrained weights: frozen norms and first stages."""
+    extra = LastLevelP6P7(256, 256)
+    return resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, returned_layers=[2, 3, 4], extra_blocks=extra, **options
+    )
+
+
+def resnet_fcos() -> detection.FCOS:
+    return detection.FCOS(resnet_backbone(trainable_layers=3), NUM_CLASSES, **SIZES)
+
+
+def mobilenet_fcos() -> detection.FCOS:
+    """As in torchvision's documentation a backbone that gives one map; its last layers would only take time."""
+    backbone = torchvision.models.mobilenet_v2(weights=None, norm_layer=FrozenBatchNorm2d).features[:14]
+    backbone.out_channels = 96
+    anchors = AnchorGenerator(((16,),), ((1.0,),))
+    return detection.FCOS(backbone, NUM_CLASSES, anchor_generator=anchors, **SIZES)
+
+
+def small_retinanet() -> detection.RetinaNet:
+    """With group norm in its head, as ``retinanet_resnet50_fpn_v2`` has it."""
+    anchors = AnchorGenerator(((16, 20), (32, 40), (64, 80)), ((0.5, 1.0, 2.0),) * 3)
+    head = RetinaNetHead(64, 6, NUM_CLASSES, norm_layer=partial(nn.GroupNorm, 32))
+    return detection.RetinaNet(Pyramid(), NUM_CLASSES, anchor_generator=anchors, head=head, **SIZES)
+
+
+def plain_retinanet() -> detection.RetinaNet:
+    anchors = AnchorGenerator(((16,), (32,), (64,)), ((1.0,),) * 3)
+    return detection.RetinaNet(Pyramid(), NUM_CLASSES, anchor_generator=anchors, **SIZES)
+
+
+BUILDERS = [small_fcos, resnet_fcos, mobilenet_fcos, small_retinanet, plain_retinanet]
+
+
+def prepare(model: nn.Module) -> nn.Module:
+    """Norms near the statistics of activations, and a head with many sure and different detections."""
+    generator = torch.Generator().manual_seed(1)
+    last = {"cls_logits": (0.02, -3.0), "bbox_ctrness": (0.02, 2.0), "bbox_reg": (0.02, 0.5)}
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d)):
+                nn.init.uniform_(module.weight, 0.5, 1.0, generator=generator)
+                nn.init.normal_(module.bias, std=0.1, generator=generator)
+                nn.init.normal_(module.running_mean, std=0.1, generator=generator)
+                nn.init.uniform_(module.running_var, 0.5, 1.5, generator=generator)
+            elif isinstance(module, nn.Conv2d) and name.rpartition(".")[2] in last:
+                std, bias = last[name.rpartition(".")[2]]
+                module.weight.normal_(0, std, generator=generator)
+                module.bias.fill_(bias)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, generator=generator)
+    return model
+
+
+@pytest.fixture
+def pictures():
+    """Three sizes in one batch, boxes of several levels; the second picture has none."""
+    images = [torch.rand(3, 96, 128), torch.rand(3, 128, 100), torch.rand(3, 90, 70)]
+    targets = [
+        {
+            "boxes": torch.tensor([[10.0, 12.0, 50.0, 60.0], [4.0, 5.0, 120.0, 90.0]]),
+            "labels": torch.tensor([0, 2]),
+        },
+        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
+        {
+            "boxes": torch.tensor([[5.5, 8.0, 61.0, 80.0], [30.0, 30.0, 48.0, 49.0]]),
+            "labels": torch.tensor([1, 6]),
+        },
+    ]
+    return images, targets
+
+
+def train_step(model: nn.Module, pictures) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Losses, and the gradient of every parameter that has one."""
+    images, targets = pictures
+    dtype = next(model.parameters()).dtype
+    model.train().zero_grad()
+    losses = model([image.to(dtype) for image in images], targets)
+    sum(losses.values()).backward()
+    return losses, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def detect(model: nn.Module, images) -> list[dict[str, torch.Tensor]]:
+    dtype = next(model.parameters()).dtype
+    with torch.no_grad():
+        return model.eval()([image.to(dtype) for image in images])
+
+
+def assert_same_step(ours, theirs, tolerance: float) -> None:
+    """Losses, and the gradient of every parameter, within a relative tolerance.
+
+    A bias before a norm has a gradient of rounding errors alone: below a thousandth of all gradients together a
+    gradient's own size says nothing.
+    """
+    (losses, gradients), (expected_losses, expected) = ours, theirs
+    assert losses.keys() == expected_losses.keys()
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected_losses[name], rtol=tolerance, atol=0, check_dtype=False)
+    assert gradients.keys() == expected.keys()
+    least = 1e-3 * torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    for name, gradient in gradients.items():
+        error = (gradient - expected[name]).norm() / expected[name].norm().clamp(min=least)
+        assert error <= tolerance, f"{name}: {error}"
+
+
+def assert_same_detections(ours, theirs, rtol: float = 1e-5) -> None:
+    assert sum(len(found["boxes"]) for found in theirs) > 50
+    assert all(len(found["scores"].unique()) > 0.9 * len(found["scores"]) for found in theirs)
+    for found, expected in zip(ours, theirs, strict=True):
+        assert torch.equal(found["labels"], expected["labels"])
+        torch.testing.assert_close(found["scores"], expected["scores"], rtol=rtol, atol=0)
+        torch.testing.assert_close(found["boxes"], expected["boxes"], rtol=rtol, atol=10 * rtol)
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_training_and_detection_equal_torchvision(build, pictures, capsys):
+    model = prepare(build())
+    expected = train_step(copy.deepcopy(model), pictures)
+    expected_detections = detect(model, pictures[0])
+
+    assert fcos_fast.accelerate(model) is model
+    assert capsys.readouterr().out.count("\n") == 1
+    assert isinstance(model, (detection.FCOS, detection.RetinaNet))
+    assert_same_detections(detect(model, pictures[0]), expected_detections)
+    assert_same_step(train_step(model, pictures), expected, 1e-5)
+
+
+@pytest.mark.parametrize("build", [small_fcos, small_retinanet])
+def test_twenty_steps_give_the_same_losses(build, pictures):
+    def curve(model: nn.Module) -> torch.Tensor:
+        optimizer = torch.optim.SGD(model.parameters(), 0.002, momentum=0.9)
+        losses = []
+        for _ in range(20):
+            loss, _ = train_step(model, pictures)
+            optimizer.step()
+            losses.append(sum(loss.values()).detach())
+        return torch.stack(losses)
+
+    model = prepare(build())
+    expected = curve(copy.deepcopy(model))
+    ours = curve(fcos_fast.accelerate(model))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=0)
+    assert ours[-1] < 0.9 * ours[0]
+
+
+@pytest.mark.parametrize("build", BUILDERS)
+def test_batches_without_a_box(build, pictures):
+    """As torchvision's test of negative samples: the box losses are 0 and everything has a gradient path."""
+    model = fcos_fast.accelerate(build())
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    losses, _ = train_step(model, (pictures[0], [nothing] * 3))
+    assert losses["classification"] > 0
+    assert all(loss == 0 for name, loss in losses.items() if name != "classification")
+
+
+@pytest.mark.parametrize("build", [small_fcos, small_retinanet])
+@pytest.mark.parametrize("option", ["fold_frozen_bn", "fuse_group_norm", "channels_last"])
+def test_options_change_rounding_alone(build, option, pictures):
+    """In float64, where rounding is small enough to be told from a mistake."""
+    model = prepare(build()).double()
+    expected = train_step(fcos_fast.accelerate(copy.deepcopy(model)), pictures)
+    expected_detections = detect(model, pictures[0])
+    fcos_fast.accelerate(model, **{option: True})
+    assert_same_detections(detect(model, pictures[0]), expected_detections)
+    assert_same_step(train_step(model, pictures), expected, 1e-9)
+
+
+def test_options_did_something(pictures):
+    model = small_fcos()
+    fcos_fast.accelerate(model, fold_frozen_bn=True, fuse_group_norm=True, channels_last=True)
+    x = torch.rand(1, 64, 8, 8)
+    assert torch.equal(model.backbone.stem[1](x), x)  # the convolution before it does its work
+    assert not torch.equal(model.backbone.alone(x), x)  # no convolution is before this one
+    assert sum(isinstance(module, GroupNormReLU) for module in model.modules()) == 8
+    assert model.backbone.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bfloat16_is_within_its_rounding(pictures):
+    model = prepare(small_fcos())
+    expected, _ = train_step(copy.deepcopy(model), pictures)
+    fcos_fast.accelerate(model, precision="bfloat16", fold_frozen_bn=True, fuse_group_norm=True)
+    logits = []
+    model.head.classification_head.cls_logits.register_forward_hook(
+        lambda *args: logits.append(args[2].dtype)
+    )
+    losses, gradients = train_step(model, pictures)
+    assert set(logits) == {torch.bfloat16}
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    assert all(gradient.dtype == torch.float32 for gradient in gradients.values())
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name], rtol=0.05, atol=0)
+
+    fcos_fast.accelerate(model, precision="float32")
+    with torch.autocast("cpu", torch.bfloat16):  # the option is stronger than the caller's autocast
+        losses = model(*pictures)
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name], rtol=1e-5, atol=0)
+
+
+def test_compiled_network_gives_the_same(pictures, monkeypatch):
+    quick = partialmethod(
+        nn.Module.compile, backend="aot_eager"
+    )  # traces as inductor does, and generates nothing
+    monkeypatch.setattr(nn.Module, "compile", quick)
+    model = prepare(small_fcos())
+    expected = train_step(copy.deepcopy(model), pictures)
+    keys = list(model.state_dict())
+    fcos_fast.accelerate(model, compile=True, fold_frozen_bn=True)
+    torch._dynamo.reset()
+    assert_same_step(train_step(model, pictures), expected, 1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert list(model.state_dict()) == keys
+    assert fcos_fast.restore(model).backbone._compiled_call_impl is None
+
+
+@pytest.mark.parametrize("build", [small_fcos, small_retinanet])
+def test_state_dict_checkpoint_and_copies(build, pictures):
+    theirs = prepare(build()).double()
+    ours = build().double()
+    keys = list(ours.state_dict())
+    fcos_fast.accelerate(ours, fold_frozen_bn=True, channels_last=True)
+    assert list(ours.state_dict()) == keys
+    ours.load_state_dict(theirs.state_dict())
+    expected = detect(theirs, pictures[0])
+    assert_same_detections(detect(ours, pictures[0]), expected)
+    build().load_state_dict(ours.state_dict())
+
+    copied = copy.deepcopy(ours)
+    file = io.BytesIO()
+    torch.save(ours, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    nn.init.zeros_(ours.backbone.get_parameter(next(n for n, _ in ours.backbone.named_parameters())))
+    for other in (copied, loaded):  # on their own from now on
+        assert_same_detections(detect(other, pictures[0]), expected)
+        assert_same_detections(detect(fcos_fast.restore(other), pictures[0]), expected)
+
+
+def test_restore_gives_torchvision_back(pictures):
+    model = prepare(small_fcos())
+    before = copy.deepcopy(model)
+    parameters = [id(p) for p in model.parameters()]
+    fcos_fast.accelerate(model, fold_frozen_bn=True, fuse_group_norm=True, channels_last=True)
+    assert fcos_fast.restore(model) is model
+    assert [type(m) for m in model.modules()] == [type(m) for m in before.modules()]
+    assert [vars(m).keys() for m in model.modules()] == [vars(m).keys() for m in before.modules()]
+    assert [id(p) for p in model.parameters()] == parameters
+    assert [p.stride() for p in model.parameters()] == [p.stride() for p in before.parameters()]
+    for ours, theirs in zip(detect(model, pictures[0]), detect(before, pictures[0]), strict=True):
+        assert torch.equal(ours["boxes"], theirs["boxes"])
+
+
+def test_a_second_call_begins_anew():
+    model = fcos_fast.accelerate(small_fcos(), fold_frozen_bn=True)
+    fcos_fast.accelerate(model, fuse_group_norm=True)
+    assert type(model.backbone.stem[1]) is FrozenBatchNorm2d
+    assert type(fcos_fast.restore(model)) is detection.FCOS
+
+
+def test_folded_weights_follow_the_weights(pictures):
+    """What is folded for detecting is folded again after every way in which weights change."""
+    model = prepare(small_fcos())
+    plain = copy.deepcopy(model)
+    fcos_fast.accelerate(model, fold_frozen_bn=True)
+    detect(model, pictures[0])
+
+    def change_by_optimizer(m):
+        optimizer = torch.optim.SGD(m.parameters(), 0.05)
+        train_step(m, pictures)
+        optimizer.step()
+
+    def change_by_load(m):
+        m.load_state_dict({k: v * 1.1 if v.is_floating_point() else v for k, v in m.state_dict().items()})
+
+    def change_data(m):
+        m.backbone.stem[0].weight.data = m.backbone.stem[0].weight.data * 0.5
+
+    for change in (change_by_optimizer, change_by_load, change_data):
+        change(plain)
+        change(model)
+        for ours, theirs in zip(detect(model, pictures[0]), detect(plain, pictures[0]), strict=True):
+            torch.testing.assert_close(ours["scores"], theirs["scores"], rtol=1e-3, atol=0)
+        features = model.backbone(pictures[0][0][None])["0"]
+        torch.testing.assert_close(features, plain.backbone(pictures[0][0][None])["0"], rtol=1e-4, atol=1e-5)
+
+
+def test_trained_batch_norm_is_folded_in_evaluation_alone(pictures):
+    model = prepare(small_fcos(nn.BatchNorm2d)).double()
+    plain = copy.deepcopy(model)
+    fcos_fast.accelerate(model, fold_frozen_bn=True)
+    assert_same_step(train_step(model, pictures), train_step(plain, pictures), 1e-5)
+    for ours, theirs in zip(model.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)  # the running statistics moved alike
+    assert_same_detections(detect(model, pictures[0]), detect(plain, pictures[0]))
+
+
+def test_torchvisions_refusals_stay(pictures):
+    model = fcos_fast.accelerate(small_fcos()).train()
+    images, _ = pictures
+    with pytest.raises(AssertionError, match="got None"):
+        model(images)
+    for boxes in ([[0, 0, 1, 1]], torch.zeros(3), torch.zeros(2, 3)):
+        with pytest.raises(AssertionError, match=r"targets\[0\]\['boxes'\]"):
+            model(images[:1], [{"boxes": boxes, "labels": torch.tensor([1])}])
+    with pytest.raises(AssertionError, match="x1 < x2"):
+        model(images[:1], [{"boxes": torch.tensor([[3.0, 3.0, 3.0, 9.0]]), "labels": torch.tensor([1])}])
+
+
+class OwnFCOS(detection.FCOS):
+    pass
+
+
+def _with_other_head():
+    model = small_fcos()
+    model.head = nn.Identity()
+    return model
+
+
+def _with_wide_anchors():
+    anchors = AnchorGenerator(((8,), (16,), (32,)), ((0.5,),) * 3)
+    return detection.FCOS(Pyramid(), NUM_CLASSES, anchor_generator=anchors)
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "message"),
+    [
+        (lambda: nn.Linear(1, 1), {}, "torch.nn.modules.linear.Linear"),
+        (lambda: nn.DataParallel(small_fcos()), {}, r"\.module"),
+        (lambda: torch.compile(small_fcos()), {}, "compile=True"),
+        (lambda: OwnFCOS(Pyramid(), NUM_CLASSES), {}, "subclass"),
+        (lambda: fcos_fast.fcos("resnet18"), {}, "built in"),
+        (_with_other_head, {}, "model.head is Identity"),
+        (_with_wide_anchors, {}, "aspect ratios"),
+        (lambda: small_fcos(), {"precision": "bfloat"}, "did you mean 'bfloat16'"),
+        (lambda: small_fcos(nn.Identity), {"fold_frozen_bn": True}, "no FrozenBatchNorm2d"),
+        (plain_retinanet, {"fuse_group_norm": True}, "no ReLU"),
+        (lambda: small_fcos(), {"cuda_graphs": True}, "model.to"),
+    ],
+)
+def test_what_cannot_be_accelerated_is_refused(build, options, message):
+    model = build()
+    with pytest.raises((TypeError, ValueError), match=message):
+        fcos_fast.accelerate(model, **options)
+    if isinstance(model, detection.FCOS):
+        assert type(model) in (detection.FCOS, OwnFCOS)
+        with pytest.raises(ValueError, match="not accelerated"):
+            fcos_fast.restore(model)
+
+
+def test_a_failing_option_leaves_the_model_alone():
+    model = plain_retinanet()
+    with pytest.raises(ValueError, match="no ReLU"):
+        fcos_fast.accelerate(model, fold_frozen_bn=True, fuse_group_norm=True)
+    assert type(model) is detection.RetinaNet
+    assert type(model.backbone.stem[0]) is nn.Conv2d
+
+
+class Branching(Pyramid):
+    def forward(self, x):
+        return super().forward(x if x.mean() > 0 else -x)
+
+
+def test_a_backbone_that_cannot_be_traced_is_refused():
+    model = small_fcos()
+    model.backbone = Branching()
+    with pytest.raises(ValueError, match="torch.fx"):
+        fcos_fast.accelerate(model, fold_frozen_bn=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("build", [small_fcos, resnet_fcos, small_retinanet])
+def test_cuda_graphs_replay_the_same(build, pictures):
+    model = prepare(build()).cuda()
+    images, targets = pictures
+    pictures = [image.cuda() for image in images], [{k: v.cuda() for k, v in t.items()} for t in targets]
+    expected = train_step(copy.deepcopy(model), pictures)
+    expected_detections = detect(copy.deepcopy(model), pictures[0])
+    fcos_fast.accelerate(model, cuda_graphs=True, fold_frozen_bn=True)
+    for _ in range(3):
+        assert_same_step(train_step(model, pictures), expected, 1e-4)
+    for _ in range(3):
+        assert_same_detections(detect(model, pictures[0]), expected_detections, 1e-3)
