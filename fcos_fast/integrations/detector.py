@@ -79,6 +79,11 @@ class AcceleratedDetector:
             outputs = network(images)
             return network.sizes, outputs
 
+    def _anchors(self, batch: ImageList, sizes: Sizes) -> Tensor:
+        """(A, 4) of every image, in the precision of the images: bfloat16 of autocast would move them by pixels."""
+        like = batch.tensors.new_zeros(())  # the generator reads no more than shape, dtype and device
+        return self.anchor_generator(batch, [like.expand(1, 1, *size) for size in sizes])[0]
+
     def _losses(
         self, batch: ImageList, sizes: Sizes, outputs: Any, targets: list[dict[str, Tensor]]
     ) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 from torchvision.models.detection.fcos import FCOS, FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 from torchvision.models.detection.image_list import ImageList
@@ -54,6 +55,8 @@ class AcceleratedFCOS(AcceleratedDetector, FCOS):
         )
 
     def _detections(self, batch: ImageList, sizes: Sizes, outputs: HeadOutputs) -> list[dict[str, Tensor]]:
+        if torch.is_grad_enabled() and any(x.requires_grad for maps in outputs for x in maps):
+            return self._differentiable_detections(batch, sizes, outputs)
         levels = self._levels(batch, sizes)
         return ops.postprocess(
             *outputs,
@@ -66,6 +69,18 @@ class AcceleratedFCOS(AcceleratedDetector, FCOS):
             iou_threshold=self.nms_thresh,
             max_detections=self.detections_per_img,
         ).split()
+
+    def _differentiable_detections(
+        self, batch: ImageList, sizes: Sizes, outputs: HeadOutputs
+    ) -> list[dict[str, Tensor]]:
+        """Torchvision's own, through which gradients reach the images, as a few users want."""
+        names = ("cls_logits", "bbox_regression", "bbox_ctrness")
+        flat = {
+            name: [x.flatten(2).transpose(1, 2) for x in maps]
+            for name, maps in zip(names, outputs, strict=True)
+        }
+        anchors = list(self._anchors(batch, sizes).split([height * width for height, width in sizes]))
+        return self.postprocess_detections(flat, [anchors] * len(batch.image_sizes), batch.image_sizes)
 
     def _levels(self, batch: ImageList, feature_sizes: Sizes) -> list[Level]:
         """The centres of ``self.anchor_generator``'s anchors; their side is the unit of radius, range and distances."""

@@ -71,11 +71,6 @@ class AcceleratedRetinaNet(AcceleratedDetector, RetinaNet):
             for b, size in enumerate(batch.image_sizes)
         ]
 
-    def _anchors(self, batch: ImageList, sizes: Sizes) -> Tensor:
-        """(A, 4) of every image, in the precision of the images: bfloat16 of autocast would move them by pixels."""
-        like = batch.tensors.new_zeros(())  # the generator reads no more than shape, dtype and device
-        return self.anchor_generator(batch, [like.expand(1, 1, *size) for size in sizes])[0]
-
     def _detect(
         self, size: tuple[int, int], levels: list[tuple[Tensor, Tensor, Tensor]]
     ) -> dict[str, Tensor]:

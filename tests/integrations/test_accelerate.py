@@ -211,6 +211,22 @@ def test_batches_without_a_box(build, pictures):
 
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
+def test_scores_have_a_gradient_of_the_images(build, pictures):
+    """As torchvision's test of its models asks for."""
+
+    def gradients(model: nn.Module) -> list[torch.Tensor]:
+        images = [image.clone().requires_grad_() for image in pictures[0]]
+        sum(found["scores"].sum() + found["boxes"].sum() for found in model.eval()(images)).backward()
+        return [image.grad for image in images]
+
+    model = prepare(build())
+    expected = gradients(model)
+    for ours, theirs in zip(gradients(fcos_fast.accelerate(model)), expected, strict=True):
+        assert theirs.norm() > 0
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("build", [small_fcos, small_retinanet])
 @pytest.mark.parametrize("option", ["fold_frozen_bn", "fuse_group_norm", "channels_last"])
 def test_options_change_rounding_alone(build, option, pictures):
     """In float64, where rounding is small enough to be told from a mistake."""
