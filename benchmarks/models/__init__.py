@@ -1,0 +1,1 @@
+"""Whole models beside torchvision's: a training step, and detecting."""

@@ -1,0 +1,59 @@
+"""Detecting in two (on a GPU sixteen) 800x1088 images, from pixels to boxes."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from benchmarks.case import OURS, Case
+from benchmarks.models.fcos_resnet50 import (
+    DTYPE,
+    FAST,
+    IMAGES,
+    SHIPPED,
+    convolutions,
+    make_batch,
+    ours,
+    same,
+)
+
+SIZE = (800, 1088)
+
+
+def detect(way):
+    def run(images, _):
+        device = images[0].device
+        with torch.no_grad(), way.autocast(device):
+            return way.ready(device).eval()(images)
+
+    return run
+
+
+def check(result, expected):
+    """The scores of each image's detections, rank by rank."""
+    tolerance = 1e-3 if torch.float32 == DTYPE else 0.05
+    for found, peer in zip(result, expected, strict=True):
+        assert len(found["scores"]) == len(peer["scores"]) == 100
+        torch.testing.assert_close(found["scores"], peer["scores"].float(), rtol=tolerance, atol=0)
+
+
+CASES = [
+    Case(
+        "inference",
+        f"FCOS-R50, {IMAGES} images {SIZE[0]}x{SIZE[1]}, {FAST}, against torchvision {peer}",
+        functools.partial(make_batch, size=SIZE),
+        {
+            "torchvision": detect(way()),
+            OURS: detect(ours()),
+            "floor: its convolutions": convolutions(training=False),
+        },
+        check,
+        waits=True,
+    )
+    for peer, way in (("as shipped (float32, NCHW)", SHIPPED), ("likewise", same))
+]
+
+
+def test_inference(time_row):
+    time_row()
