@@ -21,10 +21,9 @@ def ignore_outside(targets: Targets, levels: Sequence[Level], sizes: Tensor) -> 
     """
     points = torch.cat([level.points(sizes.device) for level in levels])  # (P, 2), x and y
     outside = (points >= sizes.flip(1)[:, None, :]).any(dim=-1)  # (B, P)
-    # masked_fill: a number in torch.where would be copied to the device, which waits for it
-    labels = targets.labels.masked_fill(outside, IGNORED)
+    labels = torch.where(outside, IGNORED, targets.labels)
     positive = labels > BACKGROUND
     totals = torch.stack(
-        (positive.sum(dtype=torch.float32), targets.centerness.masked_fill(~positive, 0).sum())
+        (positive.sum(dtype=torch.float32), torch.where(positive, targets.centerness, 0.0).sum())
     )
     return replace(targets, labels=labels, totals=totals)
