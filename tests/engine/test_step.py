@@ -194,9 +194,9 @@ class NeverWaits(TorchDispatchMode):
             for tree in ((args, kwargs), result)
         )
         copies = (torch.ops.aten._to_copy, torch.ops.aten.copy_, torch.ops.aten.where)
-        if func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put_):
-            if any(index is not None and index.dtype == torch.bool for index in args[1]):
-                raise RuntimeError(f"{func} counts the elements of a mask")
+        indices = args[1] if func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put_) else ()
+        if any(index is not None and index.dtype == torch.bool for index in indices):
+            raise RuntimeError(f"{func} counts the elements of a mask")
         if "cpu" in taken | given and ("meta" not in given or func.overloadpacket in copies):
             raise RuntimeError(f"{func} between the host and the device")
         return result
