@@ -19,7 +19,8 @@ class BatchPacker:
 
     Pictures travel as uint8 where no picture of a batch changes its size. Where one does, the batch travels as
     float32: the model resizes normalised pixels, and no uint8 holds the same numbers. Losses have the bits that
-    ``model(images, targets)`` gives for the lists on the CPU.
+    ``model(images, targets)`` gives for the lists on the CPU (in a worker but for the rounding of resized pixels: torch
+    interpolates otherwise where it has one thread).
 
     Args:
         config: of the model.

@@ -68,8 +68,8 @@ def assert_compiled_is_eager(model, compiled, images, targets):
     )
     torch.testing.assert_close(actual[0], expected[0], rtol=1e-5, atol=1e-6)
     for name, gradient in expected[1].items():
-        difference = (actual[1][name] - gradient).norm() / gradient.norm()
-        assert difference < 1e-3, f"{name}: {difference}"
+        difference = (actual[1][name] - gradient).norm()
+        assert difference <= 1e-3 * gradient.norm(), f"{name}: {difference}"  # P7's may be 0
 
 
 @pytest.mark.slow
@@ -88,10 +88,11 @@ def tiny(small_model):
     return model
 
 
+@pytest.mark.slow
 def test_sizes_beyond_the_first_share_a_graph(tiny):
     """The first size has a graph of its own, the second makes one for every size."""
     compiled = torch.compile(tiny.losses, fullgraph=True, backend="aot_eager")
-    for size in [(256, 288), (288, 352), (352, 416), (416, 480)]:
+    for size in [(160, 192), (192, 256), (256, 160)]:
         assert_compiled_is_eager(tiny, compiled, *prepare(tiny, *size))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
