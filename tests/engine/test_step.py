@@ -6,6 +6,7 @@ import contextlib
 import copy
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -260,6 +261,28 @@ def test_cuda_graphs_on_the_cpu_say_that_there_are_none(tiny, capsys):
     )
     train(config)
     assert "train.cuda_graphs: the steps run without graphs: the device is cpu" in capsys.readouterr().out
+
+
+def test_compiled_losses_are_what_the_step_calls(monkeypatch):
+    """One graph of network and losses; the totals' all-reduce is waited for before it."""
+    calls = []
+
+    def compiled(function, fullgraph):
+        assert fullgraph
+        return lambda *arguments: calls.append("graph") or function(*arguments)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    plain, step = build("adamw"), build("adamw")
+    step_module.compile_losses(step.model)
+    monkeypatch.setattr(
+        step.model,
+        "_average_totals",
+        lambda _: SimpleNamespace(wait=lambda: calls.append("wait")),
+    )
+    plain(*packed(0))
+    step(*packed(0))
+    assert calls == ["wait", "graph"]
+    assert_same(state_of(step), state_of(plain), state_of(plain))
 
 
 @pytest.mark.gpu

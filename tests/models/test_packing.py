@@ -108,7 +108,7 @@ def test_workers_draw_the_same_sizes():
         for a, b in zip(
             (*images.tensors, *gt.tensors), (*other_images.tensors, *other_gt.tensors), strict=True
         ):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-3)  # of pixels from -128 to 152
 
 
 def test_packer_goes_to_a_worker():
