@@ -119,8 +119,7 @@ class Transform(nn.Module):
         """Batch what :meth:`resize` returned: as uint8 where no image was resized, else normalised."""
         if any(image.dtype != torch.uint8 for image in images):
             images = [self._normalize(x) if x.dtype == torch.uint8 else x for x in images]
-        batch = self.batch(images)
-        return replace(batch, extents=torch.tensor(batch.sizes))
+        return self.batch(images)
 
     def normalize(self, batch: ImageBatch) -> ImageBatch:
         """Normalise a uint8 batch of :meth:`pack`, on its device; a floating-point one is so already.
