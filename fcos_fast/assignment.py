@@ -5,7 +5,7 @@ These types are shared by :mod:`fcos_fast.ops` and :mod:`fcos_fast.reference`; t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
@@ -23,6 +23,14 @@ MAX_AREA = 1e8
 """Every published FCOS marks "no box" with 1e8, so a box of this area (pixels²) or more is never assigned."""
 
 
+def bucket_capacity(count: int) -> int:
+    """The capacity to pack ``count`` boxes with, so that shapes repeat: the least of 16, 64, 256, ... not below it."""
+    capacity = 16
+    while capacity < count:
+        capacity *= 4
+    return capacity
+
+
 @dataclass(frozen=True)
 class GroundTruth:
     """The boxes of a whole batch, packed.
@@ -30,7 +38,8 @@ class GroundTruth:
     Attributes:
         boxes: (M, 4) float32, xyxy in pixels, the images' boxes one after the other.
         labels: (M,) int64, classes 0..C-1.
-        starts: (B + 1,) int64; image ``b`` owns the rows ``starts[b]:starts[b + 1]``.
+        starts: (B + 1,) int64; image ``b`` owns the rows ``starts[b]:starts[b + 1]``. Rows from ``starts[B]`` on are
+            padding, which nothing reads.
     """
 
     boxes: Tensor
@@ -43,8 +52,12 @@ class GroundTruth:
         return self.starts.numel() - 1
 
     @staticmethod
-    def pack(boxes: Sequence[Tensor], labels: Sequence[Tensor]) -> GroundTruth:
-        """Pack one (M_b, 4) box tensor and one (M_b,) label tensor per image; images without a box are fine."""
+    def pack(boxes: Sequence[Tensor], labels: Sequence[Tensor], capacity: int | None = None) -> GroundTruth:
+        """Pack one (M_b, 4) box tensor and one (M_b,) label tensor per image; images without a box are fine.
+
+        ``capacity`` is the number of rows M, those beyond the boxes being padding; by default as many as there are
+        boxes.
+        """
         if len(boxes) != len(labels):
             raise ValueError(
                 f"GroundTruth.pack: got boxes of {len(boxes)} images but labels of {len(labels)}"
@@ -59,20 +72,37 @@ class GroundTruth:
                 )
         counts = [len(box) for box in boxes]
         starts = torch.tensor([0, *counts]).cumsum(0)
+        missing = 0 if capacity is None else capacity - sum(counts)
+        if missing < 0:
+            raise ValueError(
+                f"GroundTruth.pack: capacity is {capacity} but there are {sum(counts)} boxes; "
+                "take bucket_capacity(number of boxes)"
+            )
         device = boxes[0].device
         if device.type != "cpu":
             starts = starts.pin_memory() if device.type == "cuda" else starts
         return GroundTruth(
-            boxes=torch.cat(list(boxes)).to(torch.float32),
-            labels=torch.cat(list(labels)).to(torch.int64),
+            boxes=torch.cat([*boxes, boxes[0].new_zeros((missing, 4))]).to(torch.float32),
+            labels=torch.cat([*labels, labels[0].new_full((missing,), BACKGROUND)]).to(torch.int64),
             starts=starts.to(device, non_blocking=True),
         )
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, labels and starts."""
+        return self.boxes, self.labels, self.starts
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> GroundTruth:
+        """``function`` of each tensor."""
+        return GroundTruth(*map(function, self.tensors))
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GroundTruth:
         """Copy to ``device``."""
-        return GroundTruth(
-            *(t.to(device, non_blocking=non_blocking) for t in (self.boxes, self.labels, self.starts))
-        )
+        return self.map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> GroundTruth:
+        """Copy to pinned memory, from which ``to(device, non_blocking=True)`` does not wait."""
+        return self.map(Tensor.pin_memory)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ MIN_SIDE = 1.0
 _FILL = [124, 116, 104]  # ImageNet's mean colour, which normalisation turns into zero
 
 Sample = dict[str, tv_tensors.TVTensor]
+Target = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -118,12 +119,21 @@ class AugmentedDataset(Dataset):
     It is indexed by ``(epoch, index)``, and the result depends on the seed and these two alone: not on the
     worker that makes it, nor on what was made before, nor on torch's own random state, which it leaves as it
     was. So a resumed run goes on exactly. Boxes that lost their area are left out together with their labels.
+
+    ``resize`` is the last thing done to an image and its target, with the same random state; None does nothing.
     """
 
-    def __init__(self, dataset: DetectionDataset, config: AugmentConfig, seed: int = 0):
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        config: AugmentConfig,
+        seed: int = 0,
+        resize: Callable[[Tensor, Target], tuple[Tensor, Target]] | None = None,
+    ):
         self.dataset = dataset
         self.config = config
         self.seed = seed
+        self.resize = resize
         self._transform = _build(config)
 
     def __len__(self) -> int:
@@ -141,11 +151,13 @@ class AugmentedDataset(Dataset):
             # The CPU's generator, which transforms draw from; torch.manual_seed would seed every GPU as well.
             torch.default_generator.manual_seed(seed)
             sample = self._transform(sample)
-        boxes = sample["boxes"].as_subclass(Tensor)
-        keep = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(dim=1)
-        return sample["image"].as_subclass(Tensor).contiguous(), {
-            "boxes": boxes[keep],
-            "labels": target["labels"][keep],
-            "ignore": target["ignore"][keep],
-            "image_id": target["image_id"],
-        }
+            boxes = sample["boxes"].as_subclass(Tensor)
+            keep = (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(dim=1)
+            image = sample["image"].as_subclass(Tensor).contiguous()
+            target = {
+                "boxes": boxes[keep],
+                "labels": target["labels"][keep],
+                "ignore": target["ignore"][keep],
+                "image_id": target["image_id"],
+            }
+            return (image, target) if self.resize is None else self.resize(image, target)

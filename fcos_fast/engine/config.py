@@ -29,7 +29,8 @@ class DataConfig:
         classes: names of the classes in the order of their labels; by default those that occur in the training
             split, sorted.
         strict: refuse boxes without an area or outside their image instead of leaving them out.
-        workers: processes that read and augment pictures beside the training; 0 does it in between.
+        workers: processes that read, augment and pack pictures beside the training; 0 does it in between. By default
+            0 without a GPU; with one, as many as there are free processors, 8 at most.
     """
 
     root: str = ""
@@ -37,7 +38,7 @@ class DataConfig:
     val: str = "val"
     classes: tuple[str, ...] | None = None
     strict: bool = False
-    workers: int = 0
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class TrainConfig:
         seed: of the first weights, the order of the images and their augmentation.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
         precision: ``bfloat16`` (autocast), ``float32``, or ``auto``: bfloat16 where the machine is fast at it.
+        compile: compile network and losses into one graph (torch.compile), for a minute at the start of a run and
+            again where a second image size comes.
+        cuda_graphs: on a GPU, record the whole step once per image size and replay it, so that the host has next to
+            nothing to do. Worth it where few sizes occur, as with ``augment.size``.
         channels_last: keep activations with the channels innermost, which convolutions on CPUs and tensor cores want.
         ema_decay: of the moving average of the weights, which is evaluated and stored as the best; 0 does without.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
@@ -65,6 +70,8 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     precision: Precision = "auto"
+    compile: bool = False
+    cuda_graphs: bool = False
     channels_last: bool = True
     ema_decay: float = 0.998
     evaluate_every: int = 1

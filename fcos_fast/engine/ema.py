@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class ExponentialMovingAverage:
@@ -18,18 +18,28 @@ class ExponentialMovingAverage:
     Attributes:
         model: the averaged copy, in evaluation mode and without gradients.
         updates: number of updates so far.
+        weight: ``1 - d`` of the present update, float32 scalar on the model's device.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
+        self.weight = torch.zeros((), device=next(model.parameters()).device)
 
-    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average towards ``model``, which has the same parameters and buffers."""
+        self.advance()
+        self.follow(model, self.weight)
+
+    def advance(self) -> None:
+        """Count an update: what the host has to do of it."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.weight.fill_(1 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
+
+    @torch.no_grad()
+    def follow(self, model: nn.Module, weight: Tensor) -> None:
+        """Move the average towards ``model`` by a ``weight`` on the device: what the device has to do of an update."""
         averages, values = [], []
         for average, value in zip(_tensors(self.model), _tensors(model), strict=True):
             if average.is_floating_point():
@@ -37,7 +47,7 @@ class ExponentialMovingAverage:
                 values.append(value)
             else:
                 average.copy_(value)
-        torch._foreach_lerp_(averages, values, 1 - decay)
+        torch._foreach_lerp_(averages, values, [weight.to(average.dtype) for average in averages])
 
     def state_dict(self) -> dict:
         """Weights and number of updates."""
@@ -49,5 +59,5 @@ class ExponentialMovingAverage:
         self.updates = state["updates"]
 
 
-def _tensors(model: nn.Module) -> list[torch.Tensor]:
+def _tensors(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.buffers()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,34 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     groups = parameter_groups(model, config)
     if not groups:
         raise ValueError("the model has no trainable parameter; lower the number of frozen stages")
-    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
+    if config.momentum:
+        # Otherwise the first step makes it of unwritten memory, which stays where that step is skipped.
+        for parameter in (p for group in groups for p in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def prepare_for_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Learning rates as numbers on the CPU and, so that a CUDA graph reads them anew, as tensors on a GPU.
+
+    After ``load_state_dict``, which brings what the saved run had.
+    """
+    on_gpu = device.type == "cuda"
+    for group in optimizer.param_groups:
+        rate = float(group["lr"])
+        group["lr"] = torch.tensor(rate, device=device) if on_gpu else rate
+        if "capturable" in group:
+            group["capturable"] = on_gpu
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Give every group its base learning rate times ``factor``."""
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        rate = group["base_lr"] * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

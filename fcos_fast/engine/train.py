@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fcos_fast.data import Categories, DetectionDataset, load_dataset, train_loader
@@ -19,19 +19,19 @@ from fcos_fast.engine.config import Config, TrainConfig, from_plain, save_config
 from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.optimizer import build_optimizer, set_learning_rate
-from fcos_fast.engine.precision import autocast, choose_device, choose_precision
+from fcos_fast.engine.precision import choose_device, choose_precision
+from fcos_fast.engine.prefetch import prefetch
 from fcos_fast.engine.progress import Progress
 from fcos_fast.engine.random_state import seed_everything
 from fcos_fast.engine.run_folder import MetricsTable, new_run_folder
 from fcos_fast.engine.schedule import learning_rate_factor
 from fcos_fast.engine.state import TrainState
-from fcos_fast.models import FCOS
-
-LOSSES = ("classification", "bbox_regression", "bbox_ctrness")
+from fcos_fast.engine.step import LOSSES, Tally, TrainStep, compile_losses
+from fcos_fast.models import FCOS, BatchPacker
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss became infinite or not a number; the message says where, and what to change."""
+    """A loss or a gradient became infinite or not a number; the message says where, and what to change."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -116,7 +116,10 @@ def _run(
     options = config.train
     device = choose_device(options.device)
     dtype, reason = choose_precision(options.precision, device)
-    loader = train_loader(train_set, options.batch_size, config.augment, options.seed, config.data.workers)
+    packer = BatchPacker(config.model)
+    loader = train_loader(
+        train_set, options.batch_size, config.augment, options.seed, config.data.workers, packer
+    )
     state = _begin(config, train_set.categories, device)
     about = {"config": to_plain(config), **describe_model(state.model, train_set.categories)}
     if saved is not None:
@@ -125,6 +128,7 @@ def _run(
         folder = new_run_folder(options.runs, options.name)
         save_config(config, folder / "config.yaml")
         save_checkpoint(folder / "last.pt", about | state.state_dict())  # resumable from here on
+    step = _make_step(state, config, dtype)
     table = MetricsTable(folder / "metrics.csv", state.epoch)
     board = _tensorboard(folder) if options.tensorboard else None
     _print_start(config, folder, train_set, val_set, f"{device}, {dtype} ({reason})".replace("torch.", ""))
@@ -133,12 +137,12 @@ def _run(
     try:
         while state.epoch < options.epochs:
             start = time.perf_counter()
-            losses = train_epoch(state, loader, config, device, dtype)
+            losses = train_epoch(state, step, loader, config)
             seconds = time.perf_counter() - start
             state.epoch += 1
             row = {
                 "epoch": state.epoch,
-                "lr": state.optimizer.param_groups[0]["lr"],
+                "lr": float(state.optimizer.param_groups[0]["lr"]),
                 **losses,
                 "images_per_second": len(loader) * options.batch_size / seconds,
             }
@@ -189,8 +193,18 @@ def _is_due(epoch: int, options: TrainConfig) -> bool:
     return epoch % options.evaluate_every == 0 or epoch == options.epochs
 
 
+def _make_step(state: TrainState, config: Config, dtype: torch.dtype) -> TrainStep:
+    """The step of a state, which is loaded already where a run is resumed."""
+    options = config.train
+    if options.compile:
+        compile_losses(state.model)
+    return TrainStep(
+        state.model, state.optimizer, state.ema, dtype, config.optimizer.clip_norm, options.cuda_graphs
+    )
+
+
 def train_epoch(
-    state: TrainState, loader: DataLoader, config: Config, device: torch.device, dtype: torch.dtype
+    state: TrainState, train_step: TrainStep, loader: DataLoader, config: Config
 ) -> dict[str, float]:
     """One pass over the training split.
 
@@ -198,53 +212,37 @@ def train_epoch(
         ``loss`` and ``loss_<name>`` of each of the losses, averaged over the steps.
 
     Raises:
-        NonFiniteLossError: a loss is infinite or not a number.
+        NonFiniteLossError: a loss or gradient is infinite or not a number.
     """
-    model, optimizer = state.model.train(), state.optimizer
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    state.model.train()
     steps = len(loader)
-    # Reading a loss waits for the device; a CPU has nothing to wait for.
-    read_every = 1 if device.type == "cpu" else 20
-    total = torch.zeros(len(LOSSES), device=device)
+    # Reading the tally waits for the device; a CPU has nothing to wait for.
+    read_every = 1 if train_step.device.type == "cpu" else 20
     means: dict[str, float] = {}
 
+    train_step.begin_epoch()
     loader.sampler.set_epoch(state.epoch)
     title = f"epoch {state.epoch + 1}/{config.train.epochs}"
     with Progress(steps, title, images=config.train.batch_size) as progress:
-        for i, (images, targets) in enumerate(loader, start=1):
+        for i, (images, targets) in enumerate(prefetch(loader, train_step.device), start=1):
             step = state.epoch * steps + i - 1
-            set_learning_rate(
-                optimizer, learning_rate_factor(config.schedule, step, config.train.epochs * steps)
-            )
-            images = [image.to(device, non_blocking=True) for image in images]
-            targets = [
-                {name: target[name].to(device, non_blocking=True) for name in ("boxes", "labels")}
-                for target in targets
-            ]
-            with autocast(dtype, device):
-                losses = model(images, targets)
-            losses = torch.stack([losses[name] for name in LOSSES])  # (3,)
-            optimizer.zero_grad()
-            losses.sum().backward()
-            if config.optimizer.clip_norm:
-                nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm)
-            optimizer.step()
-            if state.ema is not None:
-                state.ema.update(model)
-
-            total += losses.detach()
+            factor = learning_rate_factor(config.schedule, step, config.train.epochs * steps)
+            set_learning_rate(state.optimizer, factor)
+            train_step(images, targets)
             if i % read_every == 0 or i == steps:
-                means = dict(zip(LOSSES, (total / i).tolist(), strict=True))
-                _check_finite(means, title, i, config)
+                tally = train_step.tally()
+                means = {name: total / i for name, total in zip(LOSSES, tally.sums, strict=True)}
+                _check_finite(means, tally, title, config)
             progress.update(means)
     return {"loss": sum(means.values()), **{f"loss_{name}": mean for name, mean in means.items()}}
 
 
-def _check_finite(means: dict[str, float], title: str, step: int, config: Config) -> None:
-    if not all(map(math.isfinite, means.values())):
+def _check_finite(means: dict[str, float], tally: Tally, title: str, config: Config) -> None:
+    if tally.skipped:
+        what = "gradient" if all(map(math.isfinite, means.values())) else "loss"
         values = ", ".join(f"{name} {mean:g}" for name, mean in means.items())
         raise NonFiniteLossError(
-            f"{title}, step {step}: the loss is not finite ({values}); lower optimizer.lr, now "
+            f"{title}, step {tally.finite + 1}: the {what} is not finite ({values}); lower optimizer.lr, now "
             f"{config.optimizer.lr:g}, or optimizer.clip_norm, now {config.optimizer.clip_norm:g}, "
             "or take train.precision float32"
         )

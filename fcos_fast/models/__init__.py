@@ -4,6 +4,19 @@ from fcos_fast.models.backbones import BACKBONES, build_backbone
 from fcos_fast.models.config import STRIDES, FCOSConfig
 from fcos_fast.models.fcos import FCOS, fcos
 from fcos_fast.models.head import HeadOutputs
+from fcos_fast.models.packing import BatchPacker
 from fcos_fast.models.presets import PRESETS
+from fcos_fast.models.transform import ImageBatch
 
-__all__ = ["BACKBONES", "FCOS", "PRESETS", "STRIDES", "FCOSConfig", "HeadOutputs", "build_backbone", "fcos"]
+__all__ = [
+    "BACKBONES",
+    "FCOS",
+    "PRESETS",
+    "STRIDES",
+    "BatchPacker",
+    "FCOSConfig",
+    "HeadOutputs",
+    "ImageBatch",
+    "build_backbone",
+    "fcos",
+]

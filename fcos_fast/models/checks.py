@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fcos_fast.assignment import GroundTruth
+from fcos_fast.models.transform import ImageBatch
+
 
 def check_images(images: object, device: torch.device) -> None:
     """Raise unless ``images`` is a sequence of RGB images (3, H, W), float or uint8, on ``device``."""
@@ -54,6 +57,25 @@ def check_targets(targets: object, num_images: int, num_classes: int, device: to
                 )
             _check_device(f"{name}[{key!r}]", target[key], device)
         _check_target(name, target["boxes"], target["labels"], num_classes)
+
+
+def check_packed(images: ImageBatch, targets: object, training: bool, device: torch.device) -> None:
+    """Raise unless this is a batch to train on and ``targets`` its ground truth, both on ``device``.
+
+    Values are not looked at: that was done where they were packed.
+    """
+    if not training:
+        raise ValueError(
+            "images: got an ImageBatch in evaluation; give a list of tensors (3, H, W), or .train()"
+        )
+    if not isinstance(targets, GroundTruth):
+        raise TypeError(f"targets: got {_kind(targets)} beside an ImageBatch; expected its GroundTruth")
+    if targets.batch_size != len(images.tensor):
+        raise ValueError(f"targets: got {targets.batch_size} images' for {len(images.tensor)} images")
+    for name, tensor in zip(
+        ("images", "boxes", "labels", "starts"), (images.tensor, *targets.tensors), strict=True
+    ):
+        _check_device(name, tensor, device)
 
 
 def _check_target(name: str, boxes: Tensor, labels: Tensor, num_classes: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fcos_fast import ops
 from fcos_fast.assignment import GroundTruth, Level, Targets
 from fcos_fast.models.backbones import build_backbone
-from fcos_fast.models.checks import check_images, check_targets
+from fcos_fast.models.checks import check_images, check_packed, check_targets
 from fcos_fast.models.config import STRIDES, FCOSConfig, check_fields
 from fcos_fast.models.fpn import BackboneWithFPN
 from fcos_fast.models.head import FCOSHead
@@ -34,6 +34,9 @@ class FCOS(nn.Module):
 
     Images are a list of RGB tensors (3, H, W) of any sizes, uint8 or float in [0, 1]. Targets are one
     dict per image: ``boxes`` (N, 4) float32 xyxy in pixels and ``labels`` (N,) int64 in 0..C-1; N may be 0.
+
+    Training also takes what :class:`BatchPacker` made of a batch, copied to the model's device: an
+    :class:`ImageBatch` and its :class:`GroundTruth`.
     """
 
     def __init__(self, config: FCOSConfig) -> None:
@@ -63,7 +66,9 @@ class FCOS(nn.Module):
         self._units = STRIDES if config.regression_unit == "stride" else (1,) * len(STRIDES)
 
     def forward(
-        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
+        self,
+        images: Sequence[Tensor] | ImageBatch,
+        targets: Sequence[dict[str, Tensor]] | GroundTruth | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training, detections in evaluation.
 
@@ -72,28 +77,49 @@ class FCOS(nn.Module):
                 its remedy.
         """
         device = self.transform.mean.device
+        if isinstance(images, ImageBatch):
+            check_packed(images, targets, self.training, device)
+            return self._losses(self.transform.normalize(images), targets)
         check_images(images, device)
         if self.training:
             check_targets(targets, len(images), self.config.num_classes, device)
-            return self._losses(images, targets)
+            return self._losses(*self._pack(images, targets))
         return self._detect(images)
 
-    def _losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def _pack(
+        self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
+    ) -> tuple[ImageBatch, GroundTruth]:
         resized = [self.transform(image) for image in images]
         boxes = [
             scale_boxes(target["boxes"], image_size(image), image_size(small))
             for target, image, small in zip(targets, images, resized, strict=True)
         ]
-        batch = self.transform.batch(resized)
-        assigned = self.assign(batch, GroundTruth.pack(boxes, [target["labels"] for target in targets]))
+        return self.transform.batch(resized), GroundTruth.pack(
+            boxes, [target["labels"] for target in targets]
+        )
+
+    def _losses(self, batch: ImageBatch, gt: GroundTruth) -> dict[str, Tensor]:
+        assigned = self.assign(batch, gt)
         reduction = self._average_totals(assigned)  # runs behind the forward pass
-        outputs = self.head(self.backbone(batch.tensor))
+        return self.losses(batch.tensor, assigned, reduction)
+
+    def losses(
+        self, images: Tensor, targets: Targets, reduction: dist.Work | None = None
+    ) -> dict[str, Tensor]:
+        """The network and its losses, which ``torch.compile(fullgraph=True)`` takes as one graph.
+
+        Args:
+            images: (B, 3, H, W), normalised and padded.
+            targets: of :meth:`assign`.
+            reduction: of ``targets.totals``; waited for before they are read.
+        """
+        outputs = self.head(self.backbone(images))
         if reduction is not None:
             reduction.wait()
         config = self.config
         return ops.detection_loss(
             *outputs,
-            assigned,
+            targets,
             units=self._units,
             alpha=config.focal_alpha,
             gamma=config.focal_gamma,
@@ -139,12 +165,9 @@ class FCOS(nn.Module):
         """The targets of all locations of a batch."""
         levels = self.levels(batch.padded_size)
         targets = ops.assign_targets(gt, levels, self.config.rule)
-        if not self.config.ignore_padding or all(size == batch.padded_size for size in batch.sizes):
+        if not self.config.ignore_padding or not batch.is_padded:
             return targets
-        sizes = torch.tensor(batch.sizes)
-        if gt.boxes.is_cuda:
-            sizes = sizes.pin_memory()
-        return ignore_outside(targets, levels, sizes.to(gt.boxes.device, non_blocking=True))
+        return ignore_outside(targets, levels, batch.tensors[1])
 
     def _average_totals(self, targets: Targets) -> dist.Work | None:
         """Begin to replace the totals by their mean over all processes."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +21,48 @@ class ImageBatch:
     """Images padded to one size.
 
     Attributes:
-        tensor: (B, 3, H, W); each image stands in the top left corner, zeros beyond.
+        tensor: (B, 3, H, W); each image stands in the top left corner, zeros beyond. Floating point: normalised.
+            uint8: RGB as decoded, which :meth:`Transform.normalize` normalises where the tensor lies.
         sizes: the images' own (height, width).
+        extents: (B, 2) int64, ``sizes`` beside the tensor on its device; None: copied there when it is needed.
     """
 
     tensor: Tensor
     sizes: list[Size]
+    extents: Tensor | None = None
 
     @property
     def padded_size(self) -> Size:
         """(H, W) of the batch."""
         return tuple(self.tensor.shape[-2:])
+
+    @property
+    def is_padded(self) -> bool:
+        """Is any image smaller than the batch?"""
+        return any(size != self.padded_size for size in self.sizes)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Images and extents."""
+        if self.extents is not None:
+            return self.tensor, self.extents
+        extents = torch.tensor(self.sizes)
+        if self.tensor.is_cuda:
+            extents = extents.pin_memory()
+        return self.tensor, extents.to(self.tensor.device, non_blocking=True)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> ImageBatch:
+        """``function`` of each tensor."""
+        tensor, extents = map(function, self.tensors)
+        return ImageBatch(tensor, self.sizes, extents)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageBatch:
+        """Copy to ``device``."""
+        return self.map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> ImageBatch:
+        """Copy to pinned memory, from which ``to(device, non_blocking=True)`` does not wait."""
+        return self.map(Tensor.pin_memory)
 
 
 def image_size(image: Tensor) -> Size:
@@ -77,7 +108,34 @@ class Transform(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """One RGB image (3, H, W), float in [0, 1] or uint8, normalised and resized; not yet padded."""
-        return self._resize(self._normalize(image))
+        return self._resize(self._normalize(image), self._draw_size(image_size(image)))
+
+    def resize(self, image: Tensor) -> Tensor:
+        """As :meth:`forward`, but an image that keeps its size is left as it is, to be normalised on the device."""
+        size = self._draw_size(image_size(image))
+        return image if size == image_size(image) else self._resize(self._normalize(image), size)
+
+    def pack(self, images: Sequence[Tensor]) -> ImageBatch:
+        """Batch what :meth:`resize` returned: as uint8 where no image was resized, else normalised."""
+        if any(image.dtype != torch.uint8 for image in images):
+            images = [self._normalize(x) if x.dtype == torch.uint8 else x for x in images]
+        return self.batch(images)
+
+    def normalize(self, batch: ImageBatch) -> ImageBatch:
+        """Normalise a uint8 batch of :meth:`pack`, on its device; a floating-point one is so already.
+
+        The bits are those of :meth:`forward` and :meth:`batch`.
+        """
+        if batch.tensor.is_floating_point():
+            return batch
+        tensor = self._normalize(batch.tensor)
+        if batch.is_padded:
+            device = tensor.device
+            extents = batch.tensors[1]
+            y, x = (torch.arange(side, device=device) for side in batch.padded_size)
+            beyond = (y >= extents[:, :1])[:, :, None] | (x >= extents[:, 1:])[:, None, :]  # (B, H, W)
+            tensor.masked_fill_(beyond[:, None], 0)
+        return replace(batch, tensor=tensor)
 
     def _normalize(self, image: Tensor) -> Tensor:
         white = 1 if image.is_floating_point() else 255
@@ -85,16 +143,16 @@ class Transform(nn.Module):
         if white != self.pixel_range:
             image = image * self.pixel_range if white == 1 else image / white
         if self.reverse_channels:
-            image = image.flip(0)
+            image = image.flip(-3)
         return (image - self.mean) / self.std
 
-    def _resize(self, image: Tensor) -> Tensor:
+    def _draw_size(self, size: Size) -> Size:
         min_size = self.min_sizes[-1]
         if self.training and len(self.min_sizes) > 1:
             min_size = self.min_sizes[int(torch.empty(1).uniform_(0, len(self.min_sizes)))]
-        if min_size is None:
-            return image
-        size = resized(image_size(image), min_size, self.max_size)
+        return size if min_size is None else resized(size, min_size, self.max_size)
+
+    def _resize(self, image: Tensor, size: Size) -> Tensor:
         if size == image_size(image):
             return image
         return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]

@@ -136,12 +136,14 @@ def check_ground_truth(op: str, gt: GroundTruth) -> None:
 
 
 def _check_boxes_and_labels(op: str, gt: GroundTruth) -> None:
-    wrong = ~((gt.boxes[:, 2:] > gt.boxes[:, :2]).all(dim=1))
+    used = max(0, int(gt.starts[-1]))  # what follows is padding
+    boxes, labels = gt.boxes[:used], gt.labels[:used]
+    wrong = ~((boxes[:, 2:] > boxes[:, :2]).all(dim=1))
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise ValueError(
-            f"{op}: box {row} is {gt.boxes[row].tolist()}; expected x1 < x2 and y1 < y2 in pixels. "
+            f"{op}: box {row} is {boxes[row].tolist()}; expected x1 < x2 and y1 < y2 in pixels. "
             "Leave boxes without an area out."
         )
-    if (gt.labels < 0).any():
-        raise ValueError(f"{op}: label {int(gt.labels.min())}; expected classes 0..C-1")
+    if (labels < 0).any():
+        raise ValueError(f"{op}: label {int(labels.min())}; expected classes 0..C-1")

@@ -15,6 +15,7 @@ from fcos_fast.data import (
     synthetic_dataset,
     train_loader,
 )
+from fcos_fast.data.loader import default_workers
 
 AUGMENT = AugmentConfig((60, 80), (0.5, 1.5), iou_crop=0.5)
 
@@ -113,3 +114,19 @@ def test_unreadable_image_is_one_line_also_from_a_worker(make_voc, workers):
         next(iter(eval_loader(data, 1, workers)))
     assert str(caught.value).startswith(str(file))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "processors", "processes", "expected"),
+    [(False, 16, 1, 0), (True, 64, 1, 8), (True, 8, 2, 3), (True, 1, 1, 1)],
+)
+def test_workers_by_default(gpu, processors, processes, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert default_workers() == expected
+
+
+def test_a_loader_without_a_gpu_has_no_workers_by_default(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert eval_loader(synthetic_dataset(2), 1, workers=None).num_workers == 0

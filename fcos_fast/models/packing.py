@@ -1,0 +1,49 @@
+"""What a training batch needs of the host, done where pictures are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fcos_fast.assignment import GroundTruth, bucket_capacity
+from fcos_fast.models.checks import check_targets
+from fcos_fast.models.config import FCOSConfig
+from fcos_fast.models.transform import ImageBatch, Transform, image_size, scale_boxes
+
+
+class BatchPacker:
+    """Resizes, checks and packs samples in a loader's worker, so that a step only copies and normalises.
+
+    Pictures travel as uint8 where no picture of a batch changes its size. Where one does, the batch travels as
+    float32: the model resizes normalised pixels, and no uint8 holds the same numbers. Losses have the bits that
+    ``model(images, targets)`` gives for the lists on the CPU (in a worker but for the rounding of resized pixels: torch
+    interpolates otherwise where it has one thread).
+
+    Args:
+        config: of the model.
+    """
+
+    def __init__(self, config: FCOSConfig) -> None:
+        self.transform = Transform(config)
+        self.num_classes = config.num_classes
+
+    def resize(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """One sample at the size that the model trains it at; of several sizes torch's generator draws one."""
+        small = self.transform.resize(image)
+        return small, {**target, "boxes": scale_boxes(target["boxes"], image_size(image), image_size(small))}
+
+    def collate(self, samples: Sequence[tuple[Tensor, dict[str, Any]]]) -> tuple[ImageBatch, GroundTruth]:
+        """Pack resized samples.
+
+        Raises:
+            ValueError, TypeError: for a label or box that no model can learn; the message names it.
+        """
+        images, targets = zip(*samples, strict=True)
+        check_targets(targets, len(images), self.num_classes, torch.device("cpu"))
+        boxes = [target["boxes"] for target in targets]
+        capacity = bucket_capacity(sum(map(len, boxes)))
+        gt = GroundTruth.pack(boxes, [target["labels"] for target in targets], capacity)
+        return self.transform.pack(images), gt

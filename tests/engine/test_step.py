@@ -1,0 +1,346 @@
+"""The step on the device: against plain torch, guarded against what is not finite, without a look at a value."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fcos_fast.engine import step as step_module
+from fcos_fast.engine.ema import ExponentialMovingAverage
+from fcos_fast.engine.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
+from fcos_fast.engine.prefetch import prefetch
+from fcos_fast.engine.step import TrainStep
+from fcos_fast.engine.train import NonFiniteLossError, _check_finite, train
+from fcos_fast.models import FCOS, BatchPacker, FCOSConfig, ImageBatch
+
+MODEL = FCOSConfig(
+    backbone="resnet18",
+    num_classes=3,
+    fpn_channels=32,
+    head_channels=64,
+    head_convs=1,
+    min_size=None,
+    max_size=None,
+)
+OPTIMIZERS = {
+    "sgd": OptimizerConfig(name="sgd", lr=0.01, weight_decay=0.01),
+    "adamw": OptimizerConfig(name="adamw", lr=0.001),
+}
+each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+
+
+def samples(seed: int, sizes=((64, 96), (60, 80))):
+    """Lists of images and targets as a data set has them."""
+    generator = torch.Generator().manual_seed(seed)
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
+    targets = [
+        {"boxes": torch.tensor([[4.0, 5 + b, 40, 50], [20, 10, 70, 40]]), "labels": torch.tensor([b % 3, 1])}
+        for b in range(len(sizes))
+    ]
+    return images, targets
+
+
+def packed(seed: int, **sizes):
+    return BatchPacker(MODEL).collate(list(zip(*samples(seed, **sizes), strict=True)))
+
+
+def build(name: str, device: str = "cpu", **options) -> TrainStep:
+    torch.manual_seed(0)
+    model = FCOS(MODEL).to(device).train()
+    optimizer = build_optimizer(model, OPTIMIZERS[name])
+    return TrainStep(model, optimizer, ExponentialMovingAverage(model, 0.5), **({"clip_norm": 1.0} | options))
+
+
+def state_of(step: TrainStep) -> dict[str, torch.Tensor]:
+    """Copies of all that a step may change, by name."""
+    optimizer = {
+        f"optimizer.{i}.{k}": v
+        for i, state in step.optimizer.state_dict()["state"].items()
+        for k, v in state.items()
+    }
+    tensors = step.model.state_dict() | {f"ema.{k}": v for k, v in step.ema.model.state_dict().items()}
+    return {k: v.clone() for k, v in (tensors | optimizer).items()}
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], keys) -> None:
+    for key in keys:
+        assert torch.equal(a[key], b[key]), key
+
+
+@each_optimizer
+def test_equals_plain_torch(name):
+    """Lists instead of packed batches, the optimizer's plain loop, clipping and averaging written out."""
+    step = build(name)
+    model = copy.deepcopy(step.model)
+    config = OPTIMIZERS[name]
+    groups = [
+        {k: v for k, v in group.items() if k in ("weight_decay", "lr")}
+        | {"params": [dict(model.named_parameters())[n] for n in names]}
+        for group, names in zip(step.optimizer.param_groups, _names(step), strict=True)
+    ]
+    plain = (
+        torch.optim.SGD(groups, momentum=config.momentum, foreach=False)
+        if name == "sgd"
+        else torch.optim.AdamW(groups, betas=config.betas, foreach=False)
+    )
+    average = {k: v.clone() for k, v in model.state_dict().items()}
+    losses = []
+    for t in range(1, 4):
+        set_learning_rate(step.optimizer, 1 / t)
+        step(*packed(t))
+        for group in plain.param_groups:
+            group["lr"] = config.lr / t
+        found = model(*samples(t))
+        losses.append([found[key].item() for key in step_module.LOSSES])
+        plain.zero_grad()
+        sum(found.values()).backward()
+        gradients = [p.grad for p in model.parameters()]
+        norm = sum(g.double().square().sum() for g in gradients).sqrt().float()
+        assert norm > 1
+        for gradient in gradients:
+            gradient.mul_(1 / norm)
+        plain.step()
+        d = min(0.5, (1 + t) / (10 + t))
+        for k, v in model.state_dict().items():
+            average[k] = d * average[k] + (1 - d) * v if v.is_floating_point() else v.clone()
+    for ours, theirs in (
+        (step.model.state_dict(), model.state_dict()),
+        (step.ema.model.state_dict(), average),
+    ):
+        for key, value in theirs.items():
+            torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=2e-4, msg=key)
+    tally = step.tally()
+    torch.testing.assert_close(torch.tensor(tally.sums), torch.tensor(losses).sum(0), rtol=1e-4, atol=0)
+    assert (tally.skipped, tally.finite) == (0, 3)
+    step.begin_epoch()
+    assert step.tally().finite == 0
+
+
+def _names(step: TrainStep) -> list[list[str]]:
+    names = {p: n for n, p in step.model.named_parameters()}
+    return [[names[p] for p in group["params"]] for group in step.optimizer.param_groups]
+
+
+def spoilt_images(step: TrainStep) -> tuple:
+    """A batch whose losses are not a number, nor are the statistics that the batch norms make of it."""
+    images, targets = packed(7)
+    tensor = step.model.transform.normalize(images).tensor
+    tensor[0, 0, 3, 3] = float("nan")
+    return replace(images, tensor=tensor), targets
+
+
+@contextlib.contextmanager
+def infinite_loss(step: TrainStep):
+    """The gradients stay finite, as they do for one of several processes whose loss is infinite."""
+    losses = step.model.losses
+    step.model.losses = lambda *arguments: {k: v + torch.inf for k, v in losses(*arguments).items()}
+    yield
+    del step.model.losses
+
+
+@contextlib.contextmanager
+def infinite_gradient(step: TrainStep):
+    """The losses stay finite."""
+    hook = step.model.head.classification_head.cls_logits.bias.register_hook(lambda g: g / 0)
+    yield
+    hook.remove()
+
+
+@each_optimizer
+@pytest.mark.parametrize("what", ["pixel", "loss", "gradient"])
+@pytest.mark.parametrize("before", [0, 2], ids=["first_step", "later"])
+def test_a_step_that_is_not_finite_leaves_everything_as_it_was(name, what, before):
+    step, undisturbed = build(name), build(name)
+    for t in range(before):
+        step(*packed(t))
+        undisturbed(*packed(t))
+    # AdamW makes its state of zeros in the first step
+    kept, zeros = state_of(step), (lambda v: torch.zeros_like(v))
+    if what == "pixel":
+        step(*spoilt_images(step))
+    else:
+        with infinite_loss(step) if what == "loss" else infinite_gradient(step):
+            step(*packed(7))
+    after = state_of(step)
+    assert_same(after, {k: kept.get(k, zeros(v)) for k, v in after.items()}, after)
+    tally = step.tally()
+    assert (tally.skipped, tally.finite) == (1, before)
+    assert all(map(torch.isfinite, torch.tensor(tally.sums))) == (what == "gradient")
+
+    step(*packed(8))
+    undisturbed(*packed(8))
+    a, b = state_of(step), state_of(undisturbed)
+    assert_same(a, b, [k for k in a if not k.startswith("ema.")])  # the average counted the skipped step
+    assert (step.tally().skipped, step.tally().finite) == (1, before)
+
+
+def test_the_message_names_the_step_and_what_it_was(tiny):
+    tally = step_module.Tally(sums=(1.0, 1.0, 1.0), skipped=2, finite=4)
+    with pytest.raises(NonFiniteLossError, match=r"epoch 2/9, step 5: the gradient is not finite .*lower"):
+        _check_finite(dict.fromkeys(step_module.LOSSES, 0.5), tally, "epoch 2/9", tiny)
+
+
+class NeverWaits(TorchDispatchMode):
+    """Raises where an operator reads the device's values, or brings pageable host memory to it.
+
+    Tensors on ``meta`` stand for those on a GPU: torch itself cannot read them. A number that goes along with an
+    operator is a CPU tensor without axes, and allowed but where torch copies it to the device first.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten._fused_sgd_, torch.ops.aten._fused_adamw_):
+            return None  # there is no such thing on meta
+        result = func(*args, **(kwargs or {}))
+        taken, given = (
+            {t.device.type for t in tree_leaves(tree) if isinstance(t, torch.Tensor)}
+            for tree in ((args, kwargs), result)
+        )
+        copies = (torch.ops.aten._to_copy, torch.ops.aten.copy_, torch.ops.aten.where)
+        indices = args[1] if func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put_) else ()
+        if any(index is not None and index.dtype == torch.bool for index in indices):
+            raise RuntimeError(f"{func} counts the elements of a mask")
+        if "cpu" in taken | given and ("meta" not in given or func.overloadpacket in copies):
+            raise RuntimeError(f"{func} between the host and the device")
+        return result
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: torch.where(x > 0, x, torch.tensor(0.0)),
+        lambda x: x + torch.ones(4).to(x.device),
+        lambda x: x.index_put_((x > 0,), x[:1]),
+        lambda x: bool((x > 0).all()),
+    ],
+    ids=["item", "tolist", "cpu", "nonzero", "mask", "where", "to", "put", "bool"],
+)
+def test_reading_is_noticed(read):
+    x = torch.ones(4, device="meta")
+    with NeverWaits():
+        x * 2 + x.masked_fill(x > 0, 1.0)
+    with pytest.raises((RuntimeError, NotImplementedError)), NeverWaits():
+        read(x)
+
+
+@each_optimizer
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_never_looks_at_a_value_of_the_device(name, norm, monkeypatch):
+    monkeypatch.setattr(step_module, "autocast", lambda *_: contextlib.nullcontext())  # not for meta
+    for module in ("sgd", "adam"):
+        monkeypatch.setattr(
+            sys.modules[f"torch.optim.{module}"], "_device_dtype_check_for_fused", lambda *_, **__: None
+        )
+    with torch.device("meta"):
+        model = FCOS(replace(MODEL, norm=norm)).train()
+    optimizer = build_optimizer(model, OPTIMIZERS[name])
+    step = TrainStep(model, optimizer, ExponentialMovingAverage(model, 0.5), clip_norm=1.0)
+    images, targets = packed(0)
+    assert images.is_padded
+    images, targets = images.to("meta"), targets.to("meta")
+    with NeverWaits():
+        step(images, targets)
+        step(images, targets)
+
+
+def test_on_the_cpu_prefetching_is_nothing():
+    batches = [packed(0), packed(1)]
+    for (images, targets), (same_images, same_targets) in zip(
+        batches, prefetch(batches, torch.device("cpu")), strict=True
+    ):
+        assert same_images.tensor is images.tensor
+        assert same_targets.boxes is targets.boxes
+
+
+def test_cuda_graphs_on_the_cpu_say_that_there_are_none(tiny, capsys):
+    config = replace(
+        tiny, data=replace(tiny.data, val=""), train=replace(tiny.train, epochs=1, cuda_graphs=True)
+    )
+    train(config)
+    assert "train.cuda_graphs: the steps run without graphs: the device is cpu" in capsys.readouterr().out
+
+
+def test_compiled_losses_are_what_the_step_calls(monkeypatch):
+    """One graph of network and losses; the totals' all-reduce is waited for before it."""
+    calls = []
+
+    def compiled(function, fullgraph):
+        assert fullgraph
+        return lambda *arguments: calls.append("graph") or function(*arguments)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    plain, step = build("adamw"), build("adamw")
+    step_module.compile_losses(step.model)
+    monkeypatch.setattr(
+        step.model,
+        "_average_totals",
+        lambda _: SimpleNamespace(wait=lambda: calls.append("wait")),
+    )
+    plain(*packed(0))
+    step(*packed(0))
+    assert calls == ["wait", "graph"]
+    assert_same(state_of(step), state_of(plain), state_of(plain))
+
+
+@pytest.mark.gpu
+@each_optimizer
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_never_waits_for_the_gpu(name, cuda_graphs, monkeypatch):
+    monkeypatch.delenv("FCOS_FAST_CHECK", raising=False)
+    step = build(name, "cuda", dtype=torch.bfloat16, cuda_graphs=cuda_graphs)
+    batches = list(prefetch([tuple(part.pin_memory() for part in packed(t)) for t in range(6)], step.device))
+    for batch in batches[:5]:  # libraries wait while they set themselves up; capture waits
+        step(*batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        set_learning_rate(step.optimizer, 0.5)
+        step(*batches[5])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert step.tally().finite == 6
+
+
+@pytest.mark.gpu
+@each_optimizer
+def test_graphed_steps_are_eager_steps(name, monkeypatch):
+    """Two sizes in turns, a learning rate that changes, and a batch that is skipped."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    sizes = [((64, 96), (60, 80)), ((128, 96), (100, 90))]
+    eager, graphed = build(name, "cuda"), build(name, "cuda", cuda_graphs=True)
+    for t in range(16):
+        batch = [part.to("cuda") for part in packed(t, sizes=sizes[t % 2])]
+        if t in (1, 13):
+            tensor = eager.model.transform.normalize(batch[0]).tensor.clone()
+            tensor[0, 0, 3, 3] = float("nan")
+            batch[0] = ImageBatch(tensor, batch[0].sizes, batch[0].extents)
+        for step in (eager, graphed):
+            set_learning_rate(step.optimizer, 1 / (1 + t))
+            step(*batch)
+    assert len(graphed._run.graphs) == 2
+    assert eager.tally().skipped == graphed.tally().skipped == 2
+    for (key, a), b in zip(state_of(eager).items(), state_of(graphed).values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.gpu
+def test_prefetched_batches_hold_what_was_loaded():
+    """While the user's stream is busy, and the copies' memory is given back and taken again."""
+    batches = [tuple(part.pin_memory() for part in packed(t)) for t in range(8)]
+    sums = []
+    for images, _ in prefetch(batches, torch.device("cuda")):
+        torch.cuda._sleep(10_000_000)
+        sums.append(images.tensor.long().sum())
+        del images
+    assert [s.item() for s in sums] == [images.tensor.long().sum().item() for images, _ in batches]
