@@ -19,13 +19,13 @@ from fcos_fast.engine.config import Config, TrainConfig, from_plain, save_config
 from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.optimizer import build_optimizer, set_learning_rate
-from fcos_fast.engine.precision import autocast, choose_device, choose_precision
 from fcos_fast.engine.progress import Progress
 from fcos_fast.engine.random_state import seed_everything
 from fcos_fast.engine.run_folder import MetricsTable, new_run_folder
 from fcos_fast.engine.schedule import learning_rate_factor
 from fcos_fast.engine.state import TrainState
 from fcos_fast.models import FCOS
+from fcos_fast.precision import autocast, choose_device, choose_precision
 
 LOSSES = ("classification", "bbox_regression", "bbox_ctrness")
 
