@@ -116,15 +116,25 @@ class FCOS(nn.Module):
         detections: list[dict[str, Tensor]] = [{} for _ in images]
         for indices in self.transform.groups(resized):
             batch = self.transform.batch([resized[i] for i in indices])
-            for i, found in zip(indices, self._detect_batch(batch), strict=True):
-                found["boxes"] = scale_boxes(found["boxes"], image_size(resized[i]), image_size(images[i]))
-                detections[i] = found
+            found = self.postprocess(self.network(batch.tensor), batch)
+            for i, detection in zip(indices, found, strict=True):
+                detection["boxes"] = scale_boxes(
+                    detection["boxes"], image_size(resized[i]), image_size(images[i])
+                )
+                detections[i] = detection
         return detections
 
-    def _detect_batch(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
-        outputs = self.network(batch.tensor)
+    def network(self, x: Tensor) -> HeadOutputs:
+        """Images (B, 3, H, W) as the backbone sees them, padded, to the outputs of the head."""
+        if self.inference_dtype is None:
+            return self.head(self.backbone(x))
+        with torch.autocast(x.device.type, enabled=False):  # every layer has its dtype already
+            return self.head(self.backbone(x.to(self.inference_dtype)))
+
+    def postprocess(self, outputs: HeadOutputs, batch: ImageBatch) -> list[dict[str, Tensor]]:
+        """The detections of each image of ``batch``, in pixels of the images as they lie in it."""
         config = self.config
-        found = ops.postprocess(
+        return ops.postprocess(
             *outputs,
             self.levels(batch.padded_size),
             batch.sizes,
@@ -135,15 +145,7 @@ class FCOS(nn.Module):
             iou_threshold=config.nms_threshold,
             max_detections=config.max_detections,
             inclusive_boxes=config.inclusive_boxes,
-        )
-        return found.split()
-
-    def network(self, x: Tensor) -> HeadOutputs:
-        """Images (B, 3, H, W) as the backbone sees them, padded, to the outputs of the head."""
-        if self.inference_dtype is None:
-            return self.head(self.backbone(x))
-        with torch.autocast(x.device.type, enabled=False):  # every layer has its dtype already
-            return self.head(self.backbone(x.to(self.inference_dtype)))
+        ).split()
 
     def optimize_for_inference(self, precision: Precision = "auto", compile: bool = False) -> FCOS:
         """A copy of this model that detects faster, and does nothing else; this model stays as it is.
@@ -158,8 +160,9 @@ class FCOS(nn.Module):
         Args:
             precision: of the weights and activations; ``auto`` is bfloat16 where the device is fast at it, else
                 float32. Pixel values, norms of the head and post-processing are float32 in any case.
-            compile: run the network through ``torch.compile``, which fuses more. The first batch, and the first of
-                another size, then take up to minutes.
+            compile: run the network through ``torch.compile``, which fuses ReLU and addition into the convolutions.
+                For pictures of one size, or few: the first batch of every other shape compiles anew, for up to
+                minutes, and from the ninth on torch runs them as without it.
 
         Raises:
             RuntimeError: for a model that is such a copy already.
@@ -174,7 +177,11 @@ class FCOS(nn.Module):
             if isinstance(module, (nn.Conv2d, nn.GroupNorm)) and not isinstance(module, GroupNormReLU):
                 module.to(model.inference_dtype, memory_format=torch.channels_last)
         if compile:
-            model.network = torch.compile(model.network, options={"freezing": True})
+            model.network = torch.compile(
+                model.network,
+                dynamic=False,  # a network for any size is slower than none compiled
+                options={"freezing": True},
+            )
         return model
 
     def train(self, mode: bool = True) -> FCOS:
