@@ -15,6 +15,7 @@ except PackageNotFoundError:  # a source tree that was not installed
 _SHORTCUTS = {
     "backend": "fcos_fast._extension",
     "fcos": "fcos_fast.models",
+    "keep_memory": "fcos_fast.memory",
     "load": "fcos_fast.engine.predict",
 }
 

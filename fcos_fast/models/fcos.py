@@ -25,6 +25,7 @@ from fcos_fast.models.norm import GroupNormReLU
 from fcos_fast.models.padding import ignore_outside
 from fcos_fast.models.presets import PRESETS
 from fcos_fast.models.transform import ImageBatch, Size, Transform, image_size, scale_boxes
+from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import Precision, choose_precision
 
 _FOR_INFERENCE = "this FCOS was made by optimize_for_inference, its batch norms are gone"
@@ -152,8 +153,10 @@ class FCOS(nn.Module):
 
         Batch norms, plain and frozen, are folded into the convolutions, the weights are channels-last and in the
         precision of the device that they lie on (``.to(device)`` first), so that no norm of the backbone and no type
-        conversion is left in the forward pass. Detections change by rounding alone: boxes by a small fraction of a
-        pixel in float32, as under autocast in bfloat16; one whose score lies that near to a threshold can come or go.
+        conversion is left in the forward pass. In float32 on a CPU, large 3x3 convolutions are computed by Winograd's
+        method, for which their weights are also kept transformed: the weights of a ResNet50 then take three times the
+        memory. Detections change by rounding alone: boxes by a small fraction of a pixel in float32, as under autocast
+        in bfloat16; one whose score lies that near to a threshold can come or go.
 
         The copy has another state dict, with a bias in place of each norm, and cannot be trained.
 
@@ -170,18 +173,18 @@ class FCOS(nn.Module):
         if self.inference_dtype is not None:
             raise RuntimeError(f"{_FOR_INFERENCE}; optimize the model that it was made from")
         model = copy.deepcopy(self).eval().requires_grad_(False)
-        model.inference_dtype, _ = choose_precision(precision, self.transform.mean.device)
+        device = self.transform.mean.device
+        model.inference_dtype, _ = choose_precision(precision, device)
         fold_batch_norms(model.backbone, conv_norm_pairs(model.backbone))
         for module in model.modules():
             # The head's norms take bfloat16 maps with their float32 parameters.
             if isinstance(module, (nn.Conv2d, nn.GroupNorm)) and not isinstance(module, GroupNormReLU):
                 module.to(model.inference_dtype, memory_format=torch.channels_last)
         if compile:
-            model.network = torch.compile(
-                model.network,
-                dynamic=False,  # a network for any size is slower than none compiled
-                options={"freezing": True},
-            )
+            # Not dynamic: a network compiled for any size is slower than one that is not compiled.
+            model.network = torch.compile(model.network, dynamic=False, options={"freezing": True})
+        elif device.type == "cpu" and model.inference_dtype == torch.float32:
+            use_winograd(model)
         return model
 
     def train(self, mode: bool = True) -> FCOS:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fcos_fast.models.norm import FrozenBatchNorm2d
+from fcos_fast.models.winograd import WinogradConv2d
 from tests.models.test_folding import give_statistics
 
 MODELS = {
@@ -24,6 +25,11 @@ def model(request, small_model, make_talkative):
     give_statistics(model)
     make_talkative(model)
     return model
+
+
+@pytest.fixture
+def winograd_however_small(monkeypatch):
+    monkeypatch.setattr("fcos_fast.models.winograd.MIN_TILES", 1)
 
 
 class Operators(TorchDispatchMode):
@@ -45,8 +51,9 @@ def _error(maps, exact) -> float:
     return (differences.norm() / torch.cat([b.flatten() for b in exact]).norm()).item()
 
 
-def test_float32_detections_are_the_models_own(model, batch):
+def test_float32_detections_are_the_models_own(model, batch, winograd_however_small):
     optimized = model.optimize_for_inference("float32")
+    assert any(isinstance(module, WinogradConv2d) for module in optimized.modules())
     for found, expected in zip(optimized(batch[0]), model(batch[0]), strict=True):
         assert len(found["labels"]) == len(expected["labels"]) > 20
         torch.testing.assert_close(found["scores"], expected["scores"], rtol=0, atol=1e-4)
@@ -68,7 +75,9 @@ def test_bfloat16_is_no_worse_than_autocast(model):
 
 
 def test_bfloat16_detections_are_float32(model, batch):
-    for found in model.optimize_for_inference("bfloat16")(batch[0]):
+    optimized = model.optimize_for_inference("bfloat16")
+    assert not any(isinstance(module, WinogradConv2d) for module in optimized.modules())
+    for found in optimized(batch[0]):
         assert found["boxes"].dtype == found["scores"].dtype == torch.float32
         assert len(found["scores"]) > 0
 
