@@ -37,6 +37,7 @@ WEIGHT = [
     [0, 0, 1],
 ]
 OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+ADDED_TO_EVERY_OUTPUT = 7  # row 1, column 1 of 6x6: the second column of OUTPUT is all ones
 
 
 def use_winograd(module: nn.Module) -> None:
@@ -104,6 +105,7 @@ class WinogradConv2d(nn.Module):
         count = images * down * across
         x = self.input_transform @ x.reshape(36, count * channels)
         x = torch.bmm(x.view(36, count, channels), self.transformed)
+        if self.bias is not None:
+            x[ADDED_TO_EVERY_OUTPUT] += self.bias
         x = self.output_transform @ x.view(36, -1)
-        x = x.view(TILE, TILE, images, down, across, -1).permute(2, 3, 0, 4, 1, 5)
-        return x if self.bias is None else x + self.bias
+        return x.view(TILE, TILE, images, down, across, -1).permute(2, 3, 0, 4, 1, 5)
