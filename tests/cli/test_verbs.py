@@ -28,7 +28,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 def test_train_evaluate_detect(tmp_path, pictures, capsys):
     """The whole way, each verb with what the one before left and printed."""
     run = ["train", "--data.root", str(pictures), "--train.epochs", "1", "--train.batch_size", "5", *SMALL]
-    assert main(run) == 0
+    assert main([*run, "--train.precision", "float32"]) == 0
     output = capsys.readouterr().out
     assert "fcos-fast detect --checkpoint runs/train/best.pt" in output
     left = {path.name for path in (tmp_path / "runs" / "train").iterdir()}
@@ -36,7 +36,7 @@ def test_train_evaluate_detect(tmp_path, pictures, capsys):
         *("best.pt", "last.pt", "metrics.csv", "config.yaml"),
         *("report.html", "curves.png", "sheet.png"),
     }
-    assert main(["evaluate", "--checkpoint", "runs/train/best.pt"]) == 0
+    assert main(["evaluate", "--checkpoint", "runs/train/best.pt", "--precision", "float32"]) == 0
     result = json.loads((tmp_path / "runs" / "evaluate" / "metrics.json").read_text())
     row = read_metrics(tmp_path / "runs" / "train" / "metrics.csv")[-1]
     assert result["ap"] == pytest.approx(row["ap"], abs=1e-6)
