@@ -16,8 +16,8 @@ MIN_CHANNELS = 128
 """With fewer channels, in or out, the transforms cost what the products save."""
 MIN_TILES = 48
 """For fewer tiles the transformed weights, four times as large, are not worth reading."""
-TILES_AT_ONCE = 256
-"""So many are transformed and multiplied before the next: what lies between the steps should fit into caches."""
+TILES_AT_ONCE = 512
+"""So many are transformed and multiplied before the next. Fewer waste the matrix product, more the caches."""
 
 # The transforms of a row of inputs, weights and outputs, from the interpolation points 0, 1, -1, 2, -2 and infinity.
 INPUT = [
