@@ -17,6 +17,7 @@ _SHORTCUTS = {
     "accelerate": "fcos_fast.integrations.accelerate",
     "backend": "fcos_fast._extension",
     "fcos": "fcos_fast.models",
+    "keep_memory": "fcos_fast.memory",
     "load": "fcos_fast.engine.predict",
     "restore": "fcos_fast.integrations.accelerate",
 }

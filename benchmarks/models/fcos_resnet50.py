@@ -15,7 +15,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 import fcos_fast
 from benchmarks.data import random_boxes
-from fcos_fast.engine.precision import choose_precision
+from fcos_fast.precision import choose_precision
 
 CLASSES, BOXES = 91, 20
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,11 +12,11 @@ from fcos_fast.cli.options import parse_options
 from fcos_fast.data import DataError, read_image
 from fcos_fast.data.checks import IMAGE_SUFFIXES
 from fcos_fast.engine.files import write_text
-from fcos_fast.engine.precision import Precision
 from fcos_fast.engine.predict import load
 from fcos_fast.engine.progress import Progress
 from fcos_fast.engine.report import save_picture
 from fcos_fast.engine.run_folder import new_run_folder
+from fcos_fast.precision import Precision
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import torch
-
 from fcos_fast.cli.options import parse_options
 from fcos_fast.data import load_dataset
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.config import DataConfig, from_plain
 from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.files import write_text
-from fcos_fast.engine.precision import Precision, choose_device, choose_precision
 from fcos_fast.engine.report import write_report
 from fcos_fast.engine.run_folder import new_run_folder
+from fcos_fast.precision import Precision, choose_device, choose_precision
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,8 @@ def main(arguments: Sequence[str]) -> int:
     device = choose_device(options.device)
     dtype, reason = choose_precision(options.precision, device)
     print(f"FCOS on {model.config.backbone}; {device}, {dtype} ({reason})".replace("torch.", ""))
-    model.to(device, memory_format=torch.channels_last)
-    result, detections = evaluate(model, dataset, dtype, options.batch_size, options.workers)
+    model = model.to(device).optimize_for_inference(options.precision)
+    result, detections = evaluate(model, dataset, batch_size=options.batch_size, workers=options.workers)
 
     folder = new_run_folder(options.runs, options.name)
     write_text(folder / "metrics.json", json.dumps(asdict(result), indent=2))

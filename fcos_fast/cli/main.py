@@ -10,11 +10,13 @@ from importlib import import_module
 import fcos_fast
 from fcos_fast._extension import ExtensionError
 from fcos_fast.cli.suggest import did_you_mean
+from fcos_fast.memory import keep_memory
 
 VERBS = {
     "train": "train a detector, or resume a run",
     "evaluate": "average precision of a checkpoint on a data set",
     "detect": "draw what a checkpoint finds in images or folders, and write it as JSON",
+    "benchmark": "how long detecting takes on this machine, from the file to the boxes",
     "demo": "generate pictures, train a small detector on them, and look at what it learnt",
     "info": "what is installed, and which implementation of each operator runs",
 }
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb, *rest = arguments
     if verb not in VERBS:
         return _fail("fcos-fast", f"there is no verb {verb!r}{did_you_mean(verb, VERBS)}")
+    keep_memory()
     try:
         return import_module(f"fcos_fast.cli.{verb}").main(rest)
     except KeyboardInterrupt:

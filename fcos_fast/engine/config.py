@@ -13,9 +13,9 @@ import yaml
 from fcos_fast.data import AugmentConfig
 from fcos_fast.engine.files import write_text
 from fcos_fast.engine.optimizer import OptimizerConfig
-from fcos_fast.engine.precision import Precision
 from fcos_fast.engine.schedule import ScheduleConfig
 from fcos_fast.models import FCOSConfig
+from fcos_fast.precision import Precision
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fcos_fast.data import DetectionDataset, eval_loader
 from fcos_fast.engine.average_precision import AveragePrecision, average_precision
-from fcos_fast.engine.precision import autocast
 from fcos_fast.engine.progress import Progress
 from fcos_fast.models import FCOS
+from fcos_fast.precision import autocast
 
 
 def evaluate(
@@ -35,7 +35,7 @@ def evaluate(
 
 
 def detect_batches(
-    model: FCOS, batches: Iterable[list[Tensor]], dtype: torch.dtype
+    model: FCOS, batches: Iterable[list[Tensor]], dtype: torch.dtype = torch.float32
 ) -> Iterable[list[dict[str, Tensor]]]:
     """The detections of each batch of images, on the CPU; leaves the model in the mode that it was in."""
     device = next(model.parameters()).device

@@ -14,8 +14,8 @@ from torch import Tensor
 from fcos_fast.data import Categories, read_image
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.evaluate import detect_batches
-from fcos_fast.engine.precision import Precision, choose_device, choose_precision
 from fcos_fast.models import FCOS
+from fcos_fast.precision import Precision, choose_device
 from fcos_fast.visualize import draw_boxes
 
 if TYPE_CHECKING:
@@ -65,15 +65,13 @@ class Detector:
     """A trained model together with the names of its classes.
 
     Args:
-        model: on the device where it shall run.
+        model: on the device where it shall run; ``model.optimize_for_inference()`` makes it fast.
         categories: its classes.
-        dtype: bfloat16 runs it under autocast.
     """
 
-    def __init__(self, model: FCOS, categories: Categories, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, model: FCOS, categories: Categories) -> None:
         self.model = model.eval()
         self.categories = categories
-        self.dtype = dtype
 
     def predict(
         self, images: ImageLike | Sequence[ImageLike], score_threshold: float = 0.3
@@ -92,7 +90,7 @@ class Detector:
         tensors = [as_image(image) for image in images]
         if not tensors:
             return []
-        (found,) = detect_batches(self.model, [tensors], self.dtype)
+        (found,) = detect_batches(self.model, [tensors])
         results = []
         for image, detection in zip(tensors, found, strict=True):
             keep = detection["scores"] >= score_threshold
@@ -112,7 +110,7 @@ class Detector:
 
 
 def load(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Detector:
-    """Load a checkpoint of ``fcos-fast train`` for detecting.
+    """Load a checkpoint of ``fcos-fast train`` for detecting, its model optimized for inference.
 
     Args:
         path: a ``best.pt`` or ``last.pt``.
@@ -124,8 +122,7 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     """
     target = choose_device(device)
     model, categories = model_from_checkpoint(load_checkpoint(path))
-    dtype, _ = choose_precision(precision, target)
-    return Detector(model.to(target, memory_format=torch.channels_last), categories, dtype)
+    return Detector(model.to(target).optimize_for_inference(precision), categories)
 
 
 def as_image(image: ImageLike) -> Tensor:

@@ -12,8 +12,8 @@ from fcos_fast.assignment import GroundTruth
 from fcos_fast.engine.cuda_graphs import GraphedStep, why_not
 from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.optimizer import prepare_for_device
-from fcos_fast.engine.precision import autocast
 from fcos_fast.models import FCOS, ImageBatch
+from fcos_fast.precision import autocast
 
 LOSSES = ("classification", "bbox_regression", "bbox_ctrness")
 

@@ -19,7 +19,6 @@ from fcos_fast.engine.config import Config, TrainConfig, from_plain, save_config
 from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.optimizer import build_optimizer, set_learning_rate
-from fcos_fast.engine.precision import choose_device, choose_precision
 from fcos_fast.engine.prefetch import prefetch
 from fcos_fast.engine.progress import Progress
 from fcos_fast.engine.random_state import seed_everything
@@ -28,6 +27,7 @@ from fcos_fast.engine.schedule import learning_rate_factor
 from fcos_fast.engine.state import TrainState
 from fcos_fast.engine.step import LOSSES, Tally, TrainStep, compile_losses
 from fcos_fast.models import FCOS, BatchPacker
+from fcos_fast.precision import choose_device, choose_precision
 
 
 class NonFiniteLossError(FloatingPointError):

@@ -10,13 +10,13 @@ from torch import nn
 from torchvision.models.detection import FCOS, RetinaNet
 
 from fcos_fast import models
-from fcos_fast.engine.precision import choose_precision
 from fcos_fast.integrations.cuda_graphs import forget_graphs
 from fcos_fast.integrations.detector import AcceleratedDetector, Acceleration
 from fcos_fast.integrations.fcos import AcceleratedFCOS, AcceleratedFCOSHead, check_fcos
 from fcos_fast.integrations.layers import fold_batch_norms, fuse_group_norms, undo
 from fcos_fast.integrations.retinanet import AcceleratedRetinaNet, check_retinanet
 from fcos_fast.models.names import unknown_name
+from fcos_fast.precision import choose_precision
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,12 +17,18 @@ from fcos_fast.assignment import GroundTruth, Level, Targets
 from fcos_fast.models.backbones import build_backbone
 from fcos_fast.models.checks import check_images, check_packed, check_targets
 from fcos_fast.models.config import STRIDES, FCOSConfig, check_fields
+from fcos_fast.models.folding import conv_norm_pairs, fold_batch_norms
 from fcos_fast.models.fpn import BackboneWithFPN
-from fcos_fast.models.head import FCOSHead
+from fcos_fast.models.head import FCOSHead, HeadOutputs
 from fcos_fast.models.names import unknown_name
+from fcos_fast.models.norm import GroupNormReLU
 from fcos_fast.models.padding import ignore_outside
 from fcos_fast.models.presets import PRESETS
 from fcos_fast.models.transform import ImageBatch, Size, Transform, image_size, scale_boxes
+from fcos_fast.models.winograd import use_winograd
+from fcos_fast.precision import Precision, choose_precision
+
+_FOR_INFERENCE = "this FCOS was made by optimize_for_inference, its batch norms are gone"
 
 
 class FCOS(nn.Module):
@@ -64,6 +71,8 @@ class FCOS(nn.Module):
             config.scale_per_level,
         )
         self._units = STRIDES if config.regression_unit == "stride" else (1,) * len(STRIDES)
+        self.inference_dtype: torch.dtype | None = None
+        """Of the weights after :meth:`optimize_for_inference`; None where the model can be trained."""
 
     def forward(
         self,
@@ -113,7 +122,7 @@ class FCOS(nn.Module):
             targets: of :meth:`assign`.
             reduction: of ``targets.totals``; waited for before they are read.
         """
-        outputs = self.head(self.backbone(images))
+        outputs = self.network(images)
         if reduction is not None:
             reduction.wait()
         config = self.config
@@ -134,15 +143,25 @@ class FCOS(nn.Module):
         detections: list[dict[str, Tensor]] = [{} for _ in images]
         for indices in self.transform.groups(resized):
             batch = self.transform.batch([resized[i] for i in indices])
-            for i, found in zip(indices, self._detect_batch(batch), strict=True):
-                found["boxes"] = scale_boxes(found["boxes"], image_size(resized[i]), image_size(images[i]))
-                detections[i] = found
+            found = self.postprocess(self.network(batch.tensor), batch)
+            for i, detection in zip(indices, found, strict=True):
+                detection["boxes"] = scale_boxes(
+                    detection["boxes"], image_size(resized[i]), image_size(images[i])
+                )
+                detections[i] = detection
         return detections
 
-    def _detect_batch(self, batch: ImageBatch) -> list[dict[str, Tensor]]:
-        outputs = self.head(self.backbone(batch.tensor))
+    def network(self, x: Tensor) -> HeadOutputs:
+        """Images (B, 3, H, W) as the backbone sees them, padded, to the outputs of the head."""
+        if self.inference_dtype is None:
+            return self.head(self.backbone(x))
+        with torch.autocast(x.device.type, enabled=False):  # every layer has its dtype already
+            return self.head(self.backbone(x.to(self.inference_dtype)))
+
+    def postprocess(self, outputs: HeadOutputs, batch: ImageBatch) -> list[dict[str, Tensor]]:
+        """The detections of each image of ``batch``, in pixels of the images as they lie in it."""
         config = self.config
-        found = ops.postprocess(
+        return ops.postprocess(
             *outputs,
             self.levels(batch.padded_size),
             batch.sizes,
@@ -153,8 +172,56 @@ class FCOS(nn.Module):
             iou_threshold=config.nms_threshold,
             max_detections=config.max_detections,
             inclusive_boxes=config.inclusive_boxes,
-        )
-        return found.split()
+        ).split()
+
+    def optimize_for_inference(self, precision: Precision = "auto", compile: bool = False) -> FCOS:
+        """A copy of this model that detects faster, and does nothing else; this model stays as it is.
+
+        Batch norms, plain and frozen, are folded into the convolutions, the weights are channels-last and in the
+        precision of the device that they lie on (``.to(device)`` first), so that no norm of the backbone and no type
+        conversion is left in the forward pass. In float32 on a CPU, large 3x3 convolutions are computed by Winograd's
+        method, for which their weights are also kept transformed: the weights of a ResNet50 then take three times the
+        memory. Detections change by rounding alone: boxes by a small fraction of a pixel in float32, as under autocast
+        in bfloat16; one whose score lies that near to a threshold can come or go.
+
+        The copy has another state dict, with a bias in place of each norm, and cannot be trained.
+
+        Args:
+            precision: of the weights and activations; ``auto`` is bfloat16 where the device is fast at it, else
+                float32. Pixel values, norms of the head and post-processing are float32 in any case.
+            compile: run the network through ``torch.compile``, which fuses ReLU and addition into the convolutions.
+                For pictures of one size, or few: the first batch of every other shape compiles anew, for up to
+                minutes, and from the ninth on torch runs them as without it.
+
+        Raises:
+            RuntimeError: for a model that is such a copy already.
+        """
+        if self.inference_dtype is not None:
+            raise RuntimeError(f"{_FOR_INFERENCE}; optimize the model that it was made from")
+        model = copy.deepcopy(self).eval().requires_grad_(False)
+        device = self.transform.mean.device
+        model.inference_dtype, _ = choose_precision(precision, device)
+        fold_batch_norms(model.backbone, conv_norm_pairs(model.backbone))
+        for module in model.modules():
+            # The head's norms take bfloat16 maps with their float32 parameters.
+            if isinstance(module, (nn.Conv2d, nn.GroupNorm)) and not isinstance(module, GroupNormReLU):
+                module.to(model.inference_dtype, memory_format=torch.channels_last)
+        if compile:
+            # Not dynamic: a network compiled for any size is slower than one that is not compiled.
+            model.network = torch.compile(model.network, dynamic=False, options={"freezing": True})
+        elif device.type == "cpu" and model.inference_dtype == torch.float32:
+            use_winograd(model)
+        return model
+
+    def train(self, mode: bool = True) -> FCOS:
+        """As ``nn.Module.train``.
+
+        Raises:
+            RuntimeError: when a model of :meth:`optimize_for_inference` is to be trained.
+        """
+        if mode and self.inference_dtype is not None:
+            raise RuntimeError(f"{_FOR_INFERENCE}; train the model that it was made from")
+        return super().train(mode)
 
     def levels(self, size: Size) -> list[Level]:
         """The levels over a padded image of (height, width), known before the network runs."""

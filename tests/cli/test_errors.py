@@ -13,7 +13,10 @@ from fcos_fast.cli.main import main
 
 MISTAKES = {
     "verb": (["trian"], "there is no verb 'trian'; did you mean 'train'?"),
-    "far verb": (["xyzzy"], "there is no verb 'xyzzy'; there are train, evaluate, detect, demo, info"),
+    "far verb": (
+        ["xyzzy"],
+        "there is no verb 'xyzzy'; there are train, evaluate, detect, benchmark, demo, info",
+    ),
     "option": (["train", "--data.rot", "x"], "there is no option --data.rot; did you mean '--data.root'?"),
     "option=": (["train", "--train.epoch=3"], "no option --train.epoch; did you mean '--train.epochs'?"),
     "no such option": (["train", "--zzzzzz"], "there is no option --zzzzzz; --help lists what there is"),
@@ -32,6 +35,10 @@ MISTAKES = {
     "no checkpoint": (["evaluate", "--checkpoint", "/nowhere.pt"], "there is no checkpoint /nowhere.pt"),
     "no image": (["detect", "--checkpoint", "x.pt"], "no image is given; name image files or folders"),
     "image": (["detect", "--checkpoint", "x.pt", "/nowhere.jpg"], "no file or folder /nowhere.jpg"),
+    "size": (["benchmark", "--sizes", "[800x]"], "--sizes has '800x'; expected HEIGHTxWIDTH"),
+    "no batch": (["benchmark", "--batch_sizes", "[]"], "--batch_sizes is 0; it must be 1 or more"),
+    "variant": (["benchmark", "--variants", "[optimised]"], "'optimised'"),
+    "no picture": (["benchmark", "--images", "/nowhere"], "there is no file or folder /nowhere"),
     "device": (["train", "--train.device", "gpu"], "device 'gpu' is not usable here"),
 }
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from itertools import product
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from fcos_fast.cli.main import main
 from fcos_fast.cli.train import RECIPES, parse_train_options
 from fcos_fast.engine.run_folder import read_metrics
-from fcos_fast.models import PRESETS
+from fcos_fast.models import PRESETS, fcos
 
 SMALL = ["--model.backbone", "resnet18", "--model.fpn_channels", "32", "--model.head_channels", "64"]
 SMALL += ["--model.head_convs", "1", "--model.min_size", "null"]
@@ -25,7 +28,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 def test_train_evaluate_detect(tmp_path, pictures, capsys):
     """The whole way, each verb with what the one before left and printed."""
     run = ["train", "--data.root", str(pictures), "--train.epochs", "1", "--train.batch_size", "5", *SMALL]
-    assert main(run) == 0
+    assert main([*run, "--train.precision", "float32"]) == 0
     output = capsys.readouterr().out
     assert "fcos-fast detect --checkpoint runs/train/best.pt" in output
     left = {path.name for path in (tmp_path / "runs" / "train").iterdir()}
@@ -33,7 +36,7 @@ def test_train_evaluate_detect(tmp_path, pictures, capsys):
         *("best.pt", "last.pt", "metrics.csv", "config.yaml"),
         *("report.html", "curves.png", "sheet.png"),
     }
-    assert main(["evaluate", "--checkpoint", "runs/train/best.pt"]) == 0
+    assert main(["evaluate", "--checkpoint", "runs/train/best.pt", "--precision", "float32"]) == 0
     result = json.loads((tmp_path / "runs" / "evaluate" / "metrics.json").read_text())
     row = read_metrics(tmp_path / "runs" / "train" / "metrics.csv")[-1]
     assert result["ap"] == pytest.approx(row["ap"], abs=1e-6)
@@ -75,6 +78,68 @@ def test_folder_without_an_image(tmp_path, checkpoint, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["detect", "--checkpoint", str(checkpoint), "empty"]) == 2
     assert "empty holds no image" in capsys.readouterr().err
+
+
+def test_benchmark_of_a_checkpoint(tmp_path, pictures, checkpoint, capsys):
+    run = ["benchmark", "--checkpoint", str(checkpoint), "--images", str(pictures / "JPEGImages")]
+    run += [
+        "--batch_sizes",
+        "[1, 3]",
+        "--precisions",
+        "[float32, bfloat16]",
+        "--repeats",
+        "2",
+        "--warmup",
+        "1",
+    ]
+    assert main([*run, "--threads", "1", "--output", "times.json"]) == 0
+    output = capsys.readouterr().out
+    report = json.loads((tmp_path / "times.json").read_text())
+    assert report["machine"]["threads"] == 1
+    assert report["machine"]["torch"] == torch.__version__
+    assert {name: str(value) in output for name, value in report["machine"].items()} == dict.fromkeys(
+        report["machine"], True
+    )
+    cases = [(row["batch_size"], row["precision"], row["variant"]) for row in report["rows"]]
+    assert cases == list(product([1, 3], ["float32", "bfloat16"], ["plain", "optimized"]))
+    lines = output.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("pictures"))
+    for row, line in zip(report["rows"], lines[start + 1 :], strict=False):
+        assert line.split()[:5] == [
+            *("JPEGImages", "64x96", str(row["batch_size"])),
+            *(row["precision"], row["variant"]),
+        ]
+        assert set(row["stages_p50_ms"]) == {"decode", "pre-process", "network", "post-process"}
+        assert min(row["stages_p50_ms"].values()) > 0
+        assert row["samples"] == 2
+        assert 0 < row["detections_per_image"] <= 100
+    assert report["rows"][0]["detections_per_image"] == report["rows"][1]["detections_per_image"]
+
+
+def test_benchmark_of_random_weights(capsys, monkeypatch):
+    """Generated pictures of two sizes; the detector finds something on them, but not everything."""
+    small = partial(fcos, fpn_channels=32, head_channels=64, head_convs=1, min_size=None)
+    monkeypatch.setattr("fcos_fast.cli.benchmark.fcos", small)
+    run = [
+        "benchmark",
+        "--backbone",
+        "resnet18",
+        "--sizes",
+        "[64x80, 100x130]",
+        "--repeats",
+        "1",
+        "--warmup",
+        "0",
+    ]
+    assert main([*run, "--variants", "[optimized]", "--precisions", "[float32]"]) == 0
+    output = capsys.readouterr().out
+    assert "random weights; its last layers are set" in output
+    rows = [line.split() for line in output.splitlines() if "float32" in line]
+    assert [row[:5] for row in rows] == [
+        ["64x80", "64x96", "1", "float32", "optimized"],
+        ["100x130", "128x160", "1", "float32", "optimized"],
+    ]
+    assert all(5 < float(row[-1]) <= 100 for row in rows)
 
 
 def test_demo(tmp_path, capsys):
@@ -119,7 +184,7 @@ def test_recipes_are_valid(name):
                 assert (list(got) if isinstance(got, tuple) else got) == value
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "detect", "demo"])
+@pytest.mark.parametrize("verb", ["train", "evaluate", "detect", "benchmark", "demo"])
 def test_help_explains_every_option(verb, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([verb, "--help"])

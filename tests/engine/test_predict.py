@@ -7,7 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fcos_fast.engine.predict import load
+from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
+from fcos_fast.engine.evaluate import detect_batches
+from fcos_fast.engine.predict import Detector, load
+from fcos_fast.precision import choose_precision
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +46,29 @@ def test_every_kind_of_image_is_the_same_image(detector, file):
         torch.testing.assert_close(found.scores[:3], results[0].scores[:3], rtol=0, atol=0.02)
 
 
-def test_detections_are_the_models_own(whole_run, detector):
+def test_detections_are_the_models_own(whole_run):
     """What training evaluated last is what the stored average detects."""
     _, outcome = whole_run
     images = [outcome.val_set[i][0] for i in range(4)]
-    last = load(outcome.folder / "last.pt", device="cpu")  # bfloat16 where training had it
-    for found, expected in zip(last.predict(images, 0.0), outcome.detections, strict=True):
-        assert torch.equal(found.boxes, expected["boxes"])
-        assert torch.equal(found.scores, expected["scores"])
+    model, _ = model_from_checkpoint(load_checkpoint(outcome.folder / "last.pt"))
+    dtype, _ = choose_precision("auto", torch.device("cpu"))  # as training had it
+    (found,) = detect_batches(model.to(memory_format=torch.channels_last), [images], dtype)
+    for detections, expected in zip(found, outcome.detections, strict=True):
+        assert torch.equal(detections["boxes"], expected["boxes"])
+        assert torch.equal(detections["scores"], expected["scores"])
+
+
+def test_a_loaded_model_is_optimized_and_detects_the_same(whole_run, detector):
+    _, outcome = whole_run
+    assert detector.model.inference_dtype == torch.float32
+    images = [outcome.val_set[i][0] for i in range(4)]
+    plain = Detector(
+        model_from_checkpoint(load_checkpoint(outcome.folder / "best.pt"))[0], detector.categories
+    )
+    for found, expected in zip(detector.predict(images, 0.0), plain.predict(images, 0.0), strict=True):
+        assert len(found) == len(expected) > 0
+        torch.testing.assert_close(found.scores, expected.scores, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.boxes[:5], expected.boxes[:5], rtol=0, atol=1e-3)
 
 
 def test_no_image_at_all(detector):

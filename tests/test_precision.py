@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fcos_fast.engine.precision import autocast, choose_device, choose_precision
+from fcos_fast.precision import autocast, choose_device, choose_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 

@@ -1,4 +1,4 @@
-"""Where, and in which precision, the network runs."""
+"""Where, and in which precision, a network runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def choose_precision(precision: Precision, device: torch.device) -> tuple[torch.dtype, str]:
-    """What ``precision`` means on ``device``: the dtype of autocast (float32: none), and why, for the user.
+    """What ``precision`` means on ``device``: the dtype of the convolutions, and why, for the user.
 
     ``auto`` is bfloat16 where the machine multiplies it in hardware: CUDA from compute capability 8.0, CPUs with
     AVX512-BF16 or AMX; and float32 elsewhere.
