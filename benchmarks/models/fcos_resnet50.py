@@ -76,6 +76,7 @@ class Way:
                     precision=str(self.dtype).removeprefix("torch."),
                     fold_frozen_bn=True,
                     fuse_group_norm=True,
+                    winograd=device.type == "cpu" and self.dtype == torch.float32,
                 )
         return self.model
 

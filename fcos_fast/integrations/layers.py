@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from fcos_fast.models.norm import GroupNormReLU
+from fcos_fast.models.winograd import WinogradConv2d
 
 Replaced = list[tuple[nn.Module, type[nn.Module]]]
 """Layers, each with the class that it had."""
@@ -75,6 +76,10 @@ class FoldedConv2d(nn.Conv2d):
         return super().train(mode)
 
 
+class FoldedWinogradConv2d(FoldedConv2d, WinogradConv2d):
+    """A folded convolution that takes Winograd's method."""
+
+
 class FoldedFrozenBatchNorm2d(FrozenBatchNorm2d):
     """A frozen batch norm whose work the convolution before it does."""
 
@@ -91,6 +96,8 @@ class FoldedBatchNorm2d(nn.BatchNorm2d):
         return super().forward(x) if self.training else x
 
 
+_FOLDED_CONVS = {nn.Conv2d: FoldedConv2d, WinogradConv2d: FoldedWinogradConv2d}
+"""What a convolution becomes that does the work of a norm."""
 _FOLDED = {FrozenBatchNorm2d: FoldedFrozenBatchNorm2d, nn.BatchNorm2d: FoldedBatchNorm2d}
 
 
@@ -107,7 +114,7 @@ def fold_batch_norms(backbone: nn.Module) -> Replaced:
     replaced: Replaced = []
     for conv, norm in _conv_norm_pairs(backbone):
         replaced += [(conv, type(conv)), (norm, type(norm))]
-        conv.__class__ = FoldedConv2d
+        conv.__class__ = _FOLDED_CONVS[type(conv)]
         conv.norm = (norm,)
         norm.__class__ = _FOLDED[type(norm)]
     if not replaced:
@@ -120,7 +127,7 @@ def fold_batch_norms(backbone: nn.Module) -> Replaced:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return type(module) in _FOLDED or super().is_leaf_module(module, name)
+        return type(module) in (_FOLDED | _FOLDED_CONVS) or super().is_leaf_module(module, name)
 
 
 def _conv_norm_pairs(backbone: nn.Module) -> list[tuple[nn.Conv2d, nn.Module]]:
@@ -138,7 +145,7 @@ def _conv_norm_pairs(backbone: nn.Module) -> list[tuple[nn.Conv2d, nn.Module]]:
     for node, norm in called.items():
         before = node.args[0] if node.args else None
         conv = called.get(before)
-        if type(norm) not in _FOLDED or type(conv) is not nn.Conv2d or len(before.users) != 1:
+        if type(norm) not in _FOLDED or type(conv) not in _FOLDED_CONVS or len(before.users) != 1:
             continue
         once = calls[id(conv)] == calls[id(norm)] == 1
         if once and norm.running_var is not None:  # a batch norm may be without statistics
@@ -169,8 +176,8 @@ def fuse_group_norms(model: nn.Module) -> Replaced:
 
 
 def undo(replaced: Replaced) -> None:
-    """Give layers the class back that they had."""
-    for module, original in replaced:
+    """Give layers the class back that they had, the last that was replaced first."""
+    for module, original in reversed(replaced):
         for name in ("norm", "kept"):
             vars(module).pop(name, None)
         module.__class__ = original

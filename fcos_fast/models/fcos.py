@@ -210,7 +210,7 @@ class FCOS(nn.Module):
             # Not dynamic: a network compiled for any size is slower than one that is not compiled.
             model.network = torch.compile(model.network, dynamic=False, options={"freezing": True})
         elif device.type == "cpu" and model.inference_dtype == torch.float32:
-            use_winograd(model)
+            use_winograd(model, fixed=True)
         return model
 
     def train(self, mode: bool = True) -> FCOS:

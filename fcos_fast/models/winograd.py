@@ -2,14 +2,19 @@
 
 F(4x4, 3x3): a tile of 4x4 outputs is computed from 6x6 inputs with 36 products per pair of channels in place of 144.
 The products of all tiles are 36 matrix products, which run at the machine's peak, and the transforms cost little where
-there are many channels. For CPUs in float32; 16 bits are too few for the transforms.
+there are many channels. The gradients are computed alike: that of the input is such a convolution with the weight
+turned around, that of the weight sums the products of transformed inputs and gradients over all tiles. For CPUs in
+float32; 16 bits are too few for the transforms.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 TILE = 4
 MIN_CHANNELS = 128
@@ -17,7 +22,7 @@ MIN_CHANNELS = 128
 MIN_TILES = 48
 """For fewer tiles the transformed weights, four times as large, are not worth reading."""
 TILES_AT_ONCE = 512
-"""So many are transformed and multiplied before the next. Fewer waste the matrix product, more the caches."""
+"""So many are transformed and multiplied before the next: what lies between the steps should fit into caches."""
 
 # The transforms of a row of inputs, weights and outputs, from the interpolation points 0, 1, -1, 2, -2 and infinity.
 INPUT = [
@@ -40,12 +45,37 @@ OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -
 ADDED_TO_EVERY_OUTPUT = 7  # row 1, column 1 of 6x6: the second column of OUTPUT is all ones
 
 
-def use_winograd(module: nn.Module) -> None:
-    """Put a :class:`WinogradConv2d` in the place of every convolution in ``module`` that gains from it."""
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.Conv2d) and gains(child):
-                setattr(parent, name, WinogradConv2d(child))
+class WinogradConv2d(nn.Conv2d):
+    """A plain 3x3 convolution that takes Winograd's method where that is faster, to a few units in the last places.
+
+    A convolution becomes one by :func:`use_winograd`; its parameters and keys stay.
+    """
+
+    transformed: Tensor | None = None
+    """The transformed weight, where the weight is not to change any more."""
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not _is_worth_it(x):
+            return super()._conv_forward(x, weight, bias)
+        return _Convolution.apply(x, weight, bias, self.transformed)
+
+
+def use_winograd(module: nn.Module, fixed: bool = False) -> list[tuple[nn.Module, type[nn.Module]]]:
+    """Let every convolution of ``module`` that gains from it take Winograd's method.
+
+    ``fixed`` says that the weights will not change: they are kept transformed too, four times as large.
+
+    Returns:
+        The convolutions, each with the class that it had; setting this again undoes it.
+    """
+    replaced: list[tuple[nn.Module, type[nn.Module]]] = []
+    for conv in module.modules():
+        if type(conv) is nn.Conv2d and gains(conv):
+            replaced.append((conv, nn.Conv2d))
+            conv.__class__ = WinogradConv2d
+            if fixed:
+                conv.transformed = _transform_weight(conv.weight.detach().double()).to(conv.weight)
+    return replaced
 
 
 def gains(conv: nn.Conv2d) -> bool:
@@ -58,54 +88,121 @@ def gains(conv: nn.Conv2d) -> bool:
     )
 
 
-class WinogradConv2d(nn.Module):
-    """``conv`` for inference: the same map to a few units in the last places, the same state dict.
+def _is_worth_it(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and x.ndim == 4
+        and x.shape[0] * _tiles(x.shape[2]) * _tiles(x.shape[3]) >= MIN_TILES
+    )
 
-    Its float32 weights are kept twice, as they are for small maps, and transformed, four times as large.
-    """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
-        rows, columns, weight = (torch.tensor(m, dtype=torch.float64) for m in (INPUT, OUTPUT, WEIGHT))
-        transformed = torch.einsum("ij,kcjl,ml->imck", weight, conv.weight.detach().double(), weight)
-        buffers = {
-            "transformed": transformed.reshape(36, conv.in_channels, conv.out_channels),
-            "input_transform": torch.kron(rows, rows),  # (36, 36)
-            "output_transform": torch.kron(columns, columns),  # (16, 36)
-        }
-        for name, buffer in buffers.items():
-            self.register_buffer(name, buffer.to(conv.weight).contiguous(), persistent=False)
+class _Convolution(torch.autograd.Function):
+    """Maps (B, C, H, W), weight (K, C, 3, 3), bias (K,) or None to (B, K, H, W), channels-last."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) float32 to (B, K, H, W), channels-last."""
-        batch, _, height, width = x.shape
-        down, across = -(-height // TILE), -(-width // TILE)  # tiles of an image
-        if batch * down * across < MIN_TILES:
-            return F.conv2d(x, self.weight, self.bias, padding=1)
-        right, below = across * TILE + 1 - width, down * TILE + 1 - height
-        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, right, 1, below))
-        tiles = (
-            padded.unfold(1, 6, TILE).unfold(2, 6, TILE).permute(4, 5, 0, 1, 2, 3)
-        )  # (6, 6, B, h, w, C) views
-        out = x.new_empty(batch, down, TILE, across, TILE, len(self.weight))
-        rows = max(1, TILES_AT_ONCE // across)
-        images = max(1, TILES_AT_ONCE // (down * across))
-        for b in range(0, batch, images):
-            for r in range(0, down, rows):
-                part = (slice(b, b + images), slice(r, r + rows))
-                out[part] = self._tiles(tiles[:, :, part[0], part[1]])
-        # (B, H, W, K); a copy where the last tiles stand out
-        out = out.view(batch, down * TILE, across * TILE, -1)[:, :height, :width]
-        return out.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, transformed: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _convolve(x, _transform_weight(weight) if transformed is None else transformed, bias)
 
-    def _tiles(self, x: Tensor) -> Tensor:
-        """Inputs (6, 6, B, h, w, C) to outputs (B, h, 4, w, 4, K)."""
-        images, down, across, channels = x.shape[2:]
-        count = images * down * across
-        x = self.input_transform @ x.reshape(36, count * channels)
-        x = torch.bmm(x.view(36, count, channels), self.transformed)
-        if self.bias is not None:
-            x[ADDED_TO_EVERY_OUTPUT] += self.bias
-        x = self.output_transform @ x.view(36, -1)
-        return x.view(TILE, TILE, images, down, across, -1).permute(2, 3, 0, 4, 1, 5)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+        turned = weight.flip(2, 3).transpose(0, 1)
+        return (
+            _convolve(grad, _transform_weight(turned), None) if of_x else None,
+            _weight_gradient(x, grad) if of_weight else None,
+            grad.sum((0, 2, 3)) if of_bias else None,
+            None,
+        )
+
+
+def _convolve(x: Tensor, transformed: Tensor, bias: Tensor | None) -> Tensor:
+    """(B, C, H, W) and a weight (36, C, K) to (B, K, H, W)."""
+    batch, _, height, width = x.shape
+    down, across, channels = _tiles(height), _tiles(width), transformed.shape[2]
+    out = torch.empty(
+        (batch, channels, height, width), dtype=x.dtype, memory_format=torch.channels_last
+    )  # no view: a ReLU after it may work in place
+    fits = (height, width) == (down * TILE, across * TILE)
+    whole = out.permute(0, 2, 3, 1) if fits else x.new_empty(batch, down * TILE, across * TILE, channels)
+    squares = whole.view(batch, down, TILE, across, TILE, channels)
+
+    to_products, to_output = _squared(INPUT, x), _squared(OUTPUT, x)
+    tiles = _input_tiles(x)
+    for images, rows in _parts(batch, down, across):
+        part = squares[images, rows]
+        products = torch.bmm(
+            _transform(to_products, tiles[:, :, images, rows]), transformed
+        )  # (36, tiles, K)
+        if bias is not None:
+            products[ADDED_TO_EVERY_OUTPUT] += bias
+        outputs = (to_output @ products.flatten(1)).view(TILE, TILE, *part.shape[:2], across, channels)
+        part.copy_(outputs.permute(2, 3, 0, 4, 1, 5))
+    if not fits:
+        out.copy_(whole[:, :height, :width].permute(0, 3, 1, 2))
+    return out
+
+
+def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """Inputs (B, C, H, W) and gradients of the outputs (B, K, H, W) to the gradient of the weight (K, C, 3, 3)."""
+    to_products, to_output = _squared(INPUT, x), _squared(OUTPUT, x).t().contiguous()
+    inputs, outputs = _input_tiles(x), _output_tiles(grad)
+    total = x.new_zeros(36, x.shape[1], grad.shape[1])
+    for images, rows in _parts(x.shape[0], _tiles(x.shape[2]), _tiles(x.shape[3])):
+        of_products = _transform(to_output, outputs[:, :, images, rows])  # (36, tiles, K)
+        of_inputs = _transform(to_products, inputs[:, :, images, rows])
+        total.baddbmm_(of_inputs.transpose(1, 2), of_products)
+    weight = _squared(WEIGHT, x).t() @ total.flatten(1)
+    return weight.view(3, 3, *total.shape[1:]).permute(3, 2, 0, 1)
+
+
+def _transform_weight(weight: Tensor) -> Tensor:
+    """(K, C, 3, 3) to (36, C, K)."""
+    outputs, inputs = weight.shape[:2]
+    return (_squared(WEIGHT, weight) @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, inputs, outputs)
+
+
+def _squared(rows: list[list[float]], like: Tensor) -> Tensor:
+    """The transform of rows as one of squares, in the order of their flattened elements."""
+    matrix = torch.tensor(rows, dtype=torch.float64)
+    return torch.kron(matrix, matrix).to(like)
+
+
+def _tiles(side: int) -> int:
+    return -(-side // TILE)
+
+
+def _input_tiles(x: Tensor) -> Tensor:
+    """(B, C, H, W) to overlapping squares (6, 6, B, h, w, C), a view where possible."""
+    height, width = x.shape[2:]
+    right, below = _tiles(width) * TILE + 1 - width, _tiles(height) * TILE + 1 - height
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, right, 1, below))
+    return padded.unfold(1, 6, TILE).unfold(2, 6, TILE).permute(4, 5, 0, 1, 2, 3)
+
+
+def _output_tiles(x: Tensor) -> Tensor:
+    """(B, K, H, W) to squares (4, 4, B, h, w, K), a view where possible."""
+    batch, _, height, width = x.shape
+    down, across = _tiles(height), _tiles(width)
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, across * TILE - width, 0, down * TILE - height))
+    return padded.reshape(batch, down, TILE, across, TILE, -1).permute(2, 4, 0, 1, 3, 5)
+
+
+def _parts(batch: int, down: int, across: int) -> Iterator[tuple[slice, slice]]:
+    """Images and rows of tiles that are taken at once."""
+    rows = max(1, TILES_AT_ONCE // across)
+    images = max(1, TILES_AT_ONCE // (down * across))
+    for b in range(0, batch, images):
+        for r in range(0, down, rows):
+            yield slice(b, b + images), slice(r, r + rows)
+
+
+def _transform(matrix: Tensor, squares: Tensor) -> Tensor:
+    """Squares (n, n, B, h, w, C) to (36, B * h * w, C)."""
+    n, _, images, down, across, channels = squares.shape
+    return (matrix @ squares.reshape(n * n, -1)).view(36, images * down * across, channels)

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 import fcos_fast
+from fcos_fast.models import winograd
 from fcos_fast.models.norm import GroupNormReLU
+from fcos_fast.models.winograd import WinogradConv2d
 
 torchvision = pytest.importorskip("torchvision")
 from torchvision.models import detection  # noqa: E402
@@ -21,6 +23,8 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone  # n
 from torchvision.models.detection.retinanet import RetinaNetHead  # noqa: E402
 from torchvision.ops import FrozenBatchNorm2d  # noqa: E402
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7  # noqa: E402
+
+from fcos_fast.integrations.layers import FoldedConv2d  # noqa: E402
 
 NUM_CLASSES = 7
 SIZES = {"min_size": 80, "max_size": 112}
@@ -227,15 +231,30 @@ def test_scores_have_a_gradient_of_the_images(build, pictures):
 
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
-@pytest.mark.parametrize("option", ["fold_frozen_bn", "fuse_group_norm", "channels_last"])
-def test_options_change_rounding_alone(build, option, pictures):
+@pytest.mark.parametrize("option", ["fold_frozen_bn", "fuse_group_norm", "channels_last", "winograd"])
+def test_options_change_rounding_alone(build, option, pictures, monkeypatch):
     """In float64, where rounding is small enough to be told from a mistake."""
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 64)
+    monkeypatch.setattr(winograd, "MIN_TILES", 1)
     model = prepare(build()).double()
     expected = train_step(fcos_fast.accelerate(copy.deepcopy(model)), pictures)
     expected_detections = detect(model, pictures[0])
     fcos_fast.accelerate(model, **{option: True})
     assert_same_detections(detect(model, pictures[0]), expected_detections)
     assert_same_step(train_step(model, pictures), expected, 1e-9)
+
+
+def test_winograd_and_folding_go_together(pictures, monkeypatch):
+    monkeypatch.setattr(winograd, "MIN_TILES", 1)
+    model = prepare(resnet_fcos()).double()
+    expected = train_step(copy.deepcopy(model), pictures)
+    fcos_fast.accelerate(model, fold_frozen_bn=True, winograd=True)
+    both = model.backbone.body.layer2[0].conv2
+    assert isinstance(both, FoldedConv2d)
+    assert isinstance(both, WinogradConv2d)
+    assert_same_step(train_step(model, pictures), expected, 1e-5)
+    fcos_fast.restore(model)
+    assert type(both) is nn.Conv2d
 
 
 def test_options_did_something(pictures):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -13,34 +15,79 @@ def _however_small(monkeypatch):
     monkeypatch.setattr(winograd, "MIN_TILES", 1)
 
 
+@pytest.fixture
+def by_winograd(monkeypatch):
+    """A copy of a convolution that takes Winograd's method, however few its channels are."""
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
+
+    def make(conv: nn.Conv2d, fixed: bool = False) -> WinogradConv2d:
+        conv = copy.deepcopy(conv)
+        assert use_winograd(conv, fixed) == [(conv, nn.Conv2d)]
+        return conv
+
+    return make
+
+
 @pytest.mark.parametrize("at_once", [1, 5, 12, 1000])
 @pytest.mark.parametrize("size", [(1, 4, 4), (3, 13, 18), (2, 16, 20), (2, 1, 1), (5, 6, 3)])
-@pytest.mark.parametrize("bias", [False, True])
-def test_it_is_the_convolution(monkeypatch, size, bias, at_once):
+@pytest.mark.parametrize(("bias", "fixed"), [(False, True), (True, False), (True, True)])
+def test_it_is_the_convolution(monkeypatch, by_winograd, size, bias, fixed, at_once):
     monkeypatch.setattr(winograd, "TILES_AT_ONCE", at_once)
     conv = nn.Conv2d(5, 7, 3, padding=1, bias=bias).double()
-    x = torch.randn(size[0], 5, *size[1:], dtype=torch.float64)
+    ours = by_winograd(conv, fixed)
     for layout in (torch.contiguous_format, torch.channels_last):
-        out = WinogradConv2d(conv)(x.to(memory_format=layout))
-        torch.testing.assert_close(out, conv(x), rtol=1e-10, atol=1e-12)
+        x = torch.randn(size[0], 5, *size[1:], dtype=torch.float64).to(memory_format=layout).requires_grad_()
+        out, expected = ours(x), conv(x)
+        torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
         assert out.is_contiguous(memory_format=torch.channels_last)
+        assert not ours(x).relu_().isnan().any()  # allowed to work in place
+
+        upstream = torch.randn_like(expected)
+        gradients = torch.autograd.grad(out, [x, *ours.parameters()], upstream)
+        for ours_too, theirs in zip(
+            gradients, torch.autograd.grad(expected, [x, *conv.parameters()], upstream), strict=True
+        ):
+            torch.testing.assert_close(ours_too, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_float32_loses_little():
+def test_gradients_that_are_not_wanted_are_not_computed(by_winograd, monkeypatch):
+    ours = by_winograd(nn.Conv2d(5, 7, 3, padding=1))
+    ours.weight.requires_grad_(False)
+    monkeypatch.setattr(winograd, "_weight_gradient", None)
+    x = torch.randn(1, 5, 9, 9, requires_grad=True)
+    ours(x).sum().backward()
+    assert ours.weight.grad is None
+    assert ours.bias.grad is not None
+    assert x.grad is not None
+
+
+def test_autocast_and_other_types_take_the_ordinary_way(by_winograd):
+    conv = nn.Conv2d(5, 7, 3, padding=1)
+    ours = by_winograd(conv)
+    x = torch.randn(1, 5, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ours(x), conv(x))
+    assert torch.equal(ours.bfloat16()(x.bfloat16()), conv.bfloat16()(x.bfloat16()))
+
+
+def test_float32_loses_little(by_winograd):
     """Of the numbers' own size: a unit in the last place of float32 is 1.2e-7."""
     conv = nn.Conv2d(256, 128, 3, padding=1)
-    x = torch.randn(2, 256, 20, 24)
-    exact = conv.double()(x.double())
-    out = WinogradConv2d(conv.float())(x)
-    assert (out - exact).norm() / exact.norm() < 3e-6
+    x = torch.randn(2, 256, 20, 24, requires_grad=True)
+    ours = by_winograd(conv)
+    conv.double()
+    for run in (lambda c, x: [c(x)], lambda c, x: torch.autograd.grad(c(x).square().sum(), [x, c.weight])):
+        for out, exact in zip(run(ours, x), run(conv, x.double()), strict=True):
+            assert (out - exact).norm() / exact.norm() < 5e-6
 
 
-def test_small_maps_take_the_ordinary_way(monkeypatch):
+def test_small_maps_take_the_ordinary_way(monkeypatch, by_winograd):
     conv = nn.Conv2d(4, 4, 3, padding=1)
+    ours = by_winograd(conv)
     x = torch.randn(2, 4, 9, 9)
     for tiles, same in ((18, False), (19, True)):
         monkeypatch.setattr(winograd, "MIN_TILES", tiles)
-        assert torch.equal(WinogradConv2d(conv)(x), conv(x)) is same
+        assert torch.equal(ours(x), conv(x)) is same
 
 
 def test_only_what_gains_is_replaced():
