@@ -10,6 +10,7 @@ from fcos_fast.cli.options import parse_options
 from fcos_fast.data import load_dataset
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.config import DataConfig, from_plain
+from fcos_fast.engine.distributed import rank
 from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.files import write_text
 from fcos_fast.engine.report import write_report
@@ -26,7 +27,7 @@ class EvaluateOptions:
         root: folder of the data set; by default the one of the training.
         split: of the data set; by default the validation split of the training. An empty name takes all images.
         strict: refuse boxes without an area or outside their image instead of leaving them out.
-        batch_size: images that run together.
+        batch_size: images that run together; of several processes, each has as many.
         workers: processes that read pictures; 0 reads them in between.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
         precision: ``auto`` is bfloat16 where the device is fast at it.
@@ -55,12 +56,15 @@ def main(arguments: Sequence[str]) -> int:
     split = trained_on.val if options.split is None else options.split
     model, categories = model_from_checkpoint(saved)
     dataset = load_dataset(root, split or None, categories, options.strict)
-    print(dataset.report)
     device = choose_device(options.device)
     dtype, reason = choose_precision(options.precision, device)
-    print(f"FCOS on {model.config.backbone}; {device}, {dtype} ({reason})".replace("torch.", ""))
+    if rank() == 0:
+        print(dataset.report)
+        print(f"FCOS on {model.config.backbone}; {device}, {dtype} ({reason})".replace("torch.", ""))
     model = model.to(device).optimize_for_inference(options.precision)
     result, detections = evaluate(model, dataset, batch_size=options.batch_size, workers=options.workers)
+    if rank() != 0:
+        return 0
 
     folder = new_run_folder(options.runs, options.name)
     write_text(folder / "metrics.json", json.dumps(asdict(result), indent=2))

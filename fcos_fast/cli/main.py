@@ -10,6 +10,7 @@ from importlib import import_module
 import fcos_fast
 from fcos_fast._extension import ExtensionError
 from fcos_fast.cli.suggest import did_you_mean
+from fcos_fast.engine.distributed import ProcessLostError, processes, world_size
 from fcos_fast.memory import keep_memory
 
 VERBS = {
@@ -20,6 +21,9 @@ VERBS = {
     "demo": "generate pictures, train a small detector on them, and look at what it learnt",
     "info": "what is installed, and which implementation of each operator runs",
 }
+
+
+FOR_SEVERAL_PROCESSES = ("train", "evaluate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,9 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("fcos-fast", f"there is no verb {verb!r}{did_you_mean(verb, VERBS)}")
     keep_memory()
     try:
-        return import_module(f"fcos_fast.cli.{verb}").main(rest)
-    except KeyboardInterrupt:
-        return _fail(f"fcos-fast {verb}", "interrupted", status=130)
+        with processes():
+            if world_size() > 1 and verb not in FOR_SEVERAL_PROCESSES:
+                raise ValueError("it runs in one process; start it without torchrun")
+            return import_module(f"fcos_fast.cli.{verb}").main(rest)
+    except KeyboardInterrupt as interruption:
+        return _fail(f"fcos-fast {verb}", str(interruption) or "interrupted", status=130)
+    except ProcessLostError as error:
+        # the one that failed first has said the same
+        return 1 if error.alike else _fail(f"fcos-fast {verb}", str(error), status=1)
     except ModuleNotFoundError as error:
         if _debugging() or (error.name or "fcos_fast").startswith("fcos_fast"):
             raise

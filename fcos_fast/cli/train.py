@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any, Literal
 import fcos_fast.configs
 from fcos_fast.cli.options import parse_options
 from fcos_fast.engine.config import Config, to_plain
+from fcos_fast.engine.distributed import rank
 from fcos_fast.engine.report import write_report
-from fcos_fast.engine.train import TrainingInterrupted, TrainResult, resume, train
+from fcos_fast.engine.train import TrainResult, resume, train
 from fcos_fast.models import PRESETS
 
 RECIPES = {path.stem: path for path in sorted(Path(fcos_fast.configs.__path__[0]).glob("*.yaml"))}
@@ -40,20 +40,14 @@ class TrainOptions(Config):
 def main(arguments: Sequence[str]) -> int:
     """Run the verb; its exit status."""
     options = parse_train_options(arguments)
-    try:
-        if options.resume is None:
-            outcome = train(options.config())
-        elif any(word.startswith("--") and not word.startswith("--resume") for word in arguments):
-            raise ValueError(
-                "--resume continues with the run's own configuration; leave the other options out"
-            )
-        else:
-            outcome = resume(options.resume)
-    except TrainingInterrupted as interruption:
-        folder = shlex.quote(str(interruption.folder))
-        print(f"\ninterrupted; continue with: fcos-fast train --resume {folder}", file=sys.stderr)
-        return 130
-    present(outcome)
+    if options.resume is None:
+        outcome = train(options.config())
+    elif any(word.startswith("--") and not word.startswith("--resume") for word in arguments):
+        raise ValueError("--resume continues with the run's own configuration; leave the other options out")
+    else:
+        outcome = resume(options.resume)
+    if rank() == 0:
+        present(outcome)
     return 0
 
 

@@ -3,7 +3,7 @@
 from .categories import Categories
 from .checks import DataError, Report
 from .dataset import DetectionDataset, Record, read_image
-from .loader import EpochSampler, collate, eval_loader, train_loader
+from .loader import EpochBatchSampler, collate, eval_loader, train_loader
 from .readers import READERS, Reader, load_dataset
 from .synthetic import SyntheticConfig, draw_picture, synthetic_dataset, write_voc
 from .transforms import AugmentConfig, AugmentedDataset
@@ -16,7 +16,7 @@ __all__ = [
     "Categories",
     "DataError",
     "DetectionDataset",
-    "EpochSampler",
+    "EpochBatchSampler",
     "Reader",
     "Record",
     "Report",

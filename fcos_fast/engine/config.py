@@ -31,6 +31,8 @@ class DataConfig:
         strict: refuse boxes without an area or outside their image instead of leaving them out.
         workers: processes that read, augment and pack pictures beside the training; 0 does it in between. By default
             0 without a GPU; with one, as many as there are free processors, 8 at most.
+        group_by_aspect_ratio: make batches of pictures of similar aspect ratio, which need little padding. By default
+            where ``augment.size`` does not give all pictures one size.
     """
 
     root: str = ""
@@ -39,6 +41,7 @@ class DataConfig:
     classes: tuple[str, ...] | None = None
     strict: bool = False
     workers: int | None = None
+    group_by_aspect_ratio: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training split.
-        batch_size: images per step.
+        batch_size: images per step, over all processes. Learning rate, schedule and number of steps belong to it,
+            whatever the number of processes.
         seed: of the first weights, the order of the images and their augmentation.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
         precision: ``bfloat16`` (autocast), ``float32``, or ``auto``: bfloat16 where the machine is fast at it.
@@ -55,6 +59,9 @@ class TrainConfig:
             again where a second image size comes.
         cuda_graphs: on a GPU, record the whole step once per image size and replay it, so that the host has next to
             nothing to do. Worth it where few sizes occur, as with ``augment.size``.
+        sync_batch_norm: with several processes on GPUs and ``model.norm`` ``batch``, take the statistics of batch norm
+            over the images of all processes. Otherwise each process normalises its own share, and the running
+            statistics are those of rank 0.
         channels_last: keep activations with the channels innermost, which convolutions on CPUs and tensor cores want.
         ema_decay: of the moving average of the weights, which is evaluated and stored as the best; 0 does without.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
@@ -72,6 +79,7 @@ class TrainConfig:
     precision: Precision = "auto"
     compile: bool = False
     cuda_graphs: bool = False
+    sync_batch_norm: bool = False
     channels_last: bool = True
     ema_decay: float = 0.998
     evaluate_every: int = 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
 from fcos_fast.data import DetectionDataset, eval_loader
 from fcos_fast.engine.average_precision import AveragePrecision, average_precision
+from fcos_fast.engine.distributed import broadcast, gather, rank, world_size
 from fcos_fast.engine.progress import Progress
 from fcos_fast.models import FCOS
 from fcos_fast.precision import autocast
@@ -19,19 +21,29 @@ def evaluate(
     dataset: DetectionDataset,
     dtype: torch.dtype = torch.float32,
     batch_size: int = 8,
-    workers: int = 0,
+    workers: int | None = 0,
 ) -> tuple[AveragePrecision, list[dict[str, Tensor]]]:
     """COCO average precision of ``model`` on ``dataset``, and its detections, image by image, on the CPU.
 
     The model runs where it lies, in evaluation mode, under autocast to ``dtype``.
+
+    Several processes share the batches, with the weights of rank 0. A batch holds the same images whatever their
+    number, so the detections have the bits of a single process. All have the result; rank 0 has the detections, the
+    others an empty list.
     """
-    loader = eval_loader(dataset, batch_size, workers)
-    detections: list[dict[str, Tensor]] = []
-    with Progress(len(loader), "evaluate", images=batch_size) as progress:
+    broadcast_model(model)
+    loader = eval_loader(dataset, batch_size, workers, rank(), world_size())
+    batches: list[list[dict[str, Tensor]]] = []
+    with Progress(len(loader), "evaluate", images=batch_size * world_size()) as progress:
         for batch in detect_batches(model, (images for images, _ in loader), dtype):
-            detections += batch
+            batches.append(batch)
             progress.update()
-    return average_precision(dataset.coco_ground_truth(), detections, dataset.categories), detections
+    shares = gather(batches)
+    if shares is None:
+        return broadcast(None), []
+    detections = [found for turn in zip_longest(*shares, fillvalue=[]) for batch in turn for found in batch]
+    result = average_precision(dataset.coco_ground_truth(), detections, dataset.categories)
+    return broadcast(result), detections
 
 
 def detect_batches(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import TextIO
+
+from fcos_fast.engine.distributed import rank
 
 
 class Progress:
     """Shows how far ``total`` steps have come, with images per second, time left and whatever else is known.
 
-    On a terminal a tqdm bar; elsewhere (a log file, CI) a plain line every ``interval`` seconds.
+    On a terminal a tqdm bar; elsewhere (a log file, CI) a plain line every ``interval`` seconds. Of several processes,
+    rank 0 speaks.
 
     Args:
         total: number of steps.
@@ -28,7 +32,9 @@ class Progress:
         self.step = 0
         self.start = self.last_line = time.perf_counter()
         self.bar = None
-        if self.file.isatty():
+        if rank() != 0:
+            self.interval = math.inf
+        elif self.file.isatty():
             from tqdm import tqdm
 
             self.bar = tqdm(

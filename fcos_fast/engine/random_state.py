@@ -35,4 +35,5 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        # as many as there are: a run can be resumed with fewer GPUs
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fcos_fast.assignment import GroundTruth
 from fcos_fast.engine.cuda_graphs import GraphedStep, why_not
+from fcos_fast.engine.distributed import mean
 from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.optimizer import prepare_for_device
 from fcos_fast.models import FCOS, ImageBatch
@@ -83,8 +84,8 @@ class TrainStep:
         self._run(images, targets)
 
     def tally(self) -> Tally:
-        """Read the tally, which waits for the device."""
-        *sums, skipped, finite = self._tally.tolist()
+        """Read the tally, which waits for the device: of several processes the mean, that of the global batches."""
+        *sums, skipped, finite = mean(self._tally).tolist()
         return Tally(tuple(sums), int(skipped), int(finite))
 
     def _step(self, images: ImageBatch, targets: GroundTruth) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fcos_fast.data import Categories, DetectionDataset, load_dataset, train_loader
 from fcos_fast.engine.average_precision import AveragePrecision
 from fcos_fast.engine.checkpoint import describe_model, load_checkpoint, load_weights, save_checkpoint
 from fcos_fast.engine.config import Config, TrainConfig, from_plain, save_config, to_plain
+from fcos_fast.engine.distributed import advise, broadcast, parallel, processes, rank, world_size
 from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.optimizer import build_optimizer, set_learning_rate
@@ -29,20 +31,24 @@ from fcos_fast.engine.step import LOSSES, Tally, TrainStep, compile_losses
 from fcos_fast.models import FCOS, BatchPacker
 from fcos_fast.precision import choose_device, choose_precision
 
+EVALUATION_BATCH = 8
+"""Most images that are evaluated together. It does not grow with the number of processes, as ``train.batch_size``
+does, whose images no single process could hold."""
+
 
 class NonFiniteLossError(FloatingPointError):
     """A loss or a gradient became infinite or not a number; the message says where, and what to change."""
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a run.
+    """Ctrl-C during a run; the message is the command that continues it.
 
     Attributes:
         folder: of the run, to resume from.
     """
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(f"interrupted; resume from {folder}")
+        super().__init__(f"interrupted; {_how_to_continue(folder)}")
         self.folder = folder
 
 
@@ -55,7 +61,8 @@ class TrainResult:
         config: with every value resolved.
         model: the weights of the last epoch, averaged where the run averages, in evaluation mode.
         val_set: the validation split; None for a run without one, and so the next two.
-        detections: of ``model`` on ``val_set``, image by image.
+        detections: of ``model`` on ``val_set``, image by image; of several processes rank 0 has them, the others an
+            empty list.
         result: their average precision.
     """
 
@@ -68,18 +75,33 @@ class TrainResult:
 
 
 def train(config: Config) -> TrainResult:
-    """Train from the beginning, in a new folder ``config.train.runs/config.train.name``."""
-    train_set, val_set = load_splits(config)
-    config = replace(config, model=replace(config.model, num_classes=len(train_set.categories)))
-    return _run(config, train_set, val_set)
+    """Train from the beginning, in a new folder ``config.train.runs/config.train.name``.
+
+    Started by ``torchrun``, the processes train together; rank 0 prints and writes.
+
+    Raises:
+        ValueError: the data set, the device or a value does not fit.
+        NonFiniteLossError: a loss or a gradient is not finite.
+        TrainingInterrupted: Ctrl-C.
+        ProcessLostError: another of several processes failed or was killed.
+    """
+    with processes():
+        train_set, val_set = load_splits(config)
+        config = replace(config, model=replace(config.model, num_classes=len(train_set.categories)))
+        return _run(config, train_set, val_set)
 
 
 def resume(path: str | Path) -> TrainResult:
     """Continue the run of a folder, or of its ``last.pt``, from the end of its last finished epoch.
 
-    On one machine the result has the same bits as that of a run that was never interrupted.
+    On one machine, with as many processes, the result has the same bits as that of a run that was never interrupted.
+    With another number of processes it differs by rounding, but for batch norms, whose batch is a process's share.
     """
-    path = Path(path)
+    with processes():
+        return _resume(Path(path))
+
+
+def _resume(path: Path) -> TrainResult:
     path = path / "last.pt" if path.is_dir() else path
     saved = load_checkpoint(path)
     if "optimizer" not in saved:
@@ -116,22 +138,31 @@ def _run(
     options = config.train
     device = choose_device(options.device)
     dtype, reason = choose_precision(options.precision, device)
-    packer = BatchPacker(config.model)
     loader = train_loader(
-        train_set, options.batch_size, config.augment, options.seed, config.data.workers, packer
+        train_set,
+        options.batch_size,
+        config.augment,
+        options.seed,
+        config.data.workers,
+        BatchPacker(config.model),
+        config.data.group_by_aspect_ratio,
+        rank(),
+        world_size(),
     )
     state = _begin(config, train_set.categories, device)
     about = {"config": to_plain(config), **describe_model(state.model, train_set.categories)}
     if saved is not None:
         state.load_state_dict(saved)
     else:
-        folder = new_run_folder(options.runs, options.name)
-        save_config(config, folder / "config.yaml")
-        save_checkpoint(folder / "last.pt", about | state.state_dict())  # resumable from here on
+        folder = broadcast(_new_folder(config, about | state.state_dict()) if rank() == 0 else None)
+    advise(_how_to_continue(folder))
     step = _make_step(state, config, dtype)
     table = MetricsTable(folder / "metrics.csv", state.epoch)
-    board = _tensorboard(folder) if options.tensorboard else None
-    _print_start(config, folder, train_set, val_set, f"{device}, {dtype} ({reason})".replace("torch.", ""))
+    board = _tensorboard(folder) if options.tensorboard and rank() == 0 else None
+    if rank() == 0:
+        _print_start(
+            config, folder, train_set, val_set, f"{device}, {dtype} ({reason})".replace("torch.", "")
+        )
 
     result, detections = None, None
     try:
@@ -148,17 +179,18 @@ def _run(
             }
             score = state.epoch if val_set is None else -1.0  # without evaluation the latest are the best
             if val_set is not None and _is_due(state.epoch, options):
-                result, detections = evaluate(
-                    state.averaged, val_set, dtype, options.batch_size, config.data.workers
-                )
+                result, detections = _evaluate(state, val_set, config, dtype)
                 row |= result.summary() | {f"ap_{name}": ap for name, ap in result.per_class.items()}
                 score = 0.0 if math.isnan(result.ap) else result.ap
             row["seconds"] = time.perf_counter() - start
 
+            is_best = score >= state.best
+            state.best = max(score, state.best)
+            if rank() != 0:
+                continue
             # last.pt comes last: a run that is killed in between repeats the epoch and writes the same again
             table.append(row)
-            if score >= state.best:
-                state.best = score
+            if is_best:
                 best = {"model": state.averaged.state_dict(), "epoch": state.epoch, "metrics": row}
                 save_checkpoint(folder / "best.pt", about | best)
             save_checkpoint(folder / "last.pt", about | state.state_dict())
@@ -171,8 +203,27 @@ def _run(
         raise TrainingInterrupted(folder) from None
 
     if result is None and val_set is not None:  # resumed after its end
-        result, detections = evaluate(state.averaged, val_set, dtype, options.batch_size, config.data.workers)
+        result, detections = _evaluate(state, val_set, config, dtype)
     return TrainResult(folder, config, state.averaged.eval(), val_set, detections, result)
+
+
+def _new_folder(config: Config, checkpoint: dict[str, Any]) -> Path:
+    """The folder of a run that begins, which can be resumed from here on."""
+    folder = new_run_folder(config.train.runs, config.train.name)
+    save_config(config, folder / "config.yaml")
+    save_checkpoint(folder / "last.pt", checkpoint)
+    return folder
+
+
+def _how_to_continue(folder: Path) -> str:
+    return f"continue with: fcos-fast train --resume {shlex.quote(str(folder))}"
+
+
+def _evaluate(
+    state: TrainState, val_set: DetectionDataset, config: Config, dtype: torch.dtype
+) -> tuple[AveragePrecision, list[dict[str, Tensor]]]:
+    batch_size = min(config.train.batch_size, EVALUATION_BATCH)
+    return evaluate(state.averaged, val_set, dtype, batch_size, config.data.workers)
 
 
 def _begin(config: Config, categories: Categories, device: torch.device) -> TrainState:
@@ -180,6 +231,10 @@ def _begin(config: Config, categories: Categories, device: torch.device) -> Trai
     options = config.train
     seed_everything(options.seed)
     model = FCOS(config.model)
+    if options.sync_batch_norm and world_size() > 1:
+        if device.type != "cuda":
+            raise ValueError(f"train.sync_batch_norm needs GPUs, but the device is {device}; leave it out")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if options.weights:
         load_weights(model, options.weights, categories, options.new_classes)
     model.to(device, memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
@@ -198,8 +253,9 @@ def _make_step(state: TrainState, config: Config, dtype: torch.dtype) -> TrainSt
     options = config.train
     if options.compile:
         compile_losses(state.model)
+    model = parallel(state.model)
     return TrainStep(
-        state.model, state.optimizer, state.ema, dtype, config.optimizer.clip_norm, options.cuda_graphs
+        model, state.optimizer, state.ema, dtype, config.optimizer.clip_norm, options.cuda_graphs
     )
 
 
@@ -209,7 +265,7 @@ def train_epoch(
     """One pass over the training split.
 
     Returns:
-        ``loss`` and ``loss_<name>`` of each of the losses, averaged over the steps.
+        ``loss`` and ``loss_<name>`` of each of the losses, averaged over steps and processes.
 
     Raises:
         NonFiniteLossError: a loss or gradient is infinite or not a number.
@@ -221,7 +277,7 @@ def train_epoch(
     means: dict[str, float] = {}
 
     train_step.begin_epoch()
-    loader.sampler.set_epoch(state.epoch)
+    loader.batch_sampler.set_epoch(state.epoch)
     title = f"epoch {state.epoch + 1}/{config.train.epochs}"
     with Progress(steps, title, images=config.train.batch_size) as progress:
         for i, (images, targets) in enumerate(prefetch(loader, train_step.device), start=1):

@@ -47,8 +47,8 @@ class FCOSConfig:
         box_loss_smooth: added to intersection and union, in ``regression_unit`` squared.
         centerness_weighted: whether the box loss is a mean weighted by the target centerness, else a
             plain mean over the positive locations.
-        average_totals: whether several processes share the mean of their normalisers, as one process with all
-            images would.
+        average_totals: whether several processes share their normalisers, so that the mean of their losses is
+            the loss that one process has with all images.
         score_threshold: detections score above it.
         threshold_on: what the threshold applies to: the final ``score`` sqrt(classification *
             centerness), or the ``classification`` alone.

@@ -109,7 +109,7 @@ class FCOS(nn.Module):
 
     def _losses(self, batch: ImageBatch, gt: GroundTruth) -> dict[str, Tensor]:
         assigned = self.assign(batch, gt)
-        reduction = self._average_totals(assigned)  # runs behind the forward pass
+        reduction = self._sum_totals(assigned)  # runs behind the forward pass
         return self.losses(batch.tensor, assigned, reduction)
 
     def losses(
@@ -135,6 +135,7 @@ class FCOS(nn.Module):
             box_loss=config.box_loss,
             box_loss_smooth=config.box_loss_smooth,
             centerness_weighted=config.centerness_weighted,
+            normalizers=self._normalizers(targets) if self._shares_totals() else None,
         )
 
     @torch.no_grad()
@@ -236,12 +237,22 @@ class FCOS(nn.Module):
             return targets
         return ignore_outside(targets, levels, batch.tensors[1])
 
-    def _average_totals(self, targets: Targets) -> dist.Work | None:
-        """Begin to replace the totals by their mean over all processes."""
-        if not (self.config.average_totals and dist.is_available() and dist.is_initialized()):
-            return None
-        targets.totals.div_(dist.get_world_size())
-        return dist.all_reduce(targets.totals, async_op=True)
+    def _shares_totals(self) -> bool:
+        return self.config.average_totals and dist.is_available() and dist.is_initialized()
+
+    def _sum_totals(self, targets: Targets) -> dist.Work | None:
+        """Begin to replace the totals by their sum over all processes."""
+        return dist.all_reduce(targets.totals, async_op=True) if self._shares_totals() else None
+
+    def _normalizers(self, targets: Targets) -> Tensor:
+        """(3,) what the losses are divided by: a process's share of what one process would divide by.
+
+        So the mean over the processes is the loss that one process has, also where there are fewer positive locations
+        than processes.
+        """
+        num_positive = targets.num_positive.clamp(min=1)
+        box = targets.centerness_sum.clamp(min=1e-6) if self.config.centerness_weighted else num_positive
+        return torch.stack((num_positive, box, num_positive)) / dist.get_world_size()
 
 
 def fcos(

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,7 @@ from torch.utils.data import DataLoader
 from fcos_fast.data import (
     AugmentConfig,
     DataError,
-    EpochSampler,
+    EpochBatchSampler,
     collate,
     eval_loader,
     load_voc,
@@ -16,6 +19,7 @@ from fcos_fast.data import (
     train_loader,
 )
 from fcos_fast.data.loader import default_workers
+from fcos_fast.models import BatchPacker, FCOSConfig
 
 AUGMENT = AugmentConfig((60, 80), (0.5, 1.5), iou_crop=0.5)
 
@@ -24,7 +28,7 @@ def epochs(loader: DataLoader, numbers: list[int]) -> list[list[tuple]]:
     """Everything the loader yields in these epochs, sample by sample."""
     result = []
     for number in numbers:
-        loader.sampler.set_epoch(number)
+        loader.batch_sampler.set_epoch(number)
         result.append([sample for batch in loader for sample in zip(*batch, strict=True)])
     return result
 
@@ -44,17 +48,97 @@ def test_collate_keeps_sizes_apart():
     assert targets == [{"image_id": 0}, {"image_id": 1}]
 
 
+def indices(sampler: EpochBatchSampler) -> list[list[int]]:
+    return [[index for _, index in batch] for batch in sampler]
+
+
 def test_every_epoch_is_another_permutation():
-    sampler = EpochSampler(100, seed=3)
+    sampler = EpochBatchSampler(100, 4, seed=3)
     orders = []
     for epoch in (0, 1, 0):
         sampler.set_epoch(epoch)
-        keys = list(sampler)
-        assert {e for e, _ in keys} == {epoch}
-        orders.append([i for _, i in keys])
+        batches = list(sampler)
+        assert {(len(batch), e) for batch in batches for e, _ in batch} == {(4, epoch)}
+        orders.append([i for batch in batches for _, i in batch])
         assert sorted(orders[-1]) == list(range(100))
     assert orders[0] == orders[2] != orders[1]
-    assert [i for _, i in EpochSampler(100, seed=4)] != orders[0]
+    assert indices(EpochBatchSampler(100, 4, seed=4)) != indices(EpochBatchSampler(100, 4, seed=3))
+
+
+RATIOS = [1.5] * 13 + [0.6] * 9 + [1.0] * 5 + [4.0] * 3
+GROUPS = np.digitize(RATIOS, [0.8, 1.2, 2])
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_every_batch(groups, world_size):
+    shards = [
+        EpochBatchSampler(30, 4, seed=3, groups=groups, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    whole = EpochBatchSampler(30, 4, seed=3, groups=groups)
+    for epoch in range(2):
+        for sampler in (whole, *shards):
+            sampler.set_epoch(epoch)
+        shared = [list(chain(*parts)) for parts in zip(*map(indices, shards), strict=True)]
+        assert shared == indices(whole)
+        assert len(shared) == len(whole) == len(shards[0]) == 7
+
+
+def test_groups_keep_together_and_lose_no_picture():
+    """Of 13, 9, 5 and 3 pictures of four groups, in batches of 4, at least 3 + 2 + 1 batches are of one group."""
+    sampler = EpochBatchSampler(30, 4, groups=GROUPS)
+    seen, first = set(), set()
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        batches = indices(sampler)
+        drawn = [index for batch in batches for index in batch]
+        assert len(drawn) == len(set(drawn)) == 28
+        pure = [batch for batch in batches if len(set(GROUPS[batch])) == 1]
+        # the two pictures left out of an epoch can cost two groups a batch
+        assert len(pure) >= 4
+        seen.update(drawn)
+        first.add(GROUPS[batches[0]][0])
+    assert seen == set(range(30))  # those left out are others each time, also of the smallest group
+    assert len(first) > 2  # groups come in no order
+
+
+def test_pictures_are_grouped_where_they_have_no_fixed_size():
+    data = synthetic_dataset(12)
+    wide, high = data.records[0].size, data.records[0].size[::-1]
+    data.records = [replace(r, size=wide if i % 2 else high) for i, r in enumerate(data.records)]
+    assert wide[0] > wide[1]
+
+    def mixed(**options) -> bool:
+        batches = indices(train_loader(data, 3, **options).batch_sampler)
+        return any(len({i % 2 for i in batch}) == 2 for batch in batches)
+
+    assert not mixed()
+    assert mixed(group_by_aspect_ratio=False)
+    assert mixed(augment=AUGMENT)
+    assert not mixed(augment=AUGMENT, group_by_aspect_ratio=True)
+
+
+def test_shards_are_augmented_as_one_process_does():
+    """Multi-scale sizes included, which are drawn where a picture is read."""
+    data = synthetic_dataset(8)
+    packer = BatchPacker(FCOSConfig(backbone="resnet18", num_classes=6, min_size=(32, 48, 64), max_size=None))
+    augment = AugmentConfig(iou_crop=0.5)
+
+    def pictures(batch_size: int, **shard: int) -> list[list[torch.Tensor]]:
+        loader = train_loader(data, batch_size, augment, seed=1, packer=packer, **shard)
+        return [
+            [image[:, :h, :w] for image, (h, w) in zip(images.tensor, images.sizes, strict=True)]
+            for images, _ in loader
+        ]
+
+    whole = pictures(4)
+    torch.rand(5)  # another state of torch's generator
+    shards = [pictures(4, rank=rank, world_size=2) for rank in range(2)]
+    assert len({image.shape for batch in whole for image in batch}) > 2
+    for batch, *parts in zip(whole, *shards, strict=True):
+        for a, b in zip(batch, chain(*parts), strict=True):
+            torch.testing.assert_close(a.float(), b.float())
 
 
 def test_training_batches():
@@ -84,8 +168,7 @@ def test_workers_started_afresh_as_on_systems_without_fork():
     loader = train_loader(data, 2, AUGMENT, workers=1)
     spawned = DataLoader(
         loader.dataset,
-        2,
-        sampler=loader.sampler,
+        batch_sampler=loader.batch_sampler,
         num_workers=1,
         collate_fn=collate,
         multiprocessing_context="spawn",
@@ -100,9 +183,23 @@ def test_evaluation_takes_every_image_in_order():
     assert np.array_equal(targets[4]["boxes"], data.records[4].boxes)
 
 
+def test_evaluation_batches_are_dealt_out_whole():
+    data = synthetic_dataset(7)
+    images = [
+        [[target["image_id"] for target in batch] for _, batch in eval_loader(data, 2, 0, rank, 3)]
+        for rank in range(3)
+    ]
+    assert images == [[[0, 1], [6]], [[2, 3]], [[4, 5]]]
+
+
 def test_batch_larger_than_the_data_set():
     with pytest.raises(ValueError, match="batch_size is 4 but the data set has 3 images"):
         train_loader(synthetic_dataset(3), batch_size=4)
+
+
+def test_batch_that_the_processes_cannot_share():
+    with pytest.raises(ValueError, match="batch_size is 3, .* with 2 processes take a multiple of 2"):
+        train_loader(synthetic_dataset(6), batch_size=3, world_size=2)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
