@@ -36,7 +36,7 @@ class ProcessLostError(RuntimeError):
     """Another process failed or was killed, and this one cannot go on without it.
 
     Attributes:
-        alike: this process had failed by itself in the same way, for instance with a loss that is not finite.
+        alike: this process had failed by itself in the same way: a loss that is not finite, a wrong option, Ctrl-C.
     """
 
     def __init__(self, message: str, alike: bool = False) -> None:
@@ -129,12 +129,12 @@ def parallel(model: nn.Module) -> nn.Module:
     if world_size() == 1:
         return model
     device = next(model.parameters()).device
-    return nn.parallel.DistributedDataParallel(
-        model,
-        device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=any(isinstance(m, nn.modules.batchnorm._NormBase) for m in model.modules()),
-        gradient_as_bucket_view=True,
+    model = nn.parallel.DistributedDataParallel(
+        model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
     )
+    # not as an argument, which newer torch calls by another name
+    model.broadcast_buffers = any(isinstance(m, nn.modules.batchnorm._NormBase) for m in model.modules())
+    return model
 
 
 def advise(text: str) -> None:
@@ -205,7 +205,7 @@ class _Group:
             raise ProcessLostError(self.say(*first)) from error
         what = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {_one_line(error)}"
         first = self.publish(self.rank, what)
-        if first[0] != self.rank and first[1] == what and not isinstance(error, KeyboardInterrupt):
+        if first[0] != self.rank and first[1] == what:
             raise ProcessLostError(self.say(*first), alike=True) from error
 
     def publish(self, culprit: int, what: str) -> tuple[int, str]:

@@ -1,0 +1,228 @@
+"""Processes that train together, and what runs in them: each function here is one rank's part."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fcos_fast.cli.main import main
+from fcos_fast.engine import distributed, evaluate, train
+from fcos_fast.engine.config import Config
+from fcos_fast.engine.step import LOSSES
+from fcos_fast.models import FCOS, fcos
+
+SERVER = multiprocessing.get_context(
+    "forkserver"
+)  # forks a process that has imported everything, but run nothing
+SERVER.set_forkserver_preload([__name__])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: exit status, as of the shell, and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Ranks:
+    """Processes as ``torchrun`` starts them, each with ``function(*arguments)``; leaving the block kills what is left.
+
+    Args:
+        folder: for what they write.
+        count: number of processes.
+        function: of this file.
+        *arguments: of it.
+    """
+
+    def __init__(self, folder: Path, count: int, function: Callable, *arguments: Any) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        # as torchrun's agent, which outlives its processes
+        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        environment = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self.store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+        }
+        self.processes = [
+            SERVER.Process(
+                target=_run_rank,
+                args=(
+                    folder,
+                    environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    function,
+                    arguments,
+                ),
+            )
+            for rank in range(count)
+        ]
+
+    def __enter__(self) -> Ranks:
+        for process in self.processes:
+            process.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def wait(self, seconds: float = 60) -> list[Ended]:
+        """How they end, by rank; all have to within the time."""
+        deadline = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0.1, deadline - time.monotonic()))
+        hanging = [rank for rank, process in enumerate(self.processes) if process.exitcode is None]
+        ended = [
+            Ended(process.exitcode, self.read(rank, "out"), self.read(rank, "err"))
+            for rank, process in enumerate(self.processes)
+        ]
+        assert not hanging, f"still there after {seconds} s: ranks {hanging}; {ended}"
+        return ended
+
+    def read(self, rank: int, name: str) -> str:
+        """What a process has written so far to ``out`` or ``err``."""
+        file = self.folder / f"{rank}.{name}"
+        return file.read_text() if file.exists() else ""
+
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        """Return when rank 0 has printed ``text``."""
+        deadline = time.monotonic() + seconds
+        while text not in self.read(0, "out"):
+            assert time.monotonic() < deadline, f"no {text!r} after {seconds} s: {self.read(0, 'err')}"
+            time.sleep(0.02)
+
+    def signal(self, rank: int, number: int) -> None:
+        """Send a signal to one process."""
+        os.kill(self.processes[rank].pid, number)
+
+
+def run_ranks(
+    folder: Path, count: int, function: Callable, *arguments: Any, seconds: float = 60
+) -> list[Ended]:
+    """Run the function in so many processes, to the end."""
+    with Ranks(folder, count, function, *arguments) as ranks:
+        return ranks.wait(seconds)
+
+
+def _run_rank(folder: Path, environment: dict[str, str], function: Callable, arguments: tuple) -> None:
+    os.environ |= environment
+    for name, descriptor in (("out", 1), ("err", 2)):
+        os.dup2(
+            os.open(folder / f"{environment['RANK']}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+            descriptor,
+        )
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in the background
+    torch.set_num_threads(1)
+    status = function(*arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(status)
+
+
+# What the ranks do
+
+
+def command_line(*arguments: str) -> int:
+    """``fcos-fast``."""
+    return main(arguments)
+
+
+def train_run(config: Config, result: Path) -> None:
+    """A whole run; each rank writes what it is given back."""
+    outcome = train.train(config)
+    ap = None if outcome.result is None else outcome.result.summary()
+    torch.save((str(outcome.folder), ap, outcome.detections), result / f"{os.environ['RANK']}.pt")
+
+
+def with_nan_on(bad: int, step: int, *arguments: str) -> int:
+    """``fcos-fast``, with a loss that is NaN on one rank in one step."""
+    forward, calls = FCOS.forward, iter(range(1, 10**9))
+
+    def broken(self, *inputs):
+        losses = forward(self, *inputs)
+        if self.training and next(calls) == step and distributed.rank() == bad:
+            losses["classification"] = losses["classification"] * torch.nan
+        return losses
+
+    FCOS.forward = broken
+    return main(arguments)
+
+
+def losses_and_gradients(cases: list[tuple[dict, list, list]], result: Path) -> None:
+    """Of each model on each batch, of which a rank takes its share; rank 0 writes them."""
+    with distributed.processes():
+        found = []
+        for overrides, images, targets in cases:
+            share = len(images) // distributed.world_size()
+            own = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
+            model = small_model(**overrides).double()
+            wrapped = distributed.parallel(model)
+            assert wrapped is not model
+            found.append(_backward(model, wrapped, images[own], targets[own]))
+        if distributed.rank() == 0:
+            torch.save(found, result)
+
+
+def _backward(model: FCOS, called: torch.nn.Module, images: list, targets: list) -> dict[str, torch.Tensor]:
+    losses = torch.stack([called(images, targets)[name] for name in LOSSES])
+    losses.sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    return {"losses": distributed.mean(losses.detach()), **gradients}
+
+
+def one_process(overrides: dict, images: list, targets: list) -> dict[str, torch.Tensor]:
+    """What :func:`losses_and_gradients` finds with one process."""
+    model = small_model(**overrides).double()
+    return _backward(model, model, images, targets)
+
+
+def small_model(**overrides: Any) -> FCOS:
+    """A narrow detector, always with the same weights."""
+    torch.manual_seed(0)
+    settings = {"num_classes": 3, "fpn_channels": 32, "head_channels": 32, "head_convs": 1, "min_size": None}
+    return fcos("resnet18", **(settings | overrides)).train()
+
+
+def evaluated(model: FCOS, dataset: Any, result: Path) -> None:
+    """Detections and average precision; the ranks but the first come with other weights."""
+    model = copy.deepcopy(model)  # came in memory that the processes share
+    with distributed.processes():
+        if distributed.rank() != 0:
+            for tensor in [*model.parameters(), *model.buffers()]:
+                tensor.data.zero_()
+        found = evaluate.evaluate(model, dataset, batch_size=2)
+        torch.save((found[0].summary(), found[1]), result / f"{distributed.rank()}.pt")
+
+
+def fails_on(bad: int) -> None:
+    """One rank fails while the others wait for it."""
+    with distributed.processes():
+        if distributed.rank() == bad:
+            raise ValueError("7 is\nno box")
+        dist.all_reduce(torch.zeros(1))
+
+
+def silent_on(bad: int, timeout: float) -> None:
+    """One rank does not take part."""
+    distributed.TIMEOUT = distributed.timedelta(seconds=timeout)
+    with distributed.processes():
+        print("together", flush=True)
+        if distributed.rank() == bad:
+            time.sleep(60)
+        dist.all_reduce(torch.zeros(1))

@@ -1,0 +1,328 @@
+"""Several processes, each a real one: they do what one does, and none outlives another's failure."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fcos_fast.data import load_dataset
+from fcos_fast.engine.checkpoint import load_checkpoint
+from fcos_fast.engine.config import Config, save_config
+from fcos_fast.engine.evaluate import evaluate
+from fcos_fast.engine.run_folder import read_metrics
+from fcos_fast.engine.train import resume, train
+from tests.engine import ranks
+from tests.engine.ranks import Ranks, run_ranks
+
+pytestmark = pytest.mark.timeout(120)
+
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join(sys.path),
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config, tmp_path_factory) -> Config:
+    """Two epochs of four steps of two pictures, each at one of two sizes; nothing depends on a batch's company."""
+    config = tiny_config(tmp_path_factory.mktemp("runs"))
+    model = replace(config.model, norm="group", min_size=(48, 64), size_divisor=128)
+    # plain SGD: AdamW divides rounding errors by gradients that are as small
+    optimizer = replace(config.optimizer, name="sgd", lr=1e-3)
+    return replace(
+        config,
+        model=model,
+        optimizer=optimizer,
+        augment=replace(config.augment, size=(64, 96), scale=(0.7, 1.3)),
+    )
+
+
+@pytest.fixture(scope="module")
+def single(config) -> Path:
+    """The folder of the run in one process."""
+    torch.set_num_threads(1)
+    return train(renamed(config, "single")).folder
+
+
+@pytest.fixture(scope="module")
+def double(config, tmp_path_factory) -> tuple[Path, list[ranks.Ended], list]:
+    """The same run in two processes: its folder, what they wrote, and what each was given back."""
+    results = tmp_path_factory.mktemp("results")
+    ended = run_ranks(results, 2, ranks.train_run, renamed(config, "double"), results)
+    assert [e.status for e in ended] == [0, 0], ended
+    return (
+        Path(config.train.runs) / "double",
+        ended,
+        [torch.load(results / f"{rank}.pt") for rank in range(2)],
+    )
+
+
+def renamed(config: Config, name: str) -> Config:
+    return replace(config, train=replace(config.train, name=name))
+
+
+def copied(folder: Path, target: Path) -> Path:
+    return Path(shutil.copytree(folder, target))
+
+
+def options(config: Config, tmp_path: Path, name: str = "train") -> tuple[str, ...]:
+    """Of the command line; the run lies in ``tmp_path``."""
+    file = tmp_path / "given.yaml"
+    save_config(replace(config, train=replace(config.train, runs=str(tmp_path), name=name)), file)
+    return "train", "--config", str(file)
+
+
+def assert_close_runs(a: Path, b: Path) -> None:
+    """The same table of losses and weights, but for rounding."""
+    tables = [read_metrics(folder / "metrics.csv") for folder in (a, b)]
+    for x, y in zip(*tables, strict=True):
+        for name in x.keys() | y.keys():
+            if name.startswith(("loss", "lr", "epoch")):
+                assert x[name] == pytest.approx(y[name], rel=1e-4), name
+    saved = [load_checkpoint(folder / "last.pt") for folder in (a, b)]
+    assert saved[0]["epoch"] == saved[1]["epoch"] == 2
+    for part in (lambda s: s["model"], lambda s: s["ema"]["model"]):
+        for name, value in part(saved[0]).items():
+            torch.testing.assert_close(value, part(saved[1])[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+# As one process
+
+
+def pictures_of(*boxes: list[list[float]]) -> tuple[list, list]:
+    """A batch of pictures of one size with such boxes."""
+    generator = torch.Generator().manual_seed(1)
+    images = [torch.rand(3, 64, 96, generator=generator) for _ in boxes]
+    targets = [
+        {"boxes": torch.tensor(b).reshape(-1, 4), "labels": torch.arange(len(b)) % 3}
+        for b in map(list, boxes)
+    ]
+    return images, targets
+
+
+BOX, TINY, OTHER = [10.0, 8.0, 60.0, 50.0], [40.0, 40.0, 47.0, 47.0], [3.0, 5.0, 40.0, 30.0]
+BATCHES = {
+    "more boxes on one": ({"norm": "group"}, *pictures_of([BOX], [OTHER, BOX, TINY])),
+    "frozen norm": ({"norm": "frozen", "trainable_stages": 3}, *pictures_of([BOX, TINY], [OTHER])),
+    "no box on one": ({"norm": "group"}, *pictures_of([], [BOX])),
+    "no box at all": ({"norm": "group"}, *pictures_of([], [])),
+    "one positive location": ({"norm": "group", "centerness_weighted": False}, *pictures_of([], [TINY])),
+    "two images each": ({"norm": "group"}, *pictures_of([BOX], [OTHER], [], [TINY, BOX])),
+}
+
+
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory) -> dict[str, dict[str, torch.Tensor]]:
+    folder = tmp_path_factory.mktemp("batches")
+    ended = run_ranks(folder, 2, ranks.losses_and_gradients, list(BATCHES.values()), folder / "found.pt")
+    assert [e.status for e in ended] == [0, 0], ended
+    return dict(zip(BATCHES, torch.load(folder / "found.pt"), strict=True))
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_losses_and_gradients_are_those_of_one_process(of_two_processes, name):
+    found, expected = of_two_processes[name], ranks.one_process(*BATCHES[name])
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        # the normalisers are float32; all else is float64, to tell the gradients that are 0 but for rounding
+        torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-13, msg=key)
+
+
+def test_a_run_is_that_of_one_process(single, double):
+    assert_close_runs(single, double[0])
+
+
+def test_rank_0_alone_writes_and_prints(single, double):
+    folder, (first, second), _ = double
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in single.iterdir())
+    assert not folder.with_name("double2").exists()
+    assert "epoch 2/2" in first.out
+    assert second.out == second.err == first.err == ""
+
+
+def test_every_rank_has_the_result(double):
+    folder, _, ((a, ap, detections), (b, same_ap, nothing)) = double
+    assert a == b == str(folder)
+    assert ap == pytest.approx(same_ap, nan_ok=True)
+    assert len(detections) == 4
+    assert nothing == []
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_detections_have_the_bits_of_one_process(pictures, tmp_path, count):
+    """Seven pictures in batches of two, so that ranks have different numbers of them."""
+    dataset = load_dataset(pictures, "train")
+    dataset.records = dataset.records[:7]
+    model = ranks.small_model(num_classes=len(dataset.categories), prior=0.5).eval()
+    result, detections = evaluate(model, dataset, batch_size=2)
+    assert sum(len(found["boxes"]) for found in detections) > 100
+    ended = run_ranks(tmp_path, count, ranks.evaluated, model, dataset, tmp_path)
+    assert [e.status for e in ended] == [0] * count, ended
+    shared = [torch.load(tmp_path / f"{rank}.pt") for rank in range(count)]
+    for summary, _ in shared:
+        assert summary == pytest.approx(result.summary(), nan_ok=True, abs=0)
+    for a, b in zip(detections, shared[0][1], strict=True):
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+# Failures
+
+
+@pytest.fixture(scope="module")
+def killed(config, tmp_path_factory) -> tuple[Path, list[ranks.Ended]]:
+    """A run of which rank 1 is killed in the second epoch, and how the processes ended."""
+    folder = tmp_path_factory.mktemp("killed")
+    with Ranks(folder, 2, ranks.command_line, *options(config, folder)) as processes:
+        processes.wait_for("epoch 1/2")
+        processes.signal(1, signal.SIGKILL)
+        return folder / "train", processes.wait(20)
+
+
+def test_killed_process_ends_the_others_with_its_rank(killed):
+    folder, (first, second) = killed
+    assert second.status == -signal.SIGKILL
+    assert first.status == 1
+    assert len(first.err.splitlines()) == 1
+    assert "rank 0 ends: rank 1 was killed or crashed" in first.err
+    assert f"continue with: fcos-fast train --resume {folder}" in first.err
+    assert load_checkpoint(folder / "last.pt")["epoch"] == 1
+
+
+def test_killed_run_resumes_with_one_process(killed, single, tmp_path):
+    assert_close_runs(resume(copied(killed[0], tmp_path / "run")).folder, single)
+
+
+def test_killed_run_resumes_with_two_to_the_same_bits(killed, double, tmp_path):
+    folder = copied(killed[0], tmp_path / "run")
+    ended = run_ranks(tmp_path, 2, ranks.command_line, "train", "--resume", str(folder))
+    assert [e.status for e in ended] == [0, 0], ended
+    saved, whole = (load_checkpoint(f / "last.pt") for f in (folder, double[0]))
+    assert all(torch.equal(value, saved["model"][name]) for name, value in whole["model"].items())
+    assert all(torch.equal(v, saved["ema"]["model"][k]) for k, v in whole["ema"]["model"].items())
+
+
+def test_run_of_one_process_resumes_with_two(config, single, monkeypatch, tmp_path):
+    stopped = interrupted_after_an_epoch(renamed(config, "stopped"), monkeypatch)
+    folder = copied(stopped, tmp_path / "run")
+    ended = run_ranks(tmp_path, 2, ranks.command_line, "train", "--resume", str(folder))
+    assert [e.status for e in ended] == [0, 0], ended
+    assert_close_runs(folder, single)
+
+
+def interrupted_after_an_epoch(config: Config, monkeypatch) -> Path:
+    real = ranks.train.train_epoch
+
+    def interrupted(state, *arguments):
+        if state.epoch == 1:
+            raise KeyboardInterrupt
+        return real(state, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ranks.train, "train_epoch", interrupted)
+        with pytest.raises(ranks.train.TrainingInterrupted) as interruption:
+            train(config)
+    return interruption.value.folder
+
+
+def test_torchrun(config, tmp_path):
+    """By its own command, to the end of a run of one epoch."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    config = replace(config, train=replace(config.train, epochs=1))
+    done = subprocess.run(
+        [*command, "-m", "fcos_fast.cli", *options(config, tmp_path)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1/1") == 1
+    assert (tmp_path / "train" / "report.html").is_file()
+
+
+def test_loss_that_is_not_finite_on_one_rank_ends_all(config, tmp_path):
+    ended = run_ranks(tmp_path, 2, ranks.with_nan_on, 1, 3, *options(config, tmp_path), seconds=30)
+    assert [e.status for e in ended] == [1, 1], ended
+    lines = (ended[0].err + ended[1].err).splitlines()
+    assert len(lines) == 1, lines  # both find it; who is first says it
+    assert "epoch 1/2, step 3: the loss is not finite" in lines[0]
+    assert load_checkpoint(tmp_path / "train" / "last.pt")["epoch"] == 0
+
+
+@pytest.mark.parametrize("interrupted", [(0, 1), (1,)])
+def test_ctrl_c(config, tmp_path, interrupted):
+    """In all processes, as torchrun hands it on, or in one of them."""
+    config = replace(config, train=replace(config.train, epochs=50))
+    with Ranks(tmp_path, 2, ranks.command_line, *options(config, tmp_path)) as processes:
+        processes.wait_for("epoch 1/50")
+        for rank in interrupted:
+            processes.signal(rank, signal.SIGINT)
+        ended = processes.wait(20)
+    assert all(e.status in (1, 130) for e in ended), ended
+    said = ended[0].err + ended[1].err
+    assert f"continue with: fcos-fast train --resume {tmp_path / 'train'}" in said
+    assert "Traceback" not in said
+    if interrupted == (1,):
+        assert "rank 0 ends: rank 1 was interrupted" in ended[0].err
+    assert not list((tmp_path / "train").glob(".*"))
+
+
+def test_failure_of_one_is_told_by_the_others(tmp_path):
+    ended = run_ranks(tmp_path, 2, ranks.fails_on, 1, seconds=20)
+    assert "ValueError: 7 is\nno box" in ended[1].err
+    assert ended[0].err.splitlines()[-1].endswith("ProcessLostError: rank 0 ends: rank 1 failed: 7 is no box")
+
+
+def test_process_that_does_not_answer(tmp_path):
+    with Ranks(tmp_path, 2, ranks.silent_on, 1, 3.0) as processes:
+        processes.processes[0].join(30)
+        assert processes.processes[0].exitcode == 1
+        assert "ProcessLostError: rank 0 ends: the others do not answer" in processes.read(0, "err")
+
+
+def test_sigterm_ends_a_process_that_waits_for_another(tmp_path):
+    """As torchrun sends it; Python itself would answer when the other does."""
+    with Ranks(tmp_path, 2, ranks.silent_on, 1, 60.0) as processes:
+        processes.wait_for("together")
+        processes.signal(0, signal.SIGTERM)
+        processes.processes[0].join(20)
+        assert processes.processes[0].exitcode == 128 + signal.SIGTERM
+        assert processes.read(0, "err") == "rank 0 ends: rank 0 was ended by SIGTERM\n"
+
+
+MISTAKES: dict[str, tuple[Callable[[Config], Config], str]] = {
+    "batch size": (lambda c: replace(c, train=replace(c.train, batch_size=3)), "take a multiple of 2"),
+    "sync": (
+        lambda c: replace(c, train=replace(c.train, sync_batch_norm=True)),
+        "sync_batch_norm needs GPUs",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_told_once(config, tmp_path, name):
+    change, message = MISTAKES[name]
+    ended = run_ranks(tmp_path, 2, ranks.command_line, *options(change(config), tmp_path), seconds=20)
+    lines = (ended[0].err + ended[1].err).splitlines()
+    assert len(lines) == 1, lines
+    assert message in lines[0]
+    assert all(e.status in (1, 2) for e in ended)
+    assert not (tmp_path / "train").exists()
+
+
+def test_verb_for_one_process(tmp_path):
+    ended = run_ranks(tmp_path, 2, ranks.command_line, "demo", seconds=20)
+    lines = (ended[0].err + ended[1].err).splitlines()
+    assert lines == ["fcos-fast demo: it runs in one process; start it without torchrun"]
