@@ -200,13 +200,16 @@ class _Group:
     def fail(self, error: BaseException) -> None:
         """Tell the others of ``error``; raise where it is another's failure that shows here."""
         self.ending = True
-        if _is_lost_connection(error):
-            first = self.wait_for_reason() or (None, f"the others do not answer: {_one_line(error)}")
-            raise ProcessLostError(self.say(*first)) from error
         what = "was interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {_one_line(error)}"
-        first = self.publish(self.rank, what)
-        if first[0] != self.rank and first[1] == what:
-            raise ProcessLostError(self.say(*first), alike=True) from error
+        lost = _is_lost_connection(error)
+        first = self.wait_for_reason() if lost else self.reason()
+        if lost and first is None:
+            first = (None, f"the others do not answer: {_one_line(error)}")
+        if first is None:
+            first = self.publish(self.rank, what)
+        # a RuntimeError also where a signal to all of torchrun's processes ended a loader's worker first
+        if first[0] != self.rank and (isinstance(error, RuntimeError) or first[1] == what):
+            raise ProcessLostError(self.say(*first), alike=first[1] == what) from error
 
     def publish(self, culprit: int, what: str) -> tuple[int, str]:
         """The first failure that any process published, which is this one if there was none."""

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,8 @@ def fails_on(bad: int) -> None:
 
 def silent_on(bad: int, timeout: float) -> None:
     """One rank does not take part."""
-    distributed.TIMEOUT = distributed.timedelta(seconds=timeout)
+    distributed.TIMEOUT = timedelta(seconds=timeout)
+    distributed.PATIENCE = 0.2
     with distributed.processes():
         print("together", flush=True)
         if distributed.rank() == bad:

@@ -135,8 +135,9 @@ def test_losses_and_gradients_are_those_of_one_process(of_two_processes, name):
     found, expected = of_two_processes[name], ranks.one_process(*BATCHES[name])
     assert found.keys() == expected.keys()
     for key, value in expected.items():
-        # the normalisers are float32; all else is float64, to tell the gradients that are 0 but for rounding
-        torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-13, msg=key)
+        # float64, but for the normalisers: the processes' float32 sums are those of one process but for rounding
+        scale = value.abs().max().item()
+        torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-6 * scale + 1e-13)
 
 
 def test_a_run_is_that_of_one_process(single, double):
@@ -239,7 +240,7 @@ def interrupted_after_an_epoch(config: Config, monkeypatch) -> Path:
 def test_torchrun(config, tmp_path):
     """By its own command, to the end of a run of one epoch."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    config = replace(config, train=replace(config.train, epochs=1))
+    config = replace(config, data=replace(config.data, val=""), train=replace(config.train, epochs=1))
     done = subprocess.run(
         [*command, "-m", "fcos_fast.cli", *options(config, tmp_path)],
         env=ENVIRONMENT,
@@ -249,7 +250,7 @@ def test_torchrun(config, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 1/1") == 1
-    assert (tmp_path / "train" / "report.html").is_file()
+    assert load_checkpoint(tmp_path / "train" / "last.pt")["epoch"] == 1
 
 
 def test_loss_that_is_not_finite_on_one_rank_ends_all(config, tmp_path):
@@ -286,7 +287,7 @@ def test_failure_of_one_is_told_by_the_others(tmp_path):
 
 
 def test_process_that_does_not_answer(tmp_path):
-    with Ranks(tmp_path, 2, ranks.silent_on, 1, 3.0) as processes:
+    with Ranks(tmp_path, 2, ranks.silent_on, 1, 2.0) as processes:
         processes.processes[0].join(30)
         assert processes.processes[0].exitcode == 1
         assert "ProcessLostError: rank 0 ends: the others do not answer" in processes.read(0, "err")
