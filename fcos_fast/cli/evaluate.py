@@ -10,12 +10,12 @@ from fcos_fast.cli.options import parse_options
 from fcos_fast.data import load_dataset
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.config import DataConfig, from_plain
-from fcos_fast.engine.distributed import rank
+from fcos_fast.engine.distributed import own_device, rank
 from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.files import write_text
 from fcos_fast.engine.report import write_report
 from fcos_fast.engine.run_folder import new_run_folder
-from fcos_fast.precision import Precision, choose_device, choose_precision
+from fcos_fast.precision import Precision, choose_precision
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     split = trained_on.val if options.split is None else options.split
     model, categories = model_from_checkpoint(saved)
     dataset = load_dataset(root, split or None, categories, options.strict)
-    device = choose_device(options.device)
+    device = own_device(options.device)
     dtype, reason = choose_precision(options.precision, device)
     if rank() == 0:
         print(dataset.report)

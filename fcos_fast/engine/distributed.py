@@ -25,6 +25,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fcos_fast.precision import choose_device
+
 TIMEOUT = timedelta(minutes=10)
 """How long a process waits for the others: longer than rank 0 takes to score an evaluation and write a checkpoint."""
 
@@ -63,12 +65,16 @@ def _together() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def own_gpu(device: torch.device) -> torch.device:
-    """The GPU of this process, where ``device`` is ``cuda``: the one whose number its local rank is.
+def own_device(name: str) -> torch.device:
+    """The device of that name, as :func:`fcos_fast.precision.choose_device` has it; of several processes on GPUs, each
+    has the one whose number its local rank is.
 
     Raises:
-        ValueError: ``device`` is a certain GPU, or there are more processes than GPUs.
+        ValueError: the device is not usable, is one GPU for several processes, or there are more of these than GPUs.
     """
+    device = choose_device(name)
+    if device.type != "cuda" or world_size() == 1:
+        return device
     index, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if device.index is not None:
         raise ValueError(f"device {device} is one GPU for {world_size()} processes; take auto, cuda or cpu")

@@ -27,11 +27,10 @@ def evaluate(
 
     The model runs where it lies, in evaluation mode, under autocast to ``dtype``.
 
-    Several processes share the batches, with the weights of rank 0. A batch holds the same images whatever their
-    number, so the detections have the bits of a single process. All have the result; rank 0 has the detections, the
-    others an empty list.
+    Several processes, each with the same model, share the batches. A batch holds the same images whatever their number,
+    so the detections have the bits of a single process. All have the result; rank 0 has the detections, the others an
+    empty list.
     """
-    broadcast_model(model)
     loader = eval_loader(dataset, batch_size, workers, rank(), world_size())
     batches: list[list[dict[str, Tensor]]] = []
     with Progress(len(loader), "evaluate", images=batch_size * world_size()) as progress:

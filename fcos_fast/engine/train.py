@@ -17,7 +17,16 @@ from fcos_fast.data import Categories, DetectionDataset, load_dataset, train_loa
 from fcos_fast.engine.average_precision import AveragePrecision
 from fcos_fast.engine.checkpoint import describe_model, load_checkpoint, load_weights, save_checkpoint
 from fcos_fast.engine.config import Config, TrainConfig, from_plain, save_config, to_plain
-from fcos_fast.engine.distributed import advise, broadcast, parallel, processes, rank, world_size
+from fcos_fast.engine.distributed import (
+    advise,
+    broadcast,
+    broadcast_model,
+    own_device,
+    parallel,
+    processes,
+    rank,
+    world_size,
+)
 from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.optimizer import build_optimizer, set_learning_rate
@@ -29,7 +38,7 @@ from fcos_fast.engine.schedule import learning_rate_factor
 from fcos_fast.engine.state import TrainState
 from fcos_fast.engine.step import LOSSES, Tally, TrainStep, compile_losses
 from fcos_fast.models import FCOS, BatchPacker
-from fcos_fast.precision import choose_device, choose_precision
+from fcos_fast.precision import choose_precision
 
 EVALUATION_BATCH = 8
 """Most images that are evaluated together. It does not grow with the number of processes, as ``train.batch_size``
@@ -136,7 +145,7 @@ def _run(
 ) -> TrainResult:
     """Train in a new folder, or, with what is ``saved`` in it, on in ``folder``."""
     options = config.train
-    device = choose_device(options.device)
+    device = own_device(options.device)
     dtype, reason = choose_precision(options.precision, device)
     loader = train_loader(
         train_set,
@@ -222,6 +231,7 @@ def _how_to_continue(folder: Path) -> str:
 def _evaluate(
     state: TrainState, val_set: DetectionDataset, config: Config, dtype: torch.dtype
 ) -> tuple[AveragePrecision, list[dict[str, Tensor]]]:
+    broadcast_model(state.averaged)
     batch_size = min(config.train.batch_size, EVALUATION_BATCH)
     return evaluate(state.averaged, val_set, dtype, batch_size, config.data.workers)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import multiprocessing
 import os
 import signal
@@ -201,12 +200,8 @@ def small_model(**overrides: Any) -> FCOS:
 
 
 def evaluated(model: FCOS, dataset: Any, result: Path) -> None:
-    """Detections and average precision; the ranks but the first come with other weights."""
-    model = copy.deepcopy(model)  # came in memory that the processes share
+    """Detections and average precision."""
     with distributed.processes():
-        if distributed.rank() != 0:
-            for tensor in [*model.parameters(), *model.buffers()]:
-                tensor.data.zero_()
         found = evaluate.evaluate(model, dataset, batch_size=2)
         torch.save((found[0].summary(), found[1]), result / f"{distributed.rank()}.pt")
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fcos_fast.data import load_dataset
-from fcos_fast.engine.checkpoint import load_checkpoint
+from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.config import Config, save_config
 from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.run_folder import read_metrics
@@ -175,6 +175,22 @@ def test_detections_have_the_bits_of_one_process(pictures, tmp_path, count):
         assert summary == pytest.approx(result.summary(), nan_ok=True, abs=0)
     for a, b in zip(detections, shared[0][1], strict=True):
         assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_evaluation_takes_the_batch_norms_of_rank_0(config, tmp_path):
+    """The running statistics of a rank are those of its own images; what rank 0 has is what is saved."""
+    model = replace(config.model, norm="batch", prior=0.5)
+    config = replace(config, model=model, train=replace(config.train, epochs=1, runs=str(tmp_path)))
+    ended = run_ranks(tmp_path, 2, ranks.train_run, config, tmp_path)
+    assert [e.status for e in ended] == [0, 0], ended
+    _, _, detections = torch.load(tmp_path / "0.pt")
+    saved, _ = model_from_checkpoint(load_checkpoint(tmp_path / "train" / "last.pt"))
+    # training keeps weights in this layout, which decides about the last bit
+    saved.to(memory_format=torch.channels_last)
+    _, expected = evaluate(saved, load_dataset(config.data.root, "val"), batch_size=2)
+    assert sum(len(found["boxes"]) for found in expected) > 100
+    for a, b in zip(detections, expected, strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
