@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from fcos_fast.data import load_dataset
+from fcos_fast.engine import distributed
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.config import Config, save_config
 from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.run_folder import read_metrics
-from fcos_fast.engine.train import resume, train
+from fcos_fast.engine.train import load_splits, resume, train
 from tests.engine import ranks
 from tests.engine.ranks import Ranks, run_ranks
 
@@ -188,7 +189,7 @@ def test_evaluation_takes_the_batch_norms_of_rank_0(config, tmp_path):
     saved, _ = model_from_checkpoint(load_checkpoint(tmp_path / "train" / "last.pt"))
     # training keeps weights in this layout, which decides about the last bit
     saved.to(memory_format=torch.channels_last)
-    _, expected = evaluate(saved, load_dataset(config.data.root, "val"), batch_size=2)
+    _, expected = evaluate(saved, load_splits(config)[1], batch_size=2)
     assert sum(len(found["boxes"]) for found in expected) > 100
     for a, b in zip(detections, expected, strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)
@@ -343,3 +344,18 @@ def test_verb_for_one_process(tmp_path):
     ended = run_ranks(tmp_path, 2, ranks.command_line, "demo", seconds=20)
     lines = (ended[0].err + ended[1].err).splitlines()
     assert lines == ["fcos-fast demo: it runs in one process; start it without torchrun"]
+
+
+def test_each_process_has_its_gpu(monkeypatch):
+    monkeypatch.setattr(distributed, "choose_device", torch.device)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert distributed.own_device("cuda") == torch.device("cuda:1")
+    assert distributed.own_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="cuda:1 is one GPU for 4 processes"):
+        distributed.own_device("cuda:1")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="there are 2 GPUs for .* start 2 with --nproc_per_node"):
+        distributed.own_device("cuda")
