@@ -190,9 +190,8 @@ class _Group:
                 world_size=size,
                 timeout=TIMEOUT,
             )
-            self.places: list[tuple[str, int]] = [
-                ("", 0)
-            ] * size  # of each process: what can see it, and its number
+            # of each process: what can see it, and its number there
+            self.places: list[tuple[str, int]] = [("", 0)] * size
             dist.all_gather_object(self.places, (_namespace(), os.getpid()))
         except (RuntimeError, ValueError) as error:
             raise ProcessLostError(
@@ -232,9 +231,15 @@ class _Group:
                 return int(culprit), what
         namespace = _namespace()
         for other, (place, pid) in enumerate(self.places):
-            if place == namespace and _is_gone(pid):
+            if place == namespace and _is_gone(pid) and not self.has_left(other):
                 return self.publish(other, f"was killed or crashed: its process {pid} is gone")
         return None
+
+    def has_left(self, other: int) -> bool:
+        """Had a process done its work?"""
+        with suppress(RuntimeError):
+            return self.store.check([f"left {other}"])
+        return False
 
     def wait_for_reason(self) -> tuple[int, str] | None:
         """As :meth:`reason`; a connection can break a moment before the reason shows."""
@@ -252,6 +257,9 @@ class _Group:
         """Part from the others."""
         failed, self.ending = self.ending, True
         self.signals.restore()
+        if not failed:
+            with suppress(RuntimeError):
+                self.store.set(f"left {self.rank}", "")
         # nccl waits for what is under way, which after a failure does not end; the end of the process ends it
         if not (failed and torch.cuda.is_initialized()):
             dist.destroy_process_group()
@@ -302,9 +310,8 @@ def _is_lost_connection(error: BaseException) -> bool:
     """Is this how gloo, nccl and the store complain of a process that is gone or does not answer?"""
     if isinstance(error, dist.DistError):
         return True
-    return isinstance(error, RuntimeError) and any(
-        word in str(error) for word in ("gloo", "NCCL", "Connection")
-    )
+    words = ("gloo", "NCCL", "Connection")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _namespace() -> str:
@@ -323,8 +330,6 @@ def _is_gone(pid: int) -> bool:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return (
-        text
-        if isinstance(error, (ValueError, OSError, FloatingPointError))
-        else f"{type(error).__name__}: {text}"
-    )
+    if isinstance(error, (ValueError, OSError, FloatingPointError)):  # these speak for themselves
+        return text
+    return f"{type(error).__name__}: {text}"

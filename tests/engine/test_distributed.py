@@ -303,6 +303,12 @@ def test_failure_of_one_is_told_by_the_others(tmp_path):
     assert ended[0].err.splitlines()[-1].endswith("ProcessLostError: rank 0 ends: rank 1 failed: 7 is no box")
 
 
+def test_processes_that_have_finished_are_not_blamed(tmp_path):
+    ended = run_ranks(tmp_path, 2, ranks.fails_alone, 0, seconds=20)
+    assert [e.status for e in ended] == [1, 0]
+    assert ended[0].err.splitlines()[-1] == "RuntimeError: no paper"
+
+
 def test_process_that_does_not_answer(tmp_path):
     with Ranks(tmp_path, 2, ranks.silent_on, 1, 2.0) as processes:
         processes.processes[0].join(30)

@@ -285,7 +285,7 @@ def test_compiled_losses_are_what_the_step_calls(monkeypatch):
     step_module.compile_losses(step.model)
     monkeypatch.setattr(
         step.model,
-        "_average_totals",
+        "_sum_totals",
         lambda _: SimpleNamespace(wait=lambda: calls.append("wait")),
     )
     plain(*packed(0))
