@@ -7,16 +7,7 @@ import functools
 import torch
 
 from benchmarks.case import OURS, Case
-from benchmarks.models.fcos_resnet50 import (
-    DTYPE,
-    FAST,
-    IMAGES,
-    SHIPPED,
-    convolutions,
-    make_batch,
-    ours,
-    same,
-)
+from benchmarks.models.fcos_resnet50 import DTYPE, IMAGES, compared, convolutions, make_batch
 
 SIZE = (800, 1088)
 
@@ -41,17 +32,17 @@ def check(result, expected):
 CASES = [
     Case(
         "inference",
-        f"FCOS-R50, {IMAGES} images {SIZE[0]}x{SIZE[1]}, {FAST}, against torchvision {peer}",
+        f"FCOS-R50, {IMAGES} images {SIZE[0]}x{SIZE[1]}, {title}",
         functools.partial(make_batch, size=SIZE),
         {
-            "torchvision": detect(way()),
-            OURS: detect(ours()),
-            "floor: its convolutions": convolutions(training=False),
+            "torchvision": detect(theirs),
+            OURS: detect(ours),
+            "floor: its convolutions": convolutions(False, ours.channels_last),
         },
         check,
         waits=True,
     )
-    for peer, way in (("as shipped (float32, NCHW)", SHIPPED), ("likewise", same))
+    for title, theirs, ours in compared()
 ]
 
 

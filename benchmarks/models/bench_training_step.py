@@ -7,16 +7,7 @@ import functools
 import torch
 
 from benchmarks.case import OURS, Case
-from benchmarks.models.fcos_resnet50 import (
-    DTYPE,
-    FAST,
-    IMAGES,
-    SHIPPED,
-    convolutions,
-    make_batch,
-    ours,
-    same,
-)
+from benchmarks.models.fcos_resnet50 import DTYPE, IMAGES, compared, convolutions, make_batch
 
 SIZE = (800, 1066)
 
@@ -50,17 +41,17 @@ def check(result, expected):
 CASES = [
     Case(
         "training_step",
-        f"FCOS-R50, {IMAGES} images {SIZE[0]}x{SIZE[1]}, {FAST}, against torchvision {peer}",
+        f"FCOS-R50, {IMAGES} images {SIZE[0]}x{SIZE[1]}, {title}",
         functools.partial(make_batch, size=SIZE),
         {
-            "torchvision": step(way()),
-            OURS: step(ours()),
-            "floor: its convolutions": convolutions(training=True),
+            "torchvision": step(theirs),
+            OURS: step(ours),
+            "floor: its convolutions": convolutions(True, ours.channels_last),
         },
         check,
         waits=True,
     )
-    for peer, way in (("as shipped (float32, NCHW)", SHIPPED), ("likewise", same))
+    for title, theirs, ours in compared()
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +22,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 IMAGES = 16 if DEVICE.type == "cuda" else 2
 DTYPE, _ = choose_precision("auto", DEVICE)
 """What a user of ``precision="auto"`` gets on this machine."""
-CHANNELS_LAST = torch.float32 != DTYPE  # float32 convolutions of CPUs gain nothing from it, or lose
-FAST = f"{str(DTYPE).removeprefix('torch.')}, {'channels-last' if CHANNELS_LAST else 'NCHW'}"
+LAYOUTS = {"channels-last": True} if torch.float32 != DTYPE else {"NCHW": False, "channels-last": True}
+"""Name to whether it is channels-last; convolutions of 16 bits are made for it, for float32 both are of interest."""
 
 
 def build(device: str, channels_last: bool = False) -> FCOS:
@@ -86,18 +86,20 @@ class Way:
         return torch.autocast(device.type, self.dtype if enabled else None, enabled=enabled)
 
 
-SHIPPED = Way
-"""Torchvision as it is: float32, NCHW."""
-
-
-def same() -> Way:
-    """Torchvision in the precision and layout of ours."""
-    return Way(DTYPE, CHANNELS_LAST)
-
-
-def ours() -> Way:
-    """Accelerated."""
-    return Way(DTYPE, CHANNELS_LAST, accelerated=True)
+def compared() -> Iterator[tuple[str, Way, Way]]:
+    """What is compared, torchvision's way and ours: as a user finds torchvision, then likewise in every layout."""
+    precision = str(DTYPE).removeprefix("torch.")
+    for layout, channels_last in LAYOUTS.items():
+        ours = {"dtype": DTYPE, "channels_last": channels_last, "accelerated": True}
+        if not channels_last or len(LAYOUTS) == 1:
+            title = f"{precision}, {layout}, against torchvision as shipped (float32, NCHW)"
+            yield title, Way(), Way(**ours)
+        if (DTYPE, channels_last) != (torch.float32, False):
+            yield (
+                f"{precision}, {layout}, against torchvision likewise",
+                Way(DTYPE, channels_last),
+                Way(**ours),
+            )
 
 
 def make_batch(device: str, size: tuple[int, int]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
@@ -110,13 +112,13 @@ def make_batch(device: str, size: tuple[int, int]) -> tuple[list[Tensor], list[d
     return images, [{name: value.to(device) for name, value in target.items()} for target in targets]
 
 
-def convolutions(training: bool) -> Callable[..., None]:
+def convolutions(training: bool, channels_last: bool) -> Callable[..., None]:
     """A row that runs the convolutions of the model alone, forward and, in training, backward."""
     calls: list[tuple[nn.Conv2d, Tensor]] = []
 
     def run(images: Sequence[Tensor], *_) -> None:
         if not calls:
-            calls.extend(_calls_of(images))
+            calls.extend(_calls_of(images, channels_last))
         dtype = DTYPE if torch.float32 != DTYPE else None
         autocast = torch.autocast(images[0].device.type, dtype, enabled=dtype is not None)
         with torch.set_grad_enabled(training), autocast:
@@ -129,9 +131,9 @@ def convolutions(training: bool) -> Callable[..., None]:
     return run
 
 
-def _calls_of(images: Sequence[Tensor]) -> list[tuple[nn.Conv2d, Tensor]]:
+def _calls_of(images: Sequence[Tensor], channels_last: bool) -> list[tuple[nn.Conv2d, Tensor]]:
     """Every convolution that one pass over ``images`` calls, with an input of the size that it gets."""
-    model = build(images[0].device, CHANNELS_LAST).eval()
+    model = build(images[0].device, channels_last).eval()
     model.requires_grad_(True)
     for stage in ("conv1", "layer1"):
         model.backbone.body[stage].requires_grad_(False)

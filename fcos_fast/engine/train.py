@@ -38,6 +38,7 @@ from fcos_fast.engine.schedule import learning_rate_factor
 from fcos_fast.engine.state import TrainState
 from fcos_fast.engine.step import LOSSES, Tally, TrainStep, compile_losses
 from fcos_fast.models import FCOS, BatchPacker
+from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import choose_precision
 
 EVALUATION_BATCH = 8
@@ -248,6 +249,8 @@ def _begin(config: Config, categories: Categories, device: torch.device) -> Trai
     if options.weights:
         load_weights(model, options.weights, categories, options.new_classes)
     model.to(device, memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
+    if options.winograd:
+        use_winograd(model)
     optimizer = build_optimizer(model, config.optimizer)
     return TrainState(
         model, optimizer, ExponentialMovingAverage(model, options.ema_decay) if options.ema_decay else None

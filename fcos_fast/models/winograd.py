@@ -52,7 +52,11 @@ class WinogradConv2d(nn.Conv2d):
     """
 
     transformed: Tensor | None = None
-    """The transformed weight, where the weight is not to change any more."""
+    """The transformed weight, where the weight is not to change but by loading."""
+
+    def _load_from_state_dict(self, *args) -> None:
+        self.transformed = None
+        super()._load_from_state_dict(*args)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not _is_worth_it(x):
@@ -73,8 +77,8 @@ def use_winograd(module: nn.Module, fixed: bool = False) -> list[tuple[nn.Module
         if type(conv) is nn.Conv2d and gains(conv):
             replaced.append((conv, nn.Conv2d))
             conv.__class__ = WinogradConv2d
-            if fixed:
-                conv.transformed = _transform_weight(conv.weight.detach().double()).to(conv.weight)
+        if fixed and type(conv) is WinogradConv2d:
+            conv.transformed = _transform_weight(conv.weight.detach().double()).to(conv.weight)
     return replaced
 
 

@@ -19,6 +19,7 @@ from fcos_fast.engine.checkpoint import load_checkpoint
 from fcos_fast.engine.config import Config, save_config
 from fcos_fast.engine.run_folder import read_metrics
 from fcos_fast.engine.train import NonFiniteLossError, TrainingInterrupted, resume, train
+from fcos_fast.models.winograd import WinogradConv2d
 
 TIMING = ("seconds", "images_per_second")
 
@@ -233,3 +234,21 @@ def test_missing_root_is_named(tiny):
     with pytest.raises(ValueError, match=r"--data\.root"):
         train(replace(tiny, data=replace(tiny.data, root="")))
     assert not Path(tiny.train.runs).exists()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_training_uses_winograds_method_where_it_gains(tiny, monkeypatch, asked):
+    monkeypatch.setattr("fcos_fast.models.winograd.MIN_CHANNELS", 32)
+    models = []
+    real = train_module.ExponentialMovingAverage
+
+    def seen(model, *arguments):
+        models.append(model)
+        return real(model, *arguments)
+
+    monkeypatch.setattr(train_module, "ExponentialMovingAverage", seen)
+    result = train(replace(tiny, train=replace(tiny.train, epochs=1, winograd=asked)))
+    models.append(result.model)  # the averaged one, which is evaluated
+    assert len(models) == 2
+    for model in models:
+        assert any(isinstance(module, WinogradConv2d) for module in model.modules()) is asked

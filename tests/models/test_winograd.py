@@ -109,3 +109,11 @@ def test_only_what_gains_is_replaced():
     replaced = {name for name, layer in module["inner"].items() if isinstance(layer, WinogradConv2d)}
     assert replaced == {"plain"}
     assert module.state_dict().keys() == keys
+
+
+def test_fixed_weights_are_followed_where_new_ones_are_loaded(by_winograd):
+    first, second = (nn.Conv2d(5, 7, 3, padding=1).double() for _ in range(2))
+    ours = by_winograd(first, fixed=True)
+    ours.load_state_dict(second.state_dict())
+    x = torch.randn(1, 5, 9, 9, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), second(x), rtol=1e-10, atol=1e-12)
