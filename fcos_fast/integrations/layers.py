@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from fcos_fast.models.norm import GroupNormReLU
+from fcos_fast.models.norm import GroupNormReLU, folded
 from fcos_fast.models.winograd import WinogradConv2d
 
 Replaced = list[tuple[nn.Module, type[nn.Module]]]
@@ -34,7 +34,7 @@ class FoldedConv2d(nn.Conv2d):
         """(B, C, H, W) to what the norm would have made of the convolution's output."""
         if not _is_constant(self.norm[0]):
             return super().forward(x)
-        weight, bias = self._fold_once(x) if self._may_keep() else self._fold()
+        weight, bias = self._fold_once(x) if self._may_keep() else folded(self, self.norm[0])
         return self._conv_forward(x, weight, bias)
 
     def _tensors(self) -> list[Tensor]:
@@ -51,23 +51,14 @@ class FoldedConv2d(nn.Conv2d):
             torch.is_grad_enabled() and any(t.requires_grad for t in self._tensors())
         )
 
-    def _fold(self) -> tuple[Tensor, Tensor]:
-        norm = self.norm[0]
-        scale = (norm.running_var + norm.eps).rsqrt()
-        if norm.weight is not None:
-            scale = norm.weight * scale
-        mean = norm.running_mean if self.bias is None else norm.running_mean - self.bias
-        shift = -mean * scale if norm.bias is None else norm.bias - mean * scale
-        return self.weight * scale[:, None, None, None], shift
-
     def _fold_once(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`_fold`, done again only where a tensor was written or replaced since, or autocast differs."""
+        """Weight and bias, folded again only where a tensor was written or replaced since, or autocast differs."""
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
         key = (dtype, *((t.data_ptr(), t._version) for t in self._tensors()))
         if self.kept is None or self.kept[0] != key:
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-                self.kept = (key, *(t.to(dtype) for t in self._fold()))
+                self.kept = (key, *(t.to(dtype) for t in folded(self, self.norm[0])))
         return self.kept[1:]
 
     def train(self, mode: bool = True) -> FoldedConv2d:

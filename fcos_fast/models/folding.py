@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from fcos_fast.models.norm import folded
+
 
 def fold_batch_norms(module: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
     """Fold batch norms of ``module`` into their convolutions, once and in place.
@@ -72,12 +74,6 @@ def _check(conv_name: str, conv: nn.Module, norm_name: str, norm: nn.Module) -> 
 
 @torch.no_grad()
 def _fold(conv: nn.Conv2d, norm: nn.Module) -> None:
-    scale = (norm.running_var.double() + norm.eps).rsqrt()  # (C,)
-    if norm.weight is not None:
-        scale *= norm.weight
-    shift = -norm.running_mean * scale if conv.bias is None else (conv.bias - norm.running_mean) * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias
-    weight = conv.weight * scale[:, None, None, None]
+    weight, shift = folded(conv, norm, torch.float64)
     conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=False)
     conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)

@@ -29,11 +29,6 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """The map ``x * scale + shift``: two tensors (C,)."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, self.bias - self.running_mean * scale
-
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) of any floating dtype to the same shape and dtype."""
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
@@ -68,14 +63,28 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 """The norms of a backbone, by the name that ``FCOSConfig.norm`` gives them."""
 
 
-def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
-    """``norm(conv(x))`` for a bias-free convolution; a frozen norm is folded into its weight.
+def folded(conv: nn.Conv2d, norm: nn.Module, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that ``norm(conv(x))`` is, where the norm's statistics do not change.
 
-    Folding leaves no pass over the activations, forward or backward, and autograd carries the scale to
-    the gradient of ``conv.weight``.
+    Autograd carries the norm's scale to the gradient of ``conv.weight``.
+
+    Args:
+        conv: with or without a bias.
+        norm: whatever has ``running_mean``, ``running_var`` and ``eps``, and ``weight`` and ``bias`` or None: a frozen
+            batch norm of this project or of torchvision, ``nn.BatchNorm2d`` in evaluation mode.
+        dtype: to compute in; by default that of the layers.
     """
+    scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()  # (C,)
+    if norm.weight is not None:
+        scale = norm.weight * scale
+    shift = -norm.running_mean * scale if conv.bias is None else (conv.bias - norm.running_mean) * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias
+    return conv.weight * scale[:, None, None, None], shift
+
+
+def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+    """``norm(conv(x))``; a frozen norm is folded, which leaves no pass over the activations, forward or backward."""
     if not isinstance(norm, FrozenBatchNorm2d):
         return norm(conv(x))
-    scale, shift = norm.affine()
-    weight = conv.weight * scale[:, None, None, None]
-    return conv._conv_forward(x, weight, shift)
+    return conv._conv_forward(x, *folded(conv, norm))
