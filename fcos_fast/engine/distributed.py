@@ -316,7 +316,13 @@ def _is_lost_connection(error: BaseException) -> bool:
 
 def _namespace() -> str:
     """Processes with the same one see each other by their numbers."""
-    return f"{os.uname().nodename} {os.readlink('/proc/self/ns/pid')}"
+    names = [os.uname().nodename]
+    with suppress(OSError):  # a system without these shows processes of one machine to each other
+        names += [
+            Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            os.readlink("/proc/self/ns/pid"),
+        ]
+    return " ".join(names)
 
 
 def _is_gone(pid: int) -> bool:

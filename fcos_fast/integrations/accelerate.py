@@ -12,7 +12,7 @@ from torchvision.models.detection import FCOS, RetinaNet
 from fcos_fast import models
 from fcos_fast.integrations.cuda_graphs import forget_graphs
 from fcos_fast.integrations.detector import AcceleratedDetector, Acceleration
-from fcos_fast.integrations.fcos import AcceleratedFCOS, AcceleratedFCOSHead, check_fcos
+from fcos_fast.integrations.fcos import HEADS, AcceleratedFCOS, check_fcos
 from fcos_fast.integrations.layers import fold_batch_norms, fuse_group_norms, undo
 from fcos_fast.integrations.retinanet import AcceleratedRetinaNet, check_retinanet
 from fcos_fast.models.names import unknown_name
@@ -28,16 +28,14 @@ class _Support(NamedTuple):
     """How a torchvision detector is accelerated: the classes that take over, what it must fulfil, what is replaced."""
 
     model: type[AcceleratedDetector]
-    head: type[nn.Module] | None
+    parts: dict[str, type[nn.Module]]
     check: Callable[[nn.Module], None]
     replaced: str
 
 
 _SUPPORTED: dict[type[nn.Module], _Support] = {
-    FCOS: _Support(
-        AcceleratedFCOS, AcceleratedFCOSHead, check_fcos, "target assignment, losses and post-processing"
-    ),
-    RetinaNet: _Support(AcceleratedRetinaNet, None, check_retinanet, "anchor matching, focal loss and NMS"),
+    FCOS: _Support(AcceleratedFCOS, HEADS, check_fcos, "target assignment, losses and post-processing"),
+    RetinaNet: _Support(AcceleratedRetinaNet, {}, check_retinanet, "anchor matching, focal loss and NMS"),
 }
 
 
@@ -66,14 +64,16 @@ def accelerate(
     Args:
         model: ``torchvision.models.detection.FCOS`` or ``RetinaNet``, with any backbone and number of classes, in
             training or evaluation mode; before it is wrapped in DistributedDataParallel.
-        channels_last: weights and images lie with their channels innermost. Convolutions may sum in another order.
+        channels_last: images, and after them all activations, lie with their channels innermost. Convolutions may sum
+            in another order. Weights keep their layout, in which an optimizer may already hold its state.
         precision: of backbone and head: ``"float32"``, ``"bfloat16"`` or ``"float16"`` (which needs a gradient
             scaler) by autocast, or ``"auto"``: bfloat16 where the machine multiplies it in hardware. Losses and
             post-processing compute in float32. None: as the caller's own autocast has it.
         fold_frozen_bn: every ``FrozenBatchNorm2d`` (and in evaluation mode ``BatchNorm2d``) that follows a
             convolution becomes a part of its weight and bias, in training too: nothing passes over the activations
             any more, and the convolution's weight gets the gradient that it got. Products are rounded in another order;
-            with bfloat16 the folded weight is rounded instead of the normalised activation.
+            with bfloat16 the folded weight is rounded instead of the normalised activation. ``convert_sync_batchnorm``
+            comes before.
         fuse_group_norm: every group norm and the ReLU after it in an ``nn.Sequential`` run as one operator. Sums are in
             another order; under autocast the result has the precision of its input and is rounded once.
         winograd: on a CPU in float32, 3x3 convolutions of stride 1 with 128 channels or more take Winograd's method,
@@ -82,7 +82,9 @@ def accelerate(
             other types and where it is compiled they stay as they are; cuDNN chooses for itself.
         compile: backbone and head run through ``torch.compile``, which compiles again for new image sizes.
         cuda_graphs: backbone and head, and their backward pass, are captured as a CUDA graph for each size of image
-            batch and replayed: the same kernels without the host's work. For up to 8 sizes; others run as before.
+            batch and replayed: the same kernels without the host's work. For up to 8 sizes; others run as before. Each
+            backward pass needs ``zero_grad(set_to_none=True)`` before it: gradients cannot be accumulated. It has not
+            run on a GPU yet.
 
     Returns:
         ``model`` itself.
@@ -125,7 +127,6 @@ def accelerate(
         undo(acceleration.replaced)
         raise
     if channels_last:
-        model.to(memory_format=torch.channels_last)
         done.append("channels-last")
     if dtype is not None:
         done.append(f"{dtype}".removeprefix("torch."))
@@ -136,10 +137,10 @@ def accelerate(
         done.append("backbone and head compiled")
     if cuda_graphs:
         done.append("CUDA graphs")
-    for module, accelerated in ((model.head, support.head), (model, support.model)):
-        if accelerated is not None:
-            acceleration.replaced.append((module, type(module)))
-            module.__class__ = accelerated
+    for part, accelerated in {**support.parts, "": support.model}.items():
+        module = model.get_submodule(part)
+        acceleration.replaced.append((module, type(module)))
+        module.__class__ = accelerated
     model.acceleration = acceleration
     print(f"fcos_fast.accelerate: {name}: {', '.join(done)}")
     return model
@@ -147,8 +148,6 @@ def accelerate(
 
 def restore(model: Model) -> Model:
     """Undo :func:`accelerate`: the same object, as torchvision made it, with its present weights.
-
-    Weights that were made channels-last are laid out contiguously again.
 
     Raises:
         ValueError: the model was not accelerated.
@@ -163,8 +162,6 @@ def restore(model: Model) -> Model:
     undo(acceleration.replaced)
     for module in acceleration.compiled:
         module._compiled_call_impl = None
-    if acceleration.channels_last:
-        model.to(memory_format=torch.contiguous_format)
     return model
 
 
@@ -173,10 +170,6 @@ def _support(model: nn.Module) -> _Support:
     if kind in _SUPPORTED:
         support = _SUPPORTED[kind]
         support.check(model)
-        if "forward" in vars(model):
-            raise TypeError(
-                "accelerate: model.forward was replaced on this model, and would hide what accelerate does"
-            )
         return support
     remedy = "expected torchvision.models.detection.FCOS or RetinaNet"
     if isinstance(model, models.FCOS):

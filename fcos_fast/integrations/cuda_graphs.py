@@ -52,7 +52,8 @@ def run_graphed(model: nn.Module, images: Tensor) -> tuple[Sizes, Any]:
     graphs = _GRAPHS.setdefault(model, {})
     autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
     modes = (model.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast)
-    key = (images.shape, images.stride(), images.dtype, images.device, *modes)
+    weights = tuple((p.data_ptr(), p.requires_grad) for p in model.parameters())  # a graph knows their places
+    key = (images.shape, images.stride(), images.dtype, images.device, *modes, weights)
     # Weights that autocast keeps from one call to the next would be a graph's past.
     with torch.autocast("cuda", autocast, enabled=autocast is not None, cache_enabled=False):
         if key not in graphs:
@@ -66,7 +67,7 @@ def run_graphed(model: nn.Module, images: Tensor) -> tuple[Sizes, Any]:
                 outputs = network(images)
                 return network.sizes, outputs
             network = Network(model)
-            graphs[key] = (_capture(network, images), network)
+            graphs[key] = (_capture_or_not(network, images), network)
         run, network = graphs[key]
         outputs = run(images)
         return network.sizes, outputs
@@ -75,6 +76,19 @@ def run_graphed(model: nn.Module, images: Tensor) -> tuple[Sizes, Any]:
 def forget_graphs(model: nn.Module) -> None:
     """Free the graphs of a model."""
     _GRAPHS.pop(model, None)
+
+
+def _capture_or_not(network: Network, images: Tensor) -> Callable[[Tensor], Any]:
+    """A replay, or the network itself where something in it cannot be captured, which a warning says."""
+    statistics = [buffer.clone() for buffer in network.buffers()]
+    try:
+        return _capture(network, images)
+    except RuntimeError as error:
+        warnings.warn(f"fcos_fast: the network runs without a CUDA graph: {error}", stacklevel=3)
+        return network
+    finally:  # warming up has moved the running statistics of batch norms
+        for buffer, before in zip(network.buffers(), statistics, strict=True):
+            buffer.copy_(before)
 
 
 def _capture(network: Network, images: Tensor) -> Callable[[Tensor], Any]:
@@ -88,7 +102,8 @@ def _capture(network: Network, images: Tensor) -> Callable[[Tensor], Any]:
             network(inputs)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads, such as that which pins memory, go on meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outputs = network(inputs)
 
     def replay(images: Tensor) -> Any:

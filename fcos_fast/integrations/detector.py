@@ -22,7 +22,7 @@ class Acceleration:
 
     Attributes:
         replaced: layers and the classes that they had.
-        channels_last: memory format of weights and images.
+        channels_last: memory format of the images, which all activations take.
         dtype: of autocast around the network; None leaves it as the caller has it.
         compiled: modules that run compiled.
         cuda_graphs: whether the network is replayed from CUDA graphs.
@@ -91,6 +91,26 @@ class AcceleratedDetector:
 
     def _detections(self, batch: ImageList, sizes: Sizes, outputs: Any) -> list[dict[str, Tensor]]:
         raise NotImplementedError
+
+
+def check_parts(model: nn.Module, expected: dict[str, type]) -> None:
+    """Raise a TypeError where a part of ``model`` is not of its type, or a method of it was replaced on the object."""
+    for name, kind in {"": type(model), **expected}.items():
+        part = model
+        for step in name.split(".") if name else ():
+            part = getattr(part, step, None)
+        called = f"model.{name}" if name else "model"
+        if type(part) is not kind:
+            raise TypeError(
+                f"accelerate: {called} is {type(part).__name__}; expected torchvision's {kind.__name__}, whose working "
+                "is known"
+            )
+        own = [attribute for attribute in vars(part) if callable(getattr(kind, attribute, None))]
+        if own:
+            raise TypeError(
+                f"accelerate: {called}.{own[0]} was replaced on this object, which accelerate would not heed; take it "
+                "away first"
+            )
 
 
 def _check_targets(targets: Sequence[dict[str, Tensor]] | None) -> None:

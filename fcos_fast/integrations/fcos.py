@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torchvision.models.detection._utils import BoxLinearCoder
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOS, FCOSClassificationHead, FCOSHead, FCOSRegressionHead
 from torchvision.models.detection.image_list import ImageList
 
 from fcos_fast import ops
 from fcos_fast.assignment import RULES, GroundTruth, Level
 from fcos_fast.integrations.cuda_graphs import Sizes
-from fcos_fast.integrations.detector import AcceleratedDetector
-from fcos_fast.models.head import HeadOutputs
+from fcos_fast.integrations.detector import AcceleratedDetector, check_parts
 
 
-class AcceleratedFCOSHead(FCOSHead):
-    """Torchvision's head, its outputs left as the convolutions lay them in memory."""
+class AcceleratedClassificationHead(FCOSClassificationHead):
+    """Torchvision's, its outputs left as the convolutions lay them in memory."""
 
-    def forward(self, features: Sequence[Tensor]) -> HeadOutputs:
-        """Feature maps to the three outputs of every level."""
-        outputs = HeadOutputs([], [], [])
-        for x in features:
-            x_class = self.classification_head.conv(x)
-            x_box = self.regression_head.conv(x)
-            outputs.cls_logits.append(self.classification_head.cls_logits(x_class))
-            outputs.box_regression.append(self.regression_head.bbox_reg(x_box).relu())
-            outputs.centerness.append(self.regression_head.bbox_ctrness(x_box))
-        return outputs
+    def forward(self, x: list[Tensor]) -> list[Tensor]:
+        """Feature maps to logits (B, C, H, W) of every level."""
+        return [self.cls_logits(self.conv(features)) for features in x]
+
+
+class AcceleratedRegressionHead(FCOSRegressionHead):
+    """Torchvision's, its outputs left as the convolutions lay them in memory."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Feature maps to distances (B, 4, H, W) and centerness (B, 1, H, W) of every level."""
+        towers = [self.conv(features) for features in x]
+        return [self.bbox_reg(t).relu() for t in towers], [self.bbox_ctrness(t) for t in towers]
 
 
 class AcceleratedFCOS(AcceleratedDetector, FCOS):
@@ -39,7 +41,7 @@ class AcceleratedFCOS(AcceleratedDetector, FCOS):
         self,
         batch: ImageList,
         sizes: Sizes,
-        outputs: HeadOutputs,
+        outputs: dict[str, list[Tensor]],
         targets: list[dict[str, Tensor]],
     ) -> dict[str, Tensor]:
         gt = GroundTruth.pack(
@@ -48,18 +50,20 @@ class AcceleratedFCOS(AcceleratedDetector, FCOS):
         levels = self._levels(batch, sizes)
         rule = replace(RULES["torchvision"], radius=float(self.center_sampling_radius))
         return ops.detection_loss(
-            *outputs,
+            *outputs.values(),
             ops.assign_targets(gt, levels, rule),
             units=[level.stride for level in levels],
             centerness_weighted=False,
         )
 
-    def _detections(self, batch: ImageList, sizes: Sizes, outputs: HeadOutputs) -> list[dict[str, Tensor]]:
-        if torch.is_grad_enabled() and any(x.requires_grad for maps in outputs for x in maps):
+    def _detections(
+        self, batch: ImageList, sizes: Sizes, outputs: dict[str, list[Tensor]]
+    ) -> list[dict[str, Tensor]]:
+        if torch.is_grad_enabled() and any(x.requires_grad for maps in outputs.values() for x in maps):
             return self._differentiable_detections(batch, sizes, outputs)
         levels = self._levels(batch, sizes)
         return ops.postprocess(
-            *outputs,
+            *outputs.values(),
             levels,
             batch.image_sizes,
             units=[level.stride for level in levels],
@@ -71,14 +75,10 @@ class AcceleratedFCOS(AcceleratedDetector, FCOS):
         ).split()
 
     def _differentiable_detections(
-        self, batch: ImageList, sizes: Sizes, outputs: HeadOutputs
+        self, batch: ImageList, sizes: Sizes, outputs: dict[str, list[Tensor]]
     ) -> list[dict[str, Tensor]]:
         """Torchvision's own, through which gradients reach the images, as a few users want."""
-        names = ("cls_logits", "bbox_regression", "bbox_ctrness")
-        flat = {
-            name: [x.flatten(2).transpose(1, 2) for x in maps]
-            for name, maps in zip(names, outputs, strict=True)
-        }
+        flat = {name: [x.flatten(2).transpose(1, 2) for x in maps] for name, maps in outputs.items()}
         anchors = list(self._anchors(batch, sizes).split([height * width for height, width in sizes]))
         return self.postprocess_detections(flat, [anchors] * len(batch.image_sizes), batch.image_sizes)
 
@@ -96,20 +96,25 @@ class AcceleratedFCOS(AcceleratedDetector, FCOS):
         return levels
 
 
+HEADS = {
+    "head.classification_head": AcceleratedClassificationHead,
+    "head.regression_head": AcceleratedRegressionHead,
+}
+"""What takes over, beside the model itself."""
+
+
 def check_fcos(model: FCOS) -> None:
     """Raise a TypeError or ValueError where parts of ``model`` are not those that torchvision's FCOS has."""
-    head = model.head
-    parts = {
-        "head": (head, FCOSHead),
-        "head.classification_head": (getattr(head, "classification_head", None), FCOSClassificationHead),
-        "head.regression_head": (getattr(head, "regression_head", None), FCOSRegressionHead),
-    }
-    for name, (part, expected) in parts.items():
-        if type(part) is not expected:
-            raise TypeError(
-                f"accelerate: model.{name} is {type(part).__name__}; expected torchvision's {expected.__name__}, "
-                "whose forward is known"
-            )
+    check_parts(
+        model,
+        {
+            "head": FCOSHead,
+            "head.classification_head": FCOSClassificationHead,
+            "head.regression_head": FCOSRegressionHead,
+            "anchor_generator": AnchorGenerator,
+            "box_coder": BoxLinearCoder,
+        },
+    )
     if not model.box_coder.normalize_by_size:
         raise ValueError("accelerate: model.box_coder does not normalize by size; torchvision's FCOS does")
     ratios = model.anchor_generator.aspect_ratios

@@ -7,8 +7,8 @@ reference to it stay what they are.
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
-import torch
 from torch import Tensor, fx, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -28,43 +28,12 @@ class FoldedConv2d(nn.Conv2d):
     """
 
     norm: tuple[nn.Module]  # in a tuple, lest it be registered here a second time
-    kept: tuple[tuple, Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to what the norm would have made of the convolution's output."""
         if not _is_constant(self.norm[0]):
             return super().forward(x)
-        weight, bias = self._fold_once(x) if self._may_keep() else folded(self, self.norm[0])
-        return self._conv_forward(x, weight, bias)
-
-    def _tensors(self) -> list[Tensor]:
-        norm = self.norm[0]
-        tensors = (self.weight, self.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        return [t for t in tensors if t is not None]
-
-    def _may_keep(self) -> bool:
-        """Not what autograd goes through, nor in a graph, whose replays would not see that a weight was written."""
-        recorded = torch.compiler.is_compiling() or (
-            self.weight.is_cuda and torch.cuda.is_current_stream_capturing()
-        )
-        return not recorded and not (
-            torch.is_grad_enabled() and any(t.requires_grad for t in self._tensors())
-        )
-
-    def _fold_once(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias, folded again only where a tensor was written or replaced since, or autocast differs."""
-        device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
-        key = (dtype, *((t.data_ptr(), t._version) for t in self._tensors()))
-        if self.kept is None or self.kept[0] != key:
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
-                self.kept = (key, *(t.to(dtype) for t in folded(self, self.norm[0])))
-        return self.kept[1:]
-
-    def train(self, mode: bool = True) -> FoldedConv2d:
-        """As ``nn.Module.train``; what was folded is forgotten, as a CUDA graph writes weights unseen."""
-        self.kept = None
-        return super().train(mode)
+        return self._conv_forward(x, *folded(self, self.norm[0]))
 
 
 class FoldedWinogradConv2d(FoldedConv2d, WinogradConv2d):
@@ -145,17 +114,19 @@ def _conv_norm_pairs(backbone: nn.Module) -> list[tuple[nn.Conv2d, nn.Module]]:
 
 
 def fuse_group_norms(model: nn.Module) -> Replaced:
-    """Fuse every group norm with the ReLU that follows it in an ``nn.Sequential``.
+    """Fuse every group norm with the ReLU that follows it in an ``nn.Sequential``, where neither is used elsewhere.
 
     Raises:
         ValueError: there is none.
     """
     replaced: Replaced = []
-    for module in model.modules():
-        if not isinstance(module, nn.Sequential):
+    places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    for module in list(model.modules()):
+        if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
             continue
-        for norm, relu in zip(list(module)[:-1], list(module)[1:], strict=True):
-            if type(norm) is nn.GroupNorm and type(relu) is nn.ReLU:
+        for norm, relu in pairwise(module):
+            once = places[id(norm)] == places[id(relu)] == 1
+            if once and type(norm) is nn.GroupNorm and type(relu) is nn.ReLU:
                 replaced += [(norm, nn.GroupNorm), (relu, nn.ReLU)]
                 norm.__class__ = GroupNormReLU
                 relu.__class__ = nn.Identity
@@ -169,6 +140,5 @@ def fuse_group_norms(model: nn.Module) -> Replaced:
 def undo(replaced: Replaced) -> None:
     """Give layers the class back that they had, the last that was replaced first."""
     for module, original in reversed(replaced):
-        for name in ("norm", "kept"):
-            vars(module).pop(name, None)
+        vars(module).pop("norm", None)
         module.__class__ = original

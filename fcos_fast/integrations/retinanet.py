@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor
-from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import (
     RetinaNet,
@@ -19,7 +19,7 @@ from torchvision.ops import clip_boxes_to_image
 from fcos_fast import ops
 from fcos_fast.assignment import AnchorMatches, GroundTruth
 from fcos_fast.integrations.cuda_graphs import Sizes
-from fcos_fast.integrations.detector import AcceleratedDetector
+from fcos_fast.integrations.detector import AcceleratedDetector, check_parts
 
 
 class AcceleratedRetinaNet(AcceleratedDetector, RetinaNet):
@@ -115,16 +115,13 @@ def _classification_loss(logits: Tensor, matches: AnchorMatches) -> Tensor:
 
 def check_retinanet(model: RetinaNet) -> None:
     """Raise a TypeError where parts of ``model`` are not those that torchvision's RetinaNet has."""
-    head = model.head
-    parts = {
-        "head": (head, RetinaNetHead),
-        "head.classification_head": (getattr(head, "classification_head", None), RetinaNetClassificationHead),
-        "head.regression_head": (getattr(head, "regression_head", None), RetinaNetRegressionHead),
-        "proposal_matcher": (model.proposal_matcher, Matcher),
-    }
-    for name, (part, expected) in parts.items():
-        if type(part) is not expected:
-            raise TypeError(
-                f"accelerate: model.{name} is {type(part).__name__}; expected torchvision's {expected.__name__}, "
-                "whose working is known"
-            )
+    check_parts(
+        model,
+        {
+            "head": RetinaNetHead,
+            "head.classification_head": RetinaNetClassificationHead,
+            "head.regression_head": RetinaNetRegressionHead,
+            "proposal_matcher": Matcher,
+            "box_coder": BoxCoder,
+        },
+    )

@@ -181,8 +181,7 @@ class FCOS(nn.Module):
         Batch norms, plain and frozen, are folded into the convolutions, the weights are channels-last and in the
         precision of the device that they lie on (``.to(device)`` first), so that no norm of the backbone and no type
         conversion is left in the forward pass. In float32 on a CPU, large 3x3 convolutions are computed by Winograd's
-        method, for which their weights are also kept transformed: the weights of a ResNet50 then take three times the
-        memory. Detections change by rounding alone: boxes by a small fraction of a pixel in float32, as under autocast
+        method. Detections change by rounding alone: boxes by a small fraction of a pixel in float32, as under autocast
         in bfloat16; one whose score lies that near to a threshold can come or go.
 
         The copy has another state dict, with a bias in place of each norm, and cannot be trained.
@@ -211,7 +210,7 @@ class FCOS(nn.Module):
             # Not dynamic: a network compiled for any size is slower than one that is not compiled.
             model.network = torch.compile(model.network, dynamic=False, options={"freezing": True})
         elif device.type == "cpu" and model.inference_dtype == torch.float32:
-            use_winograd(model, fixed=True)
+            use_winograd(model)
         return model
 
     def train(self, mode: bool = True) -> FCOS:
@@ -223,6 +222,10 @@ class FCOS(nn.Module):
         if mode and self.inference_dtype is not None:
             raise RuntimeError(f"{_FOR_INFERENCE}; train the model that it was made from")
         return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What torch.compile made belongs to this object: a copy would run the original's weights.
+        return {name: value for name, value in vars(self).items() if name not in ("losses", "network")}
 
     def levels(self, size: Size) -> list[Level]:
         """The levels over a padded image of (height, width), known before the network runs."""

@@ -51,35 +51,22 @@ class WinogradConv2d(nn.Conv2d):
     A convolution becomes one by :func:`use_winograd`; its parameters and keys stay.
     """
 
-    transformed: Tensor | None = None
-    """The transformed weight, where the weight is not to change but by loading."""
-
-    def _load_from_state_dict(self, *args) -> None:
-        self.transformed = None
-        super()._load_from_state_dict(*args)
-
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not _is_worth_it(x):
             return super()._conv_forward(x, weight, bias)
-        return _Convolution.apply(x, weight, bias, self.transformed)
+        return _Convolution.apply(x, weight, bias)
 
 
-def use_winograd(module: nn.Module, fixed: bool = False) -> list[tuple[nn.Module, type[nn.Module]]]:
+def use_winograd(module: nn.Module) -> list[tuple[nn.Module, type[nn.Module]]]:
     """Let every convolution of ``module`` that gains from it take Winograd's method.
-
-    ``fixed`` says that the weights will not change: they are kept transformed too, four times as large.
 
     Returns:
         The convolutions, each with the class that it had; setting this again undoes it.
     """
-    replaced: list[tuple[nn.Module, type[nn.Module]]] = []
-    for conv in module.modules():
-        if type(conv) is nn.Conv2d and gains(conv):
-            replaced.append((conv, nn.Conv2d))
-            conv.__class__ = WinogradConv2d
-        if fixed and type(conv) is WinogradConv2d:
-            conv.transformed = _transform_weight(conv.weight.detach().double()).to(conv.weight)
-    return replaced
+    convs = [conv for conv in module.modules() if type(conv) is nn.Conv2d and gains(conv)]
+    for conv in convs:
+        conv.__class__ = WinogradConv2d
+    return [(conv, nn.Conv2d) for conv in convs]
 
 
 def gains(conv: nn.Conv2d) -> bool:
@@ -107,21 +94,21 @@ class _Convolution(torch.autograd.Function):
     """Maps (B, C, H, W), weight (K, C, 3, 3), bias (K,) or None to (B, K, H, W), channels-last."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, transformed: Tensor | None) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _convolve(x, _transform_weight(weight) if transformed is None else transformed, bias)
+        return _convolve(x, _transform_weight(weight), bias)
 
     @staticmethod
     @once_differentiable
+    @torch.autocast("cpu", enabled=False)  # the caller may run backward under it
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
+        of_x, of_weight, of_bias = ctx.needs_input_grad
         turned = weight.flip(2, 3).transpose(0, 1)
         return (
             _convolve(grad, _transform_weight(turned), None) if of_x else None,
             _weight_gradient(x, grad) if of_weight else None,
             grad.sum((0, 2, 3)) if of_bias else None,
-            None,
         )
 
 
@@ -129,9 +116,13 @@ def _convolve(x: Tensor, transformed: Tensor, bias: Tensor | None) -> Tensor:
     """(B, C, H, W) and a weight (36, C, K) to (B, K, H, W)."""
     batch, _, height, width = x.shape
     down, across, channels = _tiles(height), _tiles(width), transformed.shape[2]
+    # No view: a ReLU after it may work in place.
     out = torch.empty(
-        (batch, channels, height, width), dtype=x.dtype, memory_format=torch.channels_last
-    )  # no view: a ReLU after it may work in place
+        (batch, channels, height, width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
     fits = (height, width) == (down * TILE, across * TILE)
     whole = out.permute(0, 2, 3, 1) if fits else x.new_empty(batch, down * TILE, across * TILE, channels)
     squares = whole.view(batch, down, TILE, across, TILE, channels)
@@ -173,7 +164,7 @@ def _transform_weight(weight: Tensor) -> Tensor:
 
 def _squared(rows: list[list[float]], like: Tensor) -> Tensor:
     """The transform of rows as one of squares, in the order of their flattened elements."""
-    matrix = torch.tensor(rows, dtype=torch.float64)
+    matrix = torch.tensor(rows, dtype=torch.float64, device=like.device)
     return torch.kron(matrix, matrix).to(like)
 
 

@@ -264,7 +264,11 @@ def test_options_did_something(pictures):
     assert torch.equal(model.backbone.stem[1](x), x)  # the convolution before it does its work
     assert not torch.equal(model.backbone.alone(x), x)  # no convolution is before this one
     assert sum(isinstance(module, GroupNormReLU) for module in model.modules()) == 8
-    assert model.backbone.stem[0].weight.is_contiguous(memory_format=torch.channels_last)
+    maps = []
+    model.head.classification_head.cls_logits.register_forward_hook(lambda *args: maps.append(args[2]))
+    detect(model, pictures[0])
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in maps)
+    assert not all(x.is_contiguous() for x in maps)
 
 
 def test_bfloat16_is_within_its_rounding(pictures):
@@ -367,7 +371,10 @@ def test_folded_weights_follow_the_weights(pictures):
     def change_data(m):
         m.backbone.stem[0].weight.data = m.backbone.stem[0].weight.data * 0.5
 
-    for change in (change_by_optimizer, change_by_load, change_data):
+    def change_in_place(m):
+        m.backbone.stem[0].weight.data.mul_(1.5)
+
+    for change in (change_by_optimizer, change_by_load, change_data, change_in_place):
         change(plain)
         change(model)
         for ours, theirs in zip(detect(model, pictures[0]), detect(plain, pictures[0]), strict=True):
@@ -413,9 +420,26 @@ def _with_wide_anchors():
     return detection.FCOS(Pyramid(), NUM_CLASSES, anchor_generator=anchors)
 
 
+class ShiftedAnchors(AnchorGenerator):
+    pass
+
+
+def _with_shifted_anchors():
+    anchors = ShiftedAnchors(((8,), (16,), (32,)), ((1.0,),) * 3)
+    return detection.FCOS(Pyramid(), NUM_CLASSES, anchor_generator=anchors)
+
+
+def _with_own_loss():
+    model = small_fcos()
+    model.compute_loss = lambda *arguments: {}
+    return model
+
+
 @pytest.mark.parametrize(
     ("build", "options", "message"),
     [
+        (_with_shifted_anchors, {}, "model.anchor_generator is ShiftedAnchors"),
+        (_with_own_loss, {}, "model.compute_loss was replaced"),
         (lambda: nn.Linear(1, 1), {}, "torch.nn.modules.linear.Linear"),
         (lambda: nn.DataParallel(small_fcos()), {}, r"\.module"),
         (lambda: torch.compile(small_fcos()), {}, "compile=True"),
@@ -437,6 +461,41 @@ def test_what_cannot_be_accelerated_is_refused(build, options, message):
         assert type(model) in (detection.FCOS, OwnFCOS)
         with pytest.raises(ValueError, match="not accelerated"):
             fcos_fast.restore(model)
+
+
+def test_an_optimizer_goes_on(pictures):
+    """One that walks over weights and its state as they lie in memory, and had state before."""
+    model = prepare(small_fcos())
+    plain = copy.deepcopy(model)
+    start = torch.cat([p.detach().flatten() for p in model.parameters()])
+    optimizers = [torch.optim.AdamW(m.parameters(), 1e-3, fused=True) for m in (model, plain)]
+    for step in range(3):
+        if step == 1:
+            fcos_fast.accelerate(model, channels_last=True)
+        for m, optimizer in zip((model, plain), optimizers, strict=True):
+            train_step(m, pictures)
+            optimizer.step()
+    ours, theirs = (torch.cat([p.flatten() for p in m.parameters()]) for m in (model, plain))
+    assert (ours - theirs).norm() < 1e-3 * (theirs - start).norm()
+
+
+def test_a_shared_relu_stays():
+    model = small_fcos()
+    relu = nn.ReLU()
+    model.backbone.stages[0] = nn.Sequential(
+        nn.Conv2d(64, 64, 3, 2, 1), nn.GroupNorm(32, 64), relu, nn.Conv2d(64, 64, 3, 1, 1), relu
+    )
+    fcos_fast.accelerate(model, fuse_group_norm=True)
+    assert type(relu) is nn.ReLU
+    assert type(model.backbone.stages[0][1]) is nn.GroupNorm
+
+
+def test_hooks_on_the_heads_are_called(pictures):
+    model = fcos_fast.accelerate(small_fcos())
+    called = []
+    model.head.classification_head.register_forward_hook(lambda *arguments: called.append(1))
+    detect(model, pictures[0])
+    assert called
 
 
 def test_a_failing_option_leaves_the_model_alone():
