@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import pickle
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -344,3 +345,12 @@ def test_prefetched_batches_hold_what_was_loaded():
         sums.append(images.tensor.long().sum())
         del images
     assert [s.item() for s in sums] == [images.tensor.long().sum().item() for images, _ in batches]
+
+
+def test_a_copy_of_a_compiled_model_is_not_bound_to_it():
+    model = FCOS(MODEL)
+    step_module.compile_losses(model)
+    assert "losses" in vars(model)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert "losses" not in vars(other)
+        assert other.losses.__self__ is other
