@@ -401,8 +401,9 @@ def test_torchvisions_refusals_stay(pictures):
     for boxes in ([[0, 0, 1, 1]], torch.zeros(3), torch.zeros(2, 3)):
         with pytest.raises(AssertionError, match=r"targets\[0\]\['boxes'\]"):
             model(images[:1], [{"boxes": boxes, "labels": torch.tensor([1])}])
-    with pytest.raises(AssertionError, match="x1 < x2"):
-        model(images[:1], [{"boxes": torch.tensor([[3.0, 3.0, 3.0, 9.0]]), "labels": torch.tensor([1])}])
+    for boxes in (torch.tensor([[3.0, 3.0, 3.0, 9.0]]), torch.tensor([[1, 3, 1, 4], [2, 4, 3, 4]])):
+        with pytest.raises(AssertionError, match="x1 < x2"):
+            model(images[:1], [{"boxes": boxes}])
 
 
 class OwnFCOS(detection.FCOS):
