@@ -227,3 +227,24 @@ def test_workers_by_default(gpu, processors, processes, expected, monkeypatch):
 def test_a_loader_without_a_gpu_has_no_workers_by_default(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert eval_loader(synthetic_dataset(2), 1, workers=None).num_workers == 0
+
+
+def test_workers_draw_the_same_sizes():
+    """The size of each image depends on the seed and the epoch alone; a worker's one thread may round differently."""
+    data = synthetic_dataset(8)
+    config = FCOSConfig(num_classes=6, min_size=(48, 64, 80, 96), max_size=200)
+    augment = AugmentConfig(brightness=0, contrast=0, saturation=0)
+
+    def batches(workers):
+        loader = train_loader(data, 2, augment, seed=3, workers=workers, packer=BatchPacker(config))
+        loader.batch_sampler.set_epoch(1)
+        return list(loader)
+
+    here, there = batches(0), batches(2)
+    assert len({images.tensor.shape for images, _ in here}) > 1
+    for (images, gt), (other_images, other_gt) in zip(here, there, strict=True):
+        assert images.sizes == other_images.sizes
+        for a, b in zip(
+            (*images.tensors, *gt.tensors), (*other_images.tensors, *other_gt.tensors), strict=True
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-3)  # of pixels from -128 to 152
