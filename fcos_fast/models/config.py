@@ -1,10 +1,10 @@
-"""The configuration of an FCOS: every choice in which the published detectors differ."""
+"""The configuration of a detector: every choice in which the published ones differ."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from fcos_fast.assignment import RULES, AssignmentRule
 from fcos_fast.models.backbone import NUM_STAGES
@@ -12,13 +12,13 @@ from fcos_fast.models.backbones import BACKBONES
 from fcos_fast.models.names import unknown_name
 from fcos_fast.models.norm import GROUPS
 
-STRIDES = (8, 16, 32, 64, 128)
-"""Pixels between the locations of P3 to P7."""
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
 
 
 @dataclass(frozen=True)
-class FCOSConfig:
-    """All that defines an FCOS. The defaults are the preset ``official-improved``.
+class DetectorConfig:
+    """What defines a detector apart from its head and what that is trained for; the base of the configurations.
 
     Attributes:
         backbone: a name of ``fcos_fast.models.BACKBONES``.
@@ -31,6 +31,93 @@ class FCOSConfig:
             and Detectron) or in the 3x3 (weights of torchvision).
         fpn_channels: channels of every pyramid level.
         p6_from: the map that P6 is made of.
+        average_totals: whether several processes share their normalisers, so that the mean of their losses is
+            the loss that one process has with all images.
+        score_threshold: detections score above it.
+        topk_candidates: detections that each level of an image sends to NMS.
+        nms_threshold: IoU above which NMS drops the lower score.
+        max_detections: detections per image.
+        inclusive_boxes: the convention that x2 and y2 name the last pixel inside: boxes are clipped to
+            width - 1 and height - 1, and NMS adds 1 to widths and heights.
+        batching: how images of different sizes are evaluated. ``group``: together only where their padded
+            sizes are equal, so that no image's detections depend on its company. ``pad``: all padded to
+            one size.
+        channel_order: of the images that the backbone sees; the model is always given RGB.
+        pixel_range: the value of white before ``image_mean`` and ``image_std`` apply.
+        image_mean: subtracted, per channel, in ``channel_order`` and ``pixel_range``.
+        image_std: divided by afterwards, likewise.
+        min_size: length in pixels that the shorter side is scaled to; of several, training draws one per
+            image and evaluation uses the last. None: images keep their size.
+        max_size: bound in pixels of the longer side. None: no bound.
+        size_divisor: height and width are padded with zeros to multiples of it.
+        min_level: first level of the pyramid; the locations of level n are 2**n pixels apart.
+        max_level: last level of the pyramid.
+
+    Raises:
+        ValueError, TypeError: for a value that no detector can have; the message names the field.
+    """
+
+    backbone: str = "resnet50"
+    num_classes: int = 80
+    norm: Literal["batch", "frozen", "group"] = "batch"
+    trainable_stages: int = 5
+    stride_in_1x1: bool = True
+    fpn_channels: int = 256
+    p6_from: Literal["p5", "c5"] = "p5"
+    average_totals: bool = True
+    score_threshold: float = 0.05
+    topk_candidates: int = 1000
+    nms_threshold: float = 0.6
+    max_detections: int = 100
+    inclusive_boxes: bool = True
+    batching: Literal["group", "pad"] = "group"
+    channel_order: Literal["rgb", "bgr"] = "bgr"
+    pixel_range: Literal[1, 255] = 255
+    image_mean: tuple[float, float, float] = (102.9801, 115.9465, 122.7717)
+    image_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    min_size: int | tuple[int, ...] | None = 800
+    max_size: int | None = 1333
+    size_divisor: int = 32
+    min_level: int = 3
+    max_level: int = 7
+
+    def __post_init__(self) -> None:
+        for name in ("image_mean", "image_std", "min_size"):
+            if isinstance(getattr(self, name), list):  # from JSON or YAML
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        _check(self)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels between the locations of each level."""
+        return tuple(2**level for level in range(self.min_level, self.max_level + 1))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild from :meth:`to_dict`, also after a way through JSON or YAML.
+
+        Raises:
+            ValueError: for a name that is no field, with the nearest ones.
+        """
+        check_fields(cls, values)
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values only."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        width = max(len(f.name) for f in fields(self))
+        return "\n".join(f"{f.name:{width}}  {getattr(self, f.name)}" for f in fields(self))
+
+
+@dataclass(frozen=True)
+class FCOSConfig(DetectorConfig):
+    """All that defines an FCOS: every choice in which the published ones differ.
+
+    The defaults are the preset ``official-improved``.
+
+    Attributes:
         head_channels: channels of both towers.
         head_convs: convolutions of each tower.
         head_norm: ``group``: group norm of 32 groups after each of them.
@@ -42,43 +129,19 @@ class FCOSConfig:
         rule: which locations are responsible for which box.
         ignore_padding: whether training leaves out the locations beyond an image's own edge, where the
             batch is padded.
-        focal_alpha, focal_gamma: of the focal loss.
+        focal_alpha: weight of the positive class in the focal loss.
+        focal_gamma: exponent of the focal loss.
         box_loss: kind of ``fcos_fast.ops.box_loss``.
         box_loss_smooth: added to intersection and union, in ``regression_unit`` squared.
         centerness_weighted: whether the box loss is a mean weighted by the target centerness, else a
             plain mean over the positive locations.
-        average_totals: whether several processes share their normalisers, so that the mean of their losses is
-            the loss that one process has with all images.
-        score_threshold: detections score above it.
-        threshold_on: what the threshold applies to: the final ``score`` sqrt(classification *
+        threshold_on: what the score threshold applies to: the final ``score`` sqrt(classification *
             centerness), or the ``classification`` alone.
-        topk_candidates: detections that each level of an image sends to NMS.
-        nms_threshold: IoU above which NMS drops the lower score.
-        max_detections: detections per image.
-        inclusive_boxes: the convention that x2 and y2 name the last pixel inside: boxes are clipped to
-            width - 1 and height - 1, and NMS adds 1 to widths and heights.
-        batching: how images of different sizes are evaluated. ``group``: together only where their padded
-            sizes are equal, so that no image's detections depend on its company. ``pad``: all padded to
-            one size.
-        channel_order: of the images that the backbone sees; the model is always given RGB.
-        pixel_range: the value of white before ``image_mean`` and ``image_std`` apply.
-        image_mean, image_std: per channel, in ``channel_order`` and ``pixel_range``.
-        min_size: length in pixels that the shorter side is scaled to; of several, training draws one per
-            image and evaluation uses the last. None: images keep their size.
-        max_size: bound in pixels of the longer side. None: no bound.
-        size_divisor: height and width are padded with zeros to multiples of it.
 
     Raises:
         ValueError, TypeError: for a value that no FCOS can have; the message names the field.
     """
 
-    backbone: str = "resnet50"
-    num_classes: int = 80
-    norm: Literal["batch", "frozen", "group"] = "batch"
-    trainable_stages: int = 5
-    stride_in_1x1: bool = True
-    fpn_channels: int = 256
-    p6_from: Literal["p5", "c5"] = "p5"
     head_channels: int = 256
     head_convs: int = 4
     head_norm: Literal["group", "none"] = "group"
@@ -94,57 +157,39 @@ class FCOSConfig:
     box_loss: Literal["iou", "linear_iou", "giou", "diou", "ciou"] = "giou"
     box_loss_smooth: float = 1.0
     centerness_weighted: bool = True
-    average_totals: bool = True
-    score_threshold: float = 0.05
     threshold_on: Literal["score", "classification"] = "classification"
-    topk_candidates: int = 1000
-    nms_threshold: float = 0.6
-    max_detections: int = 100
-    inclusive_boxes: bool = True
-    batching: Literal["group", "pad"] = "group"
-    channel_order: Literal["rgb", "bgr"] = "bgr"
-    pixel_range: Literal[1, 255] = 255
-    image_mean: tuple[float, float, float] = (102.9801, 115.9465, 122.7717)
-    image_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    min_size: int | tuple[int, ...] | None = 800
-    max_size: int | None = 1333
-    size_divisor: int = 32
 
     def __post_init__(self) -> None:
-        for name in ("image_mean", "image_std", "min_size"):
-            if isinstance(getattr(self, name), list):  # from JSON or YAML
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        _check(self)
+        super().__post_init__()
+        if not isinstance(self.rule, AssignmentRule):
+            raise TypeError(f"rule={self.rule!r}; expected an AssignmentRule, for example RULES['official']")
+        inner = len(self.rule.sizes_of_interest)
+        if inner != len(self.strides) - 1:
+            raise ValueError(
+                f"rule has {inner} sizes_of_interest; expected {len(self.strides) - 1} for "
+                f"P{self.min_level} to P{self.max_level}"
+            )
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FCOSConfig:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Rebuild from :meth:`to_dict`, also after a way through JSON or YAML.
 
         Raises:
             ValueError: for a name that is no field, with the nearest ones.
         """
-        check_fields(values)
-        values = dict(values)
-        if isinstance(values.get("rule"), Mapping):
-            rule = AssignmentRule(**values["rule"])
-            values["rule"] = replace(rule, sizes_of_interest=tuple(rule.sizes_of_interest))
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain Python values only."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        width = max(len(f.name) for f in fields(self))
-        return "\n".join(f"{f.name:{width}}  {getattr(self, f.name)}" for f in fields(self))
+        rule = values.get("rule")
+        if isinstance(rule, Mapping):
+            sizes = tuple(rule.get("sizes_of_interest", AssignmentRule.sizes_of_interest))
+            values = {**values, "rule": AssignmentRule(**{**rule, "sizes_of_interest": sizes})}
+        return super().from_dict(values)
 
 
-def check_fields(values: Mapping[str, Any]) -> None:
-    """Raise a ValueError where a key of ``values`` is no field of :class:`FCOSConfig`."""
-    known = [f.name for f in fields(FCOSConfig)]
+def check_fields(kind: type[DetectorConfig], values: Mapping[str, Any]) -> None:
+    """Raise a ValueError where a key of ``values`` is no field of the configuration ``kind``."""
+    known = [f.name for f in fields(kind)]
     for name in values:
         if name not in known:
-            raise unknown_name("FCOSConfig field", name, known)
+            raise unknown_name(f"{kind.__name__} field", name, known)
 
 
 def _is_count(value: object) -> bool:
@@ -175,20 +220,17 @@ _ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a positive integer, several of them, or None",
     ),
     "max_size": (lambda n: n is None or _is_count(n), "a positive integer or None"),
+    "min_level": (lambda n: n in (2, 3), "2 or 3"),
+    "max_level": (lambda n: n in (5, 6, 7), "5, 6 or 7"),
 }
 """Field name to what its value must fulfil, and that in words."""
 
 
-def _check(config: FCOSConfig) -> None:
+def _check(config: DetectorConfig) -> None:
     if config.backbone not in BACKBONES:
         raise unknown_name("backbone", config.backbone, BACKBONES)
-    if not isinstance(config.rule, AssignmentRule):
-        raise TypeError(f"rule={config.rule!r}; expected an AssignmentRule, for example RULES['official']")
-    inner = len(config.rule.sizes_of_interest)
-    if inner != len(STRIDES) - 1:
-        raise ValueError(f"rule has {inner} sizes_of_interest; expected {len(STRIDES) - 1} for P3 to P7")
-
-    for name, kind in get_type_hints(FCOSConfig).items():
+    kinds = get_type_hints(type(config))
+    for name, kind in kinds.items():
         value = getattr(config, name)
         if get_origin(kind) is Literal and value not in get_args(kind):
             raise unknown_name(f"value of {name}", value, map(str, get_args(kind)))
@@ -197,5 +239,5 @@ def _check(config: FCOSConfig) -> None:
         if kind is float and not isinstance(value, (int, float)):
             raise TypeError(f"{name}={value!r}; expected a number")
     for name, (accepts, expected) in _ACCEPTED.items():
-        if not accepts(getattr(config, name)):
+        if name in kinds and not accepts(getattr(config, name)):
             raise ValueError(f"{name}={getattr(config, name)!r}; expected {expected}")

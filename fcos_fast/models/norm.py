@@ -60,7 +60,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "frozen": FrozenBatchNorm2d,
     "group": lambda channels: nn.GroupNorm(GROUPS, channels),
 }
-"""The norms of a backbone, by the name that ``FCOSConfig.norm`` gives them."""
+"""The norms of a backbone, by the name that ``DetectorConfig.norm`` gives them."""
 
 
 def folded(conv: nn.Conv2d, norm: nn.Module, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:

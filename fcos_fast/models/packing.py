@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fcos_fast.assignment import GroundTruth, bucket_capacity
 from fcos_fast.models.checks import check_targets
-from fcos_fast.models.config import FCOSConfig
+from fcos_fast.models.config import DetectorConfig
 from fcos_fast.models.transform import ImageBatch, Transform, image_size, scale_boxes
 
 
@@ -26,7 +26,7 @@ class BatchPacker:
         config: of the model.
     """
 
-    def __init__(self, config: FCOSConfig) -> None:
+    def __init__(self, config: DetectorConfig) -> None:
         self.transform = Transform(config)
         self.num_classes = config.num_classes
 

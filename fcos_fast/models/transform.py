@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fcos_fast.models.config import FCOSConfig
+from fcos_fast.models.config import DetectorConfig
 
 Size = tuple[int, int]
 """(height, width) in pixels."""
@@ -88,12 +88,12 @@ def scale_boxes(boxes: Tensor, from_size: Size, to_size: Size) -> Tensor:
 
 
 class Transform(nn.Module):
-    """Pixel values, sizes and padding, as ``FCOSConfig`` defines them.
+    """Pixel values, sizes and padding, as ``DetectorConfig`` defines them.
 
     Bit for bit torchvision's ``GeneralizedRCNNTransform`` under the preset ``torchvision``.
     """
 
-    def __init__(self, config: FCOSConfig) -> None:
+    def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.reverse_channels = config.channel_order == "bgr"
         self.pixel_range = config.pixel_range

@@ -6,7 +6,7 @@ from torch import nn
 
 from fcos_fast import ops
 from fcos_fast.assignment import GroundTruth
-from fcos_fast.models import STRIDES
+from fcos_fast.models import FCOSConfig
 
 
 def test_the_network_exports(small_model):
@@ -24,7 +24,8 @@ def test_the_losses_are_one_graph(small_model):
     outputs = model.head(model.backbone(batch.tensor))
     compiled = torch.compile(ops.detection_loss, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(
-        compiled(*outputs, targets, units=STRIDES), ops.detection_loss(*outputs, targets, units=STRIDES)
+        compiled(*outputs, targets, units=FCOSConfig().strides),
+        ops.detection_loss(*outputs, targets, units=FCOSConfig().strides),
     )
 
 

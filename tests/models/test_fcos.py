@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from fcos_fast.assignment import IGNORED, GroundTruth
-from fcos_fast.models import PRESETS, STRIDES, fcos
+from fcos_fast.models import PRESETS, FCOSConfig, fcos
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_nothing_is_learnt_from_padding(small_model, batch):
         for x in maps:
             x.retain_grad()
     sum(losses.values()).backward()
-    for level, stride in enumerate(STRIDES):
+    for level, stride in enumerate(FCOSConfig().strides):
         gradient = seen["cls_logits"][level].grad.abs().sum(1)  # (B, H, W)
         for image, of_image in zip(images, gradient, strict=True):
             height, width = image.shape[1:]

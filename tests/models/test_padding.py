@@ -7,10 +7,11 @@ import torch
 
 from fcos_fast import ops
 from fcos_fast.assignment import IGNORED, RULES, GroundTruth
-from fcos_fast.models import STRIDES
+from fcos_fast.models import FCOSConfig
 from fcos_fast.models.padding import ignore_outside
 
 SIZE = (96, 128)
+STRIDES = FCOSConfig().strides
 FEATURE_SIZES = [(math.ceil(SIZE[0] / s), math.ceil(SIZE[1] / s)) for s in STRIDES]
 LEVELS = RULES["official-improved"].levels(FEATURE_SIZES, SIZE)
 
