@@ -115,10 +115,12 @@ class Detector(nn.Module):
 
     def _losses(self, batch: ImageBatch, gt: GroundTruth) -> dict[str, Tensor]:
         targets = self.assign(batch, gt)
-        reduction = None
-        if self._shares_totals():  # runs behind the forward pass
-            reduction = dist.all_reduce(targets.totals, async_op=True)
+        reduction = self._sum_totals(targets)  # runs behind the forward pass
         return self.losses(batch.tensor, targets, reduction)
+
+    def _sum_totals(self, targets: Any) -> dist.Work | None:
+        """Begin to replace the totals by their sum over all processes."""
+        return dist.all_reduce(targets.totals, async_op=True) if self._shares_totals() else None
 
     def _shares_totals(self) -> bool:
         """Do several processes divide their losses by what they count together?"""
