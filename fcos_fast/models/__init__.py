@@ -1,8 +1,10 @@
 """Detectors built on :mod:`fcos_fast.ops`; they need torch alone."""
 
-from fcos_fast.models.backbones import BACKBONES, build_backbone
+from fcos_fast.models.backbone import BACKBONES, register_backbone
+from fcos_fast.models.backbones import build_backbone
 from fcos_fast.models.config import DetectorConfig, FCOSConfig
 from fcos_fast.models.detector import Detector
+from fcos_fast.models.faster_rcnn_backbone import FasterRCNNBackbone, IntermediateLayerGetter
 from fcos_fast.models.fcos import FCOS, fcos
 from fcos_fast.models.head import HeadOutputs
 from fcos_fast.models.packing import BatchPacker
@@ -17,8 +19,11 @@ __all__ = [
     "Detector",
     "DetectorConfig",
     "FCOSConfig",
+    "FasterRCNNBackbone",
     "HeadOutputs",
     "ImageBatch",
+    "IntermediateLayerGetter",
     "build_backbone",
     "fcos",
+    "register_backbone",
 ]
