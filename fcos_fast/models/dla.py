@@ -78,12 +78,10 @@ class Tree(nn.Module):
             self.tree2 = Tree(depth - 1, channels, channels, 1, norm, root_channels=root_channels - channels)
         self.downsample = nn.MaxPool2d(stride, stride, ceil_mode=True) if stride > 1 else None
         self.project = None
-        if in_channels != channels:
+        if depth == 1 and in_channels != channels:
             self.project = nn.Sequential(
                 nn.Conv2d(in_channels, channels, 1, bias=False), NORMS[norm](channels)
             )
-            # The authors' code has it in trees of trees too and uses it in none of them: only their weights need it.
-            self.project.requires_grad_(depth == 1)
 
     def forward(self, x: Tensor, children: Sequence[Tensor] = ()) -> Tensor:
         """(B, in_channels, H, W) to (B, channels, ceil(H / stride), ceil(W / stride))."""
@@ -99,7 +97,7 @@ class Tree(nn.Module):
 
 @register_backbone("dla34")
 class DLA34(Backbone):
-    """DLA-34 without the classifier of the authors' state dicts.
+    """DLA-34 without what the authors' state dicts hold beside it: a classifier, and projections without a use.
 
     Args:
         norm: ``"batch"`` or ``"frozen"``; its first channels do not divide into the groups of a group norm.
@@ -141,8 +139,10 @@ class DLA34(Backbone):
         return [c2, c3, c4, self.level5(c4)]
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        for name in ("fc.weight", "fc.bias"):
-            state_dict.pop(prefix + name, None)
+        # Their trees of trees have a projection that nothing uses.
+        unused = tuple(prefix + name for name in ("fc.", "level3.project.", "level4.project."))
+        for name in [key for key in state_dict if key.startswith(unused)]:
+            del state_dict[name]
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
