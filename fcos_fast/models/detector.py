@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -43,9 +43,13 @@ class Detector(nn.Module):
 
     A subclass adds the ``head``, from [P_min, ..., P_max] to a tuple of lists, one tensor (B, channels, H, W) per
     level, and says in :meth:`assign`, :meth:`losses` and :meth:`postprocess` what these mean.
+
+    Attributes:
+        LOSSES: names of the losses, in the order in which they are reported.
     """
 
     head: nn.Module
+    LOSSES: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
