@@ -66,7 +66,7 @@ def present(outcome: TrainResult) -> None:
     checkpoint = shlex.quote(str(folder / "best.pt"))
     if outcome.result is not None:
         config = (folder / "config.yaml").read_text(encoding="utf-8")
-        title = f"FCOS on {outcome.config.data.root}"
+        title = f"{type(outcome.model).__name__} on {outcome.config.data.root}"
         page = write_report(
             folder, title, outcome.val_set, outcome.detections, outcome.result, {"Configuration": config}
         )

@@ -66,6 +66,11 @@ class Detector(nn.Module):
         self.inference_dtype: torch.dtype | None = None
         """Of the weights after :meth:`optimize_for_inference`; None where the model can be trained."""
 
+    @property
+    def title(self) -> str:
+        """What this is, in words."""
+        return f"{type(self).__name__} on {self.config.backbone}"
+
     def assign(self, batch: ImageBatch, gt: GroundTruth) -> Any:
         """The targets of a batch; their ``totals``, a tensor, are what processes add up."""
         raise NotImplementedError
