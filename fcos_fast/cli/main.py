@@ -17,6 +17,7 @@ VERBS = {
     "train": "train a detector, or resume a run",
     "evaluate": "average precision of a checkpoint on a data set",
     "detect": "draw what a checkpoint finds in images or folders, and write it as JSON",
+    "convert": "checkpoints of other implementations into this project's, and back",
     "benchmark": "how long detecting takes on this machine, from the file to the boxes",
     "demo": "generate pictures, train a small detector on them, and look at what it learnt",
     "info": "what is installed, and which implementation of each operator runs",

@@ -1,6 +1,6 @@
 """Data sets: reading, checking, generating, augmenting and batching them. Needs the extra ``train``."""
 
-from .categories import Categories
+from .categories import COCO, VOC, Categories
 from .checks import DataError, Report
 from .dataset import DetectionDataset, Record, read_image
 from .loader import EpochBatchSampler, collate, eval_loader, train_loader
@@ -10,7 +10,9 @@ from .transforms import AugmentConfig, AugmentedDataset
 from .voc import load_voc
 
 __all__ = [
+    "COCO",
     "READERS",
+    "VOC",
     "AugmentConfig",
     "AugmentedDataset",
     "Categories",

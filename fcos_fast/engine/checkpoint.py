@@ -7,7 +7,7 @@ opening a stranger's file runs no code of theirs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from fcos_fast.data import Categories
 from fcos_fast.engine.files import replacing
+from fcos_fast.engine.foreign import read_foreign
 from fcos_fast.models import Detector, build_detector, config_from_dict
 
 FORMAT = "fcos_fast checkpoint 1"
+OWN = "checkpoint of fcos_fast"
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
@@ -28,11 +30,28 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a file of :func:`save_checkpoint` onto the CPU.
+    """Read a checkpoint onto the CPU: one of :func:`save_checkpoint`, or of another implementation of FCOS.
+
+    The latter is read as :func:`fcos_fast.engine.foreign.read_foreign` does without further advice, and a line says as
+    what.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is cut off, or no checkpoint of this project.
+        ValueError: the file is cut off, or no checkpoint that is known.
+    """
+    state, origin = read_checkpoint(path)
+    if origin != OWN:
+        print(f"{path}: {origin}", flush=True)
+    return state
+
+
+def read_checkpoint(
+    path: str | Path, preset: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], str]:
+    """As :func:`load_checkpoint`, with the ``preset`` and ``overrides`` of ``read_foreign``.
+
+    Returns:
+        The state, and what the file was in words: :data:`OWN`, or the implementation that wrote it.
     """
     path = Path(path)
     if path.is_dir():
@@ -42,16 +61,27 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no pickle can fail it in any way
+        if "weights_only" in str(error) or "Unsupported global" in str(error):
+            raise ValueError(
+                f"{path} is no checkpoint that can be read safely: it holds other objects than tensors, which could run "
+                "code; where you trust it, write its tensors alone: "
+                "torch.save({'state_dict': torch.load(file, weights_only=False)['state_dict']}, new_file)"
+            ) from error
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) is no checkpoint, or only a part of one; "
             "give a best.pt or last.pt that `fcos-fast train` wrote"
         ) from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict):
         raise ValueError(
-            f"{path} is a torch file but no checkpoint of fcos_fast; "
-            "give a best.pt or last.pt that `fcos-fast train` wrote"
+            f"{path} is a torch file but holds no parameters; give a best.pt or last.pt that `fcos-fast train` wrote"
         )
-    return state
+    if state.get("format") == FORMAT:
+        return state, OWN
+    try:
+        foreign = read_foreign(state, preset, overrides)
+    except ValueError as error:
+        raise ValueError(f"{path} is no checkpoint of fcos_fast; {error}") from error
+    return foreign.state, str(foreign)
 
 
 def describe_model(model: Detector, categories: Categories) -> dict[str, Any]:

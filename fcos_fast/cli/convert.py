@@ -1,0 +1,83 @@
+"""``fcos-fast convert``: checkpoints of other implementations into ours, and ours into theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fcos_fast.cli.options import parse_options
+from fcos_fast.data import COCO, VOC, Categories
+from fcos_fast.engine.checkpoint import model_from_checkpoint, read_checkpoint, save_checkpoint
+from fcos_fast.engine.files import replacing
+from fcos_fast.engine.foreign import other_rules, write_foreign
+from fcos_fast.models.layouts import find_layout
+
+CLASSES = {"coco": COCO, "voc": VOC}
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Convert a checkpoint of another FCOS, recognised by its keys, into one of this project, or back.
+
+    Attributes:
+        checkpoint: a file of official FCOS, AdelaiDet, detectron2, torchvision, mmdetection, SimpleAICV, FCOS.Pytorch
+            or fcos-pytorch; with ``to``, also one of this project.
+        output: the file to write.
+        to: implementation whose layout is written; by default this project's own.
+        preset: what the checkpoint is, where its keys fit several; by default the first that fits.
+        model: fields of the model that differ from the preset, as "{dcn: v2}".
+        classes: names of the classes: ``coco``, ``voc``, a text file with a name per line, or names with commas between
+            them. By default COCO's for 80 classes and VOC's for 20.
+    """
+
+    checkpoint: str
+    output: str
+    to: str | None = None
+    preset: str | None = None
+    model: dict[str, Any] | None = None
+    classes: str | None = None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb; its exit status."""
+    options = parse_options(ConvertOptions, "convert", arguments)
+    layout = None if options.to is None else find_layout(options.to)
+    state, origin = read_checkpoint(options.checkpoint, options.preset, options.model)
+    print(f"{options.checkpoint}: {origin}")
+    if options.classes is not None:
+        state["categories"] = _categories(options.classes, state["model_config"]["num_classes"]).to_dict()
+    model, categories = model_from_checkpoint(state)
+    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
+    if layout is None:
+        kept = {name: state[name] for name in ("model_config", "categories")}
+        save_checkpoint(options.output, {**kept, "model": model.state_dict()})
+        print(
+            f"{options.output}: {len(categories)} classes ({', '.join(categories.names[:3])}, ...)\n\n{model.config}"
+        )
+        return 0
+    theirs = write_foreign(model.config, model.state_dict(), layout)
+    with replacing(options.output) as temporary:
+        torch.save(theirs, temporary)
+    print(
+        f"{options.output}: {layout.name} checkpoint of {sum(p.numel() for p in model.parameters()):,} parameters"
+    )
+    for name, (here, there) in other_rules(model.config, layout).items():
+        print(f"  {name} is {here} here and {there} there")
+    return 0
+
+
+def _categories(classes: str, num_classes: int) -> Categories:
+    categories = CLASSES.get(classes)
+    if categories is None:
+        is_file = Path(classes).is_file()
+        names = Path(classes).read_text(encoding="utf-8").splitlines() if is_file else classes.split(",")
+        categories = Categories(tuple(name.strip() for name in names if name.strip()))
+    if len(categories) != num_classes:
+        raise ValueError(
+            f"--classes {classes}: these are {len(categories)} names, the checkpoint has {num_classes}"
+        )
+    return categories

@@ -1,0 +1,211 @@
+"""Checkpoints of other implementations of FCOS: recognised by their keys, read as ours, written as theirs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fcos_fast.data import COCO, VOC, Categories
+from fcos_fast.models import BACKBONES, FCOS, DetectorConfig, FCOSConfig, build_backbone
+from fcos_fast.models.layouts import (
+    CLASSES,
+    LAYOUTS,
+    Layout,
+    differences,
+    from_layout,
+    recognise,
+    to_layout,
+    without_wrapping,
+)
+from fcos_fast.models.names import unknown_name
+from fcos_fast.models.presets import FCOS_PRESETS
+
+SPARSE_COCO = 91
+"""Outputs of a classifier that COCO's own ids index, 1 to 90 with gaps."""
+
+_NEVER = -math.log(1e6)  # logit of an output that stands for no class
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A checkpoint of another implementation, read.
+
+    Attributes:
+        layout: that it has.
+        state: what a checkpoint of this project holds: ``model_config``, ``categories`` and ``model``.
+        presets: those whose models have the same parameters; the first is what it was taken for.
+    """
+
+    layout: Layout
+    state: dict[str, Any]
+    presets: tuple[str, ...]
+
+    def __str__(self) -> str:
+        config = self.state["model_config"]
+        others = (
+            f"; its parameters are also those of {', '.join(self.presets[1:])}" if self.presets[1:] else ""
+        )
+        return (
+            f"{self.layout.name} checkpoint, read as {self.presets[0]} with {config['backbone']} and "
+            f"{config['num_classes']} classes{others}"
+        )
+
+
+def read_foreign(
+    checkpoint: Mapping[str, Any], preset: str | None = None, overrides: Mapping[str, Any] | None = None
+) -> Foreign:
+    """Read the checkpoint of another implementation, of any layout in :data:`fcos_fast.models.layouts.LAYOUTS`.
+
+    Backbone and number of classes follow from the parameters, everything else from the preset. COCO's classes are
+    numbered densely: of a classifier with 91 outputs those of COCO's 80 ids are kept.
+
+    Args:
+        checkpoint: what ``torch.load`` returned.
+        preset: what the checkpoint is; by default the first of the layout's presets that has its parameters.
+        overrides: fields of :class:`FCOSConfig` that differ from the preset.
+
+    Raises:
+        ValueError: an unknown layout, or parameters that no model of the presets has; the message lists them.
+    """
+    if preset is not None and preset not in FCOS_PRESETS:
+        raise unknown_name("preset", preset, FCOS_PRESETS)
+    state = without_wrapping(checkpoint)
+    layout = recognise(state)
+    if layout is None:
+        some = ", ".join(list(state)[:4]) or "no tensor"
+        known = ", ".join(layout.name for layout in LAYOUTS)
+        raise ValueError(f"its parameters ({some}, ...) are of no known layout; known are {known}")
+    if layout.name == "torchvision":
+        state = _dense(state)
+    given = {
+        "backbone": _backbone(state, layout),
+        "num_classes": _num_classes(state, layout),
+        "norm": "frozen",
+        "trainable_stages": 3,
+        **(overrides or {}),
+    }
+    candidates = layout.presets if preset is None else (preset,)
+    configs = {name: replace(FCOS_PRESETS[name], **given) for name in candidates}
+    own = {name: _parameters(config) for name, config in configs.items()}
+    misfits = {name: sum(map(len, differences(state, layout, own[name]).values())) for name in configs}
+    best = min(misfits, key=misfits.get)
+    model = from_layout(state, layout, own[best])
+    saved = {
+        "model_config": configs[best].to_dict(),
+        "categories": _categories(configs[best].num_classes).to_dict(),
+        "model": model,
+    }
+    return Foreign(layout, saved, tuple(name for name in configs if misfits[name] == 0))
+
+
+def write_foreign(config: DetectorConfig, state: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
+    """What ``torch.save`` is to write so that another implementation reads the parameters of an FCOS.
+
+    Torchvision's gets 91 outputs for COCO's 80 classes; those that stand for no class have a probability of 1e-6.
+
+    Args:
+        config: of the model.
+        state: its state dict.
+        layout: of the file.
+
+    Raises:
+        ValueError: the layout's models have other parameters.
+    """
+    if not isinstance(config, FCOSConfig):
+        raise ValueError(
+            f"the {layout.name} layout is one of FCOS, this model is a {config.detector}; torchvision's RetinaNet takes "
+            "the state dict of ours as it is"
+        )
+    has_scales = any(key.endswith(".scales") for key in state)
+    if has_scales != layout.has_scales:
+        wanted, given = ("none", "one") if has_scales else ("one", "none")
+        raise ValueError(
+            f"the {layout.name} layout has {wanted} number per level that multiplies the distances, this model "
+            f"{given}; layouts that fit: {', '.join(other.name for other in LAYOUTS if other.has_scales == has_scales)}"
+        )
+    if config.min_level != 3:
+        raise ValueError(f"this model's pyramid begins at P{config.min_level}; those of other layouts at P3")
+    if layout.name == "torchvision":
+        if config.centerness_on == "classification":
+            raise ValueError(
+                "this model has its centerness on the classification tower, torchvision's on the other"
+            )
+        state = _sparse(state)
+    theirs = to_layout(state, layout)
+    return theirs if layout.container is None else {layout.container: theirs}
+
+
+def other_rules(config: FCOSConfig, layout: Layout) -> dict[str, tuple[Any, Any]]:
+    """Field to value here and value there, where the nearest of a layout's presets computes something else."""
+    presets = [FCOS_PRESETS[name].to_dict() for name in layout.presets]
+    here = {name: value for name, value in config.to_dict().items() if name not in _NO_RULES}
+    there = min(presets, key=lambda preset: sum(preset[name] != value for name, value in here.items()))
+    return {name: (value, there[name]) for name, value in here.items() if value != there[name]}
+
+
+_NO_RULES = (
+    "backbone",
+    "num_classes",
+    "norm",
+    "trainable_stages",
+    "fpn_channels",
+    "head_channels",
+    "head_convs",
+)
+"""Fields that follow from the parameters, or are nothing that another program would do differently."""
+
+
+def _num_classes(state: Mapping[str, Tensor], layout: Layout) -> int:
+    name = layout.name_of(CLASSES + "weight")
+    for key, value in state.items():
+        if re.sub(r"bbox_head\.fcos_", "bbox_head.conv_", key) == name:
+            return len(value)
+    raise ValueError(f"the {layout.name} checkpoint has no {name}, so no classification layer")
+
+
+def _backbone(state: Mapping[str, Tensor], layout: Layout) -> str:
+    """The greatest of the backbones whose parameters all are there; where none is, the one that lacks the least."""
+
+    def lacks_and_has(name: str) -> tuple[int, int]:
+        with torch.device("meta"):
+            body = build_backbone(name, norm="frozen").state_dict()
+        own = {f"backbone.body.{key}": value for key, value in body.items()}
+        found = differences(state, layout, own)
+        return len(found["missing"]) + len(found["of another shape"]), -len(own)
+
+    return min(BACKBONES, key=lacks_and_has)
+
+
+def _parameters(config: FCOSConfig) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return FCOS(config).state_dict()
+
+
+def _categories(num_classes: int) -> Categories:
+    known = {len(categories): categories for categories in (COCO, VOC)}
+    return known.get(num_classes) or Categories(tuple(f"class {label}" for label in range(num_classes)))
+
+
+def _dense(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the outputs of torchvision's classifier that stand for no class of COCO."""
+    return {
+        key: value[list(COCO.ids)] if key.startswith(CLASSES) and len(value) == SPARSE_COCO else value
+        for key, value in state.items()
+    }
+
+
+def _sparse(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The opposite of :func:`_dense`."""
+    sparse = dict(state)
+    for name, fill in (("weight", 0.0), ("bias", _NEVER)):
+        dense = state[CLASSES + name]
+        if len(dense) == len(COCO):
+            sparse[CLASSES + name] = dense.new_full((SPARSE_COCO, *dense.shape[1:]), fill)
+            sparse[CLASSES + name][list(COCO.ids)] = dense
+    return sparse
