@@ -118,8 +118,8 @@ def test_benchmark_of_a_checkpoint(tmp_path, pictures, checkpoint, capsys):
 
 def test_benchmark_of_random_weights(capsys, monkeypatch):
     """Generated pictures of two sizes; the detector finds something on them, but not everything."""
-    small = partial(fcos, fpn_channels=32, head_channels=64, head_convs=1, min_size=None)
-    monkeypatch.setattr("fcos_fast.cli.benchmark.fcos", small)
+    small = {"fpn_channels": 32, "head_channels": 64, "head_convs": 1, "min_size": None}
+    monkeypatch.setitem(PRESETS, "official-improved", replace(PRESETS["official-improved"], **small))
     run = [
         "benchmark",
         "--backbone",
