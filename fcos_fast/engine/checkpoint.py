@@ -63,8 +63,8 @@ def read_checkpoint(
     except Exception as error:  # bytes that are no pickle can fail it in any way
         if "weights_only" in str(error) or "Unsupported global" in str(error):
             raise ValueError(
-                f"{path} is no checkpoint that can be read safely: it holds other objects than tensors, which could run "
-                "code; where you trust it, write its tensors alone: "
+                f"{path} is no checkpoint that can be read safely: it holds other objects than tensors, which could "
+                "run code; where you trust it, write its tensors alone: "
                 "torch.save({'state_dict': torch.load(file, weights_only=False)['state_dict']}, new_file)"
             ) from error
         raise ValueError(

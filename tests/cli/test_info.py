@@ -1,0 +1,24 @@
+"""``fcos-fast info --model``: configuration and cost of a preset or a checkpoint."""
+
+from __future__ import annotations
+
+from fcos_fast.cli.main import main
+
+
+def test_a_preset_is_printed_with_its_cost(capsys):
+    assert main(["info", "--model", "torchvision", "--size", "[800, 800]"]) == 0
+    printed = capsys.readouterr().out
+    assert "threshold_on         score" in printed
+    assert printed.splitlines()[-1].split() == ["all", "32.270", "128.207", "100.0%"]
+
+
+def test_a_checkpoint_is_printed_with_its_cost(checkpoint, capsys):
+    assert main(["info", "--model", str(checkpoint)]) == 0
+    assert "backbone.fpn.extra_blocks" in capsys.readouterr().out
+
+
+def test_unknown_models_and_sizes_are_refused(capsys):
+    assert main(["info", "--model", "torchvison"]) == 2
+    assert "unknown preset or checkpoint 'torchvison'; did you mean 'torchvision'" in capsys.readouterr().err
+    assert main(["info", "--model", "torchvision", "--size", "[0, 5]"]) == 2
+    assert "--size is [0, 5]; expected a positive height and width" in capsys.readouterr().err
