@@ -96,7 +96,9 @@ def model_from_checkpoint(state: dict[str, Any]) -> tuple[Detector, Categories]:
     return model.eval(), Categories.from_dict(state["categories"])
 
 
-def load_weights(model: Detector, path: str | Path, categories: Categories, new_classes: bool = False) -> None:
+def load_weights(
+    model: Detector, path: str | Path, categories: Categories, new_classes: bool = False
+) -> None:
     """Begin with the weights of a checkpoint.
 
     Args:

@@ -119,8 +119,8 @@ def write_foreign(config: DetectorConfig, state: Mapping[str, Tensor], layout: L
     """
     if not isinstance(config, FCOSConfig):
         raise ValueError(
-            f"the {layout.name} layout is one of FCOS, this model is a {config.detector}; torchvision's RetinaNet takes "
-            "the state dict of ours as it is"
+            f"the {layout.name} layout is one of FCOS, this model is a {config.detector}; torchvision's RetinaNet "
+            "takes the state dict of ours as it is"
         )
     has_scales = any(key.endswith(".scales") for key in state)
     if has_scales != layout.has_scales:

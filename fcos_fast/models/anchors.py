@@ -59,7 +59,7 @@ def _cell(config: RetinaNetConfig, stride: int) -> list[list[float]]:
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """(dx, dy, dw, dh) of xyxy ``boxes`` (..., 4): shifts in sides of their anchors, logarithms of the ratios of sides."""
+    """(dx, dy, dw, dh) of xyxy ``boxes`` (..., 4): shifts in sides of their anchors, logarithms of ratios of sides."""
     center, sides = _center_and_sides(boxes)
     anchor_center, anchor_sides = _center_and_sides(anchors)
     return torch.cat(((center - anchor_center) / anchor_sides, (sides / anchor_sides).log()), dim=-1)

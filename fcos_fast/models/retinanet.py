@@ -89,10 +89,14 @@ class RetinaNet(Detector):
         if self.config.normalization == "image":
             normalizers = positive.sum(dim=1).clamp(min=1) * len(positive)  # (B,)
             images_of_batch = zip(logits, targets.labels, strict=True)
-            classification = torch.stack([self._classification_loss(*pair) for pair in images_of_batch])  # (B,)
+            classification = torch.stack(
+                [self._classification_loss(*pair) for pair in images_of_batch]
+            )  # (B,)
         else:
             # Of several processes, a process's share of what one process would divide by.
-            normalizers = targets.totals.clamp(min=1) / (dist.get_world_size() if self._shares_totals() else 1)
+            normalizers = targets.totals.clamp(min=1) / (
+                dist.get_world_size() if self._shares_totals() else 1
+            )
             classification = self._classification_loss(logits, targets.labels)
         boxes = torch.where(positive, self._box_loss(deltas, targets), 0.0).sum(dim=1)  # (B,)
         return {
@@ -148,7 +152,7 @@ class RetinaNet(Detector):
     def _candidates(
         self, cls_logits: Tensor, box_regression: Tensor, anchors: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (B, K, 4), scores and labels (B, K) of a level's best; -inf is the score of those below the threshold."""
+        """Boxes (B, K, 4), scores and labels (B, K) of a level's best; the score is -inf below the threshold."""
         most, classes = self.config.topk_candidates, self.config.num_classes
         logits = _by_anchor(cls_logits, classes)  # (B, A, C)
         # The best pairs of anchor and class belong to the anchors with the best class, so most logits are read once.

@@ -30,8 +30,8 @@ RETINANET_PRESETS: dict[str, RetinaNetConfig] = {
     "torchvision-retinanet": _TORCHVISION_V1,
     # torchvision.models.detection.retinanet_resnet50_fpn_v2.
     "torchvision-retinanet-v2": replace(_TORCHVISION_V1, p6_from="c5", head_norm="group", box_loss="giou"),
-    # The anchors, matching and losses of bubbliiiing/retinanet-pytorch and zylo117's EfficientDet. Their box loss is the
-    # mean over the four numbers of the coding, this one their sum.
+    # The anchors, matching and losses of bubbliiiing/retinanet-pytorch and zylo117's EfficientDet. Their box loss is
+    # the mean over the four numbers of the coding, this one their sum.
     "retinanet-tutorial": replace(
         _TORCHVISION_V1,
         num_classes=80,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -14,7 +14,7 @@ from PIL import Image
 from fcos_fast.cli.main import main
 from fcos_fast.cli.train import RECIPES, parse_train_options
 from fcos_fast.engine.run_folder import read_metrics
-from fcos_fast.models import PRESETS, fcos
+from fcos_fast.models import PRESETS
 
 SMALL = ["--model.backbone", "resnet18", "--model.fpn_channels", "32", "--model.head_channels", "64"]
 SMALL += ["--model.head_convs", "1", "--model.min_size", "null"]

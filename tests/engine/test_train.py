@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fcos_fast.cli.options import parse_options
+from fcos_fast.cli.train import parse_train_options
 from fcos_fast.engine import train as train_module
 from fcos_fast.engine.checkpoint import load_checkpoint
 from fcos_fast.engine.config import Config, save_config
@@ -103,7 +103,7 @@ def test_saved_config_trains_the_same_again(whole_run, tmp_path):
     """config.yaml, read as the command line reads it, gives a bit-identical run."""
     config, outcome = whole_run
     yaml = str(outcome.folder / "config.yaml")
-    again = parse_options(Config, "train", ["--config", yaml, "--train.runs", str(tmp_path)])
+    again = parse_train_options(["--config", yaml, "--train.runs", str(tmp_path)]).config()
     assert replace(again, train=config.train) == outcome.config
     assert_same_run(train(again).folder, outcome.folder)
 

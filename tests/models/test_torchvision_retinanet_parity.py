@@ -1,4 +1,4 @@
-"""The presets ``torchvision-retinanet`` and ``-v2`` against torchvision's own RetinaNets with the same random weights."""
+"""The presets ``torchvision-retinanet`` and ``-v2`` against torchvision's own with the same random weights."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ PRESETS = {
 @pytest.fixture(params=PRESETS)
 def pair(request, make_talkative) -> tuple[RetinaNet, detection.RetinaNet]:
     """The same detector twice, in float64, where rounding is too small to switch a ReLU or a sign of an L1 loss."""
-    theirs = PRESETS[request.param](
-        weights=None, weights_backbone=None, num_classes=NUM_CLASSES, **SIZES
-    )
+    theirs = PRESETS[request.param](weights=None, weights_backbone=None, num_classes=NUM_CLASSES, **SIZES)
     make_talkative(theirs)
     for module in theirs.backbone.body.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -34,8 +32,13 @@ def pair(request, make_talkative) -> tuple[RetinaNet, detection.RetinaNet]:
     ours = retinanet("resnet50", NUM_CLASSES, preset=request.param, **SIZES)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     ours.double()
-    for buffer, values in ((ours.transform.mean, ours.config.image_mean), (ours.transform.std, ours.config.image_std)):
-        buffer.copy_(buffer.new_tensor(values)[:, None, None])  # float32 rounded them; torchvision has the float64
+    for buffer, values in (
+        (ours.transform.mean, ours.config.image_mean),
+        (ours.transform.std, ours.config.image_std),
+    ):
+        buffer.copy_(
+            buffer.new_tensor(values)[:, None, None]
+        )  # float32 rounded them; torchvision has the float64
     return ours, theirs.double()
 
 
