@@ -19,6 +19,7 @@ from fcos_fast.engine.checkpoint import load_checkpoint
 from fcos_fast.engine.config import Config, save_config
 from fcos_fast.engine.run_folder import read_metrics
 from fcos_fast.engine.train import NonFiniteLossError, TrainingInterrupted, resume, train
+from fcos_fast.models import RetinaNetConfig
 from fcos_fast.models.winograd import WinogradConv2d
 
 TIMING = ("seconds", "images_per_second")
@@ -121,6 +122,22 @@ def test_interrupted_and_resumed_is_bit_identical(whole_run, tmp_path, monkeypat
     assert load_checkpoint(folder / "last.pt")["epoch"] == (step - 1) // 4
     torch.rand(3)  # the resumed process is at another random state
     assert_same_run(resume(folder).folder, outcome.folder)
+
+
+def test_a_retinanet_interrupted_and_resumed_is_bit_identical(tiny, tmp_path, monkeypatch):
+    small = {
+        name: getattr(tiny.model, name)
+        for name in ("backbone", "fpn_channels", "head_channels", "head_convs")
+    }
+    config = replace(tiny, model=RetinaNetConfig(**small, min_size=None, max_size=None))
+    whole = train(config)
+    rows = read_metrics(whole.folder / "metrics.csv")
+    assert rows[1]["loss"] < rows[0]["loss"]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 6)
+        with pytest.raises(TrainingInterrupted) as interruption:
+            train(config)
+    assert_same_run(resume(interruption.value.folder).folder, whole.folder)
 
 
 def test_resuming_a_finished_run_evaluates_it_again(whole_run):
