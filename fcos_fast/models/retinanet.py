@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,29 +84,33 @@ class RetinaNet(Detector):
         cls_logits, box_regression = self.network(images)
         if reduction is not None:
             reduction.wait()
-        logits = torch.cat([_by_anchor(x, self.config.num_classes) for x in cls_logits], dim=1)  # (B, A, C)
         deltas = torch.cat([_by_anchor(x, 4) for x in box_regression], dim=1)  # (B, A, 4)
         positive = targets.labels >= 0  # (B, A)
         if self.config.normalization == "image":
             normalizers = positive.sum(dim=1).clamp(min=1) * len(positive)  # (B,)
-            images_of_batch = zip(logits, targets.labels, strict=True)
-            classification = torch.stack(
-                [self._classification_loss(*pair) for pair in images_of_batch]
-            )  # (B,)
         else:
             # Of several processes, a process's share of what one process would divide by.
             normalizers = targets.totals.clamp(min=1) / (
                 dist.get_world_size() if self._shares_totals() else 1
             )
-            classification = self._classification_loss(logits, targets.labels)
         boxes = torch.where(positive, self._box_loss(deltas, targets), 0.0).sum(dim=1)  # (B,)
         return {
-            "classification": (classification / normalizers).sum(),
+            "classification": (self._classification_loss(cls_logits, targets.labels) / normalizers).sum(),
             "bbox_regression": (boxes / normalizers).sum(),
         }
 
-    def _classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The sum over the anchors of logits (..., C) with labels (...)."""
+    def _classification_loss(self, cls_logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """The sum over the anchors: of the batch, or (B,) of its images where these are normalised by themselves."""
+        logits = [_by_anchor(x, self.config.num_classes) for x in cls_logits]  # views of channels-last maps
+        levels = zip(logits, labels.split([x.shape[1] for x in logits], dim=1), strict=True)
+        if self.config.normalization == "batch":
+            return sum(self._focal_loss(*level) for level in levels)
+        return sum(
+            torch.stack([self._focal_loss(*image) for image in zip(*level, strict=True)]) for level in levels
+        )
+
+    def _focal_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The sum of the loss of logits (..., C) with labels (...)."""
         config = self.config
         if config.classification_loss == "focal_star":
             return ops.sigmoid_focal_loss_star(logits, labels, config.focal_gamma, config.focal_beta, "sum")
