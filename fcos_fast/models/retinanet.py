@@ -89,10 +89,10 @@ class RetinaNet(Detector):
         if self.config.normalization == "image":
             normalizers = positive.sum(dim=1).clamp(min=1) * len(positive)  # (B,)
         else:
-            # Of several processes, a process's share of what one process would divide by.
-            normalizers = targets.totals.clamp(min=1) / (
-                dist.get_world_size() if self._shares_totals() else 1
-            )
+            processes = dist.get_world_size() if self._shares_totals() else 1
+            normalizers = (
+                targets.totals.clamp(min=1) / processes
+            )  # a process's share of what one would divide by
         boxes = torch.where(positive, self._box_loss(deltas, targets), 0.0).sum(dim=1)  # (B,)
         return {
             "classification": (self._classification_loss(cls_logits, targets.labels) / normalizers).sum(),
