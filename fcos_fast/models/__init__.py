@@ -1,9 +1,11 @@
 """Detectors built on :mod:`fcos_fast.ops`; they need torch alone."""
 
-from fcos_fast.models.backbones import BACKBONES, build_backbone
+from fcos_fast.models.backbone import BACKBONES, register_backbone
+from fcos_fast.models.backbones import build_backbone
 from fcos_fast.models.config import DetectorConfig, FCOSConfig, RetinaNetConfig
 from fcos_fast.models.detector import Detector
 from fcos_fast.models.detectors import DETECTORS, build_detector, config_from_dict
+from fcos_fast.models.faster_rcnn_backbone import FasterRCNNBackbone, IntermediateLayerGetter
 from fcos_fast.models.fcos import FCOS, fcos
 from fcos_fast.models.head import HeadOutputs
 from fcos_fast.models.packing import BatchPacker
@@ -21,8 +23,10 @@ __all__ = [
     "Detector",
     "DetectorConfig",
     "FCOSConfig",
+    "FasterRCNNBackbone",
     "HeadOutputs",
     "ImageBatch",
+    "IntermediateLayerGetter",
     "RetinaNet",
     "RetinaNetConfig",
     "RetinaNetOutputs",
@@ -30,5 +34,6 @@ __all__ = [
     "build_detector",
     "config_from_dict",
     "fcos",
+    "register_backbone",
     "retinanet",
 ]

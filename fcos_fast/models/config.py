@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from fcos_fast.assignment import RULES, AssignmentRule
 from fcos_fast.models.backbone import NUM_STAGES
-from fcos_fast.models.backbones import BACKBONES
+from fcos_fast.models.backbones import backbone_options, check_backbone
 from fcos_fast.models.names import unknown_name
 from fcos_fast.models.norm import GROUPS
 
@@ -30,7 +30,12 @@ class DetectorConfig:
         stride_in_1x1: where a bottleneck has its stride: in its first 1x1 convolution (weights of Caffe
             and Detectron) or in the 3x3 (weights of torchvision).
         fpn_channels: channels of every pyramid level.
-        p6_from: the map that P6 is made of.
+        fpn_norm: norm behind the lateral and output convolutions of the pyramid.
+        fpn_relu: whether a ReLU stands behind them.
+        fpn_upsampling: of the top-down path.
+        p6_from: the map that P6 is made of: ``p5`` and ``c5`` by a convolution, ``max_pool`` of P5.
+        dcn: deformable convolutions in a ResNet, plain (``v1``) or modulated (``v2``).
+        dcn_stages: the stages that have them, of 2 to 5.
         average_totals: whether several processes share their normalisers, so that the mean of their losses is
             the loss that one process has with all images.
         score_threshold: detections score above it.
@@ -63,7 +68,12 @@ class DetectorConfig:
     trainable_stages: int = 5
     stride_in_1x1: bool = True
     fpn_channels: int = 256
-    p6_from: Literal["p5", "c5"] = "p5"
+    fpn_norm: Literal["none", "batch", "group"] = "none"
+    fpn_relu: bool = False
+    fpn_upsampling: Literal["nearest", "bilinear"] = "nearest"
+    p6_from: Literal["p5", "c5", "max_pool"] = "p5"
+    dcn: Literal["none", "v1", "v2"] = "none"
+    dcn_stages: tuple[int, ...] = (3, 4, 5)
     average_totals: bool = True
     score_threshold: float = 0.05
     topk_candidates: int = 1000
@@ -221,7 +231,7 @@ class RetinaNetConfig(DetectorConfig):
         ValueError, TypeError: for a value that no RetinaNet can have; the message names the field.
     """
 
-    p6_from: Literal["p5", "c5"] = "c5"
+    p6_from: Literal["p5", "c5", "max_pool"] = "c5"
     nms_threshold: float = 0.5
     inclusive_boxes: bool = False
     detector: Literal["retinanet"] = "retinanet"
@@ -314,6 +324,7 @@ _ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a positive integer, several of them, or None",
     ),
     "max_size": (lambda n: n is None or _is_count(n), "a positive integer or None"),
+    "dcn_stages": (lambda s: isinstance(s, tuple) and set(s) <= {2, 3, 4, 5}, "some of 2, 3, 4, 5"),
     "min_level": (lambda n: n in (2, 3), "2 or 3"),
     "max_level": (lambda n: n in (5, 6, 7), "5, 6 or 7"),
 }
@@ -321,8 +332,7 @@ _ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _check(config: DetectorConfig) -> None:
-    if config.backbone not in BACKBONES:
-        raise unknown_name("backbone", config.backbone, BACKBONES)
+    check_backbone(config.backbone)
     kinds = get_type_hints(type(config))
     for name, kind in kinds.items():
         value = getattr(config, name)
@@ -332,6 +342,10 @@ def _check(config: DetectorConfig) -> None:
             raise TypeError(f"{name}={value!r}; expected True or False")
         if kind is float and not isinstance(value, (int, float)):
             raise TypeError(f"{name}={value!r}; expected a number")
+    if config.dcn != "none" and "dcn" not in backbone_options(config.backbone):
+        raise ValueError(
+            f"dcn={config.dcn!r}: {config.backbone} has no deformable convolutions; take a ResNet"
+        )
     for name, (accepts, expected) in _ACCEPTED.items():
         if name in kinds and not accepts(getattr(config, name)):
             raise ValueError(f"{name}={getattr(config, name)!r}; expected {expected}")

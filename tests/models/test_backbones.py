@@ -33,7 +33,7 @@ def test_resnet_computes_what_torchvision_does(name, norm, torchvision):
     ours.load_state_dict(theirs.state_dict())  # the classifier is left out, the rest is strict
     x = torch.randn(2, 3, 65, 96)
     features = torchvision.models._utils.IntermediateLayerGetter(
-        theirs, {"layer2": "c3", "layer3": "c4", "layer4": "c5"}
+        theirs, {"layer1": "c2", "layer2": "c3", "layer3": "c4", "layer4": "c5"}
     )
     for c, expected in zip(ours(x), features(x).values(), strict=True):
         torch.testing.assert_close(c, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
@@ -51,7 +51,7 @@ def test_strides_and_channels(name, size):
     with torch.device("meta"):
         backbone = build_backbone(name)
         maps = backbone(torch.empty(1, 3, *size))
-    for c, stride, channels in zip(maps, (8, 16, 32), backbone.out_channels, strict=True):
+    for c, stride, channels in zip(maps, (4, 8, 16, 32), backbone.out_channels, strict=True):
         assert c.shape == (1, channels, -(-size[0] // stride), -(-size[1] // stride))
 
 
@@ -63,7 +63,7 @@ def test_darknet19_is_the_papers():
         *[(512, 3), (256, 1), (512, 3), (256, 1), (512, 3)],
         *[(1024, 3), (512, 1), (1024, 3), (512, 1), (1024, 3)],
     ]
-    assert backbone.out_channels == (256, 512, 1024)
+    assert backbone.out_channels == (128, 256, 512, 1024)
     x = torch.randn(1, 3, 8, 8)
     first = backbone.stem[0].eval()
     expected = nn.functional.conv2d(x, first.conv.weight, padding=1) / (1 + 1e-5) ** 0.5
@@ -147,5 +147,5 @@ def test_frozen_norms_keep_activations_in_bfloat16(name):
     backbone = build_backbone(name, norm="frozen")
     norm = FrozenBatchNorm2d(4)
     with torch.autocast("cpu", torch.bfloat16):
-        assert [c.dtype for c in backbone(torch.rand(1, 3, 32, 32))] == [torch.bfloat16] * 3
+        assert [c.dtype for c in backbone(torch.rand(1, 3, 32, 32))] == [torch.bfloat16] * 4
         assert norm(torch.rand(1, 4, 2, 2).bfloat16()).dtype == torch.bfloat16

@@ -31,7 +31,8 @@ def test_equals_torchvisions_with_its_weights(p6_from, size, torchvision):
 @pytest.mark.parametrize("name", ["resnet18", "darknet19"])
 def test_level_sizes(name):
     with torch.device("meta"):
-        pyramid = BackboneWithFPN(build_backbone(name))(torch.empty(2, 3, 320, 480))
+        body = build_backbone(name)
+        pyramid = BackboneWithFPN(body, FPN(body.out_channels[1:]))(torch.empty(2, 3, 320, 480))
     assert [tuple(p.shape) for p in pyramid] == [
         (2, 256, 40, 60),
         (2, 256, 20, 30),
