@@ -92,9 +92,9 @@ class DetectorConfig:
     max_level: int = 7
 
     def __post_init__(self) -> None:
-        for name in ("image_mean", "image_std", "min_size", "dcn_stages"):
-            if isinstance(getattr(self, name), list):  # from JSON or YAML
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for f in fields(self):
+            if isinstance(getattr(self, f.name), (list, tuple)):  # lists come from JSON and YAML
+                object.__setattr__(self, f.name, _tuples(getattr(self, f.name)))
         _check(self)
 
     @property
@@ -128,6 +128,7 @@ class FCOSConfig(DetectorConfig):
     The defaults are the preset ``official-improved``.
 
     Attributes:
+        detector: says in a checkpoint or a YAML file which detector this configures.
         head_channels: channels of both towers.
         head_convs: convolutions of each tower.
         head_norm: ``group``: group norm of 32 groups after each of them.
@@ -152,6 +153,7 @@ class FCOSConfig(DetectorConfig):
         ValueError, TypeError: for a value that no FCOS can have; the message names the field.
     """
 
+    detector: Literal["fcos"] = "fcos"
     head_channels: int = 256
     head_convs: int = 4
     head_norm: Literal["group", "none"] = "group"
@@ -194,12 +196,89 @@ class FCOSConfig(DetectorConfig):
         return super().from_dict(values)
 
 
+@dataclass(frozen=True)
+class RetinaNetConfig(DetectorConfig):
+    """All that defines a RetinaNet: every choice in which the published ones differ.
+
+    The defaults are the preset ``retinanet``. At each location there is one anchor for every scale and shape.
+
+    Attributes:
+        detector: says in a checkpoint or a YAML file which detector this configures.
+        head_channels: channels of both subnets.
+        head_convs: convolutions of each subnet.
+        head_norm: ``group``: group norm of 32 groups after each of them, which then have no bias.
+        prior: class probability that the classification starts with.
+        anchor_size: side of the anchors of scale 1 and shape (1, 1), in strides.
+        anchor_scales: factors of it.
+        anchor_shapes: (width, height) in sides.
+        anchor_rule: where the anchors stand. ``centered``: in the centres of the cells, scales outside shapes in their
+            order. ``torchvision``: on the cells' corners, shapes outside scales; sides are whole pixels, rounded
+            down, and corners are rounded.
+        match_threshold: an anchor with this IoU with a box, or more, is to predict it.
+        background_threshold: one with less than this is background; between the two it takes part in no loss.
+        allow_low_quality: an anchor that no other exceeds in IoU with some box is to predict a box in any case.
+        classification_loss: ``focal`` or its second form, ``focal_star`` (FL* in the paper's appendix).
+        focal_alpha: weight of the positive class in the focal loss.
+        focal_gamma: exponent of the focal loss, and slope of FL*.
+        focal_beta: shift of FL*.
+        box_loss: ``l1`` or ``smooth_l1``, summed over the four numbers of the coding, or a kind of
+            ``fcos_fast.ops.box_loss`` on the decoded boxes.
+        smooth_l1_beta: where ``smooth_l1`` goes over from a square to a line.
+        normalization: what the losses are divided by: the number of matched anchors of the whole ``batch``, or, as
+            torchvision does, of each ``image``, the loss being the mean over the images.
+
+    Raises:
+        ValueError, TypeError: for a value that no RetinaNet can have; the message names the field.
+    """
+
+    p6_from: Literal["p5", "c5", "max_pool"] = "c5"
+    nms_threshold: float = 0.5
+    inclusive_boxes: bool = False
+    detector: Literal["retinanet"] = "retinanet"
+    head_channels: int = 256
+    head_convs: int = 4
+    head_norm: Literal["group", "none"] = "group"
+    prior: float = 0.01
+    anchor_size: float = 4.0
+    anchor_scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+    anchor_shapes: tuple[tuple[float, float], ...] = ((2**0.5, 0.5**0.5), (1.0, 1.0), (0.5**0.5, 2**0.5))
+    anchor_rule: Literal["centered", "torchvision"] = "centered"
+    match_threshold: float = 0.5
+    background_threshold: float = 0.4
+    allow_low_quality: bool = True
+    classification_loss: Literal["focal", "focal_star"] = "focal"
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    focal_beta: float = 1.0
+    box_loss: Literal["l1", "smooth_l1", "iou", "linear_iou", "giou", "diou", "ciou"] = "giou"
+    smooth_l1_beta: float = 1 / 9
+    normalization: Literal["batch", "image"] = "batch"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.background_threshold > self.match_threshold:
+            raise ValueError(
+                f"background_threshold={self.background_threshold}; expected at most match_threshold, "
+                f"{self.match_threshold}"
+            )
+        if self.classification_loss == "focal_star" and self.focal_gamma == 0:
+            raise ValueError("focal_gamma=0; expected more than 0 for classification_loss focal_star")
+
+
 def check_fields(kind: type[DetectorConfig], values: Mapping[str, Any]) -> None:
     """Raise a ValueError where a key of ``values`` is no field of the configuration ``kind``."""
     known = [f.name for f in fields(kind)]
     for name in values:
         if name not in known:
             raise unknown_name(f"{kind.__name__} field", name, known)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and value > 0
 
 
 def _is_count(value: object) -> bool:
@@ -220,6 +299,21 @@ _ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "focal_alpha": (lambda a: a <= 1, "at most 1; negative for no weighting"),
     "focal_gamma": (lambda g: g >= 0, "a number not below 0"),
     "box_loss_smooth": (lambda s: s >= 0, "a number not below 0"),
+    **dict.fromkeys(["anchor_size", "smooth_l1_beta"], (_is_positive, "a positive number")),
+    "anchor_scales": (
+        lambda s: isinstance(s, tuple) and s and all(map(_is_positive, s)),
+        "at least one positive number",
+    ),
+    "anchor_shapes": (
+        lambda s: (
+            isinstance(s, tuple)
+            and s
+            and all(isinstance(x, tuple) and len(x) == 2 and all(map(_is_positive, x)) for x in s)
+        ),
+        "at least one pair of positive numbers, width and height",
+    ),
+    "match_threshold": (lambda p: 0 < p <= 1, "a number above 0, at most 1"),
+    "background_threshold": (lambda p: 0 <= p <= 1, "a number from 0 to 1"),
     "image_mean": (lambda m: isinstance(m, tuple) and len(m) == 3, "three numbers, one per channel"),
     "image_std": (
         lambda s: isinstance(s, tuple) and len(s) == 3 and min(s) > 0,

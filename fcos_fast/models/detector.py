@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -44,9 +44,13 @@ class Detector(nn.Module):
 
     A subclass adds the ``head``, from [P_min, ..., P_max] to a tuple of lists, one tensor (B, channels, H, W) per
     level, and says in :meth:`assign`, :meth:`losses` and :meth:`postprocess` what these mean.
+
+    Attributes:
+        LOSSES: names of the losses, in the order in which they are reported.
     """
 
     head: nn.Module
+    LOSSES: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -55,6 +59,11 @@ class Detector(nn.Module):
         self.backbone = _build_pyramid(config)
         self.inference_dtype: torch.dtype | None = None
         """Of the weights after :meth:`optimize_for_inference`; None where the model can be trained."""
+
+    @property
+    def title(self) -> str:
+        """What this is, in words."""
+        return f"{type(self).__name__} on {self.config.backbone}"
 
     def assign(self, batch: ImageBatch, gt: GroundTruth) -> Any:
         """The targets of a batch; their ``totals``, a tensor, are what processes add up."""

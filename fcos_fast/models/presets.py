@@ -1,4 +1,4 @@
-"""The published FCOS detectors as complete configurations.
+"""The published detectors as complete configurations.
 
 A preset says what a detector computes. How its backbone is trained is the user's: every preset starts
 with batch norm and all stages trainable, as random weights need it; with pretrained weights the published
@@ -8,9 +8,10 @@ recipes have ``norm="frozen"`` and ``trainable_stages=3``. In evaluation the two
 from __future__ import annotations
 
 from fcos_fast.assignment import RULES
-from fcos_fast.models.config import FCOSConfig
+from fcos_fast.models.config import DetectorConfig, FCOSConfig
+from fcos_fast.models.retinanet_presets import RETINANET_PRESETS
 
-PRESETS: dict[str, FCOSConfig] = {
+FCOS_PRESETS: dict[str, FCOSConfig] = {
     # tianzhi0549/FCOS with centre sampling, GIoU, normalised regression and centerness on the regression
     # tower. That code also trains on the locations of the padding, as background: ignore_padding=False.
     "official-improved": FCOSConfig(),
@@ -34,4 +35,6 @@ PRESETS: dict[str, FCOSConfig] = {
         image_std=(0.229, 0.224, 0.225),
     ),
 }
+
+PRESETS: dict[str, DetectorConfig] = {**FCOS_PRESETS, **RETINANET_PRESETS}
 """Preset name to configuration."""
