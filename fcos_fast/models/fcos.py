@@ -41,7 +41,8 @@ class FCOS(Detector):
             config.prior,
             config.centerness_on,
             config.regression,
-            config.scale_per_level,
+            config.scale,
+            config.head_bias,
         )
         self._units = config.strides if config.regression_unit == "stride" else (1,) * len(config.strides)
 
@@ -62,6 +63,7 @@ class FCOS(Detector):
             box_loss=config.box_loss,
             box_loss_smooth=config.box_loss_smooth,
             centerness_weighted=config.centerness_weighted,
+            quality=config.quality,
             normalizers=self._normalizers(targets) if self._shares_totals() else None,
         )
 
@@ -73,9 +75,12 @@ class FCOS(Detector):
             self.levels(batch.padded_size),
             batch.sizes,
             units=self._units,
+            score=config.score,
             score_threshold=config.score_threshold,
             threshold_on=config.threshold_on,
+            multi_label=config.multi_label,
             topk_candidates=config.topk_candidates,
+            topk_over=config.topk_over,
             iou_threshold=config.nms_threshold,
             max_detections=config.max_detections,
             inclusive_boxes=config.inclusive_boxes,

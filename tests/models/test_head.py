@@ -27,7 +27,7 @@ def test_outputs_per_level(centerness_on, norm, num_convs):
 
 
 def test_key_names_are_torchvisions(torchvision):
-    ours = FCOSHead(32, 7, 5, 32, scale_per_level=False).state_dict()
+    ours = FCOSHead(32, 7, 5, 32, scale="none").state_dict()
     theirs = torchvision.models.detection.fcos.FCOSHead(32, 1, 7).state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
 
