@@ -34,7 +34,7 @@ class DetectorConfig:
         average_totals: whether several processes share their normalisers, so that the mean of their losses is
             the loss that one process has with all images.
         score_threshold: detections score above it.
-        topk_candidates: detections that each level of an image sends to NMS.
+        topk_candidates: detections that each level of an image, or all together, send to NMS.
         nms_threshold: IoU above which NMS drops the lower score.
         max_detections: detections per image.
         inclusive_boxes: the convention that x2 and y2 name the last pixel inside: boxes are clipped to
@@ -147,6 +147,9 @@ class FCOSConfig(DetectorConfig):
         threshold_on: what the score threshold applies to: the ``score``, or the ``classification`` alone.
         multi_label: whether every class of a location can be a detection, else only its best.
         topk_over: whether ``topk_candidates`` are taken of each ``level``, or of the whole ``image``.
+        topk_by: which these are, those of the highest ``score`` or ``classification``.
+        class_agnostic_nms: whether NMS drops boxes for better ones of any class, else of their own alone.
+        clip: boxes at the image's edge ``before_nms`` or ``after_nms``.
 
     Raises:
         ValueError, TypeError: for a value that no FCOS can have; the message names the field.
@@ -174,6 +177,9 @@ class FCOSConfig(DetectorConfig):
     threshold_on: Literal["score", "classification"] = "classification"
     multi_label: bool = True
     topk_over: Literal["level", "image"] = "level"
+    topk_by: Literal["score", "classification"] = "score"
+    class_agnostic_nms: bool = False
+    clip: Literal["before_nms", "after_nms"] = "before_nms"
 
     def __post_init__(self) -> None:
         super().__post_init__()
