@@ -168,8 +168,8 @@ def make_talkative(model: FCOS, image: Tensor, candidates: int = CANDIDATES) -> 
     normal = gain[:, None] * (logits - layer.bias[:, None]) + shift[:, None]
     least = normal.flatten().topk(min(candidates, normal.numel())).values[-1]
     probability = config.score_threshold
-    if config.threshold_on == "score":
-        probability = min(2 * probability**2, 0.99)  # score = sqrt(class * centerness), and centerness 1/2
+    if config.threshold_on == "score" and config.score != "classification":  # and centerness is 1/2
+        probability = min(2 * probability ** (2 if config.score == "sqrt" else 1), 0.99)
     probability = max(probability, 1e-4)
     layer.weight *= gain[:, None, None, None]
     layer.bias.copy_(shift - least + math.log(probability / (1 - probability)))
@@ -178,5 +178,6 @@ def make_talkative(model: FCOS, image: Tensor, candidates: int = CANDIDATES) -> 
     tower.bbox_ctrness.bias.zero_()
     stride = 1 if config.regression_unit == "stride" else 32
     layer = head.regression_head.bbox_reg
-    layer.bias.fill_(math.log(4 * stride) if config.regression == "exp" else 4 * stride)
+    raw = math.log(4 * stride) if config.regression == "exp" else 4 * stride
+    layer.bias.fill_(raw / math.e if config.scale == "exp" else raw)  # scales begin at 1
     return model

@@ -71,6 +71,20 @@ def test_each_level_has_its_scale(activation, function):
         torch.testing.assert_close(distances, function((level + 1) * head.regression_head.bbox_reg(x)))
 
 
+def test_exp_of_a_scale_and_towers_without_bias():
+    head = FCOSHead(32, 7, 5, 32, 1, activation="exp", scale="exp", bias=False)
+    regression = head.regression_head
+    assert regression.conv[0].bias is head.classification_head.conv[0].bias is None
+    with torch.no_grad():
+        regression.scales.copy_(torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]))
+    features = _features()
+    for scale, x, distances in zip(
+        regression.scales, features, head(features).box_regression, strict=True
+    ):
+        raw = regression.bbox_reg(regression.conv(x))
+        torch.testing.assert_close(distances, torch.exp(raw * torch.exp(scale)))
+
+
 def test_activations_stay_bfloat16_under_autocast():
     head = FCOSHead(32, 7, 5, 32)
     with torch.autocast("cpu", torch.bfloat16):
