@@ -63,8 +63,9 @@ PostprocessArguments read_postprocess(const std::vector<Tensor>& cls_logits,
                                       const std::vector<Tensor>& centerness, const Tensor& sizes,
                                       const std::vector<double>& geometry, int64_t score,
                                       double score_threshold, bool threshold_on_score, bool multi_label,
-                                      int64_t topk, bool topk_per_level, double iou_threshold,
-                                      int64_t max_detections, bool inclusive_boxes, const Accepts& accepts) {
+                                      int64_t topk, bool topk_per_level, bool topk_by_classification,
+                                      double iou_threshold, bool class_agnostic, int64_t max_detections,
+                                      bool inclusive_boxes, bool clip_before_nms, const Accepts& accepts) {
   STD_TORCH_CHECK(!cls_logits.empty(), "fcos_fast::postprocess: no level");
   const auto rule = math::ScoreRule(score);
   const bool with_centerness = rule != math::ScoreRule::kClassification;
@@ -94,7 +95,10 @@ PostprocessArguments read_postprocess(const std::vector<Tensor>& cls_logits,
             threshold_on_score,
             multi_label,
             topk_per_level,
+            topk_by_classification,
+            class_agnostic,
             inclusive_boxes,
+            clip_before_nms,
             score_threshold};
   int64_t first = 0;
   for (size_t l = 0; l < cls_logits.size(); ++l) {

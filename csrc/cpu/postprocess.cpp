@@ -95,7 +95,9 @@ std::vector<math::key_t<Real>> best_of(const PostprocessArguments& a, const Unit
   Greatest<math::key_t<Real>> best(a.topk);
   auto add = [&](int64_t location, int64_t c, Real logit) {
     const Real score = math::score_of_logit(logit, level, unit.image, location, a.rule);
-    if (score >= 0) best.add(math::make_key(score, uint32_t((level.first + location) * a.rule.classes + c)));
+    if (score < 0) return;
+    const Real rank = math::rank_of(score, logit, a.rule);
+    best.add(math::make_key(rank, uint32_t((level.first + location) * a.rule.classes + c)));
   };
   if (a.rule.multi_label) {
     for_found<T>(a, unit, add);
@@ -141,24 +143,51 @@ std::vector<Key> merged(const PostprocessArguments& a, const std::vector<Unit>& 
   return all;
 }
 
+// Where a key's index points to.
+struct Place {
+  const math::PostprocessLevel& level;
+  int64_t location, c;  // the location among those of the level
+};
+
+Place place_of(const PostprocessArguments& a, int64_t index) {
+  const int64_t location = index / a.rule.classes;
+  size_t l = 0;
+  while (location >= a.levels[l].first + a.levels[l].locations) ++l;
+  return {a.levels[l], location - a.levels[l].first, index - location * a.rule.classes};
+}
+
+// The key by the score, of one by the classification.
+template <class Real>
+math::key_t<Real> key_by_score(const PostprocessArguments& a, int64_t image, math::key_t<Real> key) {
+  const Place place = place_of(a, math::index_of(key));
+  const math::FeatureMap& map = place.level.logits;
+  const Real logit = math::read_element<Real>(
+      map.data, a.dtype,
+      image * map.image_stride + place.c * map.channel_stride + place.location * map.location_stride);
+  return math::make_key(math::score_of_logit(logit, place.level, image, place.location, a.rule),
+                        math::index_of(key));
+}
+
 template <class Real>
 int64_t detect(const PostprocessArguments& a, int64_t image, std::vector<math::key_t<Real>> keys,
                const Rows<Real>& out) {
   const Real* size = static_cast<const Real*>(a.sizes.const_data_ptr()) + 2 * image;
   GreedyNms<Real> nms(a.result, a.iou_threshold);
+  if (a.rule.topk_by_classification) {
+    for (auto& key : keys) key = key_by_score<Real>(a, image, key);
+  }
   int64_t count = 0;
   in_falling_order(keys, [&](auto key) {
-    const int64_t index = math::index_of(key), location = index / a.rule.classes;
-    size_t l = 0;
-    while (location >= a.levels[l].first + a.levels[l].locations) ++l;
+    const Place place = place_of(a, math::index_of(key));
     Real* box = out.boxes + 4 * count;
-    math::decode_box(a.levels[l], image, location - a.levels[l].first, a.rule, size, box);
+    math::decode_box(place.level, image, place.location, a.rule, box);
+    if (a.rule.clip_before_nms) math::clip_box(a.rule, size, box);
     const Real last_pixel = a.rule.inclusive_boxes ? 1 : 0;
     const Real suppressable[4] = {box[0], box[1], box[2] + last_pixel, box[3] + last_pixel};
-    const int64_t label = index - location * a.rule.classes;
-    if (nms.keep(suppressable, label)) {
+    if (nms.keep(suppressable, a.rule.class_agnostic ? 0 : place.c)) {
+      if (!a.rule.clip_before_nms) math::clip_box(a.rule, size, box);
       out.scores[count] = math::score_of(key);
-      out.labels[count++] = label;
+      out.labels[count++] = place.c;
     }
     return count < a.max_detections;
   });
@@ -191,14 +220,16 @@ void run(const PostprocessArguments& a, PostprocessOutputs& out) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess(
     std::vector<Tensor> cls_logits, std::vector<Tensor> box_regression, std::vector<Tensor> centerness,
     const Tensor& sizes, std::vector<double> geometry, int64_t score, double score_threshold,
-    bool threshold_on_score, bool multi_label, int64_t topk, bool topk_per_level, double iou_threshold,
-    int64_t max_detections, bool inclusive_boxes) {
+    bool threshold_on_score, bool multi_label, int64_t topk, bool topk_per_level, bool topk_by_classification,
+    double iou_threshold, bool class_agnostic, int64_t max_detections, bool inclusive_boxes,
+    bool clip_before_nms) {
   const auto scannable = [](const math::FeatureMap& map, const Tensor&) {
     return map.location_stride == 1 || map.channel_stride == 1;
   };
   const auto a = read_postprocess(cls_logits, box_regression, centerness, sizes, geometry, score,
                                   score_threshold, threshold_on_score, multi_label, topk, topk_per_level,
-                                  iou_threshold, max_detections, inclusive_boxes, scannable);
+                                  topk_by_classification, iou_threshold, class_agnostic, max_detections,
+                                  inclusive_boxes, clip_before_nms, scannable);
   PostprocessOutputs out = new_outputs(cls_logits[0], a);
   switch (a.dtype) {
     case ScalarType::Float:

@@ -3,7 +3,8 @@
 // 1. filter_kernel reads all logits once, compares them with one bound, and appends the keys of the few candidates to a
 //    list per segment: a level of an image, or all levels of an image, whichever the top-k is over.
 // 2. select_kernel, one block per segment, finds the key where the top-k ends. Where a list was too short for the
-//    candidates, it takes them from the maps again and leaves just the top-k in the list.
+//    candidates, it takes them from the maps again and leaves just the top-k in the list. Where the top-k is of the
+//    classifications, it replaces their keys by those of the scores.
 // 3. detect_kernel, one block per image, decodes and suppresses the selected keys in falling order.
 #include "../math/postprocess.h"
 
@@ -53,7 +54,8 @@ __device__ __forceinline__ math::key_t<Real> key_of_pair(const Work<Real>& work,
   const PostprocessLevel& level = work.level[l];
   const Real score = math::score_of_logit(logit, level, image, location, work.rule);
   if (!(score >= Real(0))) return 0;
-  return math::make_key(score, uint32_t((level.first + location) * work.rule.classes + c));
+  return math::make_key(math::rank_of(score, logit, work.rule),
+                        uint32_t((level.first + location) * work.rule.classes + c));
 }
 
 // Of a position in the dense memory of a level's logits.
@@ -92,6 +94,32 @@ __device__ __forceinline__ math::key_t<Real> key_of_item(const Work<Real>& work,
   const math::FeatureMap& map = work.level[l].logits;
   return key_at(work, l, image, item,
                 Real((static_cast<const T*>(map.data) + image * map.image_stride)[item]));
+}
+
+// Where a key's index points to.
+struct Place {
+  int l;
+  uint32_t location, c;  // the location among those of the level
+};
+
+template <class Real>
+__device__ __forceinline__ Place place_of(const Work<Real>& work, uint32_t index) {
+  const uint32_t classes = uint32_t(work.rule.classes), at = index / classes;
+  int l = 0;
+  while (l + 1 < work.levels && at >= work.level[l + 1].first) ++l;
+  return {l, uint32_t(at - work.level[l].first), index - at * classes};
+}
+
+// The key by the score, of one by the classification.
+template <class T, class Real>
+__device__ math::key_t<Real> key_by_score(const Work<Real>& work, int64_t image, math::key_t<Real> key) {
+  const Place place = place_of(work, math::index_of(key));
+  const PostprocessLevel& level = work.level[place.l];
+  const math::FeatureMap& map = level.logits;
+  const T* x = static_cast<const T*>(map.data) + image * map.image_stride;
+  const Real logit = Real(x[place.c * map.channel_stride + place.location * map.location_stride]);
+  return math::make_key(math::score_of_logit(logit, level, image, place.location, work.rule),
+                        math::index_of(key));
 }
 
 // ---- 1: filter ----
@@ -195,7 +223,7 @@ __global__ void __launch_bounds__(kImageThreads, 1) select_kernel(const __grid_c
   __shared__ SelectionMemory memory;
   __shared__ unsigned written;
   const int64_t segment = blockIdx.x;
-  const unsigned count = work.counts[segment];
+  unsigned count = work.counts[segment];
   Key* list = work.lists + segment * work.capacity;
   Key cutoff = 1;
   if (count > work.capacity) {
@@ -207,12 +235,21 @@ __global__ void __launch_bounds__(kImageThreads, 1) select_kernel(const __grid_c
       if (key >= cutoff) list[atomicAdd(&written, 1u)] = key;
     });
     __syncthreads();
-    if (threadIdx.x == 0) work.counts[segment] = written;
+    count = written;
+    if (threadIdx.x == 0) work.counts[segment] = count;
   } else if (count > work.topk) {
     const auto source = [&](const auto& f) {
       for (unsigned i = threadIdx.x; i < count; i += blockDim.x) f(list[i]);
     };
     cutoff = select_greatest<Key>(source, work.topk, work.topk, memory).cutoff;
+  }
+  if (work.rule.topk_by_classification) {
+    const int64_t image = work.rule.topk_per_level ? segment / work.levels : segment;
+    __syncthreads();
+    for (unsigned i = threadIdx.x; i < count; i += blockDim.x) {
+      list[i] = list[i] >= cutoff ? key_by_score<T>(work, image, list[i]) : Key(0);
+    }
+    cutoff = 1;
   }
   if (threadIdx.x == 0) work.cutoffs[segment] = cutoff;
 }
@@ -243,21 +280,22 @@ struct DetectedImage {
     }
   }
   __device__ int64_t read_box(Key key, Real box[4]) const {  // returns the label
-    const uint32_t index = math::index_of(key), classes = uint32_t(work.rule.classes), at = index / classes;
-    int l = 0;
-    while (l + 1 < work.levels && at >= work.level[l + 1].first) ++l;
-    math::decode_box(work.level[l], image, at - work.level[l].first, work.rule, size, box);
-    return index - at * classes;
+    const Place place = place_of(work, math::index_of(key));
+    math::decode_box(work.level[place.l], image, place.location, work.rule, box);
+    if (work.rule.clip_before_nms) math::clip_box(work.rule, size, box);
+    return place.c;
   }
   __device__ Candidate<Real> candidate(Key key) const {
     Real box[4];
     const int64_t label = read_box(key, box);
     const Real last_pixel = work.rule.inclusive_boxes ? Real(1) : Real(0);
     const Real x2 = box[2] + last_pixel, y2 = box[3] + last_pixel;
-    return {{box[0], box[1], x2, y2, math::box_area(box[0], box[1], x2, y2)}, label};
+    return {{box[0], box[1], x2, y2, math::box_area(box[0], box[1], x2, y2)},
+            work.rule.class_agnostic ? 0 : label};
   }
   __device__ void keep(int64_t slot, Key key) const {
     labels[slot] = read_box(key, boxes + 4 * slot);
+    if (!work.rule.clip_before_nms) math::clip_box(work.rule, size, boxes + 4 * slot);
     scores[slot] = math::score_of(key);
   }
 };
@@ -361,8 +399,9 @@ void run(const PostprocessArguments& a, PostprocessOutputs& out, cudaStream_t st
 std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess(
     std::vector<Tensor> cls_logits, std::vector<Tensor> box_regression, std::vector<Tensor> centerness,
     const Tensor& sizes, std::vector<double> geometry, int64_t score, double score_threshold,
-    bool threshold_on_score, bool multi_label, int64_t topk, bool topk_per_level, double iou_threshold,
-    int64_t max_detections, bool inclusive_boxes) {
+    bool threshold_on_score, bool multi_label, int64_t topk, bool topk_per_level, bool topk_by_classification,
+    double iou_threshold, bool class_agnostic, int64_t max_detections, bool inclusive_boxes,
+    bool clip_before_nms) {
   STD_TORCH_CHECK(!cls_logits.empty() && cls_logits.size() <= kMaxLevels, "fcos_fast::postprocess: 1 to ",
                   kMaxLevels, " levels, got ", cls_logits.size());
   const OnDeviceOf device(cls_logits[0]);
@@ -374,7 +413,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess(
   };
   const auto a = read_postprocess(cls_logits, box_regression, centerness, sizes, geometry, score,
                                   score_threshold, threshold_on_score, multi_label, topk, topk_per_level,
-                                  iou_threshold, max_detections, inclusive_boxes, dense);
+                                  topk_by_classification, iou_threshold, class_agnostic, max_detections,
+                                  inclusive_boxes, clip_before_nms, dense);
   STD_TORCH_CHECK(a.batch <= 65535, "fcos_fast::postprocess: at most 65535 images, got ", a.batch);
   PostprocessOutputs out = new_outputs(cls_logits[0], a);
   if (a.batch == 0) return {out.boxes, out.scores, out.labels, out.counts};

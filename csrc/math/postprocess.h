@@ -6,10 +6,12 @@
 //   candidate  a (location, class) pair, or of each location the class of the greatest logit (the lowest of equals; NaN
 //              is none), that passes: score > threshold, or classification > threshold. A NaN never passes
 //   score      sqrt(classification * centerness), their product, or the classification; in float32 (float64)
-//   top-k      candidates of the highest scores of a level, or of all levels, of one image; the lower index of equals,
-//              indices counting level after level, location after location, class after class
-//   box        location -+ unit * distance, clipped to [0, width] x [0, height] (less 1 if `inclusive_boxes`); NaN stays
-//   nms        as nms_padded (math/nms.h) with the classes as labels; with `inclusive_boxes`, x2 and y2 count one more
+//   top-k      candidates of the highest scores, or classifications, of a level, or of all levels, of one image; the
+//              lower index of equals, indices counting level after level, location after location, class after class
+//   box        location -+ unit * distance, clipped to [0, width] x [0, height] (less 1 if `inclusive_boxes`), before
+//              the nms or, of those kept, after it; NaN stays
+//   nms        as nms_padded (math/nms.h) by the scores, with the classes as labels, or without if `class_agnostic`;
+//              with `inclusive_boxes`, x2 and y2 count one more
 //   result     boxes (B, D, 4), scores (B, D), labels (B, D) int64, counts (B,) int64; beyond the count 0, 0, -1. Its
 //              sizes are not data: CUDA never waits
 //   exact      one float32 formula for CPU and CUDA, without library functions or fused operations, so that both have
@@ -46,7 +48,8 @@ struct PostprocessRule {
   torch::headeronly::ScalarType distances_dtype, centerness_dtype;
   int64_t classes;
   ScoreRule score;
-  bool threshold_on_score, multi_label, topk_per_level, inclusive_boxes;
+  bool threshold_on_score, multi_label, topk_per_level, topk_by_classification, class_agnostic;
+  bool inclusive_boxes, clip_before_nms;
   double score_threshold;
 };
 
@@ -82,6 +85,12 @@ FCOS_HOST_DEVICE Real score_of_logit(Real logit, const PostprocessLevel& level, 
   return passes && score >= Real(0) ? score : Real(-1);
 }
 
+// What the top-k compares, of a candidate.
+template <class Real>
+FCOS_HOST_DEVICE Real rank_of(Real score, Real logit, const PostprocessRule& rule) {
+  return rule.topk_by_classification ? probability(logit) : score;
+}
+
 template <class Real>
 FCOS_HOST_DEVICE Real clipped(Real x, Real limit) {  // NaN stays
   const Real positive = x < Real(0) ? Real(0) : x;
@@ -91,19 +100,25 @@ FCOS_HOST_DEVICE Real clipped(Real x, Real limit) {  // NaN stays
 // x1, y1, x2, y2 in pixels.
 template <class Real>
 FCOS_HOST_DEVICE void decode_box(const PostprocessLevel& level, int64_t image, int64_t location,
-                                 const PostprocessRule& rule, const Real* size, Real box[4]) {
+                                 const PostprocessRule& rule, Real box[4]) {
   const FeatureMap& map = level.distances;
   const int64_t at = image * map.image_stride + location * map.location_stride;
   const int64_t row = location / level.width, column = location - row * level.width;
   const Real x = Real(level.offset_x) + Real(level.step_x) * Real(column);
   const Real y = Real(level.offset_y) + Real(level.step_y) * Real(row);
-  const Real last_pixel = rule.inclusive_boxes ? Real(1) : Real(0);
   for (int side = 0; side < 4; ++side) {
     const Real distance =
         read_element<Real>(map.data, rule.distances_dtype, at + side * map.channel_stride) * Real(level.unit);
     const Real from = side % 2 == 0 ? x : y;
-    box[side] =
-        clipped(side < 2 ? from - distance : from + distance, size[side % 2 == 0 ? 1 : 0] - last_pixel);
+    box[side] = side < 2 ? from - distance : from + distance;
+  }
+}
+
+template <class Real>
+FCOS_HOST_DEVICE void clip_box(const PostprocessRule& rule, const Real* size, Real box[4]) {
+  const Real last_pixel = rule.inclusive_boxes ? Real(1) : Real(0);
+  for (int side = 0; side < 4; ++side) {
+    box[side] = clipped(box[side], size[side % 2 == 0 ? 1 : 0] - last_pixel);
   }
 }
 

@@ -179,7 +179,9 @@ def _set_boxes(model: FCOS) -> float:
     tower.bbox_ctrness.bias.zero_()
     stride = 1 if config.regression_unit == "stride" else 32
     layer = head.regression_head.bbox_reg
-    layer.bias.fill_(math.log(4 * stride) if config.regression == "exp" else 4 * stride)
-    if config.threshold_on == "classification":
+    raw = math.log(4 * stride) if config.regression == "exp" else 4 * stride
+    layer.bias.fill_(raw / math.e if config.scale == "exp" else raw)  # scales begin at 1
+    if config.threshold_on == "classification" or config.score == "classification":
         return config.score_threshold
-    return min(2 * config.score_threshold**2, 0.99)  # score = sqrt(class * centerness)
+    # the score is that of the class times the centerness, or the root of it
+    return min(2 * config.score_threshold ** (2 if config.score == "sqrt" else 1), 0.99)

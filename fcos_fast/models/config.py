@@ -39,7 +39,7 @@ class DetectorConfig:
         average_totals: whether several processes share their normalisers, so that the mean of their losses is
             the loss that one process has with all images.
         score_threshold: detections score above it.
-        topk_candidates: detections that each level of an image sends to NMS.
+        topk_candidates: detections that each level of an image, or all together, send to NMS.
         nms_threshold: IoU above which NMS drops the lower score.
         max_detections: detections per image.
         inclusive_boxes: the convention that x2 and y2 name the last pixel inside: boxes are clipped to
@@ -132,9 +132,11 @@ class FCOSConfig(DetectorConfig):
         head_channels: channels of both towers.
         head_convs: convolutions of each tower.
         head_norm: ``group``: group norm of 32 groups after each of them.
+        head_bias: whether the towers' convolutions have a bias.
         centerness_on: the tower that predicts the centerness.
         prior: class probability that the classification starts with.
-        scale_per_level: whether the distances of each level are multiplied by a learned number.
+        scale: what the distances of each level are multiplied by before the activation: ``factor``, a learned
+            number, ``exp``, exp of a learned number, or ``none``.
         regression: activation of the distances.
         regression_unit: unit of the distances.
         rule: which locations are responsible for which box.
@@ -144,10 +146,21 @@ class FCOSConfig(DetectorConfig):
         focal_gamma: exponent of the focal loss.
         box_loss: kind of ``fcos_fast.ops.box_loss``.
         box_loss_smooth: added to intersection and union, in ``regression_unit`` squared.
-        centerness_weighted: whether the box loss is a mean weighted by the target centerness, else a
-            plain mean over the positive locations.
-        threshold_on: what the score threshold applies to: the final ``score`` sqrt(classification *
-            centerness), or the ``classification`` alone.
+        centerness_weighted: whether each box's loss is multiplied by its target centerness.
+        quality: what the centerness output learns: the target ``centerness``, or the ``iou`` of the predicted with
+            the target box.
+        normalizer: what the losses are divided by. ``weights``: the box loss by the sum of its weights, the other
+            two by the number of positive locations. ``positives``: all three by that number. ``image``: each
+            image's losses by its own number, and the mean over the images is taken. ``moving_average``: all
+            three by the moving average of the number, with momentum 0.9 from 300 on.
+        score: of a detection: ``sqrt``, the root of classification * centerness, their ``product``, or the
+            ``classification`` alone.
+        threshold_on: what the score threshold applies to: the ``score``, or the ``classification`` alone.
+        multi_label: whether every class of a location can be a detection, else only its best.
+        topk_over: whether ``topk_candidates`` are taken of each ``level``, or of the whole ``image``.
+        topk_by: which these are, those of the highest ``score`` or ``classification``.
+        class_agnostic_nms: whether NMS drops boxes for better ones of any class, else of their own alone.
+        clip: boxes at the image's edge ``before_nms`` or ``after_nms``.
 
     Raises:
         ValueError, TypeError: for a value that no FCOS can have; the message names the field.
@@ -157,9 +170,10 @@ class FCOSConfig(DetectorConfig):
     head_channels: int = 256
     head_convs: int = 4
     head_norm: Literal["group", "none"] = "group"
+    head_bias: bool = True
     centerness_on: Literal["regression", "classification"] = "regression"
     prior: float = 0.01
-    scale_per_level: bool = True
+    scale: Literal["none", "factor", "exp"] = "factor"
     regression: Literal["relu", "exp"] = "relu"
     regression_unit: Literal["stride", "pixel"] = "stride"
     rule: AssignmentRule = field(default_factory=lambda: RULES["official-improved"])
@@ -169,7 +183,15 @@ class FCOSConfig(DetectorConfig):
     box_loss: Literal["iou", "linear_iou", "giou", "diou", "ciou"] = "giou"
     box_loss_smooth: float = 1.0
     centerness_weighted: bool = True
+    quality: Literal["centerness", "iou"] = "centerness"
+    normalizer: Literal["weights", "positives", "image", "moving_average"] = "weights"
+    score: Literal["sqrt", "product", "classification"] = "sqrt"
     threshold_on: Literal["score", "classification"] = "classification"
+    multi_label: bool = True
+    topk_over: Literal["level", "image"] = "level"
+    topk_by: Literal["score", "classification"] = "score"
+    class_agnostic_nms: bool = False
+    clip: Literal["before_nms", "after_nms"] = "before_nms"
 
     def __post_init__(self) -> None:
         super().__post_init__()

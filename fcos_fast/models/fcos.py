@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fcos_fast import ops
-from fcos_fast.assignment import GroundTruth, Level, Targets
+from fcos_fast.assignment import BACKGROUND, GroundTruth, Level, Targets
 from fcos_fast.models.config import FCOSConfig, check_fields
 from fcos_fast.models.detector import Detector
 from fcos_fast.models.head import FCOSHead, HeadOutputs
@@ -42,8 +42,13 @@ class FCOS(Detector):
             config.prior,
             config.centerness_on,
             config.regression,
-            config.scale_per_level,
+            config.scale,
+            config.head_bias,
         )
+        if config.normalizer == "moving_average":
+            # Neither saved nor shared between processes: as detectron2, every run and every process begins anew.
+            self.register_buffer("mean_num_positive", torch.tensor(300.0), persistent=False)
+            self._ddp_params_and_buffers_to_ignore = ["mean_num_positive"]
         self._units = config.strides if config.regression_unit == "stride" else (1,) * len(config.strides)
 
     def losses(
@@ -63,7 +68,8 @@ class FCOS(Detector):
             box_loss=config.box_loss,
             box_loss_smooth=config.box_loss_smooth,
             centerness_weighted=config.centerness_weighted,
-            normalizers=self._normalizers(targets) if self._shares_totals() else None,
+            quality=config.quality,
+            normalizers=self._normalizers(targets),
         )
 
     def postprocess(self, outputs: HeadOutputs, batch: ImageBatch) -> list[dict[str, Tensor]]:
@@ -74,12 +80,18 @@ class FCOS(Detector):
             self.levels(batch.padded_size),
             batch.sizes,
             units=self._units,
+            score=config.score,
             score_threshold=config.score_threshold,
             threshold_on=config.threshold_on,
+            multi_label=config.multi_label,
             topk_candidates=config.topk_candidates,
+            topk_over=config.topk_over,
+            topk_by=config.topk_by,
             iou_threshold=config.nms_threshold,
+            class_agnostic=config.class_agnostic_nms,
             max_detections=config.max_detections,
             inclusive_boxes=config.inclusive_boxes,
+            clip=config.clip,
         ).split()
 
     def levels(self, size: Size) -> list[Level]:
@@ -94,15 +106,27 @@ class FCOS(Detector):
             return targets
         return ignore_outside(targets, levels, batch.tensors[1])
 
-    def _normalizers(self, targets: Targets) -> Tensor:
-        """(3,) what the losses are divided by: a process's share of what one process would divide by.
+    def _normalizers(self, targets: Targets) -> Tensor | None:
+        """(3,) or (3, B) what the classification, box and centerness losses are divided by; None: the operator knows.
 
-        So the mean over the processes is the loss that one process has, also where there are fewer positive locations
-        than processes.
+        Where processes share it, each divides by its share of what one process would divide by. So the mean over the
+        processes is the loss that one process has, also where there are fewer positive locations than processes.
         """
+        config = self.config
+        by_weights = config.normalizer == "weights" and config.centerness_weighted
+        if config.normalizer == "image":
+            per_image = (targets.labels > BACKGROUND).sum(1).clamp(min=1)  # (B,)
+            return (per_image * len(per_image)).to(torch.float32).expand(3, -1)
+        if config.normalizer != "moving_average" and by_weights == config.centerness_weighted:
+            if not self._shares_totals():
+                return None
         num_positive = targets.num_positive.clamp(min=1)
-        box = targets.centerness_sum.clamp(min=1e-6) if self.config.centerness_weighted else num_positive
-        return torch.stack((num_positive, box, num_positive)) / dist.get_world_size()
+        if config.normalizer == "moving_average":
+            with torch.no_grad():
+                num_positive = self.mean_num_positive.mul_(0.9).add_(num_positive, alpha=0.1).clone()
+        box = targets.centerness_sum.clamp(min=1e-6) if by_weights else num_positive
+        normalizers = torch.stack((num_positive, box, num_positive))
+        return normalizers / dist.get_world_size() if self._shares_totals() else normalizers
 
 
 def fcos(

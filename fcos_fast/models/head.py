@@ -41,10 +41,10 @@ def prior_bias(prior: float) -> float:
     return -math.log((1 - prior) / prior)
 
 
-def _tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Sequential:
+def _tower(in_channels: int, channels: int, num_convs: int, norm: str, bias: bool) -> nn.Sequential:
     modules: list[nn.Module] = []
     for i in range(num_convs):
-        modules.append(head_conv(in_channels if i == 0 else channels, channels))
+        modules.append(head_conv(in_channels if i == 0 else channels, channels, 0.0 if bias else None))
         if norm == "group":
             # The identity keeps the place, and so the keys, of torchvision's ReLU.
             modules += [GroupNormReLU(GROUPS, channels), nn.Identity()]
@@ -83,21 +83,29 @@ class RegressionHead(nn.Module):
     """The regression tower, its distances, and the centerness where it stands on this tower."""
 
     def __init__(
-        self, tower: nn.Sequential, channels: int, activation: str, num_scales: int, centerness: bool
+        self,
+        tower: nn.Sequential,
+        channels: int,
+        activation: str,
+        scale: str,
+        num_levels: int,
+        centerness: bool,
     ) -> None:
         super().__init__()
         self.conv = tower
         self.bbox_reg = head_conv(channels, 4)
         self.bbox_ctrness = head_conv(channels, 1) if centerness else None
         self.activation = bounded_exp if activation == "exp" else torch.relu
-        self.scales = nn.Parameter(torch.ones(num_scales)) if num_scales else None
+        self.scale = scale
+        self.scales = nn.Parameter(torch.ones(num_levels)) if scale != "none" else None
 
     def forward(self, x: Tensor, level: int) -> tuple[Tensor, Tensor | None]:
         """One level (B, channels, H, W) to ltrb (B, 4, H, W) and centerness (B, 1, H, W) or None."""
         x = self.conv(x)
         distances = self.bbox_reg(x)
         if self.scales is not None:
-            distances = distances * self.scales[level].to(distances.dtype)
+            factor = self.scales[level].exp() if self.scale == "exp" else self.scales[level]
+            distances = distances * factor.to(distances.dtype)
         return self.activation(distances), None if self.bbox_ctrness is None else self.bbox_ctrness(x)
 
 
@@ -112,7 +120,9 @@ class FCOSHead(nn.Module):
         prior: probability that every class starts with.
         centerness_on: tower that predicts the centerness, ``"regression"`` or ``"classification"``.
         activation: of the distances, ``"relu"`` or ``"exp"``.
-        scale_per_level: multiply the distances of each level by a learned number, before the activation.
+        scale: what multiplies the distances of each level, before the activation: ``"none"``, ``"factor"``, a learned
+            number, or ``"exp"``, exp of it.
+        bias: whether the convolutions of the towers have one.
     """
 
     def __init__(
@@ -126,22 +136,24 @@ class FCOSHead(nn.Module):
         prior: float = 0.01,
         centerness_on: str = "regression",
         activation: str = "relu",
-        scale_per_level: bool = True,
+        scale: str = "factor",
+        bias: bool = True,
     ) -> None:
         super().__init__()
         width = channels if num_convs else in_channels
         self.classification_head = ClassificationHead(
-            _tower(in_channels, channels, num_convs, norm),
+            _tower(in_channels, channels, num_convs, norm, bias),
             width,
             num_classes,
             prior,
             centerness=centerness_on == "classification",
         )
         self.regression_head = RegressionHead(
-            _tower(in_channels, channels, num_convs, norm),
+            _tower(in_channels, channels, num_convs, norm, bias),
             width,
             activation,
-            num_levels if scale_per_level else 0,
+            scale,
+            num_levels,
             centerness=centerness_on == "regression",
         )
 

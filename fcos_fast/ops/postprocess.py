@@ -17,6 +17,8 @@ from fcos_fast.ops._register import register_fake, sum_type
 SCORES = ("sqrt", "product", "classification")
 THRESHOLDS = ("classification", "score")
 TOPK_OVER = ("level", "image")
+TOPK_BY = ("score", "classification")
+CLIPS = ("before_nms", "after_nms")
 
 
 def postprocess(
@@ -33,9 +35,12 @@ def postprocess(
     multi_label: bool = True,
     topk_candidates: int = 1000,
     topk_over: str = "level",
+    topk_by: str = "score",
     iou_threshold: float = 0.6,
+    class_agnostic: bool = False,
     max_detections: int = 100,
     inclusive_boxes: bool = False,
+    clip: str = "before_nms",
 ) -> Detections:
     """Threshold, top-k, decoding, clipping and exact greedy NMS for a whole batch.
 
@@ -58,12 +63,16 @@ def postprocess(
         threshold_on: what must be above it: the ``"classification"`` or the ``"score"``.
         multi_label: every (location, class) pair is a candidate; else of each location only the class of the greatest
             logit.
-        topk_candidates: as many candidates of the highest scores go to NMS.
+        topk_candidates: as many candidates go to NMS.
         topk_over: of each ``"level"`` of an image, or of the whole ``"image"``.
+        topk_by: those of the highest ``"score"``, or of the highest ``"classification"`` (mmdetection).
         iou_threshold: a box falls when its IoU with a better one of its class is greater. In [0, 1].
+        class_agnostic: a better box of any class lets it fall.
         max_detections: D, detections per image.
         inclusive_boxes: x2 and y2 name the last pixel inside: boxes are clipped to width - 1 and height - 1, and NMS
             adds 1 to widths and heights.
+        clip: whether NMS compares boxes that are clipped, ``"before_nms"``, or as they were decoded, so that those kept
+            are clipped ``"after_nms"``.
 
     Returns:
         :class:`fcos_fast.detections.Detections`: boxes (B, D, 4), scores (B, D), labels (B, D) and counts (B,);
@@ -74,8 +83,14 @@ def postprocess(
         TypeError, ValueError: wrong dtype, shape, device or number, or an unknown choice.
     """
     op = "postprocess"
-    options = {"score": (score, SCORES), "threshold_on": (threshold_on, THRESHOLDS)}
-    _checks.check_choices(op, **options, topk_over=(topk_over, TOPK_OVER))
+    _checks.check_choices(
+        op,
+        score=(score, SCORES),
+        threshold_on=(threshold_on, THRESHOLDS),
+        topk_over=(topk_over, TOPK_OVER),
+        topk_by=(topk_by, TOPK_BY),
+        clip=(clip, CLIPS),
+    )
     _checks.check_unit_interval(op, score_threshold=score_threshold, iou_threshold=iou_threshold)
     _checks.check_positive(op, topk_candidates=topk_candidates, max_detections=max_detections)
     if score == "classification":
@@ -98,9 +113,12 @@ def postprocess(
             multi_label=multi_label,
             topk_candidates=topk_candidates,
             topk_over=topk_over,
+            topk_by=topk_by,
             iou_threshold=iou_threshold,
+            class_agnostic=class_agnostic,
             max_detections=max_detections,
             inclusive_boxes=inclusive_boxes,
+            clip=clip,
         )
     geometry = [
         float(number)
@@ -118,9 +136,12 @@ def postprocess(
             multi_label,
             topk_candidates,
             topk_over == "level",
+            topk_by == "classification",
             float(iou_threshold),
+            class_agnostic,
             max_detections,
             inclusive_boxes,
+            clip == "before_nms",
         )
     )
 
@@ -184,7 +205,7 @@ if cpu_error is None:
 
     @register_fake("postprocess")
     def _fake_postprocess(cls_logits, *rest):
-        max_detections = rest[-2]
+        max_detections = rest[-3]
         batch, dtype = cls_logits[0].shape[0], sum_type(cls_logits[0].dtype)
         return (
             cls_logits[0].new_empty((batch, max_detections, 4), dtype=dtype),

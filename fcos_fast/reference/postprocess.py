@@ -26,9 +26,12 @@ def postprocess(
     multi_label: bool = True,
     topk_candidates: int = 1000,
     topk_over: str = "level",
+    topk_by: str = "score",
     iou_threshold: float = 0.6,
+    class_agnostic: bool = False,
     max_detections: int = 100,
     inclusive_boxes: bool = False,
+    clip: str = "before_nms",
 ) -> Detections:
     """See :func:`fcos_fast.ops.postprocess`."""
     batch, device = cls_logits[0].shape[0], cls_logits[0].device
@@ -56,17 +59,20 @@ def postprocess(
                 passing &= _best_class(cls_logits[i][b])
             location, labels = passing.nonzero().unbind(1)  # location after location
             boxes = _decode(location, box_regression[i][b].to(dtype) * unit, level)
-            candidates = (scores[location, labels], labels, boxes)
+            ranks = scores if topk_by == "score" else probabilities
+            candidates = (ranks[location, labels], scores[location, labels], labels, boxes)
             per_level.append(_best(candidates, topk_candidates) if topk_over == "level" else candidates)
         together = tuple(torch.cat(parts) for parts in zip(*per_level, strict=True))
-        scores, labels, boxes = _best(together, topk_candidates) if topk_over == "image" else together
+        _, scores, labels, boxes = _best(together, topk_candidates) if topk_over == "image" else together
 
-        boxes = boxes.clamp(min=0).minimum(limits[b].flip(0).repeat(2))
+        clipped = boxes.clamp(min=0).minimum(limits[b].flip(0).repeat(2))
+        compared = clipped if clip == "before_nms" else boxes
         # With inclusive ends a box's sides are one longer than their difference, in areas and in overlaps
         # alike.
-        suppressable = torch.cat((boxes[:, :2], boxes[:, 2:] + last_pixel), dim=1)
-        keep = batched_nms(suppressable, scores, labels, iou_threshold)[:max_detections]
-        for padded, values in zip(found[:3], (boxes, scores, labels), strict=True):
+        suppressable = torch.cat((compared[:, :2], compared[:, 2:] + last_pixel), dim=1)
+        groups = torch.zeros_like(labels) if class_agnostic else labels
+        keep = batched_nms(suppressable, scores, groups, iou_threshold)[:max_detections]
+        for padded, values in zip(found[:3], (clipped, scores, labels), strict=True):
             padded[b, : len(keep)] = values[keep]
         found.counts[b] = len(keep)
     return found
@@ -88,6 +94,6 @@ def _decode(location: Tensor, ltrb: Tensor, level: Level) -> Tensor:
 
 
 def _best(candidates: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
-    """The ``count`` candidates of the highest scores, the first of equals."""
-    order = candidates[0].argsort(descending=True, stable=True)[:count]
+    """The ``count`` candidates of the highest ranks, the first of equals; in the order in which they come."""
+    order = candidates[0].argsort(descending=True, stable=True)[:count].sort().values
     return tuple(values[order] for values in candidates)

@@ -88,7 +88,7 @@ def test_refuses_values_no_retinanet_can_have(fields, message):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("scale_per_level", "yes"), ("prior", "0.01"), ("rule", "official"), ("min_size", "800")],
+    [("head_bias", "yes"), ("prior", "0.01"), ("rule", "official"), ("min_size", "800")],
 )
 def test_refuses_values_of_another_type(field, value):
     with pytest.raises((TypeError, ValueError), match=f"{field}='{value}'; expected"):

@@ -20,7 +20,7 @@ from fcos_fast.models import PRESETS, FCOSConfig, fcos
         {"preset": "official-improved"},
         {"preset": "torchvision"},
         {"centerness_on": "classification", "p6_from": "c5"},
-        {"regression": "exp", "regression_unit": "pixel", "box_loss": "iou", "scale_per_level": True},
+        {"regression": "exp", "regression_unit": "pixel", "box_loss": "iou", "scale": "exp"},
         {"backbone": "darknet19"},
         {"head_norm": "none", "norm": "group", "centerness_weighted": False},
     ],

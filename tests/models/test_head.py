@@ -27,7 +27,7 @@ def test_outputs_per_level(centerness_on, norm, num_convs):
 
 
 def test_key_names_are_torchvisions(torchvision):
-    ours = FCOSHead(32, 7, 5, 32, scale_per_level=False).state_dict()
+    ours = FCOSHead(32, 7, 5, 32, scale="none").state_dict()
     theirs = torchvision.models.detection.fcos.FCOSHead(32, 1, 7).state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
 
@@ -69,6 +69,18 @@ def test_each_level_has_its_scale(activation, function):
     features = _features()
     for level, (x, distances) in enumerate(zip(features, head(features).box_regression, strict=True)):
         torch.testing.assert_close(distances, function((level + 1) * head.regression_head.bbox_reg(x)))
+
+
+def test_exp_of_a_scale_and_towers_without_bias():
+    head = FCOSHead(32, 7, 5, 32, 1, activation="exp", scale="exp", bias=False)
+    regression = head.regression_head
+    assert regression.conv[0].bias is head.classification_head.conv[0].bias is None
+    with torch.no_grad():
+        regression.scales.copy_(torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]))
+    features = _features()
+    for scale, x, distances in zip(regression.scales, features, head(features).box_regression, strict=True):
+        raw = regression.bbox_reg(regression.conv(x))
+        torch.testing.assert_close(distances, torch.exp(raw * torch.exp(scale)))
 
 
 def test_activations_stay_bfloat16_under_autocast():

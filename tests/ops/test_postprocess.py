@@ -50,6 +50,11 @@ def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
 
+def clipped(box, height, width, pixel):
+    limits = (width - pixel, height - pixel, width - pixel, height - pixel)
+    return [min(max(side, 0), limit) for side, limit in zip(box, limits, strict=True)]
+
+
 def overlap(a, b, pixel):
     width = min(a[2], b[2]) - max(a[0], b[0]) + pixel
     height = min(a[3], b[3]) - max(a[1], b[1]) + pixel
@@ -79,27 +84,30 @@ def brute_force(outputs, b, levels, settings):
                     continue
                 left, top, right, bottom = (d * unit for d in outputs[1][i][b, :, y, x].tolist())
                 at_y, at_x = level.offset[0] + y * level.step[0], level.offset[1] + x * level.step[1]
-                box = [
-                    min(max(at_x - left, 0), width - pixel),
-                    min(max(at_y - top, 0), height - pixel),
-                    min(max(at_x + right, 0), width - pixel),
-                    min(max(at_y + bottom, 0), height - pixel),
-                ]
-                own.append((score, c, box))
+                box = [at_x - left, at_y - top, at_x + right, at_y + bottom]
+                if settings["clip"] == "before_nms":
+                    box = clipped(box, height, width, pixel)
+                own.append((score, c, box, probability if settings["topk_by"] == "classification" else score))
         groups.append(own)
     if settings["topk_over"] == "image":
         groups = [list(itertools.chain(*groups))]
-    best = [found for own in groups for found in sorted(own, key=score_rank)[: settings["topk_candidates"]]]
+    best = []
+    for own in groups:
+        taken = sorted(range(len(own)), key=lambda i: falling(own[i][3]))[: settings["topk_candidates"]]
+        best += [own[i] for i in sorted(taken)]
     kept = []
-    for score, label, box in sorted(best, key=score_rank):
-        others = (taken for _, other, taken in kept if other == label)
+    for score, label, box, _ in sorted(best, key=lambda found: falling(found[0])):
+        others = (taken for _, other, taken in kept if settings["class_agnostic"] or other == label)
         if all(overlap(box, taken, pixel) <= settings["iou_threshold"] for taken in others):
             kept.append((score, label, box))
-    return kept[: settings["max_detections"]]
+    return [
+        (score, label, clipped(box, height, width, pixel))
+        for score, label, box in kept[: settings["max_detections"]]
+    ]
 
 
-def score_rank(found):
-    return -round(found[0], 12)  # equal scores may differ in the last bits of float64
+def falling(score):
+    return -round(score, 12)  # equal scores may differ in the last bits of float64
 
 
 CHOICES = {
@@ -109,7 +117,19 @@ CHOICES = {
     "topk_over": ["level", "image"],
     "inclusive_boxes": [False, True],
 }
-ALL_RULES = [dict(zip(CHOICES, values, strict=True)) for values in itertools.product(*CHOICES.values())]
+OTHERS = {
+    "topk_by": ["score", "classification"],
+    "class_agnostic": [False, True],
+    "clip": ["before_nms", "after_nms"],
+}
+
+
+def combinations(choices):
+    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+
+
+# With each combination of score and threshold each of the others.
+ALL_RULES = [rule | combinations(OTHERS)[(i + i // 8) % 8] for i, rule in enumerate(combinations(CHOICES))]
 
 
 @pytest.mark.parametrize("function", [reference.postprocess, ops.postprocess], ids=["reference", "ops"])
@@ -269,9 +289,10 @@ def test_of_equal_scores_the_first_locations_are_kept(device):
         assert first.tolist() == expected
 
 
+@pytest.mark.parametrize("topk_by", ["score", "classification"])
 @pytest.mark.parametrize("multi_label", [True, False])
 @pytest.mark.parametrize("topk_over", ["level", "image"])
-def test_more_candidates_than_any_list_holds(multi_label, topk_over, device):
+def test_more_candidates_than_any_list_holds(multi_label, topk_over, topk_by, device):
     levels = [replace(LEVELS[0], height=61, width=83), replace(LEVELS[1], height=31, width=42)]
     outputs = make_outputs(levels, batch=1, classes=40, device=device)
     outputs[0][0][0, :, 20:40] = 1.0  # many equal ones at the edge of what is taken
@@ -281,6 +302,7 @@ def test_more_candidates_than_any_list_holds(multi_label, topk_over, device):
         "score_threshold": 0.0,
         "multi_label": multi_label,
         "topk_over": topk_over,
+        "topk_by": topk_by,
         "units": STRIDES[:2],
     }
     for topk, most in ((3000, 300), (100, 1)):
@@ -403,8 +425,10 @@ def test_opcheck(device):
     outputs = make_outputs(levels, device=device)
     geometry = [float(x) for level in levels for x in (*level.step, *level.offset, 8)]
     sizes = torch.tensor(SIZES, device=device)
-    opcheck("postprocess", *outputs, sizes, geometry, 0, 0.2, True, True, 100, True, 0.6, 10, False)
-    opcheck("postprocess", *outputs[:2], [], sizes, geometry, 2, 0.2, True, False, 100, False, 0.6, 10, True)
+    rule = (0, 0.2, True, True, 100, True, False, 0.6, False, 10, False, True)
+    opcheck("postprocess", *outputs, sizes, geometry, *rule)
+    rule = (2, 0.2, True, False, 100, False, True, 0.6, True, 10, True, False)
+    opcheck("postprocess", *outputs[:2], [], sizes, geometry, *rule)
 
 
 def test_compiles_and_exports(device):
@@ -468,6 +492,8 @@ def change(maps, kind, level, value):
     [
         (None, {"score": "mean"}, ValueError, "score='mean'; expected one of sqrt, product, classification"),
         (None, {"threshold_on": "box"}, ValueError, "threshold_on='box'"),
+        (None, {"topk_by": "area"}, ValueError, "topk_by='area'; expected one of score, classification"),
+        (None, {"clip": "never"}, ValueError, "clip='never'; expected one of before_nms, after_nms"),
         (None, {"topk_over": "batch"}, ValueError, "topk_over='batch'; expected one of level, image"),
         (None, {"score_threshold": 1.5}, ValueError, "score_threshold=1.5; expected a number in [0, 1]"),
         (None, {"iou_threshold": math.nan}, ValueError, "iou_threshold=nan"),
