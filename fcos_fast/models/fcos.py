@@ -117,9 +117,9 @@ class FCOS(Detector):
         if config.normalizer == "image":
             per_image = (targets.labels > BACKGROUND).sum(1).clamp(min=1)  # (B,)
             return (per_image * len(per_image)).to(torch.float32).expand(3, -1)
-        if config.normalizer != "moving_average" and by_weights == config.centerness_weighted:
-            if not self._shares_totals():
-                return None
+        is_the_operators = config.normalizer != "moving_average" and by_weights == config.centerness_weighted
+        if is_the_operators and not self._shares_totals():
+            return None
         num_positive = targets.num_positive.clamp(min=1)
         if config.normalizer == "moving_average":
             with torch.no_grad():

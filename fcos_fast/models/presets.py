@@ -71,7 +71,7 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
     "adelaidet": _ADELAIDET,
     # With BOX_QUALITY "iou".
     "adelaidet-iou": replace(_ADELAIDET, quality="iou", centerness_weighted=False, normalizer="positives"),
-    # The real-time models, FCOS_RT: here they still have P6 and P7.
+    # The real-time models, FCOS_RT: P3 to P5.
     "adelaidet-rt": replace(
         _ADELAIDET,
         max_level=5,

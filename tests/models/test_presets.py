@@ -165,7 +165,7 @@ class Official:
             for label, score, rank in self.scored(logits[p].sigmoid().tolist(), quality[p].sigmoid().item()):
                 groups[level].append((rank, score, label, box))
         if self.topk_of_image:
-            groups = [sum(groups, [])]
+            groups = [[found for own in groups for found in own]]
         taken = [found for own in groups for found in sorted(own, key=lambda f: -f[0])[:TOPK]]
         kept = []
         for _, score, label, box in sorted(taken, key=lambda f: -f[1]):
@@ -504,7 +504,7 @@ def test_distances(build, preset):
         features = [torch.rand(1, 32, *grid) / 8 for grid in GRIDS]
         raw = [head.bbox_reg(x) for x in features]
         distances = model.head(features).box_regression
-    for x, found, scale, stride in zip(raw, distances, scales, STRIDES, strict=True):
+    for x, found, scale in zip(raw, distances, scales, strict=True):
         torch.testing.assert_close(found, project.distance(x, scale))
     assert model._units == tuple(project.unit(stride) for stride in STRIDES)
 
