@@ -1,8 +1,8 @@
-"""FCOS object detection whose hot operations are C++/CUDA extensions.
+"""FCOS and RetinaNet object detection whose hot operations are C++/CUDA extensions.
 
 ``fcos_fast.ops`` has the operators, ``fcos_fast.models`` the detectors. ``fcos_fast.accelerate``
-makes torchvision's detectors faster. ``fcos_fast.load``, ``fcos_fast.fcos`` and ``fcos_fast.backend`` are the other
-shortcuts of everyday use; all are imported when they are first touched.
+makes torchvision's detectors faster. ``fcos_fast.load``, ``fcos_fast.fcos``, ``fcos_fast.retinanet`` and
+``fcos_fast.backend`` are the other shortcuts of everyday use; all are imported when they are first touched.
 """
 
 from importlib import import_module
@@ -20,6 +20,7 @@ _SHORTCUTS = {
     "keep_memory": "fcos_fast.memory",
     "load": "fcos_fast.engine.predict",
     "restore": "fcos_fast.integrations.accelerate",
+    "retinanet": "fcos_fast.models",
 }
 
 

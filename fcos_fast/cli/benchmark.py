@@ -8,7 +8,7 @@ import platform
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from fcos_fast.engine.benchmark import CANDIDATES, STAGES, benchmark, make_talka
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.files import write_text
 from fcos_fast.engine.progress import Progress
-from fcos_fast.models import BACKBONES, FCOS, PRESETS, fcos
+from fcos_fast.models import BACKBONES, PRESETS, Detector, build_detector
 from fcos_fast.models.transform import image_size
 from fcos_fast.precision import Precision, choose_device, choose_precision
 
@@ -102,13 +102,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _model(options: BenchmarkOptions) -> tuple[FCOS, str]:
+def _model(options: BenchmarkOptions) -> tuple[Detector, str]:
     """The model, and what it is, in words."""
     if options.checkpoint is not None:
         model, categories = model_from_checkpoint(load_checkpoint(options.checkpoint))
         return model, f"{model.config.backbone}, {len(categories)} classes, from {options.checkpoint}"
     torch.manual_seed(0)
-    model = fcos(options.backbone, preset=options.preset)
+    model = build_detector(replace(PRESETS[options.preset], backbone=options.backbone))
     return model, (
         f"{options.backbone}, preset {options.preset}, {model.config.num_classes} classes, random weights; its last "
         f"layers are set so that about {CANDIDATES} candidates per picture go to NMS"
@@ -116,7 +116,7 @@ def _model(options: BenchmarkOptions) -> tuple[FCOS, str]:
 
 
 def _measure(
-    options: BenchmarkOptions, model: FCOS, device: torch.device, files: list[Path]
+    options: BenchmarkOptions, model: Detector, device: torch.device, files: list[Path]
 ) -> list[dict[str, Any]]:
     dtypes = dict.fromkeys(choose_precision(precision, device)[0] for precision in options.precisions)
     models = {
@@ -139,7 +139,7 @@ def _measure(
     return rows
 
 
-def _variant(model: FCOS, variant: Variant, dtype: torch.dtype) -> tuple[FCOS, torch.dtype]:
+def _variant(model: Detector, variant: Variant, dtype: torch.dtype) -> tuple[Detector, torch.dtype]:
     """The model, and the dtype of its autocast."""
     if variant == "plain":
         return model.to(memory_format=torch.channels_last), dtype

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     model, categories = model_from_checkpoint(state)
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     if layout is None:
-        kept = {name: state[name] for name in ("detector", "model_config", "categories") if name in state}
+        kept = {name: state[name] for name in ("model_config", "categories")}
         save_checkpoint(options.output, {**kept, "model": model.state_dict()})
         print(
             f"{options.output}: {len(categories)} classes ({', '.join(categories.names[:3])}, ...)\n\n{model.config}"

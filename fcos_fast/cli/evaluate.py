@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     dtype, reason = choose_precision(options.precision, device)
     if rank() == 0:
         print(dataset.report)
-        print(f"FCOS on {model.config.backbone}; {device}, {dtype} ({reason})".replace("torch.", ""))
+        print(f"{model.title}; {device}, {dtype} ({reason})".replace("torch.", ""))
     model = model.to(device).optimize_for_inference(options.precision)
     result, detections = evaluate(model, dataset, batch_size=options.batch_size, workers=options.workers)
     if rank() != 0:

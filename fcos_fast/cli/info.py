@@ -48,12 +48,12 @@ def describe(options: InfoOptions) -> str:
     """The configuration of the model, then its cost."""
     import torch
 
-    from fcos_fast.models import FCOS
+    from fcos_fast.models import build_detector
     from fcos_fast.models.cost import cost, cost_table
 
     config = _config(options)
     with torch.device("meta"):
-        model = FCOS(config).eval()
+        model = build_detector(config).eval()
     height, width = options.size
     table = cost_table(cost(model, (height, width)))
     return f"{config}\n\nfor one image of {height}x{width} pixels, as the backbone sees it\n{table}"
@@ -62,7 +62,7 @@ def describe(options: InfoOptions) -> str:
 def _config(options: InfoOptions):
     from pathlib import Path
 
-    from fcos_fast.models import PRESETS, FCOSConfig
+    from fcos_fast.models import PRESETS, config_from_dict
     from fcos_fast.models.names import unknown_name
 
     if options.model in PRESETS:
@@ -70,7 +70,7 @@ def _config(options: InfoOptions):
     elif Path(options.model).is_file():
         from fcos_fast.engine.checkpoint import load_checkpoint
 
-        config = FCOSConfig.from_dict(load_checkpoint(options.model)["model_config"])
+        config = config_from_dict(load_checkpoint(options.model)["model_config"])
     else:
         raise unknown_name("preset or checkpoint", options.model, PRESETS)
     given = {"backbone": options.backbone, "num_classes": options.num_classes, "norm": options.norm}

@@ -18,6 +18,7 @@ VERBS = {
     "evaluate": "average precision of a checkpoint on a data set",
     "detect": "draw what a checkpoint finds in images or folders, and write it as JSON",
     "convert": "checkpoints of other implementations into this project's, and back",
+    "data": "data stats: how the boxes of a data set suit the levels of a detector",
     "benchmark": "how long detecting takes on this machine, from the file to the boxes",
     "demo": "generate pictures, train a small detector on them, and look at what it learnt",
     "info": "what is installed, and which implementation of each operator runs",

@@ -6,7 +6,7 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from jsonargparse import ArgumentParser
 
@@ -21,7 +21,6 @@ def parse_options(
     verb: str,
     arguments: Sequence[str],
     positional: str | None = None,
-    defaults: Mapping[str, Any] | None = None,
     recipes: Mapping[str, Path] | None = None,
 ) -> Options:
     """Read ``arguments`` into the dataclass ``options``; a nested dataclass becomes dotted options.
@@ -33,7 +32,6 @@ def parse_options(
         verb: of ``fcos-fast``.
         arguments: of the command line.
         positional: name of the field (a list of strings) whose values are given without a name.
-        defaults: by dotted name, where they are to differ from the dataclass's own.
         recipes: YAML files that ``--config`` also knows by name.
 
     Raises:
@@ -47,7 +45,6 @@ def parse_options(
     if positional:
         parser.add_argument(positional, nargs="*", type=str, default=[])
     parser.add_class_arguments(options, skip={positional} if positional else None)
-    parser.set_defaults(dict(defaults or {}))
     arguments = _with_config_paths(arguments, recipes)
     known = [name for action in parser._actions for name in action.option_strings]
     for argument in arguments:

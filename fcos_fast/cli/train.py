@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 import fcos_fast.configs
 from fcos_fast.cli.options import parse_options
-from fcos_fast.engine.config import Config, to_plain
+from fcos_fast.engine.config import Config
 from fcos_fast.engine.distributed import rank
 from fcos_fast.engine.report import write_report
 from fcos_fast.engine.train import TrainResult, resume, train
-from fcos_fast.models import PRESETS
+from fcos_fast.models import DETECTORS, PRESETS, DetectorConfig, FCOSConfig
 
 RECIPES = {path.stem: path for path in sorted(Path(fcos_fast.configs.__path__[0]).glob("*.yaml"))}
 """Configurations that come with the package, by the name that ``--config`` knows them by."""
@@ -52,12 +54,46 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse_train_options(arguments: Sequence[str]) -> TrainOptions:
-    """The options, whose ``model`` begins with the fields of the preset."""
-    options = parse_options(TrainOptions, "train", arguments, recipes=RECIPES)
-    if options.preset == "official-improved":
-        return options
-    defaults = _dotted({"model": to_plain(PRESETS[options.preset])})
-    return parse_options(TrainOptions, "train", arguments, defaults=defaults, recipes=RECIPES)
+    """The options, whose ``model`` has the fields of the preset's detector and begins with the preset's values."""
+    model = _first_model(arguments)
+    options = make_dataclass(
+        TrainOptions.__name__,
+        [("model", type(model), field(default_factory=lambda: model))],
+        bases=(TrainOptions,),
+        namespace={"__doc__": TrainOptions.__doc__},
+        frozen=True,
+    )
+    return parse_options(options, "train", arguments, recipes=RECIPES)
+
+
+def _first_model(arguments: Sequence[str]) -> DetectorConfig:
+    """What the options under ``model`` begin with; which options there are depends on it."""
+    model: DetectorConfig = FCOSConfig()
+    for name, value in _words(arguments):
+        if name == "preset":
+            model = PRESETS.get(value, model)
+        elif name == "detector" and value in DETECTORS and value != model.detector:
+            model = DETECTORS[value][0]()
+    return model
+
+
+def _words(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Presets and detectors that the command line and its YAML files name, in their order."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, _, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
+        if option == "--preset":
+            yield "preset", value
+        elif option == "--model.detector":
+            yield "detector", value
+        elif option == "--config" and Path(RECIPES.get(value, value)).is_file():
+            try:
+                written = yaml.safe_load(Path(RECIPES.get(value, value)).read_text(encoding="utf-8"))
+            except yaml.YAMLError:
+                continue  # the parser of the options says what is wrong with it
+            written = written if isinstance(written, dict) else {}
+            yield "preset", written.get("preset")
+            if isinstance(written.get("model"), dict):
+                yield "detector", written["model"].get("detector")
 
 
 def present(outcome: TrainResult) -> None:
@@ -66,16 +102,9 @@ def present(outcome: TrainResult) -> None:
     checkpoint = shlex.quote(str(folder / "best.pt"))
     if outcome.result is not None:
         config = (folder / "config.yaml").read_text(encoding="utf-8")
-        title = f"FCOS on {outcome.config.data.root}"
+        title = f"{type(outcome.model).__name__} on {outcome.config.data.root}"
         page = write_report(
             folder, title, outcome.val_set, outcome.detections, outcome.result, {"Configuration": config}
         )
         print(f"\n{outcome.result.table()}\n\nreport   {page}\nsheet    {folder / 'sheet.png'}")
     print(f"detect   fcos-fast detect --checkpoint {checkpoint} IMAGES_OR_FOLDERS")
-
-
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    dotted = {}
-    for name, value in values.items():
-        dotted |= _dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return dotted

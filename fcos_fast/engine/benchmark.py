@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fcos_fast.data import read_image
-from fcos_fast.models import FCOS
+from fcos_fast.models import FCOS, Detector
 from fcos_fast.precision import autocast
 
 STAGES = ("decode", "pre-process", "network", "post-process")
@@ -59,7 +59,7 @@ class Timing:
 
 
 def benchmark(
-    models: Mapping[str, tuple[FCOS, torch.dtype]],
+    models: Mapping[str, tuple[Detector, torch.dtype]],
     files: Sequence[Path],
     batch_size: int = 1,
     repeats: int = 10,
@@ -99,7 +99,7 @@ def benchmark(
 
 
 def time_stages(
-    model: FCOS, dtype: torch.dtype, files: Sequence[Path]
+    model: Detector, dtype: torch.dtype, files: Sequence[Path]
 ) -> tuple[dict[str, float], list[dict[str, Tensor]]]:
     """Milliseconds of each stage of one call, and its detections. The device is waited for between the stages."""
     device = model.transform.mean.device
@@ -128,7 +128,7 @@ class _Clock:
         return time.perf_counter_ns() / 1e6
 
     @contextmanager
-    def inside(self, model: FCOS, *methods: str) -> Iterator[None]:
+    def inside(self, model: Detector, *methods: str) -> Iterator[None]:
         """Within this block the calls of these methods are timed."""
         before = {name: vars(model).get(name) for name in methods}  # a compiled network is the model's own
         for name in methods:
@@ -151,33 +151,36 @@ class _Clock:
 
 
 @torch.no_grad()
-def make_talkative(model: FCOS, image: Tensor, candidates: int = CANDIDATES) -> FCOS:
+def make_talkative(model: Detector, image: Tensor, candidates: int = CANDIDATES) -> Detector:
     """A copy of a model with random weights whose post-processing has as much to do as that of a trained one.
 
     With random weights nothing passes the score threshold, or everything. The last layers are scaled and shifted: the
     logits of every class have standard deviation 1.5 over ``image``, ``candidates`` of its (location, class) pairs pass
-    the threshold, and boxes are a few strides wide, so that neighbours overlap.
+    the threshold, and boxes are a few strides wide, so that neighbours overlap; RetinaNet's are so without help.
     """
     model = copy.deepcopy(model).eval()
     outputs = model.network(model.transform.batch([model.transform(image)]).tensor)
-    config, head = model.config, model.head
     logits = torch.cat([x[0].flatten(1) for x in outputs.cls_logits], dim=1)  # (C, P)
-    layer = head.classification_head.cls_logits
+    layer = model.head.classification_head.cls_logits
     gain = 1.5 / logits.std(dim=1).clamp(min=1e-12)  # (C,)
     shift = (layer.bias - logits.mean(dim=1)) * gain
     normal = gain[:, None] * (logits - layer.bias[:, None]) + shift[:, None]
     least = normal.flatten().topk(min(candidates, normal.numel())).values[-1]
-    probability = config.score_threshold
-    if config.threshold_on == "score" and config.score != "classification":  # and centerness is 1/2
-        probability = min(2 * probability ** (2 if config.score == "sqrt" else 1), 0.99)
-    probability = max(probability, 1e-4)
+    probability = max(_set_boxes(model) if isinstance(model, FCOS) else model.config.score_threshold, 1e-4)
     layer.weight *= gain[:, None, None, None]
     layer.bias.copy_(shift - least + math.log(probability / (1 - probability)))
+    return model
 
+
+def _set_boxes(model: FCOS) -> float:
+    """Give an FCOS boxes of four strides and centerness 1/2; the class probability that then passes the threshold."""
+    config, head = model.config, model.head
     tower = head.regression_head if config.centerness_on == "regression" else head.classification_head
     tower.bbox_ctrness.bias.zero_()
     stride = 1 if config.regression_unit == "stride" else 32
     layer = head.regression_head.bbox_reg
     raw = math.log(4 * stride) if config.regression == "exp" else 4 * stride
     layer.bias.fill_(raw / math.e if config.scale == "exp" else raw)  # scales begin at 1
-    return model
+    if config.threshold_on == "classification" or config.score == "classification":
+        return config.score_threshold
+    return min(2 * config.score_threshold ** (2 if config.score == "sqrt" else 1), 0.99)

@@ -17,7 +17,7 @@ from torch import Tensor
 from fcos_fast.data import Categories
 from fcos_fast.engine.files import replacing
 from fcos_fast.engine.foreign import read_foreign
-from fcos_fast.models import FCOS, FCOSConfig
+from fcos_fast.models import Detector, build_detector, config_from_dict
 
 FORMAT = "fcos_fast checkpoint 1"
 OWN = "checkpoint of fcos_fast"
@@ -84,19 +84,21 @@ def read_checkpoint(
     return foreign.state, str(foreign)
 
 
-def describe_model(model: FCOS, categories: Categories) -> dict[str, Any]:
+def describe_model(model: Detector, categories: Categories) -> dict[str, Any]:
     """What a checkpoint says about a model apart from its weights."""
     return {"model_config": model.config.to_dict(), "categories": categories.to_dict()}
 
 
-def model_from_checkpoint(state: dict[str, Any]) -> tuple[FCOS, Categories]:
+def model_from_checkpoint(state: dict[str, Any]) -> tuple[Detector, Categories]:
     """The model of a checkpoint, in evaluation mode, with its averaged weights where it has them."""
-    model = FCOS(FCOSConfig.from_dict(state["model_config"]))
+    model = build_detector(config_from_dict(state["model_config"]))
     model.load_state_dict(_weights(state))
     return model.eval(), Categories.from_dict(state["categories"])
 
 
-def load_weights(model: FCOS, path: str | Path, categories: Categories, new_classes: bool = False) -> None:
+def load_weights(
+    model: Detector, path: str | Path, categories: Categories, new_classes: bool = False
+) -> None:
     """Begin with the weights of a checkpoint.
 
     Args:
@@ -122,7 +124,7 @@ def load_weights(model: FCOS, path: str | Path, categories: Categories, new_clas
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        ours, other = model.config.to_dict(), state["model_config"]
+        ours, other = model.config.to_dict(), config_from_dict(state["model_config"]).to_dict()
         differences = [f"{k} {other.get(k)} there, {v} here" for k, v in ours.items() if v != other.get(k)]
         raise ValueError(f"{path} is of another architecture: {_some(differences)}") from error
 

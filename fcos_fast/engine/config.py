@@ -14,7 +14,7 @@ from fcos_fast.data import AugmentConfig
 from fcos_fast.engine.files import write_text
 from fcos_fast.engine.optimizer import OptimizerConfig
 from fcos_fast.engine.schedule import ScheduleConfig
-from fcos_fast.models import FCOSConfig
+from fcos_fast.models import DetectorConfig, FCOSConfig, config_from_dict
 from fcos_fast.precision import Precision
 
 
@@ -105,7 +105,7 @@ class Config:
     """Everything that decides a training run."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    model: FCOSConfig = field(default_factory=FCOSConfig)
+    model: DetectorConfig = field(default_factory=FCOSConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -140,6 +140,8 @@ def from_plain(kind: type, values: dict[str, Any]) -> Any:
 
 
 def _typed(hint: Any, value: Any) -> Any:
+    if hint is DetectorConfig:
+        return config_from_dict(value)
     if is_dataclass(hint):
         return hint.from_dict(value) if hasattr(hint, "from_dict") else from_plain(hint, value)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):

@@ -12,12 +12,12 @@ from fcos_fast.data import DetectionDataset, eval_loader
 from fcos_fast.engine.average_precision import AveragePrecision, average_precision
 from fcos_fast.engine.distributed import broadcast, gather, rank, world_size
 from fcos_fast.engine.progress import Progress
-from fcos_fast.models import FCOS
+from fcos_fast.models import Detector
 from fcos_fast.precision import autocast
 
 
 def evaluate(
-    model: FCOS,
+    model: Detector,
     dataset: DetectionDataset,
     dtype: torch.dtype = torch.float32,
     batch_size: int = 8,
@@ -46,7 +46,7 @@ def evaluate(
 
 
 def detect_batches(
-    model: FCOS, batches: Iterable[list[Tensor]], dtype: torch.dtype = torch.float32
+    model: Detector, batches: Iterable[list[Tensor]], dtype: torch.dtype = torch.float32
 ) -> Iterable[list[dict[str, Tensor]]]:
     """The detections of each batch of images, on the CPU; leaves the model in the mode that it was in."""
     device = next(model.parameters()).device

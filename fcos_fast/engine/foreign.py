@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fcos_fast.data import COCO, VOC, Categories
-from fcos_fast.models import BACKBONES, FCOS, PRESETS, FCOSConfig, build_backbone
+from fcos_fast.models import BACKBONES, FCOS, DetectorConfig, FCOSConfig, build_backbone
 from fcos_fast.models.layouts import (
     CLASSES,
     LAYOUTS,
@@ -24,6 +24,7 @@ from fcos_fast.models.layouts import (
     without_wrapping,
 )
 from fcos_fast.models.names import unknown_name
+from fcos_fast.models.presets import FCOS_PRESETS
 
 SPARSE_COCO = 91
 """Outputs of a classifier that COCO's own ids index, 1 to 90 with gaps."""
@@ -72,8 +73,8 @@ def read_foreign(
     Raises:
         ValueError: an unknown layout, or parameters that no model of the presets has; the message lists them.
     """
-    if preset is not None and preset not in PRESETS:
-        raise unknown_name("preset", preset, PRESETS)
+    if preset is not None and preset not in FCOS_PRESETS:
+        raise unknown_name("preset", preset, FCOS_PRESETS)
     state = without_wrapping(checkpoint)
     layout = recognise(state)
     if layout is None:
@@ -90,7 +91,7 @@ def read_foreign(
         **(overrides or {}),
     }
     candidates = layout.presets if preset is None else (preset,)
-    configs = {name: replace(PRESETS[name], **given) for name in candidates}
+    configs = {name: replace(FCOS_PRESETS[name], **given) for name in candidates}
     own = {name: _parameters(config) for name, config in configs.items()}
     misfits = {name: sum(map(len, differences(state, layout, own[name]).values())) for name in configs}
     best = min(misfits, key=misfits.get)
@@ -103,7 +104,7 @@ def read_foreign(
     return Foreign(layout, saved, tuple(name for name in configs if misfits[name] == 0))
 
 
-def write_foreign(config: FCOSConfig, state: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
+def write_foreign(config: DetectorConfig, state: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
     """What ``torch.save`` is to write so that another implementation reads the parameters of an FCOS.
 
     Torchvision's gets 91 outputs for COCO's 80 classes; those that stand for no class have a probability of 1e-6.
@@ -116,6 +117,11 @@ def write_foreign(config: FCOSConfig, state: Mapping[str, Tensor], layout: Layou
     Raises:
         ValueError: the layout's models have other parameters.
     """
+    if not isinstance(config, FCOSConfig):
+        raise ValueError(
+            f"the {layout.name} layout is one of FCOS, this model is a {config.detector}; torchvision's RetinaNet "
+            "takes the state dict of ours as it is"
+        )
     has_scales = any(key.endswith(".scales") for key in state)
     if has_scales != layout.has_scales:
         wanted, given = ("none", "one") if has_scales else ("one", "none")
@@ -137,7 +143,7 @@ def write_foreign(config: FCOSConfig, state: Mapping[str, Tensor], layout: Layou
 
 def other_rules(config: FCOSConfig, layout: Layout) -> dict[str, tuple[Any, Any]]:
     """Field to value here and value there, where the nearest of a layout's presets computes something else."""
-    presets = [PRESETS[name].to_dict() for name in layout.presets]
+    presets = [FCOS_PRESETS[name].to_dict() for name in layout.presets]
     here = {name: value for name, value in config.to_dict().items() if name not in _NO_RULES}
     there = min(presets, key=lambda preset: sum(preset[name] != value for name, value in here.items()))
     return {name: (value, there[name]) for name, value in here.items() if value != there[name]}

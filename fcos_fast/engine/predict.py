@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fcos_fast import models
 from fcos_fast.data import Categories, read_image
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.evaluate import detect_batches
-from fcos_fast.models import FCOS
 from fcos_fast.precision import Precision, choose_device
 from fcos_fast.visualize import draw_boxes
 
@@ -69,7 +69,7 @@ class Detector:
         categories: its classes.
     """
 
-    def __init__(self, model: FCOS, categories: Categories) -> None:
+    def __init__(self, model: models.Detector, categories: Categories) -> None:
         self.model = model.eval()
         self.categories = categories
 

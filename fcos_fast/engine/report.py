@@ -39,7 +39,7 @@ def plot_curves(rows: Sequence[dict[str, float]]) -> Image.Image:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     panels = {
-        "loss": ("loss", "loss_classification", "loss_bbox_regression", "loss_bbox_ctrness"),
+        "loss": dict.fromkeys(name for row in rows for name in row if name.startswith("loss")),
         "average precision": ("ap", "ap50", "ap75"),
         "learning rate": ("lr",),
     }

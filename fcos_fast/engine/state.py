@@ -9,7 +9,7 @@ import torch
 
 from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.random_state import random_state, set_random_state
-from fcos_fast.models import FCOS
+from fcos_fast.models import Detector
 
 
 @dataclass
@@ -24,14 +24,14 @@ class TrainState:
         best: best average precision so far.
     """
 
-    model: FCOS
+    model: Detector
     optimizer: torch.optim.Optimizer
     ema: ExponentialMovingAverage | None
     epoch: int = 0
     best: float = 0.0
 
     @property
-    def averaged(self) -> FCOS:
+    def averaged(self) -> Detector:
         """The weights to evaluate: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.model
 

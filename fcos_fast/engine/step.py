@@ -13,10 +13,8 @@ from fcos_fast.engine.cuda_graphs import GraphedStep, why_not
 from fcos_fast.engine.distributed import mean
 from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.optimizer import prepare_for_device
-from fcos_fast.models import FCOS, ImageBatch
+from fcos_fast.models import Detector, ImageBatch
 from fcos_fast.precision import autocast
-
-LOSSES = ("classification", "bbox_regression", "bbox_ctrness")
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Tally:
     """What the steps since :meth:`TrainStep.begin_epoch` added up to.
 
     Attributes:
-        sums: of each of the losses.
+        sums: of each of :attr:`TrainStep.losses`.
         skipped: number of steps whose losses or gradients were not finite.
         finite: number of steps before the first of these.
     """
@@ -41,12 +39,15 @@ class TrainStep:
     average stay as they were, and the tally counts it.
 
     Args:
-        model: called as ``model(images, targets)``: an FCOS, or DistributedDataParallel around one.
+        model: called as ``model(images, targets)``: a detector, or DistributedDataParallel around one.
         optimizer: over its parameters; its state is loaded before.
         ema: moving average of the model's weights, or None.
         dtype: of autocast.
         clip_norm: largest norm of the gradient of all parameters together; 0 does not clip.
         cuda_graphs: replay each step as one CUDA graph; where that cannot be, a line says why.
+
+    Attributes:
+        losses: names of the losses of the model.
     """
 
     def __init__(
@@ -60,11 +61,12 @@ class TrainStep:
     ) -> None:
         self.model, self.optimizer, self.ema, self.dtype = model, optimizer, ema, dtype
         self.clip_norm = clip_norm or math.inf
+        self.losses = getattr(model, "module", model).LOSSES
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         prepare_for_device(optimizer, self.device)
         self._statistics = _RunningStatistics(model)
-        self._tally = torch.zeros(len(LOSSES) + 2, device=self.device)
+        self._tally = torch.zeros(len(self.losses) + 2, device=self.device)
         self._run = self._step
         if cuda_graphs:
             reason = why_not(self.device)
@@ -92,7 +94,7 @@ class TrainStep:
         self._statistics.keep()
         with autocast(self.dtype, self.device):
             losses = self.model(images, targets)
-        losses = torch.stack([losses[name] for name in LOSSES])  # (3,)
+        losses = torch.stack([losses[name] for name in self.losses])  # (L,)
         self.optimizer.zero_grad()
         # 1 for each loss, NaN for one that is not finite: then the gradient is not either, in every process alike, and
         # its norm says all.
@@ -106,7 +108,7 @@ class TrainStep:
         if self.ema is not None:
             self.ema.follow(self.model, self.ema.weight * finite)
 
-        self._tally[: len(LOSSES)] += losses.detach()
+        self._tally[: len(self.losses)] += losses.detach()
         self._tally[-2] += skipped
         self._tally[-1] += self._tally[-2] == 0
 
@@ -132,7 +134,7 @@ class _RunningStatistics:
             torch._foreach_copy_(buffers, [x.view_as(b) for x, b in zip(parts, buffers, strict=True)])
 
 
-def compile_losses(model: FCOS) -> None:
+def compile_losses(model: Detector) -> None:
     """Let ``model`` compute its losses in one compiled graph of network and loss.
 
     Assignment stays outside, and so does the all-reduce of its totals, which is waited for first. The graph is made for

@@ -36,8 +36,8 @@ from fcos_fast.engine.random_state import seed_everything
 from fcos_fast.engine.run_folder import MetricsTable, new_run_folder
 from fcos_fast.engine.schedule import learning_rate_factor
 from fcos_fast.engine.state import TrainState
-from fcos_fast.engine.step import LOSSES, Tally, TrainStep, compile_losses
-from fcos_fast.models import FCOS, BatchPacker
+from fcos_fast.engine.step import Tally, TrainStep, compile_losses
+from fcos_fast.models import BatchPacker, Detector, build_detector
 from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import choose_precision
 
@@ -78,7 +78,7 @@ class TrainResult:
 
     folder: Path
     config: Config
-    model: FCOS
+    model: Detector
     val_set: DetectionDataset | None = None
     detections: list[dict[str, Tensor]] | None = None
     result: AveragePrecision | None = None
@@ -171,7 +171,7 @@ def _run(
     board = _tensorboard(folder) if options.tensorboard and rank() == 0 else None
     if rank() == 0:
         _print_start(
-            config, folder, train_set, val_set, f"{device}, {dtype} ({reason})".replace("torch.", "")
+            state.model, folder, train_set, val_set, f"{device}, {dtype} ({reason})".replace("torch.", "")
         )
 
     result, detections = None, None
@@ -241,7 +241,7 @@ def _begin(config: Config, categories: Categories, device: torch.device) -> Trai
     """Model, optimizer and moving average as they are before the first step."""
     options = config.train
     seed_everything(options.seed)
-    model = FCOS(config.model)
+    model = build_detector(config.model)
     if options.sync_batch_norm and world_size() > 1:
         if device.type != "cuda":
             raise ValueError(f"train.sync_batch_norm needs GPUs, but the device is {device}; leave it out")
@@ -300,7 +300,7 @@ def train_epoch(
             train_step(images, targets)
             if i % read_every == 0 or i == steps:
                 tally = train_step.tally()
-                means = {name: total / i for name, total in zip(LOSSES, tally.sums, strict=True)}
+                means = {name: total / i for name, total in zip(train_step.losses, tally.sums, strict=True)}
                 _check_finite(means, tally, title, config)
             progress.update(means)
     return {"loss": sum(means.values()), **{f"loss_{name}": mean for name, mean in means.items()}}
@@ -324,7 +324,7 @@ def _tensorboard(folder: Path) -> Any:
 
 
 def _print_start(
-    config: Config,
+    model: Detector,
     folder: Path,
     train_set: DetectionDataset,
     val_set: DetectionDataset | None,
@@ -334,12 +334,13 @@ def _print_start(
         if dataset is not None and dataset.report is not None:
             print(dataset.report)
     print(train_set.categories)
-    print(f"FCOS on {config.model.backbone}; {device}; everything goes to {folder}", flush=True)
+    print(f"{model.title}; {device}; everything goes to {folder}", flush=True)
 
 
 def _print_epoch(row: dict[str, float], epochs: int) -> None:
     text = f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.3f}"
-    parts = ", ".join(f"{name} {row[f'loss_{name}']:.3f}" for name in LOSSES)
+    losses = {name.removeprefix("loss_"): row[name] for name in row if name.startswith("loss_")}
+    parts = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
     text += f" ({parts})  {row['images_per_second']:.1f} images/s"
     if "ap" in row:
         text += f"  AP {row['ap']:.3f}  AP50 {row['ap50']:.3f}"

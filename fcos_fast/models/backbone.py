@@ -1,20 +1,42 @@
-"""What every backbone is: five stages that end in feature maps of strides 8, 16 and 32, and can be frozen."""
+"""What every backbone is: five stages that end in feature maps of strides 4 to 32 and can be frozen; and its name."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 NUM_STAGES = 5
+
+BACKBONES: dict[str, Callable[..., Backbone]] = {}
+"""The backbones by name; called with their options they return one with random weights."""
+
+Made = TypeVar("Made", bound=Callable[..., "Backbone"])
+
+
+def register_backbone(name: str, **options: Any) -> Callable[[Made], Made]:
+    """Decorate a :class:`Backbone` or a function that makes one, to have it in :data:`BACKBONES`, with ``options``.
+
+    Its other options that are fields of ``DetectorConfig``, as ``norm``, are given to it by the detectors.
+    """
+
+    def register(make: Made) -> Made:
+        BACKBONES[name] = partial(make, **options)
+        return make
+
+    return register
 
 
 class Backbone(nn.Module):
     """Base of the backbones.
 
     Attributes:
-        out_channels: channels of the three feature maps C3, C4, C5.
+        out_channels: channels of the four feature maps C2 to C5.
     """
 
-    out_channels: tuple[int, int, int]
+    out_channels: tuple[int, int, int, int]
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +47,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) to [C3, C4, C5]: (B, out_channels[i], ceil(H / stride), ceil(W / stride))."""
+        """Images (B, 3, H, W) to [C2, ..., C5]: (B, out_channels[i], ceil(H / stride), ceil(W / stride))."""
         raise NotImplementedError
 
     def freeze(self, trainable_stages: int) -> None:

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import inspect
+from typing import Any
 
-from fcos_fast.models.backbone import Backbone
-from fcos_fast.models.darknet import DarkNet19
+# imported to register their backbones
+from fcos_fast.models import darknet, dla, mobilenet, resnet  # noqa: F401
+from fcos_fast.models.backbone import BACKBONES, Backbone
 from fcos_fast.models.names import unknown_name
-from fcos_fast.models.resnet import BasicBlock, Bottleneck, ResNet
-
-BACKBONES: dict[str, Callable[..., Backbone]] = {
-    "resnet18": partial(ResNet, BasicBlock, (2, 2, 2, 2)),
-    "resnet34": partial(ResNet, BasicBlock, (3, 4, 6, 3)),
-    "resnet50": partial(ResNet, Bottleneck, (3, 4, 6, 3)),
-    "resnet101": partial(ResNet, Bottleneck, (3, 4, 23, 3)),
-    "resnet152": partial(ResNet, Bottleneck, (3, 8, 36, 3)),
-    "darknet19": DarkNet19,
-}
+from fcos_fast.models.timm_backbone import PREFIX, TimmBackbone
 
 
-def build_backbone(name: str, trainable_stages: int = 5, **options) -> Backbone:
-    """Build a backbone of :data:`BACKBONES`, all but its last ``trainable_stages`` of five stages frozen.
+def build_backbone(name: str, trainable_stages: int = 5, **options: Any) -> Backbone:
+    """Build a backbone with random weights, all but its last ``trainable_stages`` of five stages frozen.
+
+    Args:
+        name: one of :data:`BACKBONES`, or ``timm:<name>`` for a model of the package timm.
+        trainable_stages: 0 to 5.
+        **options: of the backbone, as ``norm``.
 
     Raises:
         ValueError: for an unknown name, with the nearest ones.
+        ModuleNotFoundError: timm is asked for and not installed.
     """
-    if name not in BACKBONES:
-        raise unknown_name("backbone", name, BACKBONES)
-    backbone = BACKBONES[name](**options)
+    check_backbone(name)
+    backbone = TimmBackbone(name, **options) if name.startswith(PREFIX) else BACKBONES[name](**options)
     backbone.freeze(trainable_stages)
     return backbone
+
+
+def check_backbone(name: str) -> None:
+    """Raise a ValueError where there is no backbone of this name; of timm's, building it tells."""
+    if name not in BACKBONES and not name.startswith(PREFIX):
+        raise unknown_name("backbone", name, [*BACKBONES, f"{PREFIX}<name>"])
+
+
+def backbone_options(name: str) -> set[str]:
+    """The names of the options that a backbone has."""
+    return set(inspect.signature(TimmBackbone if name.startswith(PREFIX) else BACKBONES[name]).parameters)

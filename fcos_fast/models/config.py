@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from fcos_fast.assignment import RULES, AssignmentRule
 from fcos_fast.models.backbone import NUM_STAGES
-from fcos_fast.models.backbones import BACKBONES
+from fcos_fast.models.backbones import backbone_options, check_backbone
 from fcos_fast.models.names import unknown_name
 from fcos_fast.models.norm import GROUPS
 
@@ -30,7 +30,12 @@ class DetectorConfig:
         stride_in_1x1: where a bottleneck has its stride: in its first 1x1 convolution (weights of Caffe
             and Detectron) or in the 3x3 (weights of torchvision).
         fpn_channels: channels of every pyramid level.
-        p6_from: the map that P6 is made of.
+        fpn_norm: norm behind the lateral and output convolutions of the pyramid.
+        fpn_relu: whether a ReLU stands behind them.
+        fpn_upsampling: of the top-down path.
+        p6_from: the map that P6 is made of: ``p5`` and ``c5`` by a convolution, ``max_pool`` of P5.
+        dcn: deformable convolutions in a ResNet, plain (``v1``) or modulated (``v2``).
+        dcn_stages: the stages that have them, of 2 to 5.
         average_totals: whether several processes share their normalisers, so that the mean of their losses is
             the loss that one process has with all images.
         score_threshold: detections score above it.
@@ -63,7 +68,12 @@ class DetectorConfig:
     trainable_stages: int = 5
     stride_in_1x1: bool = True
     fpn_channels: int = 256
-    p6_from: Literal["p5", "c5"] = "p5"
+    fpn_norm: Literal["none", "batch", "group"] = "none"
+    fpn_relu: bool = False
+    fpn_upsampling: Literal["nearest", "bilinear"] = "nearest"
+    p6_from: Literal["p5", "c5", "max_pool"] = "p5"
+    dcn: Literal["none", "v1", "v2"] = "none"
+    dcn_stages: tuple[int, ...] = (3, 4, 5)
     average_totals: bool = True
     score_threshold: float = 0.05
     topk_candidates: int = 1000
@@ -82,9 +92,9 @@ class DetectorConfig:
     max_level: int = 7
 
     def __post_init__(self) -> None:
-        for name in ("image_mean", "image_std", "min_size"):
-            if isinstance(getattr(self, name), list):  # from JSON or YAML
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for f in fields(self):
+            if isinstance(getattr(self, f.name), (list, tuple)):  # lists come from JSON and YAML
+                object.__setattr__(self, f.name, _tuples(getattr(self, f.name)))
         _check(self)
 
     @property
@@ -118,6 +128,7 @@ class FCOSConfig(DetectorConfig):
     The defaults are the preset ``official-improved``.
 
     Attributes:
+        detector: says in a checkpoint or a YAML file which detector this configures.
         head_channels: channels of both towers.
         head_convs: convolutions of each tower.
         head_norm: ``group``: group norm of 32 groups after each of them.
@@ -155,6 +166,7 @@ class FCOSConfig(DetectorConfig):
         ValueError, TypeError: for a value that no FCOS can have; the message names the field.
     """
 
+    detector: Literal["fcos"] = "fcos"
     head_channels: int = 256
     head_convs: int = 4
     head_norm: Literal["group", "none"] = "group"
@@ -206,12 +218,89 @@ class FCOSConfig(DetectorConfig):
         return super().from_dict(values)
 
 
+@dataclass(frozen=True)
+class RetinaNetConfig(DetectorConfig):
+    """All that defines a RetinaNet: every choice in which the published ones differ.
+
+    The defaults are the preset ``retinanet``. At each location there is one anchor for every scale and shape.
+
+    Attributes:
+        detector: says in a checkpoint or a YAML file which detector this configures.
+        head_channels: channels of both subnets.
+        head_convs: convolutions of each subnet.
+        head_norm: ``group``: group norm of 32 groups after each of them, which then have no bias.
+        prior: class probability that the classification starts with.
+        anchor_size: side of the anchors of scale 1 and shape (1, 1), in strides.
+        anchor_scales: factors of it.
+        anchor_shapes: (width, height) in sides.
+        anchor_rule: where the anchors stand. ``centered``: in the centres of the cells, scales outside shapes in their
+            order. ``torchvision``: on the cells' corners, shapes outside scales; sides are whole pixels, rounded
+            down, and corners are rounded.
+        match_threshold: an anchor with this IoU with a box, or more, is to predict it.
+        background_threshold: one with less than this is background; between the two it takes part in no loss.
+        allow_low_quality: an anchor that no other exceeds in IoU with some box is to predict a box in any case.
+        classification_loss: ``focal`` or its second form, ``focal_star`` (FL* in the paper's appendix).
+        focal_alpha: weight of the positive class in the focal loss.
+        focal_gamma: exponent of the focal loss, and slope of FL*.
+        focal_beta: shift of FL*.
+        box_loss: ``l1`` or ``smooth_l1``, summed over the four numbers of the coding, or a kind of
+            ``fcos_fast.ops.box_loss`` on the decoded boxes.
+        smooth_l1_beta: where ``smooth_l1`` goes over from a square to a line.
+        normalization: what the losses are divided by: the number of matched anchors of the whole ``batch``, or, as
+            torchvision does, of each ``image``, the loss being the mean over the images.
+
+    Raises:
+        ValueError, TypeError: for a value that no RetinaNet can have; the message names the field.
+    """
+
+    p6_from: Literal["p5", "c5", "max_pool"] = "c5"
+    nms_threshold: float = 0.5
+    inclusive_boxes: bool = False
+    detector: Literal["retinanet"] = "retinanet"
+    head_channels: int = 256
+    head_convs: int = 4
+    head_norm: Literal["group", "none"] = "group"
+    prior: float = 0.01
+    anchor_size: float = 4.0
+    anchor_scales: tuple[float, ...] = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
+    anchor_shapes: tuple[tuple[float, float], ...] = ((2**0.5, 0.5**0.5), (1.0, 1.0), (0.5**0.5, 2**0.5))
+    anchor_rule: Literal["centered", "torchvision"] = "centered"
+    match_threshold: float = 0.5
+    background_threshold: float = 0.4
+    allow_low_quality: bool = True
+    classification_loss: Literal["focal", "focal_star"] = "focal"
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    focal_beta: float = 1.0
+    box_loss: Literal["l1", "smooth_l1", "iou", "linear_iou", "giou", "diou", "ciou"] = "giou"
+    smooth_l1_beta: float = 1 / 9
+    normalization: Literal["batch", "image"] = "batch"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.background_threshold > self.match_threshold:
+            raise ValueError(
+                f"background_threshold={self.background_threshold}; expected at most match_threshold, "
+                f"{self.match_threshold}"
+            )
+        if self.classification_loss == "focal_star" and self.focal_gamma == 0:
+            raise ValueError("focal_gamma=0; expected more than 0 for classification_loss focal_star")
+
+
 def check_fields(kind: type[DetectorConfig], values: Mapping[str, Any]) -> None:
     """Raise a ValueError where a key of ``values`` is no field of the configuration ``kind``."""
     known = [f.name for f in fields(kind)]
     for name in values:
         if name not in known:
             raise unknown_name(f"{kind.__name__} field", name, known)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and value > 0
 
 
 def _is_count(value: object) -> bool:
@@ -232,6 +321,21 @@ _ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "focal_alpha": (lambda a: a <= 1, "at most 1; negative for no weighting"),
     "focal_gamma": (lambda g: g >= 0, "a number not below 0"),
     "box_loss_smooth": (lambda s: s >= 0, "a number not below 0"),
+    **dict.fromkeys(["anchor_size", "smooth_l1_beta"], (_is_positive, "a positive number")),
+    "anchor_scales": (
+        lambda s: isinstance(s, tuple) and s and all(map(_is_positive, s)),
+        "at least one positive number",
+    ),
+    "anchor_shapes": (
+        lambda s: (
+            isinstance(s, tuple)
+            and s
+            and all(isinstance(x, tuple) and len(x) == 2 and all(map(_is_positive, x)) for x in s)
+        ),
+        "at least one pair of positive numbers, width and height",
+    ),
+    "match_threshold": (lambda p: 0 < p <= 1, "a number above 0, at most 1"),
+    "background_threshold": (lambda p: 0 <= p <= 1, "a number from 0 to 1"),
     "image_mean": (lambda m: isinstance(m, tuple) and len(m) == 3, "three numbers, one per channel"),
     "image_std": (
         lambda s: isinstance(s, tuple) and len(s) == 3 and min(s) > 0,
@@ -242,6 +346,7 @@ _ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a positive integer, several of them, or None",
     ),
     "max_size": (lambda n: n is None or _is_count(n), "a positive integer or None"),
+    "dcn_stages": (lambda s: isinstance(s, tuple) and set(s) <= {2, 3, 4, 5}, "some of 2, 3, 4, 5"),
     "min_level": (lambda n: n in (2, 3), "2 or 3"),
     "max_level": (lambda n: n in (5, 6, 7), "5, 6 or 7"),
 }
@@ -249,8 +354,7 @@ _ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _check(config: DetectorConfig) -> None:
-    if config.backbone not in BACKBONES:
-        raise unknown_name("backbone", config.backbone, BACKBONES)
+    check_backbone(config.backbone)
     kinds = get_type_hints(type(config))
     for name, kind in kinds.items():
         value = getattr(config, name)
@@ -260,6 +364,10 @@ def _check(config: DetectorConfig) -> None:
             raise TypeError(f"{name}={value!r}; expected True or False")
         if kind is float and not isinstance(value, (int, float)):
             raise TypeError(f"{name}={value!r}; expected a number")
+    if config.dcn != "none" and "dcn" not in backbone_options(config.backbone):
+        raise ValueError(
+            f"dcn={config.dcn!r}: {config.backbone} has no deformable convolutions; take a ResNet"
+        )
     for name, (accepts, expected) in _ACCEPTED.items():
         if name in kinds and not accepts(getattr(config, name)):
             raise ValueError(f"{name}={getattr(config, name)!r}; expected {expected}")

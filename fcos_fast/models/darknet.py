@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fcos_fast.models.backbone import Backbone
+from fcos_fast.models.backbone import Backbone, register_backbone
 from fcos_fast.models.norm import NORMS, conv_norm
 
 SLOPE = 0.1
@@ -34,6 +34,7 @@ def _layer(channels: int, num_convs: int, norm: str) -> nn.Sequential:
     return nn.Sequential(*modules)
 
 
+@register_backbone("darknet19")
 class DarkNet19(Backbone):
     """The 18 convolutions of DarkNet19 below its classifier.
 
@@ -44,7 +45,7 @@ class DarkNet19(Backbone):
         norm: ``"batch"``, ``"frozen"`` or ``"group"``.
     """
 
-    out_channels = (256, 512, 1024)
+    out_channels = (128, 256, 512, 1024)
 
     def __init__(self, norm: str = "batch") -> None:
         super().__init__()
@@ -62,7 +63,8 @@ class DarkNet19(Backbone):
         return [[self.stem], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Images (B, 3, H, W) to [C3, C4, C5]."""
-        c3 = self.layer2(self.layer1(self.stem(x)))
+        """Images (B, 3, H, W) to [C2, C3, C4, C5]."""
+        c2 = self.layer1(self.stem(x))
+        c3 = self.layer2(c2)
         c4 = self.layer3(c3)
-        return [c3, c4, self.layer4(c4)]
+        return [c2, c3, c4, self.layer4(c4)]

@@ -5,18 +5,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from fcos_fast.assignment import GroundTruth
-from fcos_fast.models.backbones import build_backbone
+from fcos_fast.models.backbones import backbone_options, build_backbone
 from fcos_fast.models.checks import check_images, check_packed, check_targets
 from fcos_fast.models.config import DetectorConfig
 from fcos_fast.models.folding import conv_norm_pairs, fold_batch_norms
-from fcos_fast.models.fpn import BackboneWithFPN
+from fcos_fast.models.fpn import FPN, BackboneWithFPN
 from fcos_fast.models.norm import GroupNormReLU
 from fcos_fast.models.transform import ImageBatch, Size, Transform, image_size, scale_boxes
 from fcos_fast.models.winograd import use_winograd
@@ -43,24 +44,26 @@ class Detector(nn.Module):
 
     A subclass adds the ``head``, from [P_min, ..., P_max] to a tuple of lists, one tensor (B, channels, H, W) per
     level, and says in :meth:`assign`, :meth:`losses` and :meth:`postprocess` what these mean.
+
+    Attributes:
+        LOSSES: names of the losses, in the order in which they are reported.
     """
 
     head: nn.Module
+    LOSSES: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
-        options: dict[str, Any] = {"norm": config.norm}
-        if config.backbone.startswith("resnet"):
-            options["stride_in_1x1"] = config.stride_in_1x1
         self.transform = Transform(config)
-        self.backbone = BackboneWithFPN(
-            build_backbone(config.backbone, config.trainable_stages, **options),
-            config.fpn_channels,
-            config.p6_from,
-        )
+        self.backbone = _build_pyramid(config)
         self.inference_dtype: torch.dtype | None = None
         """Of the weights after :meth:`optimize_for_inference`; None where the model can be trained."""
+
+    @property
+    def title(self) -> str:
+        """What this is, in words."""
+        return f"{type(self).__name__} on {self.config.backbone}"
 
     def assign(self, batch: ImageBatch, gt: GroundTruth) -> Any:
         """The targets of a batch; their ``totals``, a tensor, are what processes add up."""
@@ -202,3 +205,19 @@ class Detector(nn.Module):
     def feature_sizes(self, size: Size) -> list[Size]:
         """(height, width) of each level's maps over a padded image, known before the network runs."""
         return [tuple(math.ceil(side / stride) for side in size) for stride in self.config.strides]
+
+
+def _build_pyramid(config: DetectorConfig) -> BackboneWithFPN:
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    options = {name: values[name] for name in values.keys() & backbone_options(config.backbone)}
+    body = build_backbone(config.backbone, config.trainable_stages, **options)
+    fpn = FPN(
+        body.out_channels[config.min_level - 2 :],
+        config.fpn_channels,
+        config.p6_from,
+        config.max_level - 5,
+        config.fpn_norm,
+        config.fpn_relu,
+        config.fpn_upsampling,
+    )
+    return BackboneWithFPN(body, fpn)

@@ -16,7 +16,7 @@ from fcos_fast.models.detector import Detector
 from fcos_fast.models.head import FCOSHead, HeadOutputs
 from fcos_fast.models.names import unknown_name
 from fcos_fast.models.padding import ignore_outside
-from fcos_fast.models.presets import PRESETS
+from fcos_fast.models.presets import FCOS_PRESETS
 from fcos_fast.models.transform import ImageBatch, Size
 
 
@@ -28,6 +28,7 @@ class FCOS(Detector):
     """
 
     config: FCOSConfig
+    LOSSES = ("classification", "bbox_regression", "bbox_ctrness")
 
     def __init__(self, config: FCOSConfig) -> None:
         super().__init__(config)
@@ -139,7 +140,7 @@ def fcos(
     Args:
         backbone: a name of ``fcos_fast.models.BACKBONES``.
         num_classes: number of classes C; labels are 0..C-1. None: the preset's.
-        preset: a name of ``fcos_fast.models.PRESETS``.
+        preset: a name of ``fcos_fast.models.presets.FCOS_PRESETS``.
         **overrides: fields of :class:`FCOSConfig` that shall differ from the preset.
 
     Raises:
@@ -150,9 +151,9 @@ def fcos(
         >>> model = fcos("resnet18", num_classes=3, min_size=240, max_size=320)
         >>> losses = model([torch.rand(3, 240, 320)], [{"boxes": boxes, "labels": labels}])
     """
-    if preset not in PRESETS:
-        raise unknown_name("preset", preset, PRESETS)
+    if preset not in FCOS_PRESETS:
+        raise unknown_name("preset", preset, FCOS_PRESETS)
     check_fields(FCOSConfig, overrides)
     if num_classes is not None:
         overrides["num_classes"] = num_classes
-    return FCOS(replace(PRESETS[preset], backbone=backbone, **overrides))
+    return FCOS(replace(FCOS_PRESETS[preset], backbone=backbone, **overrides))

@@ -27,7 +27,8 @@ class HeadOutputs(NamedTuple):
     centerness: list[Tensor]
 
 
-def _conv(in_channels: int, out_channels: int, bias: float | None = 0.0) -> nn.Conv2d:
+def head_conv(in_channels: int, out_channels: int, bias: float | None = 0.0) -> nn.Conv2d:
+    """A 3x3 convolution of a head with random weights; ``bias`` is the first value, or None for no bias."""
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias is not None)
     nn.init.normal_(conv.weight, std=0.01)
     if bias is not None:
@@ -35,10 +36,15 @@ def _conv(in_channels: int, out_channels: int, bias: float | None = 0.0) -> nn.C
     return conv
 
 
+def prior_bias(prior: float) -> float:
+    """The logit of a class whose probability is ``prior``."""
+    return -math.log((1 - prior) / prior)
+
+
 def _tower(in_channels: int, channels: int, num_convs: int, norm: str, bias: bool) -> nn.Sequential:
     modules: list[nn.Module] = []
     for i in range(num_convs):
-        modules.append(_conv(in_channels if i == 0 else channels, channels, 0.0 if bias else None))
+        modules.append(head_conv(in_channels if i == 0 else channels, channels, 0.0 if bias else None))
         if norm == "group":
             # The identity keeps the place, and so the keys, of torchvision's ReLU.
             modules += [GroupNormReLU(GROUPS, channels), nn.Identity()]
@@ -64,8 +70,8 @@ class ClassificationHead(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = tower
-        self.cls_logits = _conv(channels, num_classes, bias=-math.log((1 - prior) / prior))
-        self.bbox_ctrness = _conv(channels, 1) if centerness else None
+        self.cls_logits = head_conv(channels, num_classes, bias=prior_bias(prior))
+        self.bbox_ctrness = head_conv(channels, 1) if centerness else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """One level (B, channels, H, W) to logits (B, C, H, W) and centerness (B, 1, H, W) or None."""
@@ -87,8 +93,8 @@ class RegressionHead(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = tower
-        self.bbox_reg = _conv(channels, 4)
-        self.bbox_ctrness = _conv(channels, 1) if centerness else None
+        self.bbox_reg = head_conv(channels, 4)
+        self.bbox_ctrness = head_conv(channels, 1) if centerness else None
         self.activation = bounded_exp if activation == "exp" else torch.relu
         self.scale = scale
         self.scales = nn.Parameter(torch.ones(num_levels)) if scale != "none" else None

@@ -163,7 +163,7 @@ LAYOUTS = (
         scale="proposal_generator.fcos_head.scales.{}.scale",
         # what AdelaiDet's own script makes of an official checkpoint
         aliases=((r"(fcos_head)\.centerness\.", r"\1.ctrness."),),
-        ignored=r"num_batches_tracked$|^pixel_(mean|std)$",
+        ignored=r"num_batches_tracked$|^pixel_(mean|std)$|\.level[34]\.project\.",  # DLA's are never used
         container="model",
     ),
     Layout(

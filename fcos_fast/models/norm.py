@@ -85,6 +85,6 @@ def folded(conv: nn.Conv2d, norm: nn.Module, dtype: torch.dtype | None = None) -
 
 def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
     """``norm(conv(x))``; a frozen norm is folded, which leaves no pass over the activations, forward or backward."""
-    if not isinstance(norm, FrozenBatchNorm2d):
+    if not isinstance(norm, FrozenBatchNorm2d) or not isinstance(conv, nn.Conv2d):
         return norm(conv(x))
     return conv._conv_forward(x, *folded(conv, norm))

@@ -1,4 +1,4 @@
-"""The published FCOS detectors as complete configurations.
+"""The published detectors as complete configurations.
 
 A preset says what a detector computes. How its backbone is trained is the user's: every preset starts
 with batch norm and all stages trainable, as random weights need it; with pretrained weights the published
@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fcos_fast.assignment import RULES
-from fcos_fast.models.config import FCOSConfig
+from fcos_fast.models.config import DetectorConfig, FCOSConfig
+from fcos_fast.models.retinanet_presets import RETINANET_PRESETS
 
 _BGR = {"channel_order": "bgr", "pixel_range": 255, "image_std": (1.0, 1.0, 1.0)}
 _CAFFE2_BGR = _BGR | {"image_mean": (102.9801, 115.9465, 122.7717)}
@@ -62,7 +63,7 @@ _MMDETECTION = FCOSConfig(
     **_CAFFE2_BGR,
 )
 
-PRESETS: dict[str, FCOSConfig] = {
+FCOS_PRESETS: dict[str, FCOSConfig] = {
     # tianzhi0549/FCOS with centre sampling, GIoU, normalised regression and centerness on the regression
     # tower. That code also trains on the locations of the padding, as background: ignore_padding=False.
     "official-improved": FCOSConfig(),
@@ -70,8 +71,14 @@ PRESETS: dict[str, FCOSConfig] = {
     "adelaidet": _ADELAIDET,
     # With BOX_QUALITY "iou".
     "adelaidet-iou": replace(_ADELAIDET, quality="iou", centerness_weighted=False, normalizer="positives"),
-    # The real-time models, FCOS_RT: here they still have P6 and P7.
-    "adelaidet-rt": replace(_ADELAIDET, min_size=512, max_size=736),
+    # The real-time models, FCOS_RT. They are trained at sizes from 256 to 608.
+    "adelaidet-rt": replace(
+        _ADELAIDET,
+        rule=replace(RULES["adelaidet"], sizes_of_interest=(64.0, 128.0)),
+        min_size=512,
+        max_size=736,
+        max_level=5,
+    ),
     # facebookresearch/detectron2, configs/common/models/fcos.py. Boxes that clipping leaves empty are dropped there.
     "detectron2": FCOSConfig(
         scale="none",
@@ -122,6 +129,7 @@ PRESETS: dict[str, FCOSConfig] = {
     # boxes are cut to whole pixels.
     "simpleaicv": FCOSConfig(
         stride_in_1x1=False,
+        fpn_upsampling="bilinear",
         head_bias=False,
         scale="exp",
         regression="exp",
@@ -171,4 +179,6 @@ PRESETS: dict[str, FCOSConfig] = {
         **_IMAGENET_RGB,
     ),
 }
+
+PRESETS: dict[str, DetectorConfig] = {**FCOS_PRESETS, **RETINANET_PRESETS}
 """Preset name to configuration."""

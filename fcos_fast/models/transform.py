@@ -78,6 +78,11 @@ def resized(size: Size, min_size: int, max_size: int | None) -> Size:
     return tuple(max(1, math.floor(side * scale)) for side in size)
 
 
+def padded(size: Size, divisor: int) -> Size:
+    """The smallest multiples of ``divisor`` that hold ``size``."""
+    return tuple(math.ceil(side / divisor) * divisor for side in size)
+
+
 def scale_boxes(boxes: Tensor, from_size: Size, to_size: Size) -> Tensor:
     """xyxy boxes (N, 4) of an image of ``from_size`` for the same image at ``to_size``."""
     if from_size == to_size:
@@ -159,10 +164,7 @@ class Transform(nn.Module):
 
     def padded_size(self, sizes: Sequence[Size]) -> Size:
         """The smallest multiples of the size divisor that hold all ``sizes``."""
-        return tuple(
-            math.ceil(max(sides) / self.size_divisor) * self.size_divisor
-            for sides in zip(*sizes, strict=True)
-        )
+        return padded(tuple(map(max, zip(*sizes, strict=True))), self.size_divisor)
 
     def batch(self, images: Sequence[Tensor]) -> ImageBatch:
         """Pad transformed images to one size."""
@@ -170,10 +172,10 @@ class Transform(nn.Module):
         height, width = self.padded_size(sizes)
         if all(size == (height, width) for size in sizes):
             return ImageBatch(torch.stack(list(images)), sizes)
-        padded = images[0].new_zeros((len(images), 3, height, width))
-        for row, image, (h, w) in zip(padded, images, sizes, strict=True):
+        tensor = images[0].new_zeros((len(images), 3, height, width))
+        for row, image, (h, w) in zip(tensor, images, sizes, strict=True):
             row[:, :h, :w] = image
-        return ImageBatch(padded, sizes)
+        return ImageBatch(tensor, sizes)
 
     def groups(self, images: Sequence[Tensor]) -> list[list[int]]:
         """Which of the transformed images are evaluated together: lists of their indices."""

@@ -15,7 +15,7 @@ MISTAKES = {
     "verb": (["trian"], "there is no verb 'trian'; did you mean 'train'?"),
     "far verb": (
         ["xyzzy"],
-        "there is no verb 'xyzzy'; there are train, evaluate, detect, convert, benchmark, demo, info",
+        "there is no verb 'xyzzy'; there are train, evaluate, detect, convert, data, benchmark, demo, info",
     ),
     "option": (["train", "--data.rot", "x"], "there is no option --data.rot; did you mean '--data.root'?"),
     "option=": (["train", "--train.epoch=3"], "no option --train.epoch; did you mean '--train.epochs'?"),

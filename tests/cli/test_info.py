@@ -12,6 +12,11 @@ def test_a_preset_is_printed_with_its_cost(capsys):
     assert printed.splitlines()[-1].split() == ["all", "32.270", "128.207", "100.0%"]
 
 
+def test_retinanets_cost_is_the_one_that_torchvision_publishes(capsys):
+    assert main(["info", "--model", "torchvision-retinanet", "--size", "[800, 800]"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["all", "34.015", "151.540", "100.0%"]
+
+
 def test_a_checkpoint_is_printed_with_its_cost(checkpoint, capsys):
     assert main(["info", "--model", str(checkpoint)]) == 0
     assert "backbone.fpn.extra_blocks" in capsys.readouterr().out

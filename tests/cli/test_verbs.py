@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+import re
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from PIL import Image
 from fcos_fast.cli.main import main
 from fcos_fast.cli.train import RECIPES, parse_train_options
 from fcos_fast.engine.run_folder import read_metrics
-from fcos_fast.models import PRESETS, fcos
+from fcos_fast.models import PRESETS
 
 SMALL = ["--model.backbone", "resnet18", "--model.fpn_channels", "32", "--model.head_channels", "64"]
 SMALL += ["--model.head_convs", "1", "--model.min_size", "null"]
@@ -43,6 +45,42 @@ def test_train_evaluate_detect(tmp_path, pictures, capsys):
     assert main(["detect", "--checkpoint", "runs/train/best.pt", str(pictures / "JPEGImages")]) == 0
     assert len(json.loads((tmp_path / "runs" / "detect" / "detections.json").read_text())) == 12
     assert main(["train", "--resume", "runs/train"]) == 0  # a finished run: evaluated again
+
+
+def test_train_evaluate_detect_retinanet(tmp_path, pictures, capsys):
+    """Its preset named in a YAML file; and what the run leaves trains, resumes and initialises another."""
+    Path("my.yaml").write_text("preset: retinanet\nmodel:\n  anchor_size: 2.0\n")
+    run = ["train", "--config", "my.yaml", "--data.root", str(pictures), "--train.epochs", "1", *SMALL]
+    assert main([*run, "--train.batch_size", "5", "--train.precision", "float32"]) == 0
+    output = capsys.readouterr().out
+    assert "RetinaNet on resnet18; cpu" in output
+    assert re.search(r"epoch 1/1  loss [\d.]+ \(classification [\d.]+, bbox_regression [\d.]+\)", output)
+    (row,) = read_metrics(tmp_path / "runs" / "train" / "metrics.csv")
+    assert row["loss"] == pytest.approx(row["loss_classification"] + row["loss_bbox_regression"], rel=1e-4)
+    assert "RetinaNet on" in (tmp_path / "runs" / "train" / "report.html").read_text()
+    assert parse_train_options(["--config", "runs/train/config.yaml"]).model.anchor_size == 2.0
+
+    assert main(["evaluate", "--checkpoint", "runs/train/best.pt", "--precision", "float32"]) == 0
+    result = json.loads((tmp_path / "runs" / "evaluate" / "metrics.json").read_text())
+    assert result["ap"] == pytest.approx(row["ap"], abs=1e-6)
+    assert main(["detect", "--checkpoint", "runs/train/best.pt", str(pictures / "JPEGImages")]) == 0
+    assert len(json.loads((tmp_path / "runs" / "detect" / "detections.json").read_text())) == 12
+    assert main(["train", "--resume", "runs/train"]) == 0
+
+
+def test_options_are_those_of_the_presets_detector(capsys):
+    assert main(["train", "--model.anchor_size", "3"]) == 2
+    assert "there is no option --model.anchor_size" in capsys.readouterr().err
+    assert main(["train", "--preset", "retinanet", "--model.rule.radius", "3"]) == 2
+    assert "there is no option --model.rule.radius" in capsys.readouterr().err
+    options = parse_train_options(["--preset=retinanet-tutorial", "--model.num_classes", "3"])
+    assert options.config().model == replace(PRESETS["retinanet-tutorial"], num_classes=3)
+    with pytest.raises(SystemExit):
+        main(["train", "--preset", "torchvision-retinanet", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--model.anchor_size" in text
+    assert "default: torchvision)" in text  # of the anchors' rule
+    assert "--model.rule" not in text
 
 
 def test_detect_names_unreadable_files_and_goes_on(tmp_path, pictures, checkpoint, capsys):
@@ -118,8 +156,8 @@ def test_benchmark_of_a_checkpoint(tmp_path, pictures, checkpoint, capsys):
 
 def test_benchmark_of_random_weights(capsys, monkeypatch):
     """Generated pictures of two sizes; the detector finds something on them, but not everything."""
-    small = partial(fcos, fpn_channels=32, head_channels=64, head_convs=1, min_size=None)
-    monkeypatch.setattr("fcos_fast.cli.benchmark.fcos", small)
+    small = {"fpn_channels": 32, "head_channels": 64, "head_convs": 1, "min_size": None}
+    monkeypatch.setitem(PRESETS, "official-improved", replace(PRESETS["official-improved"], **small))
     run = [
         "benchmark",
         "--backbone",

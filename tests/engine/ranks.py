@@ -19,8 +19,8 @@ import torch.distributed as dist
 from fcos_fast.cli.main import main
 from fcos_fast.engine import distributed, evaluate, train
 from fcos_fast.engine.config import Config
-from fcos_fast.engine.step import LOSSES
-from fcos_fast.models import FCOS, fcos
+from fcos_fast.models import FCOS, Detector, fcos, retinanet
+from fcos_fast.models.presets import RETINANET_PRESETS
 
 SERVER = multiprocessing.get_context(
     "forkserver"
@@ -179,8 +179,10 @@ def losses_and_gradients(cases: list[tuple[dict, list, list]], result: Path) -> 
             torch.save(found, result)
 
 
-def _backward(model: FCOS, called: torch.nn.Module, images: list, targets: list) -> dict[str, torch.Tensor]:
-    losses = torch.stack([called(images, targets)[name] for name in LOSSES])
+def _backward(
+    model: Detector, called: torch.nn.Module, images: list, targets: list
+) -> dict[str, torch.Tensor]:
+    losses = torch.stack([called(images, targets)[name] for name in model.LOSSES])
     losses.sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     return {"losses": distributed.mean(losses.detach()), **gradients}
@@ -192,14 +194,15 @@ def one_process(overrides: dict, images: list, targets: list) -> dict[str, torch
     return _backward(model, model, images, targets)
 
 
-def small_model(**overrides: Any) -> FCOS:
+def small_model(**overrides: Any) -> Detector:
     """A narrow detector, always with the same weights."""
     torch.manual_seed(0)
     settings = {"num_classes": 3, "fpn_channels": 32, "head_channels": 32, "head_convs": 1, "min_size": None}
-    return fcos("resnet18", **(settings | overrides)).train()
+    build = retinanet if overrides.get("preset") in RETINANET_PRESETS else fcos
+    return build("resnet18", **(settings | overrides)).train()
 
 
-def evaluated(model: FCOS, dataset: Any, result: Path) -> None:
+def evaluated(model: Detector, dataset: Any, result: Path) -> None:
     """Detections and average precision."""
     with distributed.processes():
         found = evaluate.evaluate(model, dataset, batch_size=2)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from fcos_fast.engine.benchmark import STAGES, benchmark, make_talkative, time_stages
-from fcos_fast.models import FCOS, fcos
+from fcos_fast.models import FCOS, PRESETS, build_detector
 from tests.engine.conftest import TINY_MODEL
 
 
@@ -92,11 +93,15 @@ def test_plain_runs_under_autocast(model, files):
     [
         {"preset": "official-improved"},
         {"preset": "torchvision"},
+        {"preset": "retinanet"},
         {"regression": "exp", "regression_unit": "pixel", "centerness_on": "classification"},
     ],
 )
 def test_random_weights_give_nms_a_trained_models_work(overrides):
-    model = fcos("resnet18", 20, fpn_channels=32, head_channels=64, head_convs=1, min_size=None, **overrides)
+    small = {"num_classes": 20, "fpn_channels": 32, "head_channels": 64, "head_convs": 1, "min_size": None}
+    preset = PRESETS[overrides.get("preset", "official-improved")]
+    changed = {name: value for name, value in overrides.items() if name != "preset"}
+    model = build_detector(replace(preset, backbone="resnet18", **small, **changed))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     image = torch.randint(256, (3, 128, 160), dtype=torch.uint8)
     assert len(model.eval()([image])[0]["scores"]) in (0, 100)  # nothing, or everything everywhere
@@ -104,10 +109,10 @@ def test_random_weights_give_nms_a_trained_models_work(overrides):
     batch = talkative.transform.batch([talkative.transform(image)])
     outputs = talkative.network(batch.tensor)
     passing = 0
-    for logits, centerness in zip(outputs.cls_logits, outputs.centerness, strict=True):
+    for level, logits in enumerate(outputs.cls_logits):
         score = logits.sigmoid()
-        if model.config.threshold_on == "score":
-            score = (score * centerness.sigmoid()).sqrt()
+        if isinstance(model, FCOS) and model.config.threshold_on == "score":
+            score = (score * outputs.centerness[level].sigmoid()).sqrt()
         passing += int((score > model.config.score_threshold).sum())
     assert 200 <= passing <= 400
     (found,) = talkative([image])

@@ -15,7 +15,7 @@ from fcos_fast.engine.checkpoint import (
     model_from_checkpoint,
     save_checkpoint,
 )
-from fcos_fast.models import FCOS, FCOSConfig
+from fcos_fast.models import FCOS, FCOSConfig, RetinaNet, RetinaNetConfig
 
 CATEGORIES = Categories(("cat", "dog"), ids=(18, 17))
 CONFIG = FCOSConfig(
@@ -43,6 +43,34 @@ def test_round_trip(model, path):
     assert not again.training
     for x, y in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(x, y)
+
+
+def test_retinanet(path, tmp_path):
+    """Round trip, new classes, and weights of the other detector."""
+    config = RetinaNetConfig(
+        backbone="resnet18", num_classes=2, fpn_channels=32, head_channels=64, head_convs=1
+    )
+    model = RetinaNet(config)
+    with pytest.raises(ValueError, match="another architecture: .*detector fcos there, retinanet here"):
+        load_weights(model, path, CATEGORIES)
+    save_checkpoint(tmp_path / "a.pt", {**describe_model(model, CATEGORIES), "model": model.state_dict()})
+    again, _ = model_from_checkpoint(load_checkpoint(tmp_path / "a.pt"))
+    assert type(again) is RetinaNet
+    assert again.config == config
+    assert all(torch.equal(x, again.state_dict()[name]) for name, x in model.state_dict().items())
+    three = RetinaNet(replace(config, num_classes=3))
+    own = three.head.classification_head.cls_logits.bias.clone()
+    load_weights(three, tmp_path / "a.pt", Categories(("cat", "dog", "horse")), new_classes=True)
+    assert torch.equal(three.head.classification_head.cls_logits.bias, own)
+    assert torch.equal(three.backbone.body.conv1.weight, model.backbone.body.conv1.weight)
+
+
+def test_a_checkpoint_from_before_there_were_other_detectors(model, tmp_path):
+    about = describe_model(model, CATEGORIES)
+    del about["model_config"]["detector"]
+    save_checkpoint(tmp_path / "old.pt", {**about, "model": model.state_dict()})
+    again, _ = model_from_checkpoint(load_checkpoint(tmp_path / "old.pt"))
+    assert again.config == model.config
 
 
 def test_averaged_weights_are_preferred(model, tmp_path):

@@ -13,7 +13,7 @@ from fcos_fast.data import AugmentConfig
 from fcos_fast.engine.config import Config, TrainConfig, from_plain, save_config, to_plain
 from fcos_fast.engine.optimizer import OptimizerConfig
 from fcos_fast.engine.schedule import ScheduleConfig
-from fcos_fast.models import PRESETS
+from fcos_fast.models import PRESETS, RetinaNetConfig
 
 CHANGED = Config(
     model=replace(PRESETS["torchvision"], min_size=(480, 512), rule=RULES["torchvision"]),
@@ -24,7 +24,10 @@ CHANGED = Config(
 )
 
 
-@pytest.mark.parametrize("config", [Config(), CHANGED])
+RETINANET = Config(model=RetinaNetConfig(anchor_shapes=((1.0, 1.0), (2.0, 0.5)), min_size=(480, 512)))
+
+
+@pytest.mark.parametrize("config", [Config(), CHANGED, RETINANET])
 def test_round_trip_through_json_and_yaml(config, tmp_path):
     plain = to_plain(config)
     assert from_plain(Config, plain) == config

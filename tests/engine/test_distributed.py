@@ -119,6 +119,11 @@ BATCHES = {
     "no box on one": ({"norm": "group"}, *pictures_of([], [BOX])),
     "no box at all": ({"norm": "group"}, *pictures_of([], [])),
     "one positive location": ({"norm": "group", "centerness_weighted": False}, *pictures_of([], [TINY])),
+    "retinanet": ({"norm": "group", "preset": "retinanet"}, *pictures_of([], [OTHER, BOX, TINY])),
+    "retinanet, image by image": (
+        {"norm": "group", "preset": "torchvision-retinanet"},
+        *pictures_of([BOX, TINY], [OTHER], [], [BOX]),
+    ),
     "two images each": ({"norm": "group"}, *pictures_of([BOX], [OTHER], [], [TINY, BOX])),
 }
 

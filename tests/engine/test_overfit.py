@@ -10,27 +10,27 @@ from fcos_fast.engine.config import Config, TrainConfig
 from fcos_fast.engine.optimizer import OptimizerConfig
 from fcos_fast.engine.schedule import ScheduleConfig
 from fcos_fast.engine.train import train
-from fcos_fast.models import FCOSConfig
+from fcos_fast.models import FCOSConfig, RetinaNetConfig
+
+SMALL = {"backbone": "resnet18", "fpn_channels": 64, "head_channels": 64, "head_convs": 2}
+MODELS = {
+    "fcos": FCOSConfig(**SMALL, box_loss_smooth=0.0, centerness_weighted=False, min_size=240, max_size=320),
+    "retinanet": RetinaNetConfig(
+        **SMALL, anchor_size=2.0, min_size=240, max_size=320
+    ),  # platelets: 20 pixels
+}
 
 
 @pytest.mark.slow
-def test_eight_photographs_are_overfitted(bccd, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", MODELS)
+def test_eight_photographs_are_overfitted(bccd, tmp_path, monkeypatch, name):
     whole = load_voc(bccd, "trainval")
     eight = DetectionDataset(whole.records[:8], whole.categories)
     often = DetectionDataset(eight.records * 10, whole.categories)  # fewer epochs, fewer checkpoints
     monkeypatch.setattr(train_module, "load_splits", lambda config: (often, eight))
     outcome = train(
         Config(
-            model=FCOSConfig(
-                backbone="resnet18",
-                fpn_channels=64,
-                head_channels=64,
-                head_convs=2,
-                box_loss_smooth=0.0,
-                centerness_weighted=False,
-                min_size=240,
-                max_size=320,
-            ),
+            model=MODELS[name],
             augment=AugmentConfig(horizontal_flip=0, brightness=0, contrast=0, saturation=0),
             optimizer=OptimizerConfig(lr=1e-3),
             schedule=ScheduleConfig(kind="onecycle"),

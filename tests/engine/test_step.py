@@ -20,12 +20,27 @@ from fcos_fast.engine.optimizer import OptimizerConfig, build_optimizer, set_lea
 from fcos_fast.engine.prefetch import prefetch
 from fcos_fast.engine.step import TrainStep
 from fcos_fast.engine.train import NonFiniteLossError, _check_finite, train
-from fcos_fast.models import FCOS, BatchPacker, FCOSConfig, ImageBatch
+from fcos_fast.models import (
+    FCOS,
+    BatchPacker,
+    DetectorConfig,
+    FCOSConfig,
+    ImageBatch,
+    RetinaNetConfig,
+    build_detector,
+)
 
 MODEL = FCOSConfig(
     backbone="resnet18",
     num_classes=3,
     fpn_channels=32,
+    head_channels=64,
+    head_convs=1,
+    min_size=None,
+    max_size=None,
+)
+RETINANET = RetinaNetConfig(
+    **{name: getattr(MODEL, name) for name in ("backbone", "num_classes", "fpn_channels")},
     head_channels=64,
     head_convs=1,
     min_size=None,
@@ -53,9 +68,9 @@ def packed(seed: int, **sizes):
     return BatchPacker(MODEL).collate(list(zip(*samples(seed, **sizes), strict=True)))
 
 
-def build(name: str, device: str = "cpu", **options) -> TrainStep:
+def build(name: str, device: str = "cpu", config: DetectorConfig = MODEL, **options) -> TrainStep:
     torch.manual_seed(0)
-    model = FCOS(MODEL).to(device).train()
+    model = build_detector(config).to(device).train()
     optimizer = build_optimizer(model, OPTIMIZERS[name])
     return TrainStep(model, optimizer, ExponentialMovingAverage(model, 0.5), **({"clip_norm": 1.0} | options))
 
@@ -100,7 +115,7 @@ def test_equals_plain_torch(name):
         for group in plain.param_groups:
             group["lr"] = config.lr / t
         found = model(*samples(t))
-        losses.append([found[key].item() for key in step_module.LOSSES])
+        losses.append([found[key].item() for key in FCOS.LOSSES])
         plain.zero_grad()
         sum(found.values()).backward()
         gradients = [p.grad for p in model.parameters()]
@@ -155,11 +170,15 @@ def infinite_gradient(step: TrainStep):
     hook.remove()
 
 
-@each_optimizer
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("sgd", MODEL), ("adamw", MODEL), ("sgd", RETINANET)],
+    ids=["sgd", "adamw", "retinanet"],
+)
 @pytest.mark.parametrize("what", ["pixel", "loss", "gradient"])
 @pytest.mark.parametrize("before", [0, 2], ids=["first_step", "later"])
-def test_a_step_that_is_not_finite_leaves_everything_as_it_was(name, what, before):
-    step, undisturbed = build(name), build(name)
+def test_a_step_that_is_not_finite_leaves_everything_as_it_was(name, config, what, before):
+    step, undisturbed = build(name, config=config), build(name, config=config)
     for t in range(before):
         step(*packed(t))
         undisturbed(*packed(t))
@@ -186,7 +205,7 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was(name, what, befor
 def test_the_message_names_the_step_and_what_it_was(tiny):
     tally = step_module.Tally(sums=(1.0, 1.0, 1.0), skipped=2, finite=4)
     with pytest.raises(NonFiniteLossError, match=r"epoch 2/9, step 5: the gradient is not finite .*lower"):
-        _check_finite(dict.fromkeys(step_module.LOSSES, 0.5), tally, "epoch 2/9", tiny)
+        _check_finite(dict.fromkeys(FCOS.LOSSES, 0.5), tally, "epoch 2/9", tiny)
 
 
 class NeverWaits(TorchDispatchMode):
@@ -237,15 +256,24 @@ def test_reading_is_noticed(read):
 
 
 @each_optimizer
-@pytest.mark.parametrize("norm", ["batch", "frozen"])
-def test_never_looks_at_a_value_of_the_device(name, norm, monkeypatch):
+@pytest.mark.parametrize(
+    "config",
+    [
+        MODEL,
+        replace(MODEL, norm="frozen"),
+        RETINANET,
+        replace(RETINANET, normalization="image", box_loss="l1"),
+    ],
+    ids=["batch norm", "frozen norm", "retinanet", "retinanet, image by image"],
+)
+def test_never_looks_at_a_value_of_the_device(name, config, monkeypatch):
     monkeypatch.setattr(step_module, "autocast", lambda *_: contextlib.nullcontext())  # not for meta
     for module in ("sgd", "adam"):
         monkeypatch.setattr(
             sys.modules[f"torch.optim.{module}"], "_device_dtype_check_for_fused", lambda *_, **__: None
         )
     with torch.device("meta"):
-        model = FCOS(replace(MODEL, norm=norm)).train()
+        model = build_detector(config).train()
     optimizer = build_optimizer(model, OPTIMIZERS[name])
     step = TrainStep(model, optimizer, ExponentialMovingAverage(model, 0.5), clip_norm=1.0)
     images, targets = packed(0)

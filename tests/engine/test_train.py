@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from fcos_fast.cli.options import parse_options
+from fcos_fast.cli.train import parse_train_options
 from fcos_fast.engine import train as train_module
 from fcos_fast.engine.checkpoint import load_checkpoint
 from fcos_fast.engine.config import Config, save_config
 from fcos_fast.engine.run_folder import read_metrics
 from fcos_fast.engine.train import NonFiniteLossError, TrainingInterrupted, resume, train
+from fcos_fast.models import RetinaNetConfig
 from fcos_fast.models.winograd import WinogradConv2d
 
 TIMING = ("seconds", "images_per_second")
@@ -103,7 +104,7 @@ def test_saved_config_trains_the_same_again(whole_run, tmp_path):
     """config.yaml, read as the command line reads it, gives a bit-identical run."""
     config, outcome = whole_run
     yaml = str(outcome.folder / "config.yaml")
-    again = parse_options(Config, "train", ["--config", yaml, "--train.runs", str(tmp_path)])
+    again = parse_train_options(["--config", yaml, "--train.runs", str(tmp_path)]).config()
     assert replace(again, train=config.train) == outcome.config
     assert_same_run(train(again).folder, outcome.folder)
 
@@ -121,6 +122,22 @@ def test_interrupted_and_resumed_is_bit_identical(whole_run, tmp_path, monkeypat
     assert load_checkpoint(folder / "last.pt")["epoch"] == (step - 1) // 4
     torch.rand(3)  # the resumed process is at another random state
     assert_same_run(resume(folder).folder, outcome.folder)
+
+
+def test_a_retinanet_interrupted_and_resumed_is_bit_identical(tiny, tmp_path, monkeypatch):
+    small = {
+        name: getattr(tiny.model, name)
+        for name in ("backbone", "fpn_channels", "head_channels", "head_convs")
+    }
+    config = replace(tiny, model=RetinaNetConfig(**small, min_size=None, max_size=None))
+    whole = train(config)
+    rows = read_metrics(whole.folder / "metrics.csv")
+    assert rows[1]["loss"] < rows[0]["loss"]
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 6)
+        with pytest.raises(TrainingInterrupted) as interruption:
+            train(config)
+    assert_same_run(resume(interruption.value.folder).folder, whole.folder)
 
 
 def test_resuming_a_finished_run_evaluates_it_again(whole_run):

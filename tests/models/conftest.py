@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fcos_fast.models import FCOS, fcos
+from fcos_fast.models import Detector, fcos, retinanet
+from fcos_fast.models.presets import RETINANET_PRESETS
 
 
 @pytest.fixture(autouse=True)
@@ -13,9 +14,9 @@ def seed() -> None:
 
 @pytest.fixture
 def small_model():
-    """Build a narrow FCOS that runs in milliseconds on pictures of about 100 pixels."""
+    """Build a narrow FCOS, or RetinaNet where a preset is one, that takes milliseconds for about 100 pixels."""
 
-    def build(**overrides) -> FCOS:
+    def build(**overrides) -> Detector:
         settings = {
             "num_classes": 3,
             "fpn_channels": 32,
@@ -23,7 +24,8 @@ def small_model():
             "head_convs": 1,
             "min_size": None,
         }
-        return fcos(**(settings | overrides))
+        build_model = retinanet if overrides.get("preset") in RETINANET_PRESETS else fcos
+        return build_model(**(settings | overrides))
 
     return build
 

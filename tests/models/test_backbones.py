@@ -1,16 +1,29 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
-from fcos_fast.models import BACKBONES, build_backbone
+from fcos_fast.models import BACKBONES, build_backbone, fcos, register_backbone
+from fcos_fast.models.backbone import Backbone
 from fcos_fast.models.norm import FrozenBatchNorm2d, conv_norm
 
 RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+RESNEXTS = ["resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"]
 
 
-@pytest.mark.parametrize("name", RESNETS)
+def randomize_norms(model):
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+
+
+@pytest.mark.parametrize("name", RESNETS + RESNEXTS)
 def test_resnet_has_torchvisions_state_dict(name, torchvision):
     with torch.device("meta"):
         theirs = torchvision.models.get_model(name).state_dict()
@@ -19,24 +32,62 @@ def test_resnet_has_torchvisions_state_dict(name, torchvision):
     assert {key: value.shape for key, value in ours.items()} == wanted
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 def test_resnet_computes_what_torchvision_does(name, norm, torchvision):
     theirs = torchvision.models.get_model(name).eval()
-    for module in theirs.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    randomize_norms(theirs)
     ours = build_backbone(name, norm=norm).eval()
     ours.load_state_dict(theirs.state_dict())  # the classifier is left out, the rest is strict
     x = torch.randn(2, 3, 65, 96)
     features = torchvision.models._utils.IntermediateLayerGetter(
-        theirs, {"layer2": "c3", "layer3": "c4", "layer4": "c5"}
+        theirs, {"layer1": "c2", "layer2": "c3", "layer3": "c4", "layer4": "c5"}
     )
     for c, expected in zip(ours(x), features(x).values(), strict=True):
         torch.testing.assert_close(c, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_mobilenet_computes_what_torchvision_does(norm, torchvision):
+    theirs = torchvision.models.mobilenet_v2(weights=None).eval()
+    randomize_norms(theirs)
+    ours = build_backbone("mobilenet_v2", norm=norm).eval()
+    ours.load_state_dict(theirs.state_dict())  # the last convolution and the classifier are left out
+    x, maps = torch.randn(2, 3, 65, 96), []
+    y = x
+    for i, layer in enumerate(theirs.features[:18]):
+        y = layer(y)
+        if i in (3, 6, 13, 17):
+            maps.append(y)
+    for c, expected in zip(ours(x), maps, strict=True):
+        torch.testing.assert_close(c, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_dla_computes_what_timm_does(norm):
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    theirs = timm.create_model("dla34", pretrained=False, features_only=True).eval()
+    randomize_norms(theirs)
+    ours = build_backbone("dla34", norm=norm).eval()
+    ours.load_state_dict(theirs.state_dict())  # timm kept the authors' names
+    x = torch.randn(2, 3, 64, 96)
+    for c, expected in zip(ours(x), theirs(x)[1:], strict=True):
+        torch.testing.assert_close(c, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_dla_loads_the_authors_weights():
+    """They have a classifier, and in trees of trees a projection that their code never uses."""
+    backbone = build_backbone("dla34")
+    state = backbone.state_dict()
+    extra = {"level3.project.0.weight": torch.zeros(128, 64, 1, 1), "fc.weight": torch.zeros(1000, 512, 1, 1)}
+    backbone.load_state_dict({**state, **extra})
+    assert sum(p.numel() for p in backbone.parameters()) == 15_229_104
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "dla34"])
+def test_channels_that_do_not_divide_into_groups_are_refused(name):
+    with pytest.raises(ValueError, match="do not divide into 32 groups; take norm batch or frozen"):
+        build_backbone(name, norm="group")
 
 
 def test_stride_in_1x1_moves_the_stride():
@@ -51,7 +102,7 @@ def test_strides_and_channels(name, size):
     with torch.device("meta"):
         backbone = build_backbone(name)
         maps = backbone(torch.empty(1, 3, *size))
-    for c, stride, channels in zip(maps, (8, 16, 32), backbone.out_channels, strict=True):
+    for c, stride, channels in zip(maps, (4, 8, 16, 32), backbone.out_channels, strict=True):
         assert c.shape == (1, channels, -(-size[0] // stride), -(-size[1] // stride))
 
 
@@ -63,7 +114,7 @@ def test_darknet19_is_the_papers():
         *[(512, 3), (256, 1), (512, 3), (256, 1), (512, 3)],
         *[(1024, 3), (512, 1), (1024, 3), (512, 1), (1024, 3)],
     ]
-    assert backbone.out_channels == (256, 512, 1024)
+    assert backbone.out_channels == (128, 256, 512, 1024)
     x = torch.randn(1, 3, 8, 8)
     first = backbone.stem[0].eval()
     expected = nn.functional.conv2d(x, first.conv.weight, padding=1) / (1 + 1e-5) ** 0.5
@@ -81,20 +132,23 @@ def test_freezing_is_torchvisions(trainable, torchvision):
     assert {name: parameter.requires_grad for name, parameter in ours.named_parameters()} == wanted
 
 
-@pytest.mark.parametrize("name", ["resnet18", "darknet19"])
+@pytest.mark.parametrize("name", ["resnet18", "darknet19", "mobilenet_v2", "dla34"])
 def test_frozen_stages_keep_their_statistics(name):
     backbone = build_backbone(name, trainable_stages=3).train()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     backbone(torch.randn(2, 3, 64, 64))
-    changed = {
-        key.split(".")[0] for key, value in backbone.state_dict().items() if not value.equal(before[key])
-    }
-    assert changed == {"layer2", "layer3", "layer4"}
+    changed = {key for key, value in backbone.state_dict().items() if not value.equal(before[key])}
+    modules = {id(module): name for name, module in backbone.named_modules()}
+    frozen = tuple(f"{modules[id(m)]}." for stage in backbone.stages()[:2] for m in stage)
+    norms = {key for key in before if key.endswith(("running_mean", "running_var", "num_batches_tracked"))}
+    assert changed == {key for key in norms if not key.startswith(frozen)}
 
 
 @pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "darknet19"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "darknet19", "mobilenet_v2"])
 def test_gradients_reach_every_parameter(name, norm):
+    if (name, norm) == ("mobilenet_v2", "group"):
+        pytest.skip("mobilenet_v2 has no group norm")
     backbone = build_backbone(name, norm=norm)
     # The network of a classifier at random weights, without a trained norm, grows by orders of magnitude.
     sum(c.abs().mean().log() for c in backbone(torch.randn(2, 3, 64, 64))).backward()
@@ -142,10 +196,86 @@ def test_folded_convolution_equals_convolution_and_norm():
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "darknet19"])
+@pytest.mark.parametrize("name", ["resnet18", "darknet19", "mobilenet_v2", "dla34"])
 def test_frozen_norms_keep_activations_in_bfloat16(name):
     backbone = build_backbone(name, norm="frozen")
     norm = FrozenBatchNorm2d(4)
     with torch.autocast("cpu", torch.bfloat16):
-        assert [c.dtype for c in backbone(torch.rand(1, 3, 32, 32))] == [torch.bfloat16] * 3
+        assert [c.dtype for c in backbone(torch.rand(1, 3, 32, 32))] == [torch.bfloat16] * 4
         assert norm(torch.rand(1, 4, 2, 2).bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_registered_backbone_is_built_by_its_name(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "before", None)  # so that BACKBONES is restored
+
+    @register_backbone("tiny", norm="frozen")
+    class Tiny(Backbone):
+        out_channels = (1, 2, 3, 4)
+
+        def __init__(self, norm="batch", width=8):
+            super().__init__()
+            self.norm, self.width = norm, width
+
+        def stages(self):
+            return [[], [], [], [], []]
+
+    try:
+        backbone = build_backbone("tiny", width=4)
+        assert (backbone.norm, backbone.width) == ("frozen", 4)
+        assert fcos("resnet18", 2, fpn_channels=32, head_channels=32).config.backbone == "resnet18"
+    finally:
+        del BACKBONES["tiny"]
+
+
+def test_timm_models_are_backbones():
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    torch.manual_seed(0)
+    backbone = build_backbone("timm:resnet18", norm="frozen", trainable_stages=3).eval()
+    theirs = timm.create_model("resnet18", features_only=True).eval()
+    theirs.load_state_dict(backbone.features.state_dict(), strict=False)
+    x = torch.randn(1, 3, 64, 96)
+    for c, expected in zip(backbone(x), theirs(x)[1:], strict=True):
+        torch.testing.assert_close(c, expected, rtol=1e-4, atol=1e-4)
+    assert {name.split(".")[1] for name, p in backbone.named_parameters() if p.requires_grad} == {
+        "layer2",
+        "layer3",
+        "layer4",
+    }
+
+
+def test_a_timm_model_trains_and_detects():
+    pytest.importorskip("timm", reason="timm is not installed")
+    model = fcos("timm:convnext_atto", 2, fpn_channels=32, head_channels=32, head_convs=1, min_size=None)
+    target = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}
+    sum(model([torch.rand(3, 64, 64)], [target]).values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert set(model.eval()([torch.rand(3, 64, 64)])[0]) == {"boxes", "scores", "labels"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("timm:resnet1", {}, "timm:resnet1: timm cannot build it"),
+        (
+            "timm:vit_tiny_patch16_224",
+            {},
+            r"has feature maps at strides \[16, 16, 16\]; expected 4, 8, 16 and 32",
+        ),
+        ("timm:resnet18", {"norm": "group"}, "timm's models have the norm that they have"),
+        (
+            "timm:efficientnet_b0",
+            {"trainable_stages": 3},
+            "cannot be frozen one by one; take trainable_stages 5 or 0",
+        ),
+    ],
+)
+def test_what_timm_cannot_give_is_refused(name, options, message):
+    pytest.importorskip("timm", reason="timm is not installed")
+    with pytest.raises(ValueError, match=message):
+        build_backbone(name, **options)
+
+
+def test_without_timm_one_line_says_what_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ModuleNotFoundError, match="backbone 'timm:resnet18' needs timm; pip install timm"):
+        build_backbone("timm:resnet18")

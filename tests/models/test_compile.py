@@ -73,18 +73,22 @@ def assert_compiled_is_eager(model, compiled, images, targets):
         assert difference <= 1e-3 * gradient.norm(), f"{name}: {difference}"  # P7's may be 0
 
 
+each_detector = pytest.mark.parametrize("preset", ["official-improved", "retinanet", "torchvision-retinanet"])
+
+
 @pytest.mark.slow
-def test_network_and_losses_are_one_graph(small_model):
-    model = small_model(backbone="resnet18")
+@each_detector
+def test_network_and_losses_are_one_graph(small_model, preset):
+    model = small_model(backbone="resnet18", preset=preset)
     compiled = torch.compile(model.losses, fullgraph=True, backend="aot_eager")
     assert_compiled_is_eager(model, compiled, *prepare(model, 64, 96))
 
 
-@pytest.fixture
-def tiny(small_model):
+@pytest.fixture(params=["official-improved", "retinanet"])
+def tiny(request, small_model):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model = small_model(backbone="resnet18")
+    model = small_model(backbone="resnet18", preset=request.param)
     model.backbone.body = TinyBody([block[0].in_channels for block in model.backbone.fpn.inner_blocks])
     return model
 

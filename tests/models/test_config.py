@@ -6,22 +6,40 @@ import json
 import pytest
 
 from fcos_fast.assignment import RULES
-from fcos_fast.models import PRESETS, DetectorConfig, FCOSConfig, fcos
+from fcos_fast.models import (
+    PRESETS,
+    DetectorConfig,
+    FCOSConfig,
+    RetinaNetConfig,
+    config_from_dict,
+    fcos,
+    retinanet,
+)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_survives_dict_and_json(preset):
     config = dataclasses.replace(PRESETS[preset], min_size=(640, 800))
-    assert FCOSConfig.from_dict(config.to_dict()) == config
-    assert FCOSConfig.from_dict(dataclasses.asdict(config)) == config
-    assert FCOSConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert hash(config) == hash(FCOSConfig.from_dict(config.to_dict()))
+    assert config_from_dict(config.to_dict()) == config
+    assert config_from_dict(dataclasses.asdict(config)) == config
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert hash(config) == hash(config_from_dict(config.to_dict()))
 
 
-def test_every_field_is_documented_and_printed():
-    config = FCOSConfig()
+def test_a_configuration_that_names_no_detector_is_of_fcos():
+    """Checkpoints were written so when there was no other."""
+    values = PRESETS["torchvision"].to_dict()
+    del values["detector"]
+    assert config_from_dict(values) == PRESETS["torchvision"]
+    with pytest.raises(ValueError, match="unknown detector 'retinanett'; did you mean 'retinanet'"):
+        config_from_dict({"detector": "retinanett"})
+
+
+@pytest.mark.parametrize("kind", [FCOSConfig, RetinaNetConfig])
+def test_every_field_is_documented_and_printed(kind):
+    config = kind()
     for field in dataclasses.fields(config):
-        assert field.name in DetectorConfig.__doc__ + FCOSConfig.__doc__
+        assert f"\n        {field.name}: " in DetectorConfig.__doc__ + kind.__doc__
         assert f"\n{field.name} " in "\n" + str(config)
 
 
@@ -51,6 +69,24 @@ def test_refuses_values_no_detector_can_have(field, value, message):
 
 
 @pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"detector": "fcos"}, "unknown value of detector 'fcos'; Known: retinanet"),
+        ({"anchor_size": 0}, "anchor_size=0; expected a positive number"),
+        ({"anchor_scales": ()}, r"anchor_scales=\(\); expected at least one positive number"),
+        ({"anchor_shapes": [[1, 1, 1]]}, "anchor_shapes=.*; expected at least one pair of positive numbers"),
+        ({"anchor_shapes": (1.0, 2.0)}, "anchor_shapes=.*; expected at least one pair of positive numbers"),
+        ({"match_threshold": 0.3}, "background_threshold=0.4; expected at most match_threshold, 0.3"),
+        ({"classification_loss": "focal_star", "focal_gamma": 0}, "focal_gamma=0; expected more than 0"),
+        ({"box_loss": "l2"}, "unknown value of box_loss 'l2'; "),
+    ],
+)
+def test_refuses_values_no_retinanet_can_have(fields, message):
+    with pytest.raises(ValueError, match=message):
+        RetinaNetConfig(**fields)
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [("head_bias", "yes"), ("prior", "0.01"), ("rule", "official"), ("min_size", "800")],
 )
@@ -68,6 +104,12 @@ def test_unknown_names_are_answered_with_the_nearest():
         ValueError, match="unknown FCOSConfig field 'nms_treshold'; did you mean 'nms_threshold'"
     ):
         fcos(nms_treshold=0.5)
+    with pytest.raises(
+        ValueError, match="unknown preset 'retinanet-tutorail'; did you mean 'retinanet-tutorial'"
+    ):
+        retinanet(preset="retinanet-tutorail")
+    with pytest.raises(ValueError, match="unknown RetinaNetConfig field 'anchor_scale'; did you mean"):
+        retinanet(anchor_scale=4)
     with pytest.raises(ValueError, match="unknown FCOSConfig field 'head_conv'"):
         FCOSConfig.from_dict({"head_conv": 4})
 

@@ -14,8 +14,14 @@ def _to_cuda(batch):
     return [image.cuda() for image in images], [{k: v.cuda() for k, v in t.items()} for t in targets]
 
 
-def test_losses_and_gradients_are_those_of_the_cpu(small_model, batch):
-    model = small_model(norm="group").double()
+each_detector = pytest.mark.parametrize(
+    "preset", ["official-improved", "retinanet", "torchvision-retinanet", "retinanet-tutorial"]
+)
+
+
+@each_detector
+def test_losses_and_gradients_are_those_of_the_cpu(small_model, batch, preset):
+    model = small_model(norm="group", preset=preset).double()
     expected = model(*batch)
     sum(expected.values()).backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
@@ -29,8 +35,9 @@ def test_losses_and_gradients_are_those_of_the_cpu(small_model, batch):
         torch.testing.assert_close(parameter.grad.cpu(), gradients[name], rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_detections_are_those_of_the_cpu(small_model, batch, make_talkative):
-    model = small_model(norm="group").eval().double()
+@each_detector
+def test_detections_are_those_of_the_cpu(small_model, batch, make_talkative, preset):
+    model = small_model(norm="group", preset=preset).eval().double()
     make_talkative(model)
     expected = model(batch[0])
     for found, wanted in zip(model.cuda()(_to_cuda(batch)[0]), expected, strict=True):
@@ -39,9 +46,10 @@ def test_detections_are_those_of_the_cpu(small_model, batch, make_talkative):
         torch.testing.assert_close(found["boxes"].cpu(), wanted["boxes"], rtol=1e-4, atol=1e-2)
 
 
-def test_a_training_step_never_waits_for_the_device(small_model, batch, monkeypatch):
+@each_detector
+def test_a_training_step_never_waits_for_the_device(small_model, batch, monkeypatch, preset):
     monkeypatch.delenv("FCOS_FAST_CHECK", raising=False)
-    model, batch = small_model().cuda(), _to_cuda(batch)
+    model, batch = small_model(preset=preset).cuda(), _to_cuda(batch)
     sum(model(*batch).values()).backward()  # libraries wait while they set themselves up
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -78,9 +78,7 @@ def test_exp_of_a_scale_and_towers_without_bias():
     with torch.no_grad():
         regression.scales.copy_(torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]))
     features = _features()
-    for scale, x, distances in zip(
-        regression.scales, features, head(features).box_regression, strict=True
-    ):
+    for scale, x, distances in zip(regression.scales, features, head(features).box_regression, strict=True):
         raw = regression.bbox_reg(regression.conv(x))
         torch.testing.assert_close(distances, torch.exp(raw * torch.exp(scale)))
 

@@ -14,6 +14,7 @@ from tests.models.test_folding import give_statistics
 MODELS = {
     "batch": {"backbone": "resnet18"},
     "frozen": {"backbone": "resnet50", "norm": "frozen", "preset": "torchvision"},
+    "retinanet": {"backbone": "resnet18", "preset": "retinanet"},
     "group": {"backbone": "resnet18", "norm": "group"},
     "darknet": {"backbone": "darknet19", "head_norm": "none", "regression": "exp"},
 }

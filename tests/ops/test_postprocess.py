@@ -129,9 +129,7 @@ def combinations(choices):
 
 
 # With each combination of score and threshold each of the others.
-ALL_RULES = [
-    rule | combinations(OTHERS)[(i + i // 8) % 8] for i, rule in enumerate(combinations(CHOICES))
-]
+ALL_RULES = [rule | combinations(OTHERS)[(i + i // 8) % 8] for i, rule in enumerate(combinations(CHOICES))]
 
 
 @pytest.mark.parametrize("function", [reference.postprocess, ops.postprocess], ids=["reference", "ops"])

@@ -1,0 +1,78 @@
+"""The anchors of RetinaNet, and boxes coded relative to them (Girshick et al., "Rich feature hierarchies", 2014)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fcos_fast.assignment import Level
+from fcos_fast.models.config import RetinaNetConfig
+from fcos_fast.models.transform import Size
+
+MAX_LOG_RATIO = math.log(1000 / 16)
+"""A decoded box is at most ``exp`` of this times as wide and high as its anchor, as in Detectron."""
+
+
+class Anchors(nn.Module):
+    """The anchors over an image, laid out by the rule of the configuration."""
+
+    def __init__(self, config: RetinaNetConfig) -> None:
+        super().__init__()
+        self.strides = config.strides
+        self.on_corners = config.anchor_rule == "torchvision"
+        self.per_location = len(config.anchor_scales) * len(config.anchor_shapes)
+        # A buffer, so that it follows the model to its device; not persistent: it belongs to the configuration.
+        cells = torch.tensor([_cell(config, stride) for stride in config.strides])
+        self.register_buffer("cells", cells, persistent=False)  # (L, per_location, 4), around (0, 0)
+
+    def forward(self, size: Size, feature_sizes: Sequence[Size]) -> list[Tensor]:
+        """The anchors of each level, (height * width * per_location, 4) xyxy in pixels, location after location.
+
+        Args:
+            size: (height, width) of the padded image.
+            feature_sizes: of each level's maps.
+        """
+        anchors = []
+        for (height, width), stride, cell in zip(feature_sizes, self.strides, self.cells, strict=True):
+            step = (size[0] // height, size[1] // width) if self.on_corners else (stride, stride)
+            offset = (0.0, 0.0) if self.on_corners else (stride / 2, stride / 2)
+            level = Level(height, width, stride, step, offset, (0.0, math.inf))
+            points = level.points(cell.device).repeat(1, 2)  # (H * W, 4)
+            anchors.append((points[:, None] + cell).flatten(0, 1))
+        return anchors
+
+
+def _cell(config: RetinaNetConfig, stride: int) -> list[list[float]]:
+    """The anchors of one location, around (0, 0)."""
+    sides = [config.anchor_size * stride * scale for scale in config.anchor_scales]
+    if config.anchor_rule == "torchvision":
+        pairs = [(int(side), shape) for shape in config.anchor_shapes for side in sides]
+    else:
+        pairs = [(side, shape) for side in sides for shape in config.anchor_shapes]
+    halves = [(side * width / 2, side * height / 2) for side, (width, height) in pairs]
+    if config.anchor_rule == "torchvision":
+        halves = [(float(round(x)), float(round(y))) for x, y in halves]
+    return [[-x, -y, x, y] for x, y in halves]
+
+
+def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """(dx, dy, dw, dh) of xyxy ``boxes`` (..., 4): shifts in sides of their anchors, logarithms of ratios of sides."""
+    center, sides = _center_and_sides(boxes)
+    anchor_center, anchor_sides = _center_and_sides(anchors)
+    return torch.cat(((center - anchor_center) / anchor_sides, (sides / anchor_sides).log()), dim=-1)
+
+
+def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Undo :func:`encode_boxes`; sides end at exp(:data:`MAX_LOG_RATIO`) of the anchor's."""
+    anchor_center, anchor_sides = _center_and_sides(anchors)
+    center = deltas[..., :2] * anchor_sides + anchor_center
+    half = 0.5 * (deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp() * anchor_sides)
+    return torch.cat((center - half, center + half), dim=-1)
+
+
+def _center_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * sides, sides

@@ -1,0 +1,82 @@
+"""Any model of the package timm that gives feature maps, as a backbone."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fcos_fast.models.backbone import NUM_STAGES, Backbone
+
+PREFIX = "timm:"
+STRIDES = (4, 8, 16, 32)
+
+
+class TimmBackbone(Backbone):
+    """The features of ``timm.create_model(name, features_only=True)``, with random weights.
+
+    Args:
+        name: ``timm:`` and a name of ``timm.list_models()``.
+        norm: ``"batch"``: as the model has it; ``"frozen"``: its batch norms frozen. A model without batch norm
+            has its own norms in both cases.
+
+    Raises:
+        ModuleNotFoundError: timm is not installed.
+        ValueError: timm has no such model, the model has no maps at strides 4, 8, 16 and 32, or a group norm.
+    """
+
+    def __init__(self, name: str, norm: str = "batch") -> None:
+        super().__init__()
+        try:
+            import timm
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"backbone {name!r} needs timm; pip install timm", name="timm"
+            ) from error
+        if norm == "group":
+            raise ValueError(f"{name}: timm's models have the norm that they have; take norm batch or frozen")
+        try:
+            self.features = timm.create_model(name.removeprefix(PREFIX), features_only=True, pretrained=False)
+        except Exception as error:  # of many kinds; what timm says names the model
+            raise ValueError(f"{name}: timm cannot build it with features_only: {error}") from error
+        self.name = name
+        reductions, channels = self.features.feature_info.reduction(), self.features.feature_info.channels()
+        if [r for r in reductions if r >= STRIDES[0]] != list(STRIDES):
+            raise ValueError(
+                f"{name}: has feature maps at strides {reductions}; expected 4, 8, 16 and 32 among them"
+            )
+        self.out_channels = tuple(channels[-len(STRIDES) :])
+        self.is_channels_last = str(getattr(self.features, "output_fmt", "")).endswith("NHWC")
+        if norm == "frozen":
+            self.features = timm.layers.freeze_batch_norm_2d(self.features)
+
+    def stages(self) -> list[list[nn.Module]]:
+        """The modules up to each feature map; what stands before the first of four maps is a part of the first stage.
+
+        Raises:
+            ValueError: the feature maps come from inside of modules, so that the stages cannot be told apart.
+        """
+        ends = [name.replace(".", "_") for name in self.features.feature_info.module_name()]
+        children = dict(self.features.named_children())
+        if any(end not in children for end in ends):
+            raise ValueError(
+                f"{self.name}: its stages cannot be frozen one by one; take trainable_stages 5 or 0"
+            )
+        stages: list[list[nn.Module]] = [[] for _ in range(NUM_STAGES - len(ends) + 1)]
+        for name, module in children.items():
+            stages[-1].append(module)
+            if name in ends:
+                stages.append([])
+        return stages[:NUM_STAGES]
+
+    def freeze(self, trainable_stages: int) -> None:
+        """As :meth:`Backbone.freeze`; all and nothing can be frozen in any model."""
+        if trainable_stages == 0:
+            self._frozen = [self.features]
+            self.features.requires_grad_(False)
+            self.train(self.training)
+        elif trainable_stages < NUM_STAGES:
+            super().freeze(trainable_stages)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) to [C2, C3, C4, C5]."""
+        maps = self.features(x)[-len(STRIDES) :]
+        return [c.permute(0, 3, 1, 2) for c in maps] if self.is_channels_last else list(maps)
