@@ -159,7 +159,7 @@ class Official:
         return inter / (area(a) + area(b) - inter)
 
     def detect(self, logits, distances, quality):
-        """(score, label, box) of one image, best first."""
+        """(score, label, box) of one image's detections, best first."""
         groups = [[] for _ in STRIDES]
         for p, (x, y, level) in enumerate(self.points()):
             left, top, right, bottom = (distances[p] * self.unit(STRIDES[level])).tolist()
@@ -168,7 +168,7 @@ class Official:
             for label, score, rank in self.scored(logits[p].sigmoid().tolist(), quality[p].sigmoid().item()):
                 groups[level].append((rank, score, label, box))
         if self.topk_of_image:
-            groups = [sum(groups, [])]
+            groups = [[found for own in groups for found in own]]
         taken = [found for own in groups for found in sorted(own, key=lambda f: -f[0])[:TOPK]]
         kept = []
         for _, score, label, box in sorted(taken, key=lambda f: -f[1]):
