@@ -183,4 +183,5 @@ def _set_boxes(model: FCOS) -> float:
     layer.bias.fill_(raw / math.e if config.scale == "exp" else raw)  # scales begin at 1
     if config.threshold_on == "classification" or config.score == "classification":
         return config.score_threshold
+    # the score is that of the class times the centerness, or the root of it
     return min(2 * config.score_threshold ** (2 if config.score == "sqrt" else 1), 0.99)

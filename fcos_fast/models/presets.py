@@ -71,7 +71,7 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
     "adelaidet": _ADELAIDET,
     # With BOX_QUALITY "iou".
     "adelaidet-iou": replace(_ADELAIDET, quality="iou", centerness_weighted=False, normalizer="positives"),
-    # The real-time models, FCOS_RT. They are trained at sizes from 256 to 608.
+    # The real-time models, FCOS_RT: P3 to P5. They are trained at sizes from 256 to 608.
     "adelaidet-rt": replace(
         _ADELAIDET,
         rule=replace(RULES["adelaidet"], sizes_of_interest=(64.0, 128.0)),
@@ -149,6 +149,7 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
         channel_order="rgb",
         pixel_range=1,
         image_mean=(0.0, 0.0, 0.0),
+        fpn_upsampling="bilinear",
         min_size=1024,
         max_size=1024,
     ),
