@@ -149,7 +149,6 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
         channel_order="rgb",
         pixel_range=1,
         image_mean=(0.0, 0.0, 0.0),
-        fpn_upsampling="bilinear",
         min_size=1024,
         max_size=1024,
     ),
