@@ -13,7 +13,6 @@ from fcos_fast.cli.train import TrainOptions, parse_train_options
 from fcos_fast.data import DetectionDataset, load_dataset
 from fcos_fast.engine.box_statistics import (
     PERCENTILES,
-    SizeStatistics,
     best_size,
     box_sizes,
     level_statistics,
@@ -75,6 +74,7 @@ def statistics(dataset: DetectionDataset, config: FCOSConfig, pictures: int) -> 
     better = suggest_ranges(records, config)
     sizes = size_statistics(records, better)
     best = best_size(sizes)
+    final = suggest_ranges(records, best.config)  # the ranges of another size are others
     return {
         "pictures": len(records),
         "of": len(dataset),
@@ -85,8 +85,8 @@ def statistics(dataset: DetectionDataset, config: FCOSConfig, pictures: int) -> 
         "now": _plain(config, level_statistics(records, config)),
         "better_ranges": _plain(better, level_statistics(records, better)),
         "sizes": [{"short_side": s.short_side, **_plain(s.config, s.levels)} for s in sizes],
-        "better_size": {"short_side": best.short_side, **_plain(best.config, best.levels)},
-        "options": _options(config, best),
+        "suggested": _plain(final, level_statistics(records, final)),
+        "options": _options(config, final),
     }
 
 
@@ -99,15 +99,15 @@ def _plain(config: FCOSConfig, levels) -> dict[str, Any]:
     }
 
 
-def _options(config: FCOSConfig, best: SizeStatistics) -> list[str]:
+def _options(config: FCOSConfig, better: FCOSConfig) -> list[str]:
     """What is to be given to ``fcos-fast train`` for the suggestion; nothing where all stays."""
     options = []
-    if best.config.rule != config.rule:
-        options += ["--model.rule.sizes_of_interest", str(list(best.config.rule.sizes_of_interest))]
-    if best.config.min_size != config.min_size:
-        options += ["--model.min_size", str(best.config.min_size)]
-        if best.config.max_size is not None:
-            options += ["--model.max_size", str(best.config.max_size)]
+    if better.rule != config.rule:
+        options += ["--model.rule.sizes_of_interest", str(list(better.rule.sizes_of_interest))]
+    if better.min_size != config.min_size:
+        options += ["--model.min_size", str(better.min_size)]
+        if better.max_size is not None:
+            options += ["--model.max_size", str(better.max_size)]
     return options
 
 
@@ -137,7 +137,10 @@ def report(found: dict[str, Any]) -> str:
     if found["options"]:
         pairs = zip(found["options"][::2], found["options"][1::2], strict=True)
         given = " ".join(f'{name} "{value}"' if " " in value else f"{name} {value}" for name, value in pairs)
-        lines.append(f"suggested: {given}")
+        lines += [
+            _level_row(f"all of it, {_bounds(found['suggested'])}", found["suggested"]),
+            f"suggested: {given}",
+        ]
     else:
         lines.append("the present ranges and size suit these boxes")
     return "\n".join(lines)

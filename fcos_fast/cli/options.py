@@ -54,7 +54,7 @@ def parse_options(
     try:
         values = vars(parser.instantiate(parser.parse_args(arguments)))
     except (argparse.ArgumentError, TypeError) as error:
-        raise ValueError(_readable(str(error))) from error
+        raise ValueError(_readable(str(error), known)) from error
     values.pop("config")
     return options(**values)
 
@@ -74,8 +74,12 @@ def _with_config_paths(arguments: Sequence[str], recipes: Mapping[str, Path]) ->
     return replaced
 
 
-def _readable(message: str) -> str:
-    """What the parser says, in the words of the command line."""
+def _readable(message: str, known: Sequence[str]) -> str:
+    """What the parser says, in the words of the command line, whose options are ``known``."""
+    unknown = re.search(rf"(?:Group {QUOTED} does not accept option|Option) {QUOTED}", message)
+    if unknown and "accept" in message:  # of a YAML file
+        name = "--" + ".".join(filter(None, unknown.groups()))
+        return f"there is no option {name}{did_you_mean(name, known)}"
     message = re.sub(r'Parser key "([^"]+)":\s*', r"--\1: ", message)
     message = re.sub(r"arguments are required: (\w)", r"options are required: --\1", message)
     message = re.sub(r"typing\.|<class '(\w+)'>", r"\1", message)

@@ -53,17 +53,19 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def parse_train_options(arguments: Sequence[str]) -> TrainOptions:
+def parse_train_options(
+    arguments: Sequence[str], kind: type[TrainOptions] = TrainOptions, verb: str = "train"
+) -> TrainOptions:
     """The options, whose ``model`` has the fields of the preset's detector and begins with the preset's values."""
     model = _first_model(arguments)
     options = make_dataclass(
-        TrainOptions.__name__,
+        kind.__name__,
         [("model", type(model), field(default_factory=lambda: model))],
-        bases=(TrainOptions,),
-        namespace={"__doc__": TrainOptions.__doc__},
+        bases=(kind,),
+        namespace={"__doc__": kind.__doc__},
         frozen=True,
     )
-    return parse_options(options, "train", arguments, recipes=RECIPES)
+    return parse_options(options, verb, arguments, recipes=RECIPES)
 
 
 def _first_model(arguments: Sequence[str]) -> DetectorConfig:

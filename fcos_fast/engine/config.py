@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -50,6 +51,8 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training split.
+        steps: optimizer steps instead, as many recipes count; the last pass may end early. By default ``epochs``
+            decides.
         batch_size: images per step, over all processes. Learning rate, schedule and number of steps belong to it,
             whatever the number of processes.
         seed: of the first weights, the order of the images and their augmentation.
@@ -75,6 +78,7 @@ class TrainConfig:
     """
 
     epochs: int = 50
+    steps: int | None = None
     batch_size: int = 8
     seed: int = 0
     device: str = "auto"
@@ -96,8 +100,18 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"train.steps is {self.steps}; it must be 1 or more")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay is {self.ema_decay}; it must be at least 0 and below 1")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the run."""
+        return self.epochs * steps_per_epoch if self.steps is None else self.steps
+
+    def total_epochs(self, steps_per_epoch: int) -> int:
+        """Passes over the training split, the last of which may be a part of one."""
+        return math.ceil(self.total_steps(steps_per_epoch) / steps_per_epoch)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -19,8 +19,9 @@ class ScheduleConfig:
             ``onecycle`` has its own rise and no warm-up.
         warmup_steps: length of the warm-up; by default a twentieth of the run, 1000 steps at most.
         warmup_factor: where the warm-up begins. Official FCOS: 1/3 for 500 steps.
-        milestones: fractions of the run at which ``steps`` multiplies by ``gamma``. 2/3 and 8/9 are the 60k and 80k
-            of 90k steps of the published recipes.
+        milestones: where ``steps`` multiplies by ``gamma``, in ``milestone_unit``. 2/3 and 8/9 of a run are the 60k and
+            80k of 90k steps of the published recipes.
+        milestone_unit: ``run``: fractions of the run; ``epoch`` or ``step``: numbers of them.
         gamma: see ``milestones``.
         final_factor: where ``cosine`` ends.
         rise: fraction of the run in which ``onecycle`` rises.
@@ -31,6 +32,7 @@ class ScheduleConfig:
     warmup_steps: int | None = None
     warmup_factor: float = 0.001
     milestones: tuple[float, ...] = (2 / 3, 8 / 9)
+    milestone_unit: Literal["run", "epoch", "step"] = "run"
     gamma: float = 0.1
     final_factor: float = 0.01
     rise: float = 0.3
@@ -40,11 +42,29 @@ class ScheduleConfig:
             raise ValueError(f"schedule.warmup_steps is {self.warmup_steps}; it must be 0 or more")
         if not 0 < self.rise < 1:
             raise ValueError(f"schedule.rise is {self.rise}; it must lie between 0 and 1")
-        if sorted(self.milestones) != list(self.milestones) or not all(0 < m < 1 for m in self.milestones):
+        most = 1 if self.milestone_unit == "run" else math.inf
+        if sorted(self.milestones) != list(self.milestones) or not all(0 < m < most for m in self.milestones):
+            wanted = "lie between 0 and 1 (fractions of the run)" if most == 1 else "be positive"
+            raise ValueError(f"schedule.milestones are {self.milestones}; they must rise and {wanted}")
+
+    def in_steps(self, total_steps: int, steps_per_epoch: int) -> ScheduleConfig:
+        """The same schedule with its milestones as numbers of steps.
+
+        Raises:
+            ValueError: a milestone lies beyond the end of the run.
+        """
+        unit = {"run": total_steps, "epoch": steps_per_epoch, "step": 1}[self.milestone_unit]
+        milestones = tuple(float(round(m * unit)) for m in self.milestones)
+        in_the_run = self.milestone_unit == "run" or not milestones or milestones[-1] < total_steps
+        if self.kind == "steps" and not in_the_run:
             raise ValueError(
-                f"schedule.milestones are {self.milestones}; they must rise and lie between 0 and 1 "
-                "(fractions of the run)"
+                f"schedule.milestones are {self.milestones} ({self.milestone_unit}), the last of them at step "
+                f"{milestones[-1]:.0f} of {total_steps}; give ones within the run, or fractions of it with "
+                "schedule.milestone_unit run"
             )
+        # A short run can round its first milestones to 0 steps.
+        kept = tuple(m for m in milestones if m > 0)
+        return replace(self, milestones=kept, milestone_unit="step")
 
 
 def _cosine(start: float, end: float, progress: float) -> float:
@@ -52,7 +72,10 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 def learning_rate_factor(config: ScheduleConfig, step: int, total_steps: int) -> float:
-    """Factor of the base learning rate for optimizer step ``step`` (0-based) of ``total_steps``."""
+    """Factor of the base learning rate for optimizer step ``step`` (0-based) of ``total_steps``.
+
+    ``config`` has its milestones in steps (:meth:`ScheduleConfig.in_steps`) or as fractions of the run.
+    """
     if config.kind == "onecycle":
         peak = config.rise * total_steps - 1
         if step < peak:
@@ -68,5 +91,6 @@ def learning_rate_factor(config: ScheduleConfig, step: int, total_steps: int) ->
     if config.kind == "cosine":
         return _cosine(1.0, config.final_factor, (step - warmup_steps) / max(total_steps - warmup_steps, 1))
     if config.kind == "steps":
-        return config.gamma ** bisect_right([round(m * total_steps) for m in config.milestones], step)
+        unit = total_steps if config.milestone_unit == "run" else 1
+        return config.gamma ** bisect_right([round(m * unit) for m in config.milestones], step)
     return 1.0

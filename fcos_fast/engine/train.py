@@ -6,6 +6,7 @@ import math
 import shlex
 import time
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 from fcos_fast.data import Categories, DetectionDataset, load_dataset, train_loader
 from fcos_fast.engine.average_precision import AveragePrecision
 from fcos_fast.engine.checkpoint import describe_model, load_checkpoint, load_weights, save_checkpoint
-from fcos_fast.engine.config import Config, TrainConfig, from_plain, save_config, to_plain
+from fcos_fast.engine.config import Config, from_plain, save_config, to_plain
 from fcos_fast.engine.distributed import (
     advise,
     broadcast,
@@ -159,6 +160,8 @@ def _run(
         rank(),
         world_size(),
     )
+    epochs = options.total_epochs(len(loader))
+    config.schedule.in_steps(options.total_steps(len(loader)), len(loader))  # before anything is written
     state = _begin(config, train_set.categories, device)
     about = {"config": to_plain(config), **describe_model(state.model, train_set.categories)}
     if saved is not None:
@@ -176,8 +179,9 @@ def _run(
 
     result, detections = None, None
     try:
-        while state.epoch < options.epochs:
+        while state.epoch < epochs:
             start = time.perf_counter()
+            steps = steps_of_epoch(state.epoch, len(loader), config)
             losses = train_epoch(state, step, loader, config)
             seconds = time.perf_counter() - start
             state.epoch += 1
@@ -185,10 +189,10 @@ def _run(
                 "epoch": state.epoch,
                 "lr": float(state.optimizer.param_groups[0]["lr"]),
                 **losses,
-                "images_per_second": len(loader) * options.batch_size / seconds,
+                "images_per_second": steps * options.batch_size / seconds,
             }
             score = state.epoch if val_set is None else -1.0  # without evaluation the latest are the best
-            if val_set is not None and _is_due(state.epoch, options):
+            if val_set is not None and (state.epoch % options.evaluate_every == 0 or state.epoch == epochs):
                 result, detections = _evaluate(state, val_set, config, dtype)
                 row |= result.summary() | {f"ap_{name}": ap for name, ap in result.per_class.items()}
                 score = 0.0 if math.isnan(result.ap) else result.ap
@@ -204,7 +208,7 @@ def _run(
                 best = {"model": state.averaged.state_dict(), "epoch": state.epoch, "metrics": row}
                 save_checkpoint(folder / "best.pt", about | best)
             save_checkpoint(folder / "last.pt", about | state.state_dict())
-            _print_epoch(row, options.epochs)
+            _print_epoch(row, epochs)
             if board is not None:
                 for name, value in row.items():
                     board.add_scalar(name, value, state.epoch)
@@ -257,10 +261,6 @@ def _begin(config: Config, categories: Categories, device: torch.device) -> Trai
     )
 
 
-def _is_due(epoch: int, options: TrainConfig) -> bool:
-    return epoch % options.evaluate_every == 0 or epoch == options.epochs
-
-
 def _make_step(state: TrainState, config: Config, dtype: torch.dtype) -> TrainStep:
     """The step of a state, which is loaded already where a run is resumed."""
     options = config.train
@@ -270,6 +270,11 @@ def _make_step(state: TrainState, config: Config, dtype: torch.dtype) -> TrainSt
     return TrainStep(
         model, state.optimizer, state.ema, dtype, config.optimizer.clip_norm, options.cuda_graphs
     )
+
+
+def steps_of_epoch(epoch: int, per_epoch: int, config: Config) -> int:
+    """Steps of a pass (0-based) over the training split, which ``train.steps`` can end early."""
+    return min(per_epoch, config.train.total_steps(per_epoch) - epoch * per_epoch)
 
 
 def train_epoch(
@@ -284,18 +289,20 @@ def train_epoch(
         NonFiniteLossError: a loss or gradient is infinite or not a number.
     """
     state.model.train()
-    steps = len(loader)
+    per_epoch, total = len(loader), config.train.total_steps(len(loader))
+    steps = steps_of_epoch(state.epoch, per_epoch, config)
+    schedule = config.schedule.in_steps(total, per_epoch)
     # Reading the tally waits for the device; a CPU has nothing to wait for.
     read_every = 1 if train_step.device.type == "cpu" else 20
     means: dict[str, float] = {}
 
     train_step.begin_epoch()
     loader.batch_sampler.set_epoch(state.epoch)
-    title = f"epoch {state.epoch + 1}/{config.train.epochs}"
+    title = f"epoch {state.epoch + 1}/{config.train.total_epochs(per_epoch)}"
     with Progress(steps, title, images=config.train.batch_size) as progress:
-        for i, (images, targets) in enumerate(prefetch(loader, train_step.device), start=1):
-            step = state.epoch * steps + i - 1
-            factor = learning_rate_factor(config.schedule, step, config.train.epochs * steps)
+        batches = islice(prefetch(loader, train_step.device), steps)
+        for i, (images, targets) in enumerate(batches, start=1):
+            factor = learning_rate_factor(schedule, state.epoch * per_epoch + i - 1, total)
             set_learning_rate(state.optimizer, factor)
             train_step(images, targets)
             if i % read_every == 0 or i == steps:

@@ -112,21 +112,21 @@ class FCOS(Detector):
         Where processes share it, each divides by its share of what one process would divide by. So the mean over the
         processes is the loss that one process has, also where there are fewer positive locations than processes.
         """
-        config = self.config
-        by_weights = config.normalizer == "weights" and config.centerness_weighted
+        config, shares = self.config, self._shares_totals()
         if config.normalizer == "image":
             per_image = (targets.labels > BACKGROUND).sum(1).clamp(min=1)  # (B,)
             return (per_image * len(per_image)).to(torch.float32).expand(3, -1)
-        if config.normalizer != "moving_average" and by_weights == config.centerness_weighted:
-            if not self._shares_totals():
-                return None
+        by_weights = config.normalizer == "weights" and config.centerness_weighted
+        is_default = config.normalizer != "moving_average" and by_weights == config.centerness_weighted
+        if is_default and not shares:
+            return None
         num_positive = targets.num_positive.clamp(min=1)
         if config.normalizer == "moving_average":
             with torch.no_grad():
                 num_positive = self.mean_num_positive.mul_(0.9).add_(num_positive, alpha=0.1).clone()
         box = targets.centerness_sum.clamp(min=1e-6) if by_weights else num_positive
         normalizers = torch.stack((num_positive, box, num_positive))
-        return normalizers / dist.get_world_size() if self._shares_totals() else normalizers
+        return normalizers / dist.get_world_size() if shares else normalizers
 
 
 def fcos(

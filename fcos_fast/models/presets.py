@@ -71,13 +71,13 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
     "adelaidet": _ADELAIDET,
     # With BOX_QUALITY "iou".
     "adelaidet-iou": replace(_ADELAIDET, quality="iou", centerness_weighted=False, normalizer="positives"),
-    # The real-time models, FCOS_RT: here they still have P6 and P7.
+    # The real-time models, FCOS_RT: P3 to P5. They are trained at sizes from 256 to 608.
     "adelaidet-rt": replace(
         _ADELAIDET,
-        max_level=5,
         rule=replace(RULES["adelaidet"], sizes_of_interest=(64.0, 128.0)),
         min_size=512,
         max_size=736,
+        max_level=5,
     ),
     # facebookresearch/detectron2, configs/common/models/fcos.py. Boxes that clipping leaves empty are dropped there.
     "detectron2": FCOSConfig(
@@ -129,6 +129,7 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
     # boxes are cut to whole pixels.
     "simpleaicv": FCOSConfig(
         stride_in_1x1=False,
+        fpn_upsampling="bilinear",
         head_bias=False,
         scale="exp",
         regression="exp",
@@ -148,7 +149,6 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
         channel_order="rgb",
         pixel_range=1,
         image_mean=(0.0, 0.0, 0.0),
-        fpn_upsampling="bilinear",
         min_size=1024,
         max_size=1024,
     ),

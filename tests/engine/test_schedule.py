@@ -94,3 +94,23 @@ def test_default_warmup_is_a_twentieth_and_never_long():
 def test_bad_values_are_named(bad, names):
     with pytest.raises(ValueError, match=names):
         ScheduleConfig(**bad)
+
+
+def test_milestones_in_steps_epochs_and_fractions_are_the_same_curve():
+    common = {"kind": "steps", "warmup_steps": 5}
+    fractions = ScheduleConfig(milestones=(0.5, 0.75), **common)
+    epochs = ScheduleConfig(milestones=(2, 3), milestone_unit="epoch", **common).in_steps(40, 10)
+    steps = ScheduleConfig(milestones=(20, 30), milestone_unit="step", **common).in_steps(40, 10)
+    assert factors(fractions, 40) == factors(epochs, 40) == factors(steps, 40)
+    assert factors(fractions, 40) == factors(fractions.in_steps(40, 10), 40)
+    assert [factors(steps, 40)[i] for i in (19, 20, 30)] == pytest.approx([1, 0.1, 0.01])
+
+
+def test_milestones_beyond_the_run_are_refused():
+    config = ScheduleConfig(kind="steps", milestones=(8, 11), milestone_unit="epoch")
+    with pytest.raises(ValueError, match=r"\(8, 11\) \(epoch\), the last of them at step 110 of 100"):
+        config.in_steps(100, 10)
+    with pytest.raises(ValueError, match="they must rise and lie between 0 and 1"):
+        ScheduleConfig(milestones=(8, 11))
+    with pytest.raises(ValueError, match="they must rise and be positive"):
+        ScheduleConfig(milestones=(0, 11), milestone_unit="step")

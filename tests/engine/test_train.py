@@ -18,6 +18,7 @@ from fcos_fast.engine import train as train_module
 from fcos_fast.engine.checkpoint import load_checkpoint
 from fcos_fast.engine.config import Config, save_config
 from fcos_fast.engine.run_folder import read_metrics
+from fcos_fast.engine.schedule import ScheduleConfig
 from fcos_fast.engine.train import NonFiniteLossError, TrainingInterrupted, resume, train
 from fcos_fast.models import RetinaNetConfig
 from fcos_fast.models.winograd import WinogradConv2d
@@ -269,3 +270,31 @@ def test_training_uses_winograds_method_where_it_gains(tiny, monkeypatch, asked)
     assert len(models) == 2
     for model in models:
         assert any(isinstance(module, WinogradConv2d) for module in model.modules()) is asked
+
+
+def test_a_run_of_steps_ends_within_an_epoch_and_resumes(tiny, monkeypatch):
+    """Six steps, of four each epoch: a whole epoch and half of one; the schedule reaches its end there."""
+    schedule = ScheduleConfig(kind="steps", milestones=(5,), milestone_unit="step", warmup_steps=0)
+    config = replace(tiny, train=replace(tiny.train, epochs=50, steps=6), schedule=schedule)
+    whole = train(config)
+    rows = read_metrics(whole.folder / "metrics.csv")
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert [row["lr"] for row in rows] == pytest.approx([tiny.optimizer.lr, tiny.optimizer.lr * 0.1])
+    state = load_checkpoint(whole.folder / "last.pt")["optimizer"]["state"]
+    assert {int(entry["step"]) for entry in state.values()} == {6}
+
+    epochs = []
+
+    def once(*arguments):
+        if epochs:
+            raise KeyboardInterrupt
+        epochs.append(1)
+        return train_epoch(*arguments)
+
+    train_epoch = train_module.train_epoch
+    monkeypatch.setattr(train_module, "train_epoch", once)
+    with pytest.raises(TrainingInterrupted) as interruption:
+        train(replace(config, train=replace(config.train, name="second")))
+    monkeypatch.undo()
+    again = resume(interruption.value.folder)
+    assert_same_run(again.folder, whole.folder)

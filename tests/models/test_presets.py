@@ -13,8 +13,9 @@ import torch
 from torch.nn import functional as F
 
 from fcos_fast.assignment import GroundTruth
-from fcos_fast.models import FCOS, PRESETS, FCOSConfig
+from fcos_fast.models import FCOS, FCOSConfig
 from fcos_fast.models.head import HeadOutputs
+from fcos_fast.models.presets import FCOS_PRESETS
 from fcos_fast.models.transform import ImageBatch
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -42,6 +43,7 @@ def regions(pred, target):
 class Official:
     """tianzhi0549/FCOS of 2019."""
 
+    levels = 5
     bounds = (-1, 64, 128, 256, 512, 1e8)
     alpha = 0.25
     weighted = True
@@ -67,7 +69,8 @@ class Official:
 
     def points(self):
         """(x, y, level) of all locations."""
-        for level, (stride, (rows, columns)) in enumerate(zip(STRIDES, GRIDS, strict=True)):
+        for level in range(self.levels):
+            stride, (rows, columns) = STRIDES[level], GRIDS[level]
             for i in range(rows):
                 for j in range(columns):
                     x, y = self.place(j, stride, SIZE[1], columns), self.place(i, stride, SIZE[0], rows)
@@ -156,7 +159,7 @@ class Official:
         return inter / (area(a) + area(b) - inter)
 
     def detect(self, logits, distances, quality):
-        """(score, label, box) of one image, best first."""
+        """(score, label, box) of one image's detections, best first."""
         groups = [[] for _ in STRIDES]
         for p, (x, y, level) in enumerate(self.points()):
             left, top, right, bottom = (distances[p] * self.unit(STRIDES[level])).tolist()
@@ -165,7 +168,7 @@ class Official:
             for label, score, rank in self.scored(logits[p].sigmoid().tolist(), quality[p].sigmoid().item()):
                 groups[level].append((rank, score, label, box))
         if self.topk_of_image:
-            groups = [sum(groups, [])]
+            groups = [[found for own in groups for found in own]]
         taken = [found for own in groups for found in sorted(own, key=lambda f: -f[0])[:TOPK]]
         kept = []
         for _, score, label, box in sorted(taken, key=lambda f: -f[1]):
@@ -202,6 +205,11 @@ class OfficialImproved(Official):
 class AdelaiDet(OfficialImproved):
     pixel = 0
     clips_first = False
+
+
+class AdelaiDetRT(AdelaiDet):
+    levels = 3
+    bounds = (-1, 64, 128, 1e8)
 
 
 class AdelaiDetIoU(AdelaiDet):
@@ -364,6 +372,7 @@ PUBLISHED = {
     "official-improved": OfficialImproved,
     "adelaidet": AdelaiDet,
     "adelaidet-iou": AdelaiDetIoU,
+    "adelaidet-rt": AdelaiDetRT,
     "detectron2": Detectron2,
     "mmdetection": MMDetection,
     "mmdetection-tricks": MMDetectionTricks,
@@ -395,9 +404,9 @@ def random_boxes(count):
 
 def random_outputs(preset, batch=3):
     """Of a head; with distances as large as boxes are."""
-    exp = PRESETS[preset].regression == "exp"
+    exp = FCOS_PRESETS[preset].regression == "exp"
     outputs = HeadOutputs([], [], [])
-    for rows, columns in GRIDS:
+    for rows, columns in GRIDS[: PUBLISHED[preset].levels]:
         outputs.cls_logits.append(torch.randn(batch, CLASSES, rows, columns) * 1.5 - 0.5)
         spread = torch.randn(batch, 4, rows, columns)
         outputs.box_regression.append(torch.exp(spread / 2 + 3) if exp else torch.exp(spread / 2 + 0.7))
@@ -498,15 +507,15 @@ def test_distances(build, preset):
     scales = [0.5, 0.8, 1.0, 1.2, 1.5]
     with torch.no_grad():
         if head.scales is not None:
-            assert head.scales.tolist() == [1.0] * 5
-            head.scales.copy_(torch.tensor(scales))
+            assert head.scales.tolist() == [1.0] * project.levels
+            head.scales.copy_(torch.tensor(scales[: project.levels]))
         head.bbox_reg.weight.normal_()
-        features = [torch.rand(1, 32, *grid) / 8 for grid in GRIDS]
+        features = [torch.rand(1, 32, *grid) / 8 for grid in GRIDS[: project.levels]]
         raw = [head.bbox_reg(x) for x in features]
         distances = model.head(features).box_regression
-    for x, found, scale, stride in zip(raw, distances, scales, STRIDES, strict=True):
+    for x, found, scale in zip(raw, distances, scales[: project.levels], strict=True):
         torch.testing.assert_close(found, project.distance(x, scale))
-    assert model._units == tuple(project.unit(stride) for stride in STRIDES)
+    assert model._units == tuple(project.unit(stride) for stride in STRIDES[: project.levels])
 
 
 CAFFE2, DETECTRON = (102.9801, 115.9465, 122.7717), (103.53, 116.28, 123.675)  # blue, green, red
@@ -518,7 +527,7 @@ SEEN = {
 }
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", FCOS_PRESETS)
 def test_what_the_backbone_sees_of_a_pixel(build, preset):
     red, green, blue = PIXEL
     if preset in SEEN:  # 0 to 255, no deviation
@@ -548,10 +557,10 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", FCOS_PRESETS)
 def test_parts(build, preset):
     kernel, tower, bias, classes = PARTS[preset]
-    model = build(preset, backbone="resnet50", num_classes=PRESETS[preset].num_classes, head_convs=2)
+    model = build(preset, backbone="resnet50", num_classes=FCOS_PRESETS[preset].num_classes, head_convs=2)
     block = model.backbone.body.layer2[0]
     assert [conv.stride[0] for conv in (block.conv1, block.conv2)] == ([2, 1] if kernel == 1 else [1, 2])
     assert [name for name, _ in model.named_modules() if name.endswith("ctrness")] == [
@@ -565,14 +574,20 @@ def test_parts(build, preset):
     )
 
 
-def test_numbers_of_candidates_and_detections():
-    published = {"notebook": (150, 150)}
-    for name, config in PRESETS.items():
-        assert (config.topk_candidates, config.max_detections) == published.get(name, (1000, 100))
+def test_numbers():
+    counts = {"notebook": (150, 150)}
+    sizes = {"adelaidet-rt": (512, 736), "simpleaicv": (1024, 1024), "notebook": (800, 1024)}
+    of_one_process = ("detectron2", "torchvision", "simpleaicv", "notebook")
+    for name, config in FCOS_PRESETS.items():
+        assert (config.topk_candidates, config.max_detections) == counts.get(name, (1000, 100))
+        assert (config.min_size, config.max_size) == sizes.get(name, (800, 1333))
         assert (config.focal_gamma, config.prior, config.p6_from) == (2.0, 0.01, "p5")
+        assert config.average_totals == (name not in of_one_process)
+        assert config.ignore_padding == (name == "official-improved")
+        assert config.fpn_upsampling == ("bilinear" if name == "simpleaicv" else "nearest")
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", FCOS_PRESETS)
 def test_every_preset_trains_a_step_and_detects(build, make_talkative, batch, preset):
     model = build(preset)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

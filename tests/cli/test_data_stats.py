@@ -1,0 +1,47 @@
+"""``fcos-fast data stats``: what it prints is right, and what it suggests ``fcos-fast train`` takes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+from fcos_fast.cli.main import main
+from fcos_fast.cli.train import parse_train_options
+
+SMALL = ["--model.min_size", "64", "--model.max_size", "96"]
+
+
+def test_it_counts_and_suggests_options_that_train_takes(pictures, tmp_path, capsys):
+    output = tmp_path / "stats.json"
+    assert main(["data", "stats", "--data.root", str(pictures), *SMALL, "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(output.read_text())
+    assert printed.startswith("10 of 10 pictures")
+    assert sum(found["boxes_per_class"].values()) == found["now"]["num_boxes"] > 0
+    assert found["now"]["sizes_of_interest"] == [64, 128, 256, 512]
+    suggested = shlex.split(printed.splitlines()[-1].removeprefix("suggested: "))
+    assert suggested == found["options"] != []
+    model = parse_train_options(["--data.root", str(pictures), *SMALL, *suggested]).model
+    assert list(model.rule.sizes_of_interest) == found["suggested"]["sizes_of_interest"]
+    assert model.min_size == found["suggested"]["min_size"]
+
+
+def test_it_takes_the_recipes_and_presets_of_train(pictures, capsys):
+    arguments = ["--data.root", str(pictures), "--data.train", "train"]
+    assert main(["data", "stats", "--config", "small", *arguments]) == 0
+    assert main(["data", "stats", "--preset", "detectron2", *arguments, *SMALL]) == 0
+
+
+def test_mistakes_are_answered_in_one_line(pictures, capsys):
+    for arguments, message in (
+        (["data", "stat"], "there is no verb 'data stat'; did you mean 'stats'?"),
+        (["data", "stats", "--pictures", "0"], "--pictures is 0; expected 1 or more"),
+        (
+            ["data", "stats", "--preset", "retinanet", "--data.root", str(pictures)],
+            "level ranges are what an FCOS has",
+        ),
+    ):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
