@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
@@ -79,7 +79,7 @@ def _first_model(arguments: Sequence[str]) -> DetectorConfig:
     return model
 
 
-def _words(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _words(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Presets and detectors that the command line and its YAML files name, in their order."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         option, _, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
@@ -87,15 +87,16 @@ def _words(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
             yield "preset", value
         elif option == "--model.detector":
             yield "detector", value
-        elif option == "--config" and Path(RECIPES.get(value, value)).is_file():
+        elif option == "--config" and (Path(value).is_file() or value in RECIPES):
+            file = Path(value) if Path(value).is_file() else RECIPES[value]
             try:
-                written = yaml.safe_load(Path(RECIPES.get(value, value)).read_text(encoding="utf-8"))
+                written = yaml.safe_load(file.read_text(encoding="utf-8"))
             except yaml.YAMLError:
                 continue  # the parser of the options says what is wrong with it
             written = written if isinstance(written, dict) else {}
-            yield "preset", written.get("preset")
-            if isinstance(written.get("model"), dict):
-                yield "detector", written["model"].get("detector")
+            model = written.get("model")
+            yield "preset", str(written.get("preset"))
+            yield "detector", str(model.get("detector") if isinstance(model, dict) else None)
 
 
 def present(outcome: TrainResult) -> None:
