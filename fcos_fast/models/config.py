@@ -248,8 +248,8 @@ class RetinaNetConfig(DetectorConfig):
         box_loss: ``l1`` or ``smooth_l1``, summed over the four numbers of the coding, or a kind of
             ``fcos_fast.ops.box_loss`` on the decoded boxes.
         smooth_l1_beta: where ``smooth_l1`` goes over from a square to a line.
-        normalization: what the losses are divided by: the number of matched anchors of the whole ``batch``, or, as
-            torchvision does, of each ``image``, the loss being the mean over the images.
+        normalizer: what the losses are divided by. ``positives``: the number of matched anchors. ``image``:
+            each image's losses by its own number, and the mean over the images is taken.
 
     Raises:
         ValueError, TypeError: for a value that no RetinaNet can have; the message names the field.
@@ -276,7 +276,7 @@ class RetinaNetConfig(DetectorConfig):
     focal_beta: float = 1.0
     box_loss: Literal["l1", "smooth_l1", "iou", "linear_iou", "giou", "diou", "ciou"] = "giou"
     smooth_l1_beta: float = 1 / 9
-    normalization: Literal["batch", "image"] = "batch"
+    normalizer: Literal["positives", "image"] = "positives"
 
     def __post_init__(self) -> None:
         super().__post_init__()

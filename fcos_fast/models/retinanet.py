@@ -86,7 +86,7 @@ class RetinaNet(Detector):
             reduction.wait()
         deltas = torch.cat([_by_anchor(x, 4) for x in box_regression], dim=1)  # (B, A, 4)
         positive = targets.labels >= 0  # (B, A)
-        if self.config.normalization == "image":
+        if self.config.normalizer == "image":
             normalizers = positive.sum(dim=1).clamp(min=1) * len(positive)  # (B,)
         else:
             processes = dist.get_world_size() if self._shares_totals() else 1
@@ -103,7 +103,7 @@ class RetinaNet(Detector):
         """The sum over the anchors: of the batch, or (B,) of its images where these are normalised by themselves."""
         logits = [_by_anchor(x, self.config.num_classes) for x in cls_logits]  # views of channels-last maps
         levels = zip(logits, labels.split([x.shape[1] for x in logits], dim=1), strict=True)
-        if self.config.normalization == "batch":
+        if self.config.normalizer == "positives":
             return sum(self._focal_loss(*level) for level in levels)
         return sum(
             torch.stack([self._focal_loss(*image) for image in zip(*level, strict=True)]) for level in levels
@@ -126,7 +126,7 @@ class RetinaNet(Detector):
         return F.smooth_l1_loss(deltas, expected, reduction="none", beta=beta).sum(dim=-1)
 
     def _shares_totals(self) -> bool:
-        return self.config.normalization == "batch" and super()._shares_totals()
+        return self.config.normalizer == "positives" and super()._shares_totals()
 
     def postprocess(self, outputs: RetinaNetOutputs, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """As :meth:`Detector.postprocess`; torchvision's rule, without waiting for the device before the end."""

@@ -40,7 +40,9 @@ MODEL = FCOSConfig(
     max_size=None,
 )
 RETINANET = RetinaNetConfig(
-    **{name: getattr(MODEL, name) for name in ("backbone", "num_classes", "fpn_channels")},
+    backbone="resnet18",
+    num_classes=3,
+    fpn_channels=32,
     head_channels=64,
     head_convs=1,
     min_size=None,
@@ -262,7 +264,7 @@ def test_reading_is_noticed(read):
         MODEL,
         replace(MODEL, norm="frozen"),
         RETINANET,
-        replace(RETINANET, normalization="image", box_loss="l1"),
+        replace(RETINANET, normalizer="image", box_loss="l1"),
     ],
     ids=["batch norm", "frozen norm", "retinanet", "retinanet, image by image"],
 )
@@ -326,9 +328,10 @@ def test_compiled_losses_are_what_the_step_calls(monkeypatch):
 @pytest.mark.gpu
 @each_optimizer
 @pytest.mark.parametrize("cuda_graphs", [False, True])
-def test_never_waits_for_the_gpu(name, cuda_graphs, monkeypatch):
+@pytest.mark.parametrize("config", [MODEL, RETINANET], ids=["fcos", "retinanet"])
+def test_never_waits_for_the_gpu(name, cuda_graphs, config, monkeypatch):
     monkeypatch.delenv("FCOS_FAST_CHECK", raising=False)
-    step = build(name, "cuda", dtype=torch.bfloat16, cuda_graphs=cuda_graphs)
+    step = build(name, "cuda", config, dtype=torch.bfloat16, cuda_graphs=cuda_graphs)
     batches = list(prefetch([tuple(part.pin_memory() for part in packed(t)) for t in range(6)], step.device))
     for batch in batches[:5]:  # libraries wait while they set themselves up; capture waits
         step(*batch)

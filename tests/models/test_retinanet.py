@@ -163,15 +163,13 @@ def linear_iou(deltas, anchors, boxes):
     )
 
 
-@pytest.mark.parametrize("normalization", ["batch", "image"])
+@pytest.mark.parametrize("normalizer", ["positives", "image"])
 @pytest.mark.parametrize("star", [False, True], ids=["focal", "FL*"])
-def test_losses_are_the_papers(model, make_talkative, normalization, star):
+def test_losses_are_the_papers(model, make_talkative, normalizer, star):
     """The focal loss, and FL* of appendix A, as they are written there; float64."""
     options = {"classification_loss": "focal_star", "focal_gamma": 3.0, "focal_beta": 0.5} if star else {}
     kind, box = ("smooth_l1", smooth_l1) if star else ("linear_iou", linear_iou)
-    net = model(
-        normalization=normalization, box_loss=kind, smooth_l1_beta=0.2, norm="group", **options
-    ).double()
+    net = model(normalizer=normalizer, box_loss=kind, smooth_l1_beta=0.2, norm="group", **options).double()
     make_talkative(net)
     with torch.no_grad():
         net.head.regression_head.bbox_reg.weight *= 0.1  # boxes of a size to overlap
@@ -181,7 +179,7 @@ def test_losses_are_the_papers(model, make_talkative, normalization, star):
     parts = expected_losses(net, batch, gt, star, box)
     assert parts[0][2] > parts[1][2] > parts[2][2] == 0
     for k, name in enumerate(net.LOSSES):
-        if normalization == "image":
+        if normalizer == "image":
             expected = sum(part[k] / max(1, part[2]) for part in parts) / 3
         else:
             expected = sum(part[k] for part in parts) / sum(part[2] for part in parts)
