@@ -51,8 +51,12 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb; its exit status."""
     options = parse_options(EvaluateOptions, "evaluate", arguments)
     saved = load_checkpoint(options.checkpoint)
-    trained_on = from_plain(DataConfig, saved["config"]["data"])
+    trained_on = from_plain(DataConfig, saved["config"]["data"]) if "config" in saved else DataConfig()
     root = options.root or trained_on.root
+    if not root:
+        raise ValueError(
+            f"{options.checkpoint} does not say on which data set to evaluate; name one with --root"
+        )
     split = trained_on.val if options.split is None else options.split
     model, categories = model_from_checkpoint(saved)
     dataset = load_dataset(root, split or None, categories, options.strict)

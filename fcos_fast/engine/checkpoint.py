@@ -18,6 +18,7 @@ from fcos_fast.data import Categories
 from fcos_fast.engine.files import replacing
 from fcos_fast.engine.foreign import read_foreign
 from fcos_fast.models import Detector, build_detector, config_from_dict
+from fcos_fast.models.layouts import CLASSES
 
 FORMAT = "fcos_fast checkpoint 1"
 OWN = "checkpoint of fcos_fast"
@@ -114,8 +115,11 @@ def load_weights(
     weights = _weights(state)
     theirs = Categories.from_dict(state["categories"])
     if new_classes:
+        print(
+            f"{path}: its layer for {len(theirs)} classes is left out, that for {len(categories)} begins anew"
+        )
         own = model.state_dict()
-        weights = {k: own[k] if k.startswith(CLASS_LAYER) and k in own else v for k, v in weights.items()}
+        weights = {k: own[k] if k.startswith(CLASSES) and k in own else v for k, v in weights.items()}
     elif theirs.names != categories.names:
         raise ValueError(
             f"{path} knows {len(theirs)} classes ({_some(theirs.names)}), the data set has {len(categories)} "
@@ -127,9 +131,6 @@ def load_weights(
         ours, other = model.config.to_dict(), config_from_dict(state["model_config"]).to_dict()
         differences = [f"{k} {other.get(k)} there, {v} here" for k, v in ours.items() if v != other.get(k)]
         raise ValueError(f"{path} is of another architecture: {_some(differences)}") from error
-
-
-CLASS_LAYER = "head.classification_head.cls_logits."
 
 
 def _weights(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fcos_fast.data import COCO, VOC, Categories
 from fcos_fast.models import BACKBONES, FCOS, DetectorConfig, FCOSConfig, build_backbone
+from fcos_fast.models.backbones import backbone_options
 from fcos_fast.models.layouts import (
     CLASSES,
     LAYOUTS,
@@ -83,13 +84,16 @@ def read_foreign(
         raise ValueError(f"its parameters ({some}, ...) are of no known layout; known are {known}")
     if layout.name == "torchvision":
         state = _dense(state)
-    given = {
-        "backbone": _backbone(state, layout),
+    given: dict[str, Any] = {
         "num_classes": _num_classes(state, layout),
         "norm": "frozen",
         "trainable_stages": 3,
-        **(overrides or {}),
+        **_deformable(state),
     }
+    given["backbone"] = _backbone(state, layout, given)
+    if given["backbone"].startswith("resnext"):
+        given["stride_in_1x1"] = False  # in all of them, whatever their ResNets have
+    given |= overrides or {}
     candidates = layout.presets if preset is None else (preset,)
     configs = {name: replace(FCOS_PRESETS[name], **given) for name in candidates}
     own = {name: _parameters(config) for name, config in configs.items()}
@@ -169,12 +173,30 @@ def _num_classes(state: Mapping[str, Tensor], layout: Layout) -> int:
     raise ValueError(f"the {layout.name} checkpoint has no {name}, so no classification layer")
 
 
-def _backbone(state: Mapping[str, Tensor], layout: Layout) -> str:
+def _deformable(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Fields of the configuration for the deformable convolutions whose offsets are among the parameters."""
+    fields: dict[str, Any] = {}
+    stages = set()
+    for key, value in state.items():
+        if "offset" not in key or value.ndim != 4:
+            continue
+        kind = "v1" if len(value) == 18 else "v2"
+        stage = re.search(r"\.(layer|res)(\d)\.", key)
+        if stage is None:
+            fields["head_dcn"] = kind
+        else:
+            fields["dcn"] = kind
+            stages.add(int(stage[2]) + (stage[1] == "layer"))
+    return fields | ({"dcn_stages": tuple(sorted(stages))} if stages else {})
+
+
+def _backbone(state: Mapping[str, Tensor], layout: Layout, fields: Mapping[str, Any]) -> str:
     """The greatest of the backbones whose parameters all are there; where none is, the one that lacks the least."""
 
     def lacks_and_has(name: str) -> tuple[int, int]:
+        options = {option: fields[option] for option in fields.keys() & backbone_options(name)}
         with torch.device("meta"):
-            body = build_backbone(name, norm="frozen").state_dict()
+            body = build_backbone(name, **options).state_dict()
         own = {f"backbone.body.{key}": value for key, value in body.items()}
         found = differences(state, layout, own)
         return len(found["missing"]) + len(found["of another shape"]), -len(own)

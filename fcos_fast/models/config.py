@@ -133,6 +133,7 @@ class FCOSConfig(DetectorConfig):
         head_convs: convolutions of each tower.
         head_norm: ``group``: group norm of 32 groups after each of them.
         head_bias: whether the towers' convolutions have a bias.
+        head_dcn: a deformable convolution at the end of each tower, plain (``v1``) or modulated (``v2``).
         centerness_on: the tower that predicts the centerness.
         prior: class probability that the classification starts with.
         scale: what the distances of each level are multiplied by before the activation: ``factor``, a learned
@@ -171,6 +172,7 @@ class FCOSConfig(DetectorConfig):
     head_convs: int = 4
     head_norm: Literal["group", "none"] = "group"
     head_bias: bool = True
+    head_dcn: Literal["none", "v1", "v2"] = "none"
     centerness_on: Literal["regression", "classification"] = "regression"
     prior: float = 0.01
     scale: Literal["none", "factor", "exp"] = "factor"

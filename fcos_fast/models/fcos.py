@@ -44,6 +44,7 @@ class FCOS(Detector):
             config.regression,
             config.scale,
             config.head_bias,
+            config.head_dcn,
         )
         if config.normalizer == "moving_average":
             # Neither saved nor shared between processes: as detectron2, every run and every process begins anew.

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fcos_fast.models.deform_conv import DeformConv2d
 from fcos_fast.models.norm import GROUPS, GroupNormReLU
 
 
@@ -41,10 +42,15 @@ def prior_bias(prior: float) -> float:
     return -math.log((1 - prior) / prior)
 
 
-def _tower(in_channels: int, channels: int, num_convs: int, norm: str, bias: bool) -> nn.Sequential:
+def _tower(in_channels: int, channels: int, num_convs: int, norm: str, bias: bool, dcn: str) -> nn.Sequential:
     modules: list[nn.Module] = []
     for i in range(num_convs):
-        modules.append(head_conv(in_channels if i == 0 else channels, channels, 0.0 if bias else None))
+        conv: nn.Module = head_conv(in_channels if i == 0 else channels, channels, 0.0 if bias else None)
+        if dcn != "none" and i == num_convs - 1:
+            deformable = DeformConv2d(conv.in_channels, channels, bias=bias, modulated=dcn == "v2")
+            deformable.conv = conv
+            conv = deformable
+        modules.append(conv)
         if norm == "group":
             # The identity keeps the place, and so the keys, of torchvision's ReLU.
             modules += [GroupNormReLU(GROUPS, channels), nn.Identity()]
@@ -123,6 +129,7 @@ class FCOSHead(nn.Module):
         scale: what multiplies the distances of each level, before the activation: ``"none"``, ``"factor"``, a learned
             number, or ``"exp"``, exp of it.
         bias: whether the convolutions of the towers have one.
+        dcn: ``"v1"`` or ``"v2"``: the last convolution of each tower is deformable (:class:`DeformConv2d`).
     """
 
     def __init__(
@@ -138,18 +145,19 @@ class FCOSHead(nn.Module):
         activation: str = "relu",
         scale: str = "factor",
         bias: bool = True,
+        dcn: str = "none",
     ) -> None:
         super().__init__()
         width = channels if num_convs else in_channels
         self.classification_head = ClassificationHead(
-            _tower(in_channels, channels, num_convs, norm, bias),
+            _tower(in_channels, channels, num_convs, norm, bias, dcn),
             width,
             num_classes,
             prior,
             centerness=centerness_on == "classification",
         )
         self.regression_head = RegressionHead(
-            _tower(in_channels, channels, num_convs, norm, bias),
+            _tower(in_channels, channels, num_convs, norm, bias, dcn),
             width,
             activation,
             scale,

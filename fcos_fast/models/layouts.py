@@ -107,6 +107,8 @@ _FLAT_MOBILENET = (
 )
 
 _DETECTRON2_BODY = (
+    (r"^(backbone\.body\..*\.conv2)\.conv\.weight$", "<1>.weight"),
+    (r"^(backbone\.body\..*\.conv2)\.offset\.", "<1>_offset."),
     (r"^backbone\.body\.conv1\.", "backbone.bottom_up.stem.conv1."),
     (r"^backbone\.body\.bn1\.", "backbone.bottom_up.stem.conv1.norm."),
     (r"^backbone\.body\.layer(\d)\.", "backbone.bottom_up.res<1+1>."),
@@ -193,6 +195,8 @@ LAYOUTS = (
             *((rf"(bbox_head\...._convs)\.{3 * k}\.", f"<1>.[{k}].conv.") for k in range(_MOST_CONVS)),
             *((rf"(bbox_head\...._convs)\.{3 * k + 1}\.", f"<1>.[{k}].gn.") for k in range(_MOST_CONVS)),
             (r"_convs\.\[(\d)\]", "_convs.<1>"),
+            (r"(conv2|_convs\.\d\.conv)\.conv\.", "<1>."),  # deformable
+            (r"(conv2|_convs\.\d\.conv)\.offset\.", "<1>.conv_offset."),
             *_outputs("bbox_head.conv_cls.", "bbox_head.conv_reg.", "bbox_head.conv_centerness."),
         ),
         scale="bbox_head.scales.{}.scale",

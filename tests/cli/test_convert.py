@@ -1,0 +1,68 @@
+"""``fcos-fast convert``: there and back through files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from fcos_fast.cli.main import main
+from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
+
+SMALL = "{fpn_channels: 32, head_channels: 64, head_convs: 1, min_size: null, prior: 0.5}"
+
+
+def test_ours_to_official_and_back(checkpoint, tmp_path, capsys):
+    theirs, again = tmp_path / "official.pth", tmp_path / "deeper" / "again.pt"
+    assert (
+        main(["convert", "--checkpoint", str(checkpoint), "--to", "official", "--output", str(theirs)]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "checkpoint of fcos_fast" in printed
+    assert "min_size is None here and 800 there" in printed
+    assert "rpn.head.cls_logits.weight" in torch.load(theirs)["model"]
+
+    names = ",".join(model_from_checkpoint(load_checkpoint(checkpoint))[1].names)
+    arguments = ["--checkpoint", str(theirs), "--output", str(again), "--model", SMALL, "--classes", names]
+    assert main(["convert", *arguments]) == 0
+    assert "official checkpoint, read as official-improved with resnet18" in capsys.readouterr().out
+    (model, categories), (before, same) = (
+        model_from_checkpoint(load_checkpoint(path)) for path in (again, checkpoint)
+    )
+    assert categories.names == same.names
+    for key, value in before.state_dict().items():
+        if "num_batches_tracked" not in key:
+            torch.testing.assert_close(model.state_dict()[key], value, msg=key)
+
+
+def test_a_converted_checkpoint_detects_and_evaluates(checkpoint, pictures, tmp_path, capsys):
+    theirs, again = tmp_path / "x.pth", tmp_path / "x.pt"
+    main(["convert", "--checkpoint", str(checkpoint), "--to", "mmdetection", "--output", str(theirs)])
+    names = ",".join(model_from_checkpoint(load_checkpoint(checkpoint))[1].names)
+    options = ["--model", SMALL, "--classes", names, "--preset", "official-improved"]
+    assert main(["convert", "--checkpoint", str(theirs), "--output", str(again), *options]) == 0
+    with_root = ["--root", str(pictures), "--split", "val", "--runs", str(tmp_path)]
+    assert main(["evaluate", "--checkpoint", str(again), *with_root]) == 0
+    metrics = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())
+    assert 0 <= metrics["ap"] <= 1
+    capsys.readouterr()
+    assert main(["evaluate", "--checkpoint", str(again), "--runs", str(tmp_path)]) == 2
+    assert "does not say on which data set to evaluate; name one with --root" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--to", "oficial"], "unknown layout 'oficial'; did you mean 'official'"),
+        (["--classes", "a,b"], "--classes a,b: these are 2 names, the checkpoint has 6"),
+        (["--checkpoint", "/nowhere.pth"], "there is no checkpoint /nowhere.pth"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line_and_leave_no_file(options, message, checkpoint, tmp_path, capsys):
+    output = tmp_path / "out" / "x.pt"
+    assert main(["convert", "--checkpoint", str(checkpoint), "--output", str(output), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not output.exists()
