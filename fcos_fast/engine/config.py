@@ -71,6 +71,8 @@ class TrainConfig:
         ema_decay: of the moving average of the weights, which is evaluated and stored as the best; 0 does without.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         weights: checkpoint to begin from instead of random weights.
+        backbone_weights: weights that the backbone begins with: a file, or torchvision's name of them, as
+            ``ResNet50_Weights.IMAGENET1K_V1``. Made for ``model.norm`` ``frozen`` or ``batch``.
         new_classes: take everything from ``weights`` but the classification layer, for a data set of other classes.
         runs: folder in which the folder of the run is made.
         name: of the run's folder; a number is added where there is one already.
@@ -91,6 +93,7 @@ class TrainConfig:
     ema_decay: float = 0.998
     evaluate_every: int = 1
     weights: str | None = None
+    backbone_weights: str | None = None
     new_classes: bool = False
     runs: str = "runs"
     name: str = "train"
@@ -100,6 +103,8 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "evaluate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.weights and self.backbone_weights:
+            raise ValueError("train.weights has a backbone already; leave train.backbone_weights out")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"train.steps is {self.steps}; it must be 1 or more")
         if not 0 <= self.ema_decay < 1:

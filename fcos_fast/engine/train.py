@@ -39,6 +39,7 @@ from fcos_fast.engine.schedule import learning_rate_factor
 from fcos_fast.engine.state import TrainState
 from fcos_fast.engine.step import Tally, TrainStep, compile_losses
 from fcos_fast.models import BatchPacker, Detector, build_detector
+from fcos_fast.models.pretrained import load_pretrained
 from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import choose_precision
 
@@ -162,7 +163,7 @@ def _run(
     )
     epochs = options.total_epochs(len(loader))
     config.schedule.in_steps(options.total_steps(len(loader)), len(loader))  # before anything is written
-    state = _begin(config, train_set.categories, device)
+    state = _begin(config, train_set.categories, device, is_new=saved is None)
     about = {"config": to_plain(config), **describe_model(state.model, train_set.categories)}
     if saved is not None:
         state.load_state_dict(saved)
@@ -241,8 +242,11 @@ def _evaluate(
     return evaluate(state.averaged, val_set, dtype, batch_size, config.data.workers)
 
 
-def _begin(config: Config, categories: Categories, device: torch.device) -> TrainState:
-    """Model, optimizer and moving average as they are before the first step."""
+def _begin(config: Config, categories: Categories, device: torch.device, is_new: bool) -> TrainState:
+    """Model, optimizer and moving average as they are before the first step.
+
+    Of a run that is not new the weights come from its own checkpoint; the files that it began with may be gone.
+    """
     options = config.train
     seed_everything(options.seed)
     model = build_detector(config.model)
@@ -250,7 +254,9 @@ def _begin(config: Config, categories: Categories, device: torch.device) -> Trai
         if device.type != "cuda":
             raise ValueError(f"train.sync_batch_norm needs GPUs, but the device is {device}; leave it out")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if options.weights:
+    if options.backbone_weights and is_new:
+        load_pretrained(model.backbone.body, options.backbone_weights)
+    if options.weights and is_new:
         load_weights(model, options.weights, categories, options.new_classes)
     model.to(device, memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
     if options.winograd:

@@ -20,7 +20,7 @@ from fcos_fast.engine.config import Config, save_config
 from fcos_fast.engine.run_folder import read_metrics
 from fcos_fast.engine.schedule import ScheduleConfig
 from fcos_fast.engine.train import NonFiniteLossError, TrainingInterrupted, resume, train
-from fcos_fast.models import RetinaNetConfig
+from fcos_fast.models import RetinaNetConfig, build_backbone
 from fcos_fast.models.winograd import WinogradConv2d
 
 TIMING = ("seconds", "images_per_second")
@@ -298,3 +298,22 @@ def test_a_run_of_steps_ends_within_an_epoch_and_resumes(tiny, monkeypatch):
     monkeypatch.undo()
     again = resume(interruption.value.folder)
     assert_same_run(again.folder, whole.folder)
+
+
+def test_a_run_begins_with_a_pretrained_backbone_and_resumes_without_the_file(tiny, tmp_path, monkeypatch):
+    path = tmp_path / "weights.pth"
+    weights = build_backbone("resnet18").state_dict()
+    torch.save(weights, path)
+    model = replace(tiny.model, norm="frozen", trainable_stages=3)
+    config = replace(tiny, model=model, train=replace(tiny.train, backbone_weights=str(path)))
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 6)
+        with pytest.raises(TrainingInterrupted) as interruption:
+            train(config)
+    path.unlink()
+    outcome = resume(interruption.value.folder)
+    state = outcome.model.backbone.body.state_dict()
+    assert torch.equal(state["conv1.weight"], weights["conv1.weight"])  # frozen
+    assert not torch.equal(state["layer4.0.conv1.weight"], weights["layer4.0.conv1.weight"])
+    with pytest.raises(ValueError, match=r"train\.weights has a backbone already"):
+        replace(config.train, weights="best.pt")
