@@ -22,8 +22,8 @@ def load_pretrained(backbone: Backbone, source: str | Path) -> None:
     Args:
         backbone: takes them in place.
         source: a file that ``torch.load`` reads with ``weights_only=True``, a state dict or a checkpoint that holds
-            one; or torchvision's name of weights, as ``ResNet50_Weights.IMAGENET1K_V1``, which are downloaded and kept in
-            torch's cache.
+            one; or torchvision's name of weights, as ``ResNet50_Weights.IMAGENET1K_V1``, which are downloaded and kept
+            in torch's cache.
 
     Raises:
         FileNotFoundError: there is no such file, and it is no name of weights.

@@ -46,6 +46,8 @@ def config(tiny_config, tmp_path_factory) -> Config:
         model=model,
         optimizer=optimizer,
         augment=replace(config.augment, size=(64, 96), scale=(0.7, 1.3)),
+        # in which the runs are compared, also where the processor would take bfloat16
+        train=replace(config.train, precision="float32"),
     )
 
 
