@@ -2,12 +2,14 @@
 
 from .categories import COCO, VOC, Categories
 from .checks import DataError, Report
+from .coco import load_coco
 from .dataset import DetectionDataset, Record, read_image
 from .loader import EpochBatchSampler, collate, eval_loader, train_loader
 from .readers import READERS, Reader, load_dataset
 from .synthetic import SyntheticConfig, draw_picture, synthetic_dataset, write_voc
 from .transforms import AugmentConfig, AugmentedDataset
 from .voc import load_voc
+from .yolo import load_yolo
 
 __all__ = [
     "COCO",
@@ -26,8 +28,10 @@ __all__ = [
     "collate",
     "draw_picture",
     "eval_loader",
+    "load_coco",
     "load_dataset",
     "load_voc",
+    "load_yolo",
     "read_image",
     "synthetic_dataset",
     "train_loader",

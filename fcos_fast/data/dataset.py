@@ -29,8 +29,10 @@ class Record:
         size: (width, height) in pixels, upright.
         boxes: (N, 4) float32, xyxy in pixels, inside the image, each with an area.
         labels: (N,) int64, 0..C-1.
-        ignore: (N,) bool; boxes that evaluation neither asks for nor counts as wrong (VOC's ``difficult``).
+        ignore: (N,) bool; boxes that are not trained on, and that evaluation neither asks for nor counts as wrong
+            (VOC's ``difficult``, COCO's crowds).
         image: the file, or the picture itself, uint8 (3, H, W) RGB.
+        areas: (N,) float32, of the objects in pixels, by which evaluation tells small from large; None: of the boxes.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Record:
     labels: np.ndarray
     ignore: np.ndarray
     image: Path | np.ndarray
+    areas: np.ndarray | None = None
 
 
 class DetectionDataset(Dataset):
@@ -94,15 +97,17 @@ class DetectionDataset(Dataset):
         for image_id, record in enumerate(self.records):
             width, height = record.size
             images.append({"id": image_id, "file_name": record.name, "width": width, "height": height})
-            rows = zip(record.boxes.tolist(), record.labels.tolist(), record.ignore.tolist(), strict=True)
-            for (x1, y1, x2, y2), label, ignore in rows:
+            sides = record.boxes[:, 2:] - record.boxes[:, :2]
+            areas = sides.prod(axis=1) if record.areas is None else record.areas
+            columns = (record.boxes, record.labels, record.ignore, areas)
+            for (x1, y1, x2, y2), label, ignore, area in zip(*(c.tolist() for c in columns), strict=True):
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
                         "image_id": image_id,
                         "category_id": self.categories.ids[label],
                         "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "area": (x2 - x1) * (y2 - y1),
+                        "area": area,
                         "iscrowd": int(ignore),
                         "ignore": int(ignore),
                     }

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from .categories import Categories
 from .checks import DataError
+from .coco import is_coco, load_coco
 from .dataset import DetectionDataset
 from .voc import is_voc, load_voc
+from .yolo import is_yolo, load_yolo
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,13 @@ class Reader:
     load: Callable[[Path, str | None, Categories | None, bool], DetectionDataset]
 
 
-READERS = (Reader("VOC", "folders Annotations and JPEGImages", is_voc, load_voc),)
+READERS = (
+    Reader("VOC", "folders Annotations and JPEGImages", is_voc, load_voc),
+    Reader(
+        "COCO", "annotations/*.json, or _annotations.coco.json in the folder of a split", is_coco, load_coco
+    ),
+    Reader("YOLO", "a data.yaml with names and train or val", is_yolo, load_yolo),
+)
 """Every layout that is read; the first that recognises a folder reads it."""
 
 

@@ -36,14 +36,15 @@ class BatchPacker:
         return small, {**target, "boxes": scale_boxes(target["boxes"], image_size(image), image_size(small))}
 
     def collate(self, samples: Sequence[tuple[Tensor, dict[str, Any]]]) -> tuple[ImageBatch, GroundTruth]:
-        """Pack resized samples.
+        """Pack resized samples, without the boxes that a target's ``ignore`` (N,) bool marks.
 
         Raises:
             ValueError, TypeError: for a label or box that no model can learn; the message names it.
         """
         images, targets = zip(*samples, strict=True)
         check_targets(targets, len(images), self.num_classes, torch.device("cpu"))
-        boxes = [target["boxes"] for target in targets]
-        capacity = bucket_capacity(sum(map(len, boxes)))
-        gt = GroundTruth.pack(boxes, [target["labels"] for target in targets], capacity)
+        kept = [~target["ignore"] if "ignore" in target else slice(None) for target in targets]
+        boxes = [target["boxes"][keep] for target, keep in zip(targets, kept, strict=True)]
+        labels = [target["labels"][keep] for target, keep in zip(targets, kept, strict=True)]
+        gt = GroundTruth.pack(boxes, labels, bucket_capacity(sum(map(len, boxes))))
         return self.transform.pack(images), gt

@@ -1,0 +1,221 @@
+"""COCO json: against pycocotools on the same file, the layouts that exporters write, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcos_fast.data import AugmentConfig, Categories, DataError, load_coco, load_dataset, train_loader
+from fcos_fast.models import BatchPacker, FCOSConfig
+
+CONTENT = {
+    "images": [
+        {"id": 7, "file_name": "a.jpg", "width": 64, "height": 48},
+        {"id": 3, "file_name": "b.jpg", "width": 80, "height": 60},
+        {"id": 9, "file_name": "empty.jpg", "width": 32, "height": 32},
+    ],
+    "categories": [
+        {"id": 18, "name": "dog", "supercategory": "animal"},
+        {"id": 1, "name": "person", "supercategory": "person"},
+        {"id": 90, "name": "toothbrush", "supercategory": "indoor"},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 3, "category_id": 18, "bbox": [10.5, 5, 20, 30], "area": 311.5, "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 1, "bbox": [0, 0, 64, 48], "area": 2000, "iscrowd": 1},
+        {"id": 5, "image_id": 7, "category_id": 1, "bbox": [4, 4, 10, 12], "area": 100, "iscrowd": 0},
+        {"id": 4, "image_id": 3, "category_id": 1, "bbox": [50, 20, 40, 10], "area": 400, "iscrowd": 0},
+    ],
+}
+
+
+def write(root, content=CONTENT, file="annotations/instances_train2017.json", pictures="train2017"):
+    path = root / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    (root / pictures).mkdir(parents=True, exist_ok=True)
+    for entry in content["images"]:
+        Image.new("RGB", (entry["width"], entry["height"])).save(root / pictures / entry["file_name"])
+    return root
+
+
+def changed(**lists):
+    """A copy of CONTENT with each of the named lists replaced."""
+    return {**json.loads(json.dumps(CONTENT)), **lists}
+
+
+def test_every_box_is_there(tmp_path):
+    dataset = load_dataset(write(tmp_path))
+    assert dataset.categories == Categories(("person", "dog", "toothbrush"), (1, 18, 90))
+    a, b, empty = dataset.records
+    assert (a.name, a.size, a.labels.tolist(), a.ignore.tolist()) == (
+        "a.jpg",
+        (64, 48),
+        [0, 0],
+        [True, False],
+    )
+    assert a.boxes.tolist() == [[0, 0, 64, 48], [4, 4, 14, 16]]
+    assert b.boxes.tolist() == [[10.5, 5, 30.5, 35], [50, 20, 80, 30]]  # the second cut to the image
+    assert (b.labels.tolist(), b.areas.tolist()) == ([1, 0], [311.5, 400])
+    assert len(empty.boxes) == 0
+    assert "3 images (1 without a box), 4 boxes" in str(dataset.report)
+    assert "box partly outside the image, cut to it: 1" in str(dataset.report)
+    image, target = dataset[1]
+    assert image.shape == (3, 60, 80)
+    assert target["boxes"].shape == (2, 4)
+
+
+def test_it_is_what_pycocotools_reads(tmp_path):
+    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
+    rng = np.random.default_rng(0)
+    images = [
+        {"id": int(i), "file_name": f"{i}.jpg", "width": 100, "height": 80} for i in rng.permutation(20)
+    ]
+    annotations = []
+    for number in range(60):
+        x, y, w, h = (rng.uniform(0, 40, 4) + np.array([0, 0, 1, 1])).round(2)
+        annotations.append({
+            "id": number, "image_id": int(rng.integers(20)), "category_id": int(rng.choice([1, 18, 90])),
+            "bbox": [x, y, w, h], "area": round(w * h / 2, 2), "iscrowd": int(rng.integers(2)),
+        })  # fmt: skip
+    root = write(tmp_path, changed(images=images, annotations=annotations))
+    theirs = coco.COCO(str(root / "annotations" / "instances_train2017.json"))
+    dataset = load_dataset(root, "train2017")
+    assert [record.name for record in dataset.records] == [theirs.imgs[i]["file_name"] for i in theirs.imgs]
+    ours = dataset.coco_ground_truth()
+    wanted = [theirs.imgToAnns[i] for i in theirs.imgs]
+    found = [[a for a in ours["annotations"] if a["image_id"] == i] for i in range(20)]
+    for mine, their in zip(found, wanted, strict=True):
+        for key in ("category_id", "iscrowd"):
+            assert [a[key] for a in mine] == [a[key] for a in their]
+        np.testing.assert_allclose(
+            [a["bbox"] for a in mine], [a["bbox"] for a in their], rtol=1e-5, atol=1e-4
+        )
+        np.testing.assert_allclose([a["area"] for a in mine], [a["area"] for a in their], rtol=1e-6)
+    assert ours["categories"] == [
+        {"id": c["id"], "name": c["name"]} for c in sorted(CONTENT["categories"], key=lambda c: c["id"])
+    ]
+
+
+def test_crowds_are_not_trained_on(tmp_path):
+    dataset = load_dataset(write(tmp_path))
+    plain = AugmentConfig(horizontal_flip=0, brightness=0, contrast=0, saturation=0)
+    packer = BatchPacker(FCOSConfig(num_classes=3, min_size=None))
+    loader = train_loader(dataset, 3, plain, packer=packer)
+    ((_, gt),) = loader
+    boxes = gt.boxes[: gt.starts[-1]].tolist()
+    assert sorted(boxes) == [[4, 4, 14, 16], [10.5, 5, 30.5, 35], [50, 20, 80, 30]]
+
+
+@pytest.mark.parametrize(
+    ("file", "pictures", "split"),
+    [
+        ("annotations/instances_train2017.json", "train2017", "train2017"),
+        ("annotations/instances_train2017.json", "train2017", "instances_train2017"),
+        ("annotations/instances_train2017.json", "images/train2017", "train"),
+        ("annotations/train.json", "images", "train"),
+        ("annotations/train.json", "train/images", None),
+        ("train/_annotations.coco.json", "train", "train"),
+        ("_annotations.coco.json", ".", None),
+    ],
+)
+def test_layouts(tmp_path, file, pictures, split):
+    dataset = load_dataset(write(tmp_path, file=file, pictures=pictures), split)
+    assert len(dataset) == 3
+    assert all(record.image.is_file() for record in dataset.records)
+
+
+def test_files_of_other_tasks_are_no_splits(tmp_path):
+    write(tmp_path)
+    (tmp_path / "annotations" / "captions_train2017.json").write_text("{}")
+    assert len(load_dataset(tmp_path, "train2017")) == 3
+
+
+def test_validation_has_the_classes_of_training(tmp_path):
+    write(tmp_path)
+    train = load_dataset(tmp_path, "train2017")
+    fewer = changed(
+        categories=[{"id": 5, "name": "dog"}],
+        annotations=[{"id": 1, "image_id": 3, "category_id": 5, "bbox": [1, 1, 5, 5]}],
+    )
+    write(tmp_path, fewer, "annotations/instances_val2017.json", "val2017")
+    val = load_dataset(tmp_path, "val", train.categories)
+    assert val.records[1].labels.tolist() == [train.categories.label_of("dog")]
+    assert val.records[1].areas.tolist() == [25]
+    with pytest.raises(DataError, match="has boxes of the class 'person', which is none of dog; correct"):
+        load_dataset(tmp_path, "train2017", Categories(("dog",)))
+
+
+def test_roboflows_name_for_all_classes_is_none(tmp_path):
+    categories = [
+        {"id": 0, "name": "cells", "supercategory": "none"},
+        {"id": 1, "name": "RBC", "supercategory": "cells"},
+        {"id": 2, "name": "WBC", "supercategory": "cells"},
+    ]
+    annotations = [{"id": 1, "image_id": 3, "category_id": 2, "bbox": [1, 1, 5, 5]}]
+    content = changed(categories=categories, annotations=annotations)
+    dataset = load_dataset(write(tmp_path, content, "train/_annotations.coco.json", "train"))
+    assert dataset.categories == Categories(("RBC", "WBC"), (1, 2))
+
+
+def box_of(**fields):
+    """CONTENT with one annotation, of which some fields are others."""
+    return changed(annotations=[{"id": 1, "image_id": 3, "category_id": 1, "bbox": [1, 1, 2, 2], **fields}])
+
+
+TWICE = [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (changed(images=[]), "lists no image; add some"),
+        ({"images": [], "annotations": []}, "has no list 'categories'; a COCO file has images"),
+        (changed(images=CONTENT["images"] * 2), "image id 7 occurs more than once"),
+        (changed(annotations=CONTENT["annotations"] * 2), "annotation id 1 occurs more than once"),
+        (box_of(image_id=4), "annotation 1 is of image 4, which is not listed"),
+        (box_of(category_id=2), "have the category id 2, which is not listed"),
+        (box_of(bbox=None), "annotation 1 has the bbox None; expected"),
+        (changed(images=[{"id": 1, "file_name": "a.jpg"}], annotations=[]), "image 1 has no 'width'; add it"),
+        (changed(categories=TWICE, annotations=[]), "the name 'a' occurs more than once"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, content, message):
+    path = tmp_path / "annotations" / "train.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(content))
+    (tmp_path / "train").mkdir()
+    for name in ("a.jpg", "b.jpg", "empty.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "train" / name)
+    with pytest.raises(DataError, match=message) as error:
+        load_coco(tmp_path, "train")
+    assert str(path) in str(error.value)
+
+
+def test_splits_and_pictures_that_are_not_there(tmp_path):
+    write(tmp_path)
+    write(tmp_path, file="annotations/instances_val2017.json", pictures="val2017")
+    with pytest.raises(
+        DataError, match="there is no split test; choose one of this data set's: train2017, val2017"
+    ):
+        load_coco(tmp_path, "test")
+    with pytest.raises(DataError, match="has several splits; choose one of train2017, val2017"):
+        load_coco(tmp_path)
+    (tmp_path / "train2017" / "b.jpg").unlink()
+    with pytest.raises(
+        DataError, match=r"1 of 3 pictures are not in .*train2017, the first is b\.jpg; add them"
+    ):
+        load_coco(tmp_path, "train2017")
+    (tmp_path / "val2017" / "a.jpg").unlink()
+    with pytest.raises(DataError, match=r"its first picture a\.jpg is in none of"):
+        load_coco(tmp_path, "val2017")
+    (tmp_path / "annotations" / "instances_val2017.json").write_text("{")
+    with pytest.raises(DataError, match="is not valid json"):
+        load_coco(tmp_path, "val2017")
+
+
+def test_strict_refuses_what_is_cut(tmp_path):
+    with pytest.raises(DataError, match=r"instances_train2017\.json, b\.jpg: box partly outside the image"):
+        load_dataset(write(tmp_path), strict=True)

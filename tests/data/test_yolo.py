@@ -1,0 +1,129 @@
+"""YOLO txt: rows by hand, the layouts that exporters write, and one line for every mistake."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from fcos_fast.data import Categories, DataError, load_dataset, load_yolo
+
+
+def write(root, rows, content=None, folder="images/train", labels="labels/train", size=(80, 40)):
+    """Pictures named by the keys of ``rows``, whose values are the text of their label file or None."""
+    content = {"names": ["cat", "dog"], "train": folder} if content is None else content
+    root.mkdir(exist_ok=True)
+    (root / "data.yaml").write_text(yaml.safe_dump(content))
+    for place in (folder, labels):
+        (root / place).mkdir(parents=True, exist_ok=True)
+    for name, text in rows.items():
+        Image.new("RGB", size).save(root / folder / f"{name}.png")
+        if text is not None:
+            (root / labels / f"{name}.txt").write_text(text)
+    return root
+
+
+def test_boxes_polygons_and_images_without_any(tmp_path):
+    rows = {
+        "a": "1 0.5 0.5 0.25 0.5\n\n0 0.1 0.2 0.1 0.2\n",
+        "b": "0 0.25 0.5 0.75 0.25 0.5 1.0\n",
+        "c": "",
+        "d": None,
+    }
+    dataset = load_dataset(write(tmp_path, rows))
+    assert dataset.categories == Categories(("cat", "dog"))
+    a, b, c, d = dataset.records
+    assert (a.labels.tolist(), a.size) == ([1, 0], (80, 40))
+    np.testing.assert_allclose(a.boxes, [[30, 10, 50, 30], [4, 4, 12, 12]], rtol=1e-6)
+    np.testing.assert_allclose(b.boxes, [[20, 10, 60, 40]], rtol=1e-6)
+    assert len(c.boxes) == len(d.boxes) == 0
+    assert "4 images (2 without a box), 3 boxes" in str(dataset.report)
+
+
+@pytest.mark.parametrize(
+    ("content", "split"),
+    [
+        ({"names": {0: "cat", 1: "dog"}, "train": "images/train"}, "train"),
+        ({"names": ["cat", "dog"], "path": "..", "train": "data/images/train"}, None),
+        ({"names": ["cat", "dog"], "path": "../datasets/elsewhere", "val": "images/train"}, "valid"),
+        ({"names": ["cat", "dog"], "train": "../images/train"}, "train"),  # Roboflow
+        ({"names": ["cat", "dog"], "train": ["images/train"]}, "train"),
+        ({"names": ["cat", "dog"], "train": "train.txt"}, "train"),
+    ],
+)
+def test_what_a_yaml_may_say(tmp_path, content, split):
+    root = write(tmp_path / "data", {"a": "0 0.5 0.5 0.5 0.5", "b": "1 0.5 0.5 0.5 0.5"}, content)
+    (root / "train.txt").write_text("./images/train/a.png\nimages/train/b.png\n")
+    dataset = load_dataset(root, split)
+    assert [(r.name, r.labels.tolist()) for r in dataset.records] == [("a.png", [0]), ("b.png", [1])]
+
+
+def test_labels_beside_the_pictures_of_a_split(tmp_path):
+    """Roboflow's train/images and train/labels; and text files right beside the pictures."""
+    rows = {"a": "1 0.5 0.5 0.5 0.5"}
+    first = write(
+        tmp_path / "first",
+        rows,
+        {"names": ["cat", "dog"], "train": "train/images"},
+        "train/images",
+        "train/labels",
+    )
+    second = write(tmp_path / "second", rows, {"names": ["cat", "dog"], "train": "all"}, "all", "all")
+    assert [load_dataset(root).records[0].labels.tolist() for root in (first, second)] == [[1], [1]]
+
+
+def test_validation_has_the_classes_of_training_by_name(tmp_path):
+    root = write(tmp_path, {"a": "0 0.5 0.5 0.5 0.5"}, {"names": ["dog", "cat"], "train": "images/train"})
+    assert load_dataset(root, "train", Categories(("cat", "dog"))).records[0].labels.tolist() == [1]
+    with pytest.raises(DataError, match=r"a\.txt: unknown class 'dog'"):
+        load_dataset(root, "train", Categories(("cat",)))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("2 0.5 0.5 0.5 0.5", r"a\.txt:1: the class is 2; data\.yaml names 0 to 1"),
+        ("-1 0.5 0.5 0.5 0.5", "the class is -1"),
+        ("0.5 0.5 0.5 0.5 0.5", "the class is 0.5"),
+        ("\n0 0.5 0.5 0.5", r"a\.txt:2: has 3 numbers after the class; expected 4"),
+        ("0 0.5 0.5 0.5 0.5 0.5", "has 5 numbers after the class"),
+        ("cat 0.5 0.5 0.5 0.5", "expected numbers alone"),
+    ],
+)
+def test_wrong_rows_are_named_with_their_line(tmp_path, row, message):
+    with pytest.raises(DataError, match=message):
+        load_dataset(write(tmp_path, {"a": row}))
+
+
+def test_boxes_without_an_area_or_outside_are_left_out_and_counted(tmp_path):
+    dataset = load_dataset(
+        write(tmp_path, {"a": "0 0.5 0.5 0 0.5\n0 nan 0.5 0.1 0.1\n0 2 2 0.1 0.1\n1 1 0.5 0.5 0.5"})
+    )
+    assert dataset.records[0].boxes.tolist() == [[60, 10, 80, 30]]
+    assert sum(dataset.report.faults.values()) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "split", "message"),
+    [
+        (
+            {"names": ["cat"], "train": "images/train", "val": "x"},
+            None,
+            "several splits; choose one of train, val",
+        ),
+        (
+            {"names": ["cat"], "train": "images/train"},
+            "test",
+            "there is no split test; choose one of .*: train",
+        ),
+        ({"names": ["cat"], "train": "images/other"}, "train", "images/other is at none of"),
+        ({"names": ["cat"], "train": "labels"}, "train", r"split train has no picture \(\.jpg"),
+        ({"names": "cat", "train": "images/train"}, "train", "names is 'cat'; expected a list"),
+        ({"names": {1: "cat"}, "train": "images/train"}, "train", "expected a list, or numbers from 0 on"),
+        ({"names": ["cat", "cat"], "train": "images/train"}, "train", "the name 'cat' occurs more than once"),
+    ],
+)
+def test_a_yaml_that_leads_nowhere_is_answered_in_one_line(tmp_path, content, split, message):
+    with pytest.raises(DataError, match=message):
+        load_yolo(write(tmp_path, {"a": ""}, content), split)
