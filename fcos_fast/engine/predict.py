@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcos_fast import models
 from fcos_fast.data import Categories, read_image
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.evaluate import detect_batches
+from fcos_fast.models import Detector
 from fcos_fast.precision import Precision, choose_device
 from fcos_fast.visualize import draw_boxes
 
@@ -61,7 +61,7 @@ class Detections:
         ]
 
 
-class Detector:
+class Predictor:
     """A trained model together with the names of its classes.
 
     Args:
@@ -69,7 +69,7 @@ class Detector:
         categories: its classes.
     """
 
-    def __init__(self, model: models.Detector, categories: Categories) -> None:
+    def __init__(self, model: Detector, categories: Categories) -> None:
         self.model = model.eval()
         self.categories = categories
 
@@ -109,7 +109,7 @@ class Detector:
         return results
 
 
-def load(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Detector:
+def load(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Predictor:
     """Load a checkpoint of ``fcos-fast train`` for detecting, its model optimized for inference.
 
     Args:
@@ -122,7 +122,7 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     """
     target = choose_device(device)
     model, categories = model_from_checkpoint(load_checkpoint(path))
-    return Detector(model.to(target).optimize_for_inference(precision), categories)
+    return Predictor(model.to(target).optimize_for_inference(precision), categories)
 
 
 def as_image(image: ImageLike) -> Tensor:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.evaluate import detect_batches
-from fcos_fast.engine.predict import Detector, load
+from fcos_fast.engine.predict import Predictor, load
 from fcos_fast.precision import choose_precision
 
 
@@ -62,7 +62,7 @@ def test_a_loaded_model_is_optimized_and_detects_the_same(whole_run, detector):
     _, outcome = whole_run
     assert detector.model.inference_dtype == torch.float32
     images = [outcome.val_set[i][0] for i in range(4)]
-    plain = Detector(
+    plain = Predictor(
         model_from_checkpoint(load_checkpoint(outcome.folder / "best.pt"))[0], detector.categories
     )
     for found, expected in zip(detector.predict(images, 0.0), plain.predict(images, 0.0), strict=True):
