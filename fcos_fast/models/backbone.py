@@ -57,11 +57,10 @@ class Backbone(nn.Module):
         """
         # Kept in a list, which nn.Module does not register: the modules already have their place in the
         # state dict.
-        self._frozen = [
-            module for stage in self.stages()[: NUM_STAGES - trainable_stages] for module in stage
-        ]
-        for module in self._frozen:
-            module.requires_grad_(False)
+        stages = self.stages()
+        self._frozen = [module for stage in stages[: NUM_STAGES - trainable_stages] for module in stage]
+        for module in (module for stage in stages for module in stage):
+            module.requires_grad_(all(module is not frozen for frozen in self._frozen))
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Backbone:

@@ -370,6 +370,10 @@ def _check(config: DetectorConfig) -> None:
         raise ValueError(
             f"dcn={config.dcn!r}: {config.backbone} has no deformable convolutions; take a ResNet"
         )
+    if config.p6_from == "max_pool" and config.max_level > 6:
+        raise ValueError(f"p6_from='max_pool' gives P6 alone, but max_level={config.max_level}; take 5 or 6")
+    if config.fpn_norm == "group" and config.fpn_channels % GROUPS:
+        raise ValueError(f"fpn_channels={config.fpn_channels}; fpn_norm='group' needs a multiple of {GROUPS}")
     for name, (accepts, expected) in _ACCEPTED.items():
         if name in kinds and not accepts(getattr(config, name)):
             raise ValueError(f"{name}={getattr(config, name)!r}; expected {expected}")

@@ -16,9 +16,11 @@ from fcos_fast.assignment import GroundTruth
 from fcos_fast.models.backbones import backbone_options, build_backbone
 from fcos_fast.models.checks import check_images, check_packed, check_targets
 from fcos_fast.models.config import DetectorConfig
+from fcos_fast.models.deform_conv import DeformConv2d
 from fcos_fast.models.folding import conv_norm_pairs, fold_batch_norms
 from fcos_fast.models.fpn import FPN, BackboneWithFPN
 from fcos_fast.models.norm import GroupNormReLU
+from fcos_fast.models.timm_backbone import TimmBackbone
 from fcos_fast.models.transform import ImageBatch, Size, Transform, image_size, scale_boxes
 from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import Precision, choose_precision
@@ -177,10 +179,7 @@ class Detector(nn.Module):
         device = self.transform.mean.device
         model.inference_dtype, _ = choose_precision(precision, device)
         fold_batch_norms(model.backbone, conv_norm_pairs(model.backbone))
-        for module in model.modules():
-            # The head's norms take bfloat16 maps with their float32 parameters.
-            if isinstance(module, (nn.Conv2d, nn.GroupNorm)) and not isinstance(module, GroupNormReLU):
-                module.to(model.inference_dtype, memory_format=torch.channels_last)
+        _lower_precision(model, model.inference_dtype)
         if compile:
             # Not dynamic: a network compiled for any size is slower than one that is not compiled.
             model.network = torch.compile(model.network, dynamic=False, options={"freezing": True})
@@ -221,3 +220,24 @@ def _build_pyramid(config: DetectorConfig) -> BackboneWithFPN:
         config.fpn_upsampling,
     )
     return BackboneWithFPN(body, fpn)
+
+
+def _lower_precision(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let ``model`` compute in ``dtype``, channels-last.
+
+    Norms of the head and batch norms that were not folded take maps of 16 bits with their float32 parameters, and so do
+    deformable convolutions.
+    """
+    whole = [module for module in model.modules() if isinstance(module, TimmBackbone)]
+    kept = [module for module in model.modules() if isinstance(module, DeformConv2d)]
+    kept_ids = {id(module) for parent in kept for module in parent.modules()}
+    for module in whole:
+        module.to(dtype, memory_format=torch.channels_last)  # of layers and parameters of any kind
+        kept_ids |= {id(m) for m in module.modules()}
+        for norm in module.modules():
+            if isinstance(norm, nn.modules.batchnorm._NormBase):
+                norm.float()
+    for module in model.modules():
+        lowers = isinstance(module, (nn.Conv2d, nn.GroupNorm)) and not isinstance(module, GroupNormReLU)
+        if lowers and id(module) not in kept_ids:
+            module.to(dtype, memory_format=torch.channels_last)

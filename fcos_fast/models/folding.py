@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from fcos_fast.models.deform_conv import DeformConv2d
 from fcos_fast.models.norm import folded
 
 
@@ -45,13 +46,15 @@ def conv_norm_pairs(module: nn.Module) -> list[tuple[str, str]]:
     for path, parent in module.named_modules():
         prefix = f"{path}." if path else ""
         for (name, layer), (next_name, next_layer) in pairwise(parent.named_children()):
-            if isinstance(layer, nn.Conv2d) and _is_batch_norm(next_layer):
-                pairs.append((prefix + name, prefix + next_name))
+            inner = ".conv" if isinstance(layer, DeformConv2d) else ""
+            if (inner or isinstance(layer, nn.Conv2d)) and _is_batch_norm(next_layer):
+                pairs.append((prefix + name + inner, prefix + next_name))
     return pairs
 
 
 def _is_batch_norm(layer: nn.Module) -> bool:
-    return all(hasattr(layer, name) for name in ("running_mean", "running_var", "eps", "weight", "bias"))
+    # By its name, not by what it has: timm's BatchNormAct2d applies an activation too.
+    return type(layer).__name__ in ("BatchNorm2d", "SyncBatchNorm", "FrozenBatchNorm2d")
 
 
 def _check(conv_name: str, conv: nn.Module, norm_name: str, norm: nn.Module) -> None:

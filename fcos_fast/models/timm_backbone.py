@@ -69,12 +69,12 @@ class TimmBackbone(Backbone):
 
     def freeze(self, trainable_stages: int) -> None:
         """As :meth:`Backbone.freeze`; all and nothing can be frozen in any model."""
-        if trainable_stages == 0:
-            self._frozen = [self.features]
-            self.features.requires_grad_(False)
-            self.train(self.training)
-        elif trainable_stages < NUM_STAGES:
+        if 0 < trainable_stages < NUM_STAGES:
             super().freeze(trainable_stages)
+            return
+        self._frozen = [self.features] if trainable_stages == 0 else []
+        self.features.requires_grad_(trainable_stages > 0)
+        self.train(self.training)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) to [C2, C3, C4, C5]."""

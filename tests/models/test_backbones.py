@@ -279,3 +279,40 @@ def test_without_timm_one_line_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ModuleNotFoundError, match="backbone 'timm:resnet18' needs timm; pip install timm"):
         build_backbone("timm:resnet18")
+
+
+@pytest.mark.parametrize("name", ["regnety_002", "convnext_atto", "efficientnet_b0"])
+def test_a_timm_model_detects_the_same_in_its_fast_copy(name):
+    """Norms with an activation inside, layer norms, linear layers: what folding and 16 bits must not break."""
+    pytest.importorskip("timm", reason="timm is not installed")
+    torch.manual_seed(0)
+    small = {"fpn_channels": 32, "head_channels": 32, "head_convs": 1, "min_size": None, "prior": 0.5}
+    model = fcos(f"timm:{name}", 2, **small).eval()
+    randomize_norms(model.backbone)
+    image = torch.rand(3, 64, 64)
+    x = model.transform.batch([model.transform(image)]).tensor
+    with torch.no_grad():
+        expected = model.network(x).cls_logits
+        exact = model.optimize_for_inference("float32").network(x).cls_logits
+        rough = model.optimize_for_inference("bfloat16").network(x).cls_logits
+        with torch.autocast("cpu", torch.bfloat16):
+            torchs = model.network(x).cls_logits
+    for plain, fast, low, own in zip(expected, exact, rough, torchs, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-3 * plain.abs().max().item())
+        assert low.dtype == torch.bfloat16
+        # random weights lose a lot in 16 bits, under torch's own autocast too
+        assert (low - plain).norm() <= 2 * (own - plain).norm() + 0.01 * plain.norm()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm:resnet18"])
+def test_stages_thaw_again(name):
+    if name.startswith("timm"):
+        pytest.importorskip("timm", reason="timm is not installed")
+    backbone = build_backbone(name, trainable_stages=0)
+    assert not any(p.requires_grad for p in backbone.parameters())
+    for trainable in (3, 5):
+        backbone.freeze(trainable)
+        frozen = [name for name, p in backbone.named_parameters() if not p.requires_grad]
+        assert bool(frozen) == (trainable == 3)
+    assert backbone.train().training
+    assert all(module.training for module in backbone.modules())

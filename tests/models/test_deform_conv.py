@@ -9,6 +9,7 @@ from torch import nn
 
 from fcos_fast.models import build_backbone, fcos
 from fcos_fast.models.deform_conv import DeformConv2d
+from fcos_fast.models.norm import FrozenBatchNorm2d
 
 pytest.importorskip("torchvision", reason="torchvision is not installed")
 
@@ -81,9 +82,14 @@ def test_offsets_are_learnt_and_the_fast_copy_finds_the_same(backbone):
     sum(model(images, [target]).values()).backward()
     assert all(m.offset.weight.grad.abs().sum() > 0 for m in model.modules() if isinstance(m, DeformConv2d))
     model.eval()
-    plain, fast = model(images)[0], model.optimize_for_inference("float32")(images)[0]
+    optimized = model.optimize_for_inference("float32")
+    assert not any(isinstance(m, FrozenBatchNorm2d) for m in optimized.modules())  # folded here too
+    plain, fast = model(images)[0], optimized(images)[0]
     torch.testing.assert_close(fast["scores"], plain["scores"], rtol=1e-4, atol=1e-4)
-    assert len(model.optimize_for_inference("bfloat16")(images)[0]["scores"]) > 0
+    low = model.optimize_for_inference("bfloat16")
+    assert len(low(images)[0]["scores"]) > 0
+    deformable = next(m for m in low.modules() if isinstance(m, DeformConv2d))
+    assert deformable.offset.weight.dtype == torch.float32
 
 
 def test_dcn_in_another_backbone_and_other_stages_are_refused():
