@@ -1,6 +1,6 @@
 """ResNet (He et al., "Deep Residual Learning for Image Recognition", 2015), torchvision's parameter names.
 
-And ResNeXt (Xie et al., "Aggregated Residual Transformations for Deep Neural Networks", 2016).
+And ResNeXt (Xie et al., "Aggregated Residual Transformations for Deep Neural Networks", 2016), and the wide ResNets.
 """
 
 from __future__ import annotations
@@ -121,6 +121,8 @@ class Bottleneck(_Block):
 @register_backbone("resnext50_32x4d", block=Bottleneck, depths=(3, 4, 6, 3), groups=32, width_per_group=4)
 @register_backbone("resnext101_32x8d", block=Bottleneck, depths=(3, 4, 23, 3), groups=32, width_per_group=8)
 @register_backbone("resnext101_64x4d", block=Bottleneck, depths=(3, 4, 23, 3), groups=64, width_per_group=4)
+@register_backbone("wide_resnet50_2", block=Bottleneck, depths=(3, 4, 6, 3), width_per_group=128)
+@register_backbone("wide_resnet101_2", block=Bottleneck, depths=(3, 4, 23, 3), width_per_group=128)
 class ResNet(Backbone):
     """The convolutional part of a ResNet or ResNeXt.
 

@@ -11,7 +11,7 @@ from fcos_fast.models.backbone import Backbone
 from fcos_fast.models.norm import FrozenBatchNorm2d, conv_norm
 
 RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-RESNEXTS = ["resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"]
+RESNEXTS = ["resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"]
 
 
 def randomize_norms(model):

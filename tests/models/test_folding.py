@@ -62,7 +62,9 @@ def test_weights_are_rounded_once():
     assert torch.equal(module[0].bias, (norm.bias - norm.running_mean * scale).float())
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "darknet19"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "resnext50_32x4d", "darknet19", "mobilenet_v2", "dla34"]
+)
 def test_every_norm_of_a_backbone_has_its_convolution(name):
     backbone = build_backbone(name).double().eval()
     give_statistics(backbone)
