@@ -55,9 +55,8 @@ def main(arguments: Sequence[str]) -> int:
     if layout is None:
         kept = {name: state[name] for name in ("model_config", "categories")}
         save_checkpoint(options.output, {**kept, "model": model.state_dict()})
-        print(
-            f"{options.output}: {len(categories)} classes ({', '.join(categories.names[:3])}, ...)\n\n{model.config}"
-        )
+        names = ", ".join(categories.names[:3]) + (", ..." if len(categories) > 3 else "")
+        print(f"{options.output}: {len(categories)} classes ({names})\n\n{model.config}")
         return 0
     theirs = write_foreign(model.config, model.state_dict(), layout)
     with replacing(options.output) as temporary:

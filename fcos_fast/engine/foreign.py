@@ -1,4 +1,4 @@
-"""Checkpoints of other implementations of FCOS: recognised by their keys, read as ours, written as theirs."""
+"""Checkpoints of other implementations: recognised by their keys, read as ours, written as theirs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fcos_fast.data import COCO, VOC, Categories
-from fcos_fast.models import BACKBONES, FCOS, DetectorConfig, FCOSConfig, build_backbone
+from fcos_fast.models import BACKBONES, PRESETS, DetectorConfig, FCOSConfig, build_backbone, build_detector
 from fcos_fast.models.backbones import backbone_options
 from fcos_fast.models.layouts import (
     CLASSES,
@@ -20,6 +20,7 @@ from fcos_fast.models.layouts import (
     Layout,
     differences,
     from_layout,
+    present_names,
     recognise,
     to_layout,
     without_wrapping,
@@ -31,6 +32,7 @@ SPARSE_COCO = 91
 """Outputs of a classifier that COCO's own ids index, 1 to 90 with gaps."""
 
 _NEVER = -math.log(1e6)  # logit of an output that stands for no class
+_ANCHORS = 9  # of torchvision's RetinaNet, at each location
 
 
 @dataclass(frozen=True)
@@ -69,23 +71,25 @@ def read_foreign(
     Args:
         checkpoint: what ``torch.load`` returned.
         preset: what the checkpoint is; by default the first of the layout's presets that has its parameters.
-        overrides: fields of :class:`FCOSConfig` that differ from the preset.
+        overrides: fields of the configuration that differ from the preset.
 
     Raises:
         ValueError: an unknown layout, or parameters that no model of the presets has; the message lists them.
     """
-    if preset is not None and preset not in FCOS_PRESETS:
-        raise unknown_name("preset", preset, FCOS_PRESETS)
+    if preset is not None and preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
     state = without_wrapping(checkpoint)
     layout = recognise(state)
     if layout is None:
         some = ", ".join(list(state)[:4]) or "no tensor"
         known = ", ".join(layout.name for layout in LAYOUTS)
         raise ValueError(f"its parameters ({some}, ...) are of no known layout; known are {known}")
-    if layout.name == "torchvision":
-        state = _dense(state)
+    state = present_names(state, layout)
+    per_location = _ANCHORS if layout.name == "torchvision-retinanet" else 1
+    if layout.name.startswith("torchvision"):
+        state = _dense(state, per_location)
     given: dict[str, Any] = {
-        "num_classes": _num_classes(state, layout),
+        "num_classes": _num_classes(state, layout) // per_location,
         "norm": "frozen",
         "trainable_stages": 3,
         **_deformable(state),
@@ -95,7 +99,7 @@ def read_foreign(
         given["stride_in_1x1"] = False  # in all of them, whatever their ResNets have
     given |= overrides or {}
     candidates = layout.presets if preset is None else (preset,)
-    configs = {name: replace(FCOS_PRESETS[name], **given) for name in candidates}
+    configs = {name: replace(PRESETS[name], **given) for name in candidates}
     own = {name: _parameters(config) for name, config in configs.items()}
     misfits = {name: sum(map(len, differences(state, layout, own[name]).values())) for name in configs}
     best = min(misfits, key=misfits.get)
@@ -121,17 +125,18 @@ def write_foreign(config: DetectorConfig, state: Mapping[str, Tensor], layout: L
     Raises:
         ValueError: the layout's models have other parameters.
     """
-    if not isinstance(config, FCOSConfig):
+    if not isinstance(config, FCOSConfig) or layout.name == "torchvision-retinanet":
         raise ValueError(
-            f"the {layout.name} layout is one of FCOS, this model is a {config.detector}; torchvision's RetinaNet "
-            "takes the state dict of ours as it is"
+            f"a {config.detector} is not written in the layout {layout.name}: that holds an FCOS, and torchvision's "
+            "RetinaNet takes the state dict of ours as it is"
         )
     has_scales = any(key.endswith(".scales") for key in state)
     if has_scales != layout.has_scales:
-        wanted, given = ("none", "one") if has_scales else ("one", "none")
+        here, there = ("has", "has none") if has_scales else ("has no", "has them")
+        fitting = ", ".join(other.name for other in LAYOUTS if other.has_scales == has_scales)
         raise ValueError(
-            f"the {layout.name} layout has {wanted} number per level that multiplies the distances, this model "
-            f"{given}; layouts that fit: {', '.join(other.name for other in LAYOUTS if other.has_scales == has_scales)}"
+            f"this model {here} scales, which multiply the distances of a level, the {layout.name} layout {there}; "
+            f"layouts that fit: {fitting}"
         )
     if config.min_level != 3:
         raise ValueError(f"this model's pyramid begins at P{config.min_level}; those of other layouts at P3")
@@ -167,10 +172,9 @@ _NO_RULES = (
 
 def _num_classes(state: Mapping[str, Tensor], layout: Layout) -> int:
     name = layout.name_of(CLASSES + "weight")
-    for key, value in state.items():
-        if re.sub(r"bbox_head\.fcos_", "bbox_head.conv_", key) == name:
-            return len(value)
-    raise ValueError(f"the {layout.name} checkpoint has no {name}, so no classification layer")
+    if name not in state:
+        raise ValueError(f"the {layout.name} checkpoint has no {name}, so no classification layer")
+    return len(state[name])
 
 
 def _deformable(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -204,9 +208,9 @@ def _backbone(state: Mapping[str, Tensor], layout: Layout, fields: Mapping[str, 
     return min(BACKBONES, key=lacks_and_has)
 
 
-def _parameters(config: FCOSConfig) -> dict[str, Tensor]:
+def _parameters(config: DetectorConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
-        return FCOS(config).state_dict()
+        return build_detector(config).state_dict()
 
 
 def _categories(num_classes: int) -> Categories:
@@ -214,10 +218,14 @@ def _categories(num_classes: int) -> Categories:
     return known.get(num_classes) or Categories(tuple(f"class {label}" for label in range(num_classes)))
 
 
-def _dense(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the outputs of torchvision's classifier that stand for no class of COCO."""
+def _dense(state: dict[str, Tensor], per_location: int) -> dict[str, Tensor]:
+    """Without the outputs of torchvision's classifier, of each anchor, that stand for no class of COCO."""
+
+    def dense(value: Tensor) -> Tensor:
+        return value.unflatten(0, (per_location, SPARSE_COCO))[:, list(COCO.ids)].flatten(0, 1)
+
     return {
-        key: value[list(COCO.ids)] if key.startswith(CLASSES) and len(value) == SPARSE_COCO else value
+        key: dense(value) if key.startswith(CLASSES) and len(value) == per_location * SPARSE_COCO else value
         for key, value in state.items()
     }
 

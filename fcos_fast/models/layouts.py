@@ -180,6 +180,11 @@ LAYOUTS = (
         ignored=r"num_batches_tracked$|^pixel_(mean|std)$|^anchor_generator\.",
         container="model",
     ),
+    Layout(
+        "torchvision-retinanet",
+        presets=("torchvision-retinanet", "torchvision-retinanet-v2"),
+        marker=r"^head\.classification_head\.conv\.\d+\.\d",  # each convolution in a sequence of its own
+    ),
     Layout("torchvision", presets=("torchvision",), marker=r"^head\.classification_head\."),
     Layout(
         "mmdetection",
@@ -287,7 +292,7 @@ def from_layout(state: Mapping[str, Tensor], layout: Layout, own: Mapping[str, T
     if any(problems.values()):
         told = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
         raise ValueError(f"the {layout.name} checkpoint does not fit the model; {told}")
-    state = _present_names(state, layout)
+    state = present_names(state, layout)
     loaded = {}
     for key, like in own.items():
         names = layout.names_of(key, like)
@@ -308,7 +313,7 @@ def differences(
 
     Arguments as of :func:`from_layout`.
     """
-    state = _present_names(state, layout)
+    state = present_names(state, layout)
     missing, misshapen, wanted = [], [], set()
     for key, like in own.items():
         names = layout.names_of(key, like)
@@ -342,7 +347,9 @@ def to_layout(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     return theirs
 
 
-def _present_names(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+def present_names(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """The parameters of a checkpoint, older names of its layout replaced by the present ones."""
+
     def present(key: str) -> str:
         for pattern, replacement in layout.aliases:
             key = re.sub(pattern, replacement, key)
