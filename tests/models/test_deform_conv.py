@@ -99,3 +99,25 @@ def test_dcn_in_another_backbone_and_other_stages_are_refused():
         build_backbone("resnet18", dcn="v2", dcn_stages=(6,))
     with pytest.raises(ValueError, match="unknown dcn 'v3'; did you mean"):
         build_backbone("resnet18", dcn="v3")
+
+
+@pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_the_last_convolution_of_each_tower(kind):
+    torch.manual_seed(0)
+    options = {"fpn_channels": 32, "head_channels": 32, "head_convs": 2, "min_size": None, "prior": 0.5}
+    model = fcos("resnet18", 2, head_dcn=kind, **options)
+    assert [name for name, m in model.head.named_modules() if isinstance(m, DeformConv2d)] == [
+        "classification_head.conv.3",
+        "regression_head.conv.3",
+    ]
+    images = [torch.rand(3, 64, 64)]
+    target = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}
+    sum(model(images, [target]).values()).backward()
+    assert all(m.offset.weight.grad.abs().sum() > 0 for m in model.modules() if isinstance(m, DeformConv2d))
+    if kind == "v1":  # which begins as the plain convolution
+        plain = fcos("resnet18", 2, **options).eval()
+        state = {key.replace(".conv.3.conv.", ".conv.3."): value for key, value in model.state_dict().items()}
+        plain.load_state_dict({key: value for key, value in state.items() if "offset" not in key})
+        torch.testing.assert_close(
+            model.eval()(images)[0]["scores"], plain(images)[0]["scores"], rtol=1e-4, atol=1e-5
+        )
