@@ -230,7 +230,8 @@ def _records(
     labels = np.array([label_of_id[a["category_id"]] for a in annotations], dtype=np.int64)[order]
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)[order]
     of_box = xywh[:, 2] * xywh[:, 3]
-    given = np.array([a.get("area", np.nan) for a in annotations], dtype=np.float64)[order]
+    # None, as a file may say too, becomes NaN.
+    given = np.array([a.get("area") for a in annotations], dtype=np.float64)[order]
     areas = np.where(np.isnan(given), of_box, given).astype(np.float32)
     ends = np.searchsorted(owner[order], np.arange(len(images)), side="right")
 

@@ -25,7 +25,7 @@ CONTENT = {
     "annotations": [
         {"id": 1, "image_id": 3, "category_id": 18, "bbox": [10.5, 5, 20, 30], "area": 311.5, "iscrowd": 0},
         {"id": 2, "image_id": 7, "category_id": 1, "bbox": [0, 0, 64, 48], "area": 2000, "iscrowd": 1},
-        {"id": 5, "image_id": 7, "category_id": 1, "bbox": [4, 4, 10, 12], "area": 100, "iscrowd": 0},
+        {"id": 5, "image_id": 7, "category_id": 1, "bbox": [4, 4, 10, 12], "area": None, "iscrowd": 0},
         {"id": 4, "image_id": 3, "category_id": 1, "bbox": [50, 20, 40, 10], "area": 400, "iscrowd": 0},
     ],
 }
@@ -57,6 +57,7 @@ def test_every_box_is_there(tmp_path):
         [True, False],
     )
     assert a.boxes.tolist() == [[0, 0, 64, 48], [4, 4, 14, 16]]
+    assert a.areas.tolist() == [2000, 120]  # of the box where the file has none
     assert b.boxes.tolist() == [[10.5, 5, 30.5, 35], [50, 20, 80, 30]]  # the second cut to the image
     assert (b.labels.tolist(), b.areas.tolist()) == ([1, 0], [311.5, 400])
     assert len(empty.boxes) == 0
