@@ -16,6 +16,7 @@ from fcos_fast.engine.files import write_text
 from fcos_fast.engine.optimizer import OptimizerConfig
 from fcos_fast.engine.schedule import ScheduleConfig
 from fcos_fast.models import DetectorConfig, FCOSConfig, config_from_dict
+from fcos_fast.models.names import unknown_name
 from fcos_fast.precision import Precision
 
 
@@ -148,13 +149,13 @@ def from_plain(kind: type, values: dict[str, Any]) -> Any:
     """Undo :func:`to_plain` for the dataclass ``kind``; fields that ``values`` lacks take their defaults.
 
     Raises:
-        ValueError: a field that there is not.
+        ValueError: a field that there is not, with the nearest ones.
     """
     hints = typing.get_type_hints(kind)
-    known = {f.name for f in fields(kind)}
+    known = [f.name for f in fields(kind)]
     for name in values:
         if name not in known:
-            raise ValueError(f"{kind.__name__} has no field {name!r}; it has {', '.join(sorted(known))}")
+            raise unknown_name(f"{kind.__name__} field", name, known)
     return kind(**{name: _typed(hints[name], value) for name, value in values.items()})
 
 

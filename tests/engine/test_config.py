@@ -41,7 +41,7 @@ def test_missing_fields_take_their_defaults():
 
 
 def test_unknown_fields_are_named():
-    with pytest.raises(ValueError, match="TrainConfig has no field 'epoch'; it has batch_size"):
+    with pytest.raises(ValueError, match="unknown TrainConfig field 'epoch'; did you mean 'epochs'"):
         from_plain(Config, {"train": {"epoch": 7}})
 
 
