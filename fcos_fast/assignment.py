@@ -171,6 +171,7 @@ class AssignmentRule:
 
     Raises:
         ValueError: a choice that is none of these, a radius that is not positive, sizes that do not rise.
+        TypeError: sizes that are no tuple of numbers.
     """
 
     location: Location = "half_stride"
@@ -186,9 +187,12 @@ class AssignmentRule:
             if getattr(self, name) not in choices:
                 known = ", ".join(choices)
                 raise ValueError(f"AssignmentRule: {name}={getattr(self, name)!r}; expected one of {known}")
+        sizes = self.sizes_of_interest
+        if not isinstance(sizes, tuple) or not all(isinstance(size, (int, float)) for size in sizes):
+            raise TypeError(f"AssignmentRule: sizes_of_interest={sizes!r}; expected a tuple of pixels")
         if not self.radius > 0:
             raise ValueError(f"AssignmentRule: radius={self.radius}; expected a positive number of strides")
-        bounds = (self.lowest, *self.sizes_of_interest)
+        bounds = (self.lowest, *sizes)
         if any(low >= high for low, high in pairwise(bounds)):
             raise ValueError(
                 f"AssignmentRule: lowest and sizes_of_interest are {bounds}; expected them to rise"

@@ -32,7 +32,7 @@ def build_backbone(name: str, trainable_stages: int = 5, **options: Any) -> Back
 
 def check_backbone(name: str) -> None:
     """Raise a ValueError where there is no backbone of this name; of timm's, building it tells."""
-    if name not in BACKBONES and not name.startswith(PREFIX):
+    if name not in BACKBONES and not str(name).startswith(PREFIX):
         raise unknown_name("backbone", name, [*BACKBONES, f"{PREFIX}<name>"])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
@@ -215,8 +216,8 @@ class FCOSConfig(DetectorConfig):
         """
         rule = values.get("rule")
         if isinstance(rule, Mapping):
-            sizes = tuple(rule.get("sizes_of_interest", AssignmentRule.sizes_of_interest))
-            values = {**values, "rule": AssignmentRule(**{**rule, "sizes_of_interest": sizes})}
+            check_fields(AssignmentRule, rule)
+            values = {**values, "rule": AssignmentRule(**{name: _tuples(value) for name, value in rule.items()})}
         return super().from_dict(values)
 
 
@@ -289,7 +290,7 @@ class RetinaNetConfig(DetectorConfig):
             raise ValueError("focal_gamma=0; expected more than 0 for classification_loss focal_star")
 
 
-def check_fields(kind: type[DetectorConfig], values: Mapping[str, Any]) -> None:
+def check_fields(kind: type[DetectorConfig | AssignmentRule], values: Mapping[str, Any]) -> None:
     """Raise a ValueError where a key of ``values`` is no field of the configuration ``kind``."""
     known = [f.name for f in fields(kind)]
     for name in values:
@@ -301,8 +302,12 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and value > 0
+    return _is_number(value) and value > 0
 
 
 def _is_count(value: object) -> bool:
@@ -338,9 +343,12 @@ _ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "match_threshold": (lambda p: 0 < p <= 1, "a number above 0, at most 1"),
     "background_threshold": (lambda p: 0 <= p <= 1, "a number from 0 to 1"),
-    "image_mean": (lambda m: isinstance(m, tuple) and len(m) == 3, "three numbers, one per channel"),
+    "image_mean": (
+        lambda m: isinstance(m, tuple) and len(m) == 3 and all(map(_is_number, m)),
+        "three numbers, one per channel",
+    ),
     "image_std": (
-        lambda s: isinstance(s, tuple) and len(s) == 3 and min(s) > 0,
+        lambda s: isinstance(s, tuple) and len(s) == 3 and all(map(_is_positive, s)),
         "three positive numbers, one per channel",
     ),
     "min_size": (

@@ -113,16 +113,16 @@ class Bottleneck(_Block):
         return F.relu(out, inplace=True)
 
 
-@register_backbone("resnet18", block=BasicBlock, depths=(2, 2, 2, 2))
-@register_backbone("resnet34", block=BasicBlock, depths=(3, 4, 6, 3))
-@register_backbone("resnet50", block=Bottleneck, depths=(3, 4, 6, 3))
-@register_backbone("resnet101", block=Bottleneck, depths=(3, 4, 23, 3))
-@register_backbone("resnet152", block=Bottleneck, depths=(3, 8, 36, 3))
-@register_backbone("resnext50_32x4d", block=Bottleneck, depths=(3, 4, 6, 3), groups=32, width_per_group=4)
-@register_backbone("resnext101_32x8d", block=Bottleneck, depths=(3, 4, 23, 3), groups=32, width_per_group=8)
-@register_backbone("resnext101_64x4d", block=Bottleneck, depths=(3, 4, 23, 3), groups=64, width_per_group=4)
-@register_backbone("wide_resnet50_2", block=Bottleneck, depths=(3, 4, 6, 3), width_per_group=128)
 @register_backbone("wide_resnet101_2", block=Bottleneck, depths=(3, 4, 23, 3), width_per_group=128)
+@register_backbone("wide_resnet50_2", block=Bottleneck, depths=(3, 4, 6, 3), width_per_group=128)
+@register_backbone("resnext101_64x4d", block=Bottleneck, depths=(3, 4, 23, 3), groups=64, width_per_group=4)
+@register_backbone("resnext101_32x8d", block=Bottleneck, depths=(3, 4, 23, 3), groups=32, width_per_group=8)
+@register_backbone("resnext50_32x4d", block=Bottleneck, depths=(3, 4, 6, 3), groups=32, width_per_group=4)
+@register_backbone("resnet152", block=Bottleneck, depths=(3, 8, 36, 3))
+@register_backbone("resnet101", block=Bottleneck, depths=(3, 4, 23, 3))
+@register_backbone("resnet50", block=Bottleneck, depths=(3, 4, 6, 3))
+@register_backbone("resnet34", block=BasicBlock, depths=(3, 4, 6, 3))
+@register_backbone("resnet18", block=BasicBlock, depths=(2, 2, 2, 2))
 class ResNet(Backbone):
     """The convolutional part of a ResNet or ResNeXt.
 

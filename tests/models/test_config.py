@@ -60,6 +60,8 @@ def test_every_field_is_documented_and_printed(kind):
         ("max_size", -3, "max_size=-3; expected"),
         ("image_std", (1.0, 0.0, 1.0), "image_std=.*; expected three positive numbers"),
         ("image_mean", (1.0, 0.0), "image_mean=.*; expected three numbers"),
+        ("image_mean", (1.0, "0", 1.0), "image_mean=.*; expected three numbers"),
+        ("backbone", None, "unknown backbone None"),
         ("rule", dataclasses.replace(RULES["official"], sizes_of_interest=(64.0,)), "1 sizes_of_interest"),
     ],
 )
@@ -110,6 +112,8 @@ def test_unknown_names_are_answered_with_the_nearest():
         retinanet(preset="retinanet-tutorail")
     with pytest.raises(ValueError, match="unknown RetinaNetConfig field 'anchor_scale'; did you mean"):
         retinanet(anchor_scale=4)
+    with pytest.raises(ValueError, match="unknown AssignmentRule field 'samplng'; did you mean 'sampling'"):
+        FCOSConfig.from_dict({"rule": {"samplng": "box"}})
     with pytest.raises(ValueError, match="unknown FCOSConfig field 'head_conv'"):
         FCOSConfig.from_dict({"head_conv": 4})
 
