@@ -217,7 +217,10 @@ class FCOSConfig(DetectorConfig):
         rule = values.get("rule")
         if isinstance(rule, Mapping):
             check_fields(AssignmentRule, rule)
-            values = {**values, "rule": AssignmentRule(**{name: _tuples(value) for name, value in rule.items()})}
+            values = {
+                **values,
+                "rule": AssignmentRule(**{name: _tuples(value) for name, value in rule.items()}),
+            }
         return super().from_dict(values)
 
 
