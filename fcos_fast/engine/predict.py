@@ -113,7 +113,7 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
     """Load a checkpoint of ``fcos-fast train`` for detecting, its model optimized for inference.
 
     Args:
-        path: a ``best.pt`` or ``last.pt``.
+        path: a ``best.pt`` or ``last.pt``, or a checkpoint of another implementation (``fcos-fast convert``).
         device: ``auto``, ``cpu``, ``cuda``, ...
         precision: ``auto`` is bfloat16 where the device is fast at it.
 
