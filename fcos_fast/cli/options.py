@@ -79,7 +79,7 @@ def _readable(message: str, known: Sequence[str]) -> str:
     unknown = re.search(rf"(?:Group {QUOTED} does not accept option|Option) {QUOTED}", message)
     if unknown and "accept" in message:  # of a YAML file
         name = "--" + ".".join(filter(None, unknown.groups()))
-        return f"there is no option {name}{did_you_mean(name, known)}"
+        return f"the YAML file gives {name}, but here there is no option {name}{did_you_mean(name, known)}"
     message = re.sub(r'Parser key "([^"]+)":\s*', r"--\1: ", message)
     message = re.sub(r"arguments are required: (\w)", r"options are required: --\1", message)
     message = re.sub(r"typing\.|<class '(\w+)'>", r"\1", message)
