@@ -80,8 +80,8 @@ def read_checkpoint(
         return state, OWN
     try:
         foreign = read_foreign(state, preset, overrides)
-    except ValueError as error:
-        raise ValueError(f"{path} is no checkpoint of fcos_fast; {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
     return foreign.state, str(foreign)
 
 

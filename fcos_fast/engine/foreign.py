@@ -14,6 +14,7 @@ from torch import Tensor
 from fcos_fast.data import COCO, VOC, Categories
 from fcos_fast.models import BACKBONES, PRESETS, DetectorConfig, FCOSConfig, build_backbone, build_detector
 from fcos_fast.models.backbones import backbone_options
+from fcos_fast.models.config import check_fields
 from fcos_fast.models.layouts import (
     CLASSES,
     LAYOUTS,
@@ -75,6 +76,7 @@ def read_foreign(
 
     Raises:
         ValueError: an unknown layout, or parameters that no model of the presets has; the message lists them.
+        ValueError, TypeError: overrides that no configuration can have.
     """
     if preset is not None and preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
@@ -83,7 +85,10 @@ def read_foreign(
     if layout is None:
         some = ", ".join(list(state)[:4]) or "no tensor"
         known = ", ".join(layout.name for layout in LAYOUTS)
-        raise ValueError(f"its parameters ({some}, ...) are of no known layout; known are {known}")
+        raise ValueError(
+            f"this is no checkpoint of fcos_fast, and its parameters ({some}, ...) are of no known layout; known are "
+            f"{known}"
+        )
     state = present_names(state, layout)
     per_location = _ANCHORS if layout.name == "torchvision-retinanet" else 1
     if layout.name.startswith("torchvision"):
@@ -99,6 +104,8 @@ def read_foreign(
         given["stride_in_1x1"] = False  # in all of them, whatever their ResNets have
     given |= overrides or {}
     candidates = layout.presets if preset is None else (preset,)
+    for name in candidates:
+        check_fields(type(PRESETS[name]), given)
     configs = {name: replace(PRESETS[name], **given) for name in candidates}
     own = {name: _parameters(config) for name, config in configs.items()}
     misfits = {name: sum(map(len, differences(state, layout, own[name]).values())) for name in configs}

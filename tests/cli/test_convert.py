@@ -66,3 +66,21 @@ def test_mistakes_are_answered_in_one_line_and_leave_no_file(options, message, c
     assert message in error
     assert error.count("\n") == 1
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("{scor: sqrt}", "unknown FCOSConfig field 'scor'; did you mean 'score'"),
+        ("{prior: often}", "prior='often'; expected a number"),
+    ],
+)
+def test_wrong_fields_of_a_foreign_checkpoint_are_named(fields, message, checkpoint, tmp_path, capsys):
+    theirs = tmp_path / "x.pth"
+    main(["convert", "--checkpoint", str(checkpoint), "--to", "official", "--output", str(theirs)])
+    capsys.readouterr()
+    assert (
+        main(["convert", "--checkpoint", str(theirs), "--output", str(tmp_path / "y.pt"), "--model", fields])
+        == 2
+    )
+    assert f"{theirs}: {message}" in capsys.readouterr().err
