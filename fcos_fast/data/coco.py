@@ -8,7 +8,7 @@ it the evaluation tells small, medium and large objects apart. Pictures are not 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,18 +102,43 @@ def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
             raise DataError(
                 f"{file}: has no list {key!r}; a COCO file has images, annotations and categories"
             )
+        for entry in content[key]:
+            if not isinstance(entry, dict):
+                raise DataError(f"{file}: {key} holds {entry!r}; expected objects alone")
     if not content["images"]:
         raise DataError(f"{file}: lists no image; add some")
     return content
 
 
+def _is_length(value: object) -> bool:
+    return isinstance(value, (int, float)) and value >= 1
+
+
+_WANTED: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "image": {
+        "id": (lambda v: isinstance(v, (int, str)), "a number or a string"),
+        "file_name": (lambda v: isinstance(v, str), "a string"),
+        "width": (_is_length, "a number of pixels"),
+        "height": (_is_length, "a number of pixels"),
+    },
+    "category": {
+        "id": (lambda v: isinstance(v, int), "a whole number"),
+        "name": (lambda v: isinstance(v, str), "a string"),
+    },
+}
+"""What an image and a category must have: key to what its value must fulfil, and that in words."""
+
+
 def _by_id(entries: Sequence[dict[str, Any]], file: Path, kind: str) -> dict[Any, dict[str, Any]]:
     by_id = {}
     for entry in entries:
-        wanted = ("id", "file_name", "width", "height") if kind == "image" else ("id", "name")
-        lacking = [key for key in wanted if key not in entry]
-        if lacking:
-            raise DataError(f"{file}: {kind} {entry.get('id', '?')} has no {lacking[0]!r}; add it")
+        for key, (accepts, expected) in _WANTED[kind].items():
+            if key not in entry:
+                raise DataError(f"{file}: {kind} {entry.get('id', '?')} has no {key!r}; add it")
+            if not accepts(entry[key]):
+                raise DataError(
+                    f"{file}: {kind} {entry.get('id', '?')} has the {key} {entry[key]!r}; expected {expected}"
+                )
         if entry["id"] in by_id:
             raise DataError(f"{file}: {kind} id {entry['id']} occurs more than once; make each unique")
         by_id[entry["id"]] = entry
@@ -127,15 +152,18 @@ def _checked(
     seen = set()
     boxed = []
     for annotation in annotations:
-        number = annotation.get("id")
-        if number in seen and number is not None:
-            raise DataError(f"{file}: annotation id {number} occurs more than once; make each unique")
-        seen.add(number)
-        if annotation.get("image_id") not in images:
+        number, image, area = (annotation.get(key) for key in ("id", "image_id", "area"))
+        if isinstance(number, (int, str)):
+            if number in seen:
+                raise DataError(f"{file}: annotation id {number} occurs more than once; make each unique")
+            seen.add(number)
+        if not isinstance(image, (int, str)) or image not in images:
             raise DataError(
-                f"{file}: annotation {number} is of image {annotation.get('image_id')!r}, which is not listed; add the "
-                "image or take the annotation out"
+                f"{file}: annotation {number} is of image {image!r}, which is not listed; add the image or take the "
+                "annotation out"
             )
+        if not isinstance(area, (int, float, type(None))):
+            raise DataError(f"{file}: annotation {number} has the area {area!r}; expected a number of pixels")
         box = annotation.get("bbox")
         if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)):
             raise DataError(
@@ -153,9 +181,13 @@ def _labels(
 ) -> tuple[Categories, dict[Any, int]]:
     """The classes, and the file's category id to label."""
     by_id = _by_id(listed, file, "category")
-    used = {annotation.get("category_id") for annotation in annotations}
-    for unknown in used - by_id.keys():
-        raise DataError(f"{file}: annotations have the category id {unknown!r}, which is not listed; list it")
+    for annotation in annotations:
+        number = annotation.get("category_id")
+        if not isinstance(number, int) or number not in by_id:
+            raise DataError(
+                f"{file}: annotations have the category id {number!r}, which is not listed; list it"
+            )
+    used = {annotation["category_id"] for annotation in annotations}
     if categories is None:
         # Roboflow lists a name for all classes together as a class of its own.
         parents = {entry.get("supercategory") for entry in listed}

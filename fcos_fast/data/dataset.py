@@ -82,8 +82,8 @@ class DetectionDataset(Dataset):
         height, width = image.shape[1:]
         if (width, height) != record.size:
             raise DataError(
-                f"{record.image}: decodes to {width}x{height} pixels, but its header said {record.size[0]}x"
-                f"{record.size[1]} when the data set was loaded; load it again or replace the file"
+                f"{record.image}: decodes to {width}x{height} pixels, but when the data set was loaded it had "
+                f"{record.size[0]}x{record.size[1]}, by its header or the annotations; correct these, or load it again"
             )
         return image, target
 

@@ -180,6 +180,17 @@ TWICE = [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]
         (box_of(category_id=2), "have the category id 2, which is not listed"),
         (box_of(bbox=None), "annotation 1 has the bbox None; expected"),
         (changed(images=[{"id": 1, "file_name": "a.jpg"}], annotations=[]), "image 1 has no 'width'; add it"),
+        (box_of(area="big"), "annotation 1 has the area 'big'; expected a number of pixels"),
+        (box_of(image_id=[7]), r"annotation 1 is of image \[7\], which is not listed"),
+        (changed(annotations=[5]), "annotations holds 5; expected objects alone"),
+        (
+            changed(images=[{**CONTENT["images"][0], "width": "wide"}]),
+            "has the width 'wide'; expected a number",
+        ),
+        (
+            changed(categories=[{"id": "5", "name": "a"}]),
+            "category 5 has the id '5'; expected a whole number",
+        ),
         (changed(categories=TWICE, annotations=[]), "the name 'a' occurs more than once"),
     ],
 )

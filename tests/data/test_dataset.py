@@ -76,7 +76,10 @@ def test_image_replaced_after_loading_is_noticed(make_voc):
     root = make_voc({"a": [("cat", (1, 2, 30, 20))]})
     data = load_voc(root)
     Image.new("RGB", (80, 60)).save(root / "JPEGImages" / "a.jpg")
-    with pytest.raises(DataError, match=r"a\.jpg: decodes to 80x60 pixels, but its header said 40x30"):
+    message = r"a\.jpg: decodes to 80x60 pixels, but when the data set was loaded it had 40x30"
+    with pytest.raises(DataError, match=message):
+        DataError, match=r"a\.jpg: decodes to 80x60 pixels, but when the data set was loaded it had 40x30"
+    ):
         data[0]
 
 
