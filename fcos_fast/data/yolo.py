@@ -20,6 +20,9 @@ from .dataset import DetectionDataset, Record
 _ALIASES = {"valid": "val", "validation": "val"}
 _SPLITS = ("train", "val", "test")
 
+LARGEST = 2.0
+"""Coordinates are parts of the picture's size: 0 to 1, a little more where boxes leave it. Beyond this they are pixels."""
+
 
 def is_yolo(root: Path) -> bool:
     """Whether ``root`` holds a yaml file that names classes and splits."""
@@ -70,7 +73,9 @@ def _find_yaml(root: Path) -> tuple[Path, dict[str, Any]] | None:
     for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda path: path.stem != "data"):
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError):
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            if path.stem == "data":
+                raise DataError(f"{path}: is not valid yaml ({error}); correct it") from None
             continue
         if isinstance(content, dict) and "names" in content and content.keys() & set(_SPLITS):
             return path, content
@@ -152,30 +157,40 @@ def _record(picture: Path, names: list[str], categories: Categories, report: Rep
 
 def _rows(file: Path, num_classes: int) -> tuple[list[int], list[list[float]]]:
     """Classes and relative xyxy boxes of a text file."""
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise DataError(f"{file}: is no text; write it again") from None
     classes, boxes = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        fields = line.split()
-        if not fields:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
             continue
         try:
-            kind, *values = map(float, fields)
+            kind, *values = map(float, line.split())
         except ValueError:
             raise DataError(f"{file}:{number}: is {line.strip()!r}; expected numbers alone") from None
         if not (kind.is_integer() and 0 <= kind < num_classes):
             raise DataError(
-                f"{file}:{number}: the class is {fields[0]}; data.yaml names 0 to {num_classes - 1}"
-            )
-        if len(values) == 4:
-            cx, cy, width, height = values
-            box = [cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2]
-        elif len(values) >= 6 and len(values) % 2 == 0:
-            xs, ys = values[0::2], values[1::2]
-            box = [min(xs), min(ys), max(xs), max(ys)]
-        else:
-            raise DataError(
-                f"{file}:{number}: has {len(values)} numbers after the class; expected 4 (cx cy width height) or the "
-                "pairs of a polygon"
+                f"{file}:{number}: the class is {line.split()[0]}; data.yaml names 0 to {num_classes - 1}"
             )
         classes.append(int(kind))
-        boxes.append(box)
+        boxes.append(_box(values, f"{file}:{number}"))
     return classes, boxes
+
+
+def _box(values: list[float], where: str) -> list[float]:
+    """Relative xyxy of the numbers behind a class."""
+    if any(abs(value) > LARGEST for value in values):
+        numbers = " ".join(f"{value:g}" for value in values)
+        raise DataError(
+            f"{where}: the numbers are {numbers}; expected parts of the picture's size, not pixels"
+        )
+    if len(values) == 4:
+        cx, cy, width, height = values
+        return [cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2]
+    if len(values) >= 6 and len(values) % 2 == 0:
+        xs, ys = values[0::2], values[1::2]
+        return [min(xs), min(ys), max(xs), max(ys)]
+    raise DataError(
+        f"{where}: has {len(values)} numbers after the class; expected 4 (cx cy width height) or the pairs of a polygon"
+    )

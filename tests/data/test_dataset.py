@@ -78,8 +78,6 @@ def test_image_replaced_after_loading_is_noticed(make_voc):
     Image.new("RGB", (80, 60)).save(root / "JPEGImages" / "a.jpg")
     message = r"a\.jpg: decodes to 80x60 pixels, but when the data set was loaded it had 40x30"
     with pytest.raises(DataError, match=message):
-        DataError, match=r"a\.jpg: decodes to 80x60 pixels, but when the data set was loaded it had 40x30"
-    ):
         data[0]
 
 

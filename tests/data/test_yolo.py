@@ -89,6 +89,10 @@ def test_validation_has_the_classes_of_training_by_name(tmp_path):
         ("\n0 0.5 0.5 0.5", r"a\.txt:2: has 3 numbers after the class; expected 4"),
         ("0 0.5 0.5 0.5 0.5 0.5", "has 5 numbers after the class"),
         ("cat 0.5 0.5 0.5 0.5", "expected numbers alone"),
+        (
+            "0 20 10 30 12",
+            r"a\.txt:1: the numbers are 20 10 30 12; expected parts of the picture's size, not pixels",
+        ),
     ],
 )
 def test_wrong_rows_are_named_with_their_line(tmp_path, row, message):
@@ -127,3 +131,13 @@ def test_boxes_without_an_area_or_outside_are_left_out_and_counted(tmp_path):
 def test_a_yaml_that_leads_nowhere_is_answered_in_one_line(tmp_path, content, split, message):
     with pytest.raises(DataError, match=message):
         load_yolo(write(tmp_path, {"a": ""}, content), split)
+
+
+def test_files_that_are_no_text(tmp_path):
+    root = write(tmp_path, {"a": ""})
+    (root / "labels" / "train" / "a.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"a\.txt: is no text"):
+        load_dataset(root)
+    (root / "data.yaml").write_text("names: [cat\ntrain: images/train\n")
+    with pytest.raises(DataError, match=r"data\.yaml: is not valid yaml"):
+        load_dataset(root)
