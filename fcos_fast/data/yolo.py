@@ -21,7 +21,7 @@ _ALIASES = {"valid": "val", "validation": "val"}
 _SPLITS = ("train", "val", "test")
 
 LARGEST = 2.0
-"""Coordinates are parts of the picture's size: 0 to 1, a little more where boxes leave it. Beyond this they are pixels."""
+"""Coordinates are parts of the picture's size, 0 to 1, or a little beyond; greater ones must be pixels."""
 
 
 def is_yolo(root: Path) -> bool:
