@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from fcos_fast.models.backbone import NUM_STAGES, Backbone
@@ -10,11 +12,21 @@ PREFIX = "timm:"
 STRIDES = (4, 8, 16, 32)
 
 
+def _create(name: str) -> nn.Module:
+    import timm
+
+    make = partial(timm.create_model, name, features_only=True, pretrained=False)
+    try:
+        return make(strict_img_size=False)  # or Swin would take images of one size alone
+    except TypeError:  # the others do not know this
+        return make()
+
+
 class TimmBackbone(Backbone):
     """The features of ``timm.create_model(name, features_only=True)``, with random weights.
 
     Args:
-        name: ``timm:`` and a name of ``timm.list_models()``.
+        name: ``timm:`` and a name of ``timm.list_models()``, of a model that takes images of any size.
         norm: ``"batch"``: as the model has it; ``"frozen"``: its batch norms frozen. A model without batch norm
             has its own norms in both cases.
 
@@ -34,7 +46,7 @@ class TimmBackbone(Backbone):
         if norm == "group":
             raise ValueError(f"{name}: timm's models have the norm that they have; take norm batch or frozen")
         try:
-            self.features = timm.create_model(name.removeprefix(PREFIX), features_only=True, pretrained=False)
+            self.features = _create(name.removeprefix(PREFIX))
         except Exception as error:  # of many kinds; what timm says names the model
             raise ValueError(f"{name}: timm cannot build it with features_only: {error}") from error
         self.name = name

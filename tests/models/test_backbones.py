@@ -243,6 +243,14 @@ def test_timm_models_are_backbones():
     }
 
 
+def test_swin_takes_images_of_any_size():
+    pytest.importorskip("timm", reason="timm is not installed")
+    backbone = build_backbone("timm:swin_tiny_patch4_window7_224").eval()
+    with torch.no_grad():
+        maps = backbone(torch.rand(1, 3, 64, 96))
+    assert [tuple(c.shape) for c in maps] == [(1, 96 << i, 16 >> i, 24 >> i) for i in range(4)]
+
+
 def test_a_timm_model_trains_and_detects():
     pytest.importorskip("timm", reason="timm is not installed")
     model = fcos("timm:convnext_atto", 2, fpn_channels=32, head_channels=32, head_convs=1, min_size=None)
