@@ -24,7 +24,7 @@ from fcos_fast.engine.benchmark import CANDIDATES, STAGES, benchmark, make_talka
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.files import write_text
 from fcos_fast.engine.progress import Progress
-from fcos_fast.models import BACKBONES, PRESETS, Detector, build_detector
+from fcos_fast.models import PRESETS, Detector, build_detector
 from fcos_fast.models.transform import image_size
 from fcos_fast.precision import Precision, choose_device, choose_precision
 
@@ -40,7 +40,7 @@ class BenchmarkOptions:
 
     Attributes:
         checkpoint: a ``best.pt`` or ``last.pt``. Without one, a model with random weights is timed.
-        backbone: of the model with random weights.
+        backbone: of the model with random weights, also ``timm:NAME``.
         preset: of the model with random weights.
         images: folder of pictures, or one file; by default pictures are generated.
         sizes: HEIGHTxWIDTH of the generated pictures; the model then scales them as it is configured to.
@@ -56,7 +56,7 @@ class BenchmarkOptions:
     """
 
     checkpoint: str | None = None
-    backbone: Literal[tuple(BACKBONES)] = "resnet50"
+    backbone: str = "resnet50"
     preset: Literal[tuple(PRESETS)] = "official-improved"
     images: str | None = None
     sizes: list[str] = field(default_factory=lambda: ["800x1088"])
