@@ -74,6 +74,6 @@ STABLE_TORCH_LIBRARY(fcos_fast, m) {
       "postprocess(Tensor[] cls_logits, Tensor[] box_regression, Tensor[] centerness, Tensor sizes, float[] geometry, "
       "int score, float score_threshold, bool threshold_on_score, bool multi_label, int topk, bool topk_per_level, "
       "bool topk_by_classification, float iou_threshold, bool class_agnostic, int max_detections, "
-      "bool inclusive_boxes, bool clip_before_nms) -> "
+      "bool inclusive_boxes, bool clip_before_nms, bool drop_empty) -> "
       "(Tensor boxes, Tensor scores, Tensor labels, Tensor counts)");
 }

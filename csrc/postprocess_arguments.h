@@ -65,7 +65,8 @@ PostprocessArguments read_postprocess(const std::vector<Tensor>& cls_logits,
                                       double score_threshold, bool threshold_on_score, bool multi_label,
                                       int64_t topk, bool topk_per_level, bool topk_by_classification,
                                       double iou_threshold, bool class_agnostic, int64_t max_detections,
-                                      bool inclusive_boxes, bool clip_before_nms, const Accepts& accepts) {
+                                      bool inclusive_boxes, bool clip_before_nms, bool drop_empty,
+                                      const Accepts& accepts) {
   STD_TORCH_CHECK(!cls_logits.empty(), "fcos_fast::postprocess: no level");
   const auto rule = math::ScoreRule(score);
   const bool with_centerness = rule != math::ScoreRule::kClassification;
@@ -99,6 +100,7 @@ PostprocessArguments read_postprocess(const std::vector<Tensor>& cls_logits,
             class_agnostic,
             inclusive_boxes,
             clip_before_nms,
+            drop_empty,
             score_threshold};
   int64_t first = 0;
   for (size_t l = 0; l < cls_logits.size(); ++l) {

@@ -184,7 +184,8 @@ int64_t detect(const PostprocessArguments& a, int64_t image, std::vector<math::k
     if (a.rule.clip_before_nms) math::clip_box(a.rule, size, box);
     const Real last_pixel = a.rule.inclusive_boxes ? 1 : 0;
     const Real suppressable[4] = {box[0], box[1], box[2] + last_pixel, box[3] + last_pixel};
-    if (nms.keep(suppressable, a.rule.class_agnostic ? 0 : place.c)) {
+    if (math::may_be_kept(a.rule, suppressable) &&
+        nms.keep(suppressable, a.rule.class_agnostic ? 0 : place.c)) {
       if (!a.rule.clip_before_nms) math::clip_box(a.rule, size, box);
       out.scores[count] = math::score_of(key);
       out.labels[count++] = place.c;
@@ -222,14 +223,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess(
     const Tensor& sizes, std::vector<double> geometry, int64_t score, double score_threshold,
     bool threshold_on_score, bool multi_label, int64_t topk, bool topk_per_level, bool topk_by_classification,
     double iou_threshold, bool class_agnostic, int64_t max_detections, bool inclusive_boxes,
-    bool clip_before_nms) {
+    bool clip_before_nms, bool drop_empty) {
   const auto scannable = [](const math::FeatureMap& map, const Tensor&) {
     return map.location_stride == 1 || map.channel_stride == 1;
   };
   const auto a = read_postprocess(cls_logits, box_regression, centerness, sizes, geometry, score,
                                   score_threshold, threshold_on_score, multi_label, topk, topk_per_level,
                                   topk_by_classification, iou_threshold, class_agnostic, max_detections,
-                                  inclusive_boxes, clip_before_nms, scannable);
+                                  inclusive_boxes, clip_before_nms, drop_empty, scannable);
   PostprocessOutputs out = new_outputs(cls_logits[0], a);
   switch (a.dtype) {
     case ScalarType::Float:

@@ -172,7 +172,7 @@ __device__ unsigned long long settle_group(GreedyMemory<Real, Key>& memory, int 
                                            const Candidate<Real>* kept, int64_t count, int64_t most,
                                            Real threshold) {
   const int i = threadIdx.x / kWorkers, worker = threadIdx.x % kWorkers;
-  bool falls = i >= size;
+  bool falls = i >= size || memory.fallen[i];
   unsigned bits = 0;
   if (i < size) {
     const Candidate<Real> own = memory.group[i];
@@ -205,7 +205,7 @@ __device__ unsigned long long settle_group(GreedyMemory<Real, Key>& memory, int 
 }
 
 // Problem: Real, Key; each_key(f) hands all keys of the image to f, the threads of the block sharing them;
-// candidate(key); keep(slot, key) writes a result. Returns the number of kept boxes to all threads.
+// candidate(key); may_be_kept(candidate); keep(slot, key) writes a result. Returns the number of kept boxes to all threads.
 // `kept` is scratch memory of `most` candidates.
 template <class Problem>
 __device__ int64_t suppress_image(const Problem& problem, Candidate<typename Problem::Real>* kept,
@@ -232,8 +232,10 @@ __device__ int64_t suppress_image(const Problem& problem, Candidate<typename Pro
     sort_falling(memory.tile, size);
     for (int begin = 0; begin < size; begin += kGroup) {
       const int group = min(kGroup, size - begin);
-      if (threadIdx.x < group)
+      if (threadIdx.x < group) {
         memory.group[threadIdx.x] = problem.candidate(memory.tile[begin + threadIdx.x]);
+        memory.fallen[threadIdx.x] = !problem.may_be_kept(memory.group[threadIdx.x]);
+      }
       __syncthreads();
       const auto chosen = settle_group(memory, group, kept, count, most, threshold);
       if (threadIdx.x < kGroup && (chosen >> threadIdx.x & 1)) {

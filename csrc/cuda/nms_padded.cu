@@ -27,6 +27,7 @@ struct PaddedImage {
     return {{b[0], b[1], b[2], b[3], math::box_area(b[0], b[1], b[2], b[3])},
             labels == nullptr ? 0 : labels[i]};
   }
+  __device__ bool may_be_kept(const Candidate<Real>&) const { return true; }
   __device__ void keep(int64_t slot, Key key) const { indices[slot] = math::index_of(key); }
 };
 

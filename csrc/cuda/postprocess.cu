@@ -293,6 +293,7 @@ struct DetectedImage {
     return {{box[0], box[1], x2, y2, math::box_area(box[0], box[1], x2, y2)},
             work.rule.class_agnostic ? 0 : label};
   }
+  __device__ bool may_be_kept(const Candidate<Real>& c) const { return math::may_be_kept(work.rule, c.box); }
   __device__ void keep(int64_t slot, Key key) const {
     labels[slot] = read_box(key, boxes + 4 * slot);
     if (!work.rule.clip_before_nms) math::clip_box(work.rule, size, boxes + 4 * slot);
@@ -401,7 +402,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess(
     const Tensor& sizes, std::vector<double> geometry, int64_t score, double score_threshold,
     bool threshold_on_score, bool multi_label, int64_t topk, bool topk_per_level, bool topk_by_classification,
     double iou_threshold, bool class_agnostic, int64_t max_detections, bool inclusive_boxes,
-    bool clip_before_nms) {
+    bool clip_before_nms, bool drop_empty) {
   STD_TORCH_CHECK(!cls_logits.empty() && cls_logits.size() <= kMaxLevels, "fcos_fast::postprocess: 1 to ",
                   kMaxLevels, " levels, got ", cls_logits.size());
   const OnDeviceOf device(cls_logits[0]);
@@ -414,7 +415,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess(
   const auto a = read_postprocess(cls_logits, box_regression, centerness, sizes, geometry, score,
                                   score_threshold, threshold_on_score, multi_label, topk, topk_per_level,
                                   topk_by_classification, iou_threshold, class_agnostic, max_detections,
-                                  inclusive_boxes, clip_before_nms, dense);
+                                  inclusive_boxes, clip_before_nms, drop_empty, dense);
   STD_TORCH_CHECK(a.batch <= 65535, "fcos_fast::postprocess: at most 65535 images, got ", a.batch);
   PostprocessOutputs out = new_outputs(cls_logits[0], a);
   if (a.batch == 0) return {out.boxes, out.scores, out.labels, out.counts};

@@ -12,6 +12,8 @@
 //              the nms or, of those kept, after it; NaN stays
 //   nms        as nms_padded (math/nms.h) by the scores, with the classes as labels, or without if `class_agnostic`;
 //              with `inclusive_boxes`, x2 and y2 count one more
+//   empty      with `drop_empty`, a candidate that the nms would see without an area (NaN has none) is dropped after the
+//              top-k: it suppresses nothing and takes no place among the D
 //   result     boxes (B, D, 4), scores (B, D), labels (B, D) int64, counts (B,) int64; beyond the count 0, 0, -1. Its
 //              sizes are not data: CUDA never waits
 //   exact      one float32 formula for CPU and CUDA, without library functions or fused operations, so that both have
@@ -49,7 +51,7 @@ struct PostprocessRule {
   int64_t classes;
   ScoreRule score;
   bool threshold_on_score, multi_label, topk_per_level, topk_by_classification, class_agnostic;
-  bool inclusive_boxes, clip_before_nms;
+  bool inclusive_boxes, clip_before_nms, drop_empty;
   double score_threshold;
 };
 
@@ -120,6 +122,12 @@ FCOS_HOST_DEVICE void clip_box(const PostprocessRule& rule, const Real* size, Re
   for (int side = 0; side < 4; ++side) {
     box[side] = clipped(box[side], size[side % 2 == 0 ? 1 : 0] - last_pixel);
   }
+}
+
+// May the candidate with this box, as the nms sees it, be kept?
+template <class Real>
+FCOS_HOST_DEVICE bool may_be_kept(const PostprocessRule& rule, const Real box[4]) {
+  return !rule.drop_empty || (box[2] > box[0] && box[3] > box[1]);
 }
 
 }  // namespace fcos_fast::math

@@ -41,6 +41,7 @@ def postprocess(
     max_detections: int = 100,
     inclusive_boxes: bool = False,
     clip: str = "before_nms",
+    drop_empty: bool = False,
 ) -> Detections:
     """Threshold, top-k, decoding, clipping and exact greedy NMS for a whole batch.
 
@@ -73,6 +74,9 @@ def postprocess(
             adds 1 to widths and heights.
         clip: whether NMS compares boxes that are clipped, ``"before_nms"``, or as they were decoded, so that those kept
             are clipped ``"after_nms"``.
+        drop_empty: drop candidates whose box, as NMS compares it, has no width or no height, after the top-k and before
+            NMS, so that they suppress nothing and take no place among the ``max_detections`` (mmdetection's
+            ``min_bbox_size=0``). By default such boxes are detections like any other, as in torchvision.
 
     Returns:
         :class:`fcos_fast.detections.Detections`: boxes (B, D, 4), scores (B, D), labels (B, D) and counts (B,);
@@ -119,6 +123,7 @@ def postprocess(
             max_detections=max_detections,
             inclusive_boxes=inclusive_boxes,
             clip=clip,
+            drop_empty=drop_empty,
         )
     geometry = [
         float(number)
@@ -142,6 +147,7 @@ def postprocess(
             max_detections,
             inclusive_boxes,
             clip == "before_nms",
+            bool(drop_empty),
         )
     )
 
@@ -205,7 +211,7 @@ if cpu_error is None:
 
     @register_fake("postprocess")
     def _fake_postprocess(cls_logits, *rest):
-        max_detections = rest[-3]
+        max_detections = rest[-4]
         batch, dtype = cls_logits[0].shape[0], sum_type(cls_logits[0].dtype)
         return (
             cls_logits[0].new_empty((batch, max_detections, 4), dtype=dtype),

@@ -32,6 +32,7 @@ def postprocess(
     max_detections: int = 100,
     inclusive_boxes: bool = False,
     clip: str = "before_nms",
+    drop_empty: bool = False,
 ) -> Detections:
     """See :func:`fcos_fast.ops.postprocess`."""
     batch, device = cls_logits[0].shape[0], cls_logits[0].device
@@ -70,6 +71,10 @@ def postprocess(
         # With inclusive ends a box's sides are one longer than their difference, in areas and in overlaps
         # alike.
         suppressable = torch.cat((compared[:, :2], compared[:, 2:] + last_pixel), dim=1)
+        if drop_empty:
+            has_area = (suppressable[:, 2:] > suppressable[:, :2]).all(dim=1)
+            scores, labels, clipped = scores[has_area], labels[has_area], clipped[has_area]
+            suppressable = suppressable[has_area]
         groups = torch.zeros_like(labels) if class_agnostic else labels
         keep = batched_nms(suppressable, scores, groups, iou_threshold)[:max_detections]
         for padded, values in zip(found[:3], (clipped, scores, labels), strict=True):

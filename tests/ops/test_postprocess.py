@@ -95,6 +95,8 @@ def brute_force(outputs, b, levels, settings):
     for own in groups:
         taken = sorted(range(len(own)), key=lambda i: falling(own[i][3]))[: settings["topk_candidates"]]
         best += [own[i] for i in sorted(taken)]
+    if settings["drop_empty"]:
+        best = [found for found in best if has_area(found[2], pixel)]
     kept = []
     for score, label, box, _ in sorted(best, key=lambda found: falling(found[0])):
         others = (taken for _, other, taken in kept if settings["class_agnostic"] or other == label)
@@ -104,6 +106,10 @@ def brute_force(outputs, b, levels, settings):
         (score, label, clipped(box, height, width, pixel))
         for score, label, box in kept[: settings["max_detections"]]
     ]
+
+
+def has_area(box, pixel):
+    return box[2] + pixel > box[0] and box[3] + pixel > box[1]
 
 
 def falling(score):
@@ -121,6 +127,7 @@ OTHERS = {
     "topk_by": ["score", "classification"],
     "class_agnostic": [False, True],
     "clip": ["before_nms", "after_nms"],
+    "drop_empty": [False, True],
 }
 
 
@@ -129,7 +136,7 @@ def combinations(choices):
 
 
 # With each combination of score and threshold each of the others.
-ALL_RULES = [rule | combinations(OTHERS)[(i + i // 8) % 8] for i, rule in enumerate(combinations(CHOICES))]
+ALL_RULES = [rule | combinations(OTHERS)[(i + i // 16) % 16] for i, rule in enumerate(combinations(CHOICES))]
 
 
 @pytest.mark.parametrize("function", [reference.postprocess, ops.postprocess], ids=["reference", "ops"])
@@ -333,6 +340,28 @@ def test_nan_is_no_candidate_and_a_box_with_nan_stays(device):
         assert_same(found, reference.postprocess(*outputs, LEVELS, SIZES, **settings))
 
 
+@pytest.mark.parametrize("clip", ["before_nms", "after_nms"])
+def test_empty_boxes_are_dropped_before_the_cut_and_suppress_nothing(clip, device):
+    outputs = make_outputs(batch=2, device=device)
+    for x in outputs[1]:
+        x[:, 2] = torch.where(x[:, 1] > 1.5, -x[:, 0], x[:, 2])  # x2 = x1
+        x[:, 3] = torch.where(x[:, 0] > 2, -x[:, 1] - 1, x[:, 3])  # y2 < y1
+        x[:, 0, :, ::5] = math.nan
+    settings = {"units": STRIDES, "score_threshold": 0.01, "iou_threshold": 0.3, "clip": clip}
+    everything = ops.postprocess(*outputs, LEVELS, SIZES, max_detections=1000, **settings)
+    empty = ~(everything.boxes[..., 2:] > everything.boxes[..., :2]).all(dim=2)
+    assert int((empty & (everything.labels >= 0)).sum()) > 20
+    for most in (7, 1000):
+        settings |= {"max_detections": most, "drop_empty": True}
+        found = ops.postprocess(*outputs, LEVELS, SIZES, **settings)
+        assert_same(found, reference.postprocess(*outputs, LEVELS, SIZES, **settings))
+        if clip == "before_nms":  # where boxes are clipped later, what is clipped to nothing stays
+            for image in found.split():
+                assert (image["boxes"][:, 2:] > image["boxes"][:, :2]).all()
+        if most == 7:
+            assert found.counts.tolist() == [7, 7]
+
+
 def test_nothing_found_and_nothing_given(device):
     outputs = make_outputs(device=device)
     outputs[0] = [x - 100 for x in outputs[0]]
@@ -425,9 +454,9 @@ def test_opcheck(device):
     outputs = make_outputs(levels, device=device)
     geometry = [float(x) for level in levels for x in (*level.step, *level.offset, 8)]
     sizes = torch.tensor(SIZES, device=device)
-    rule = (0, 0.2, True, True, 100, True, False, 0.6, False, 10, False, True)
+    rule = (0, 0.2, True, True, 100, True, False, 0.6, False, 10, False, True, False)
     opcheck("postprocess", *outputs, sizes, geometry, *rule)
-    rule = (2, 0.2, True, False, 100, False, True, 0.6, True, 10, True, False)
+    rule = (2, 0.2, True, False, 100, False, True, 0.6, True, 10, True, False, True)
     opcheck("postprocess", *outputs[:2], [], sizes, geometry, *rule)
 
 
