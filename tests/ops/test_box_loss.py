@@ -39,7 +39,9 @@ def test_equals_the_reference_in_float64(kind, box_format, dtype, shape, device)
     expected_grads = torch.autograd.grad(expected, wide, upstream.double())
     tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
     assert loss.dtype == torch.promote_types(dtype, torch.float32)
-    torch.testing.assert_close(loss.double(), expected, rtol=TOLERANCE[loss.dtype], atol=TOLERANCE[loss.dtype])
+    torch.testing.assert_close(
+        loss.double(), expected, rtol=TOLERANCE[loss.dtype], atol=TOLERANCE[loss.dtype]
+    )
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         assert grad.dtype == dtype
         torch.testing.assert_close(grad.double(), expected_grad, **tolerance)
@@ -178,7 +180,13 @@ def test_compiles_as_one_graph(device):
         (torch.zeros(3, 4), torch.zeros(3, 4).long(), {}, TypeError, "target has dtype torch.int64"),
         (torch.zeros(3, 4), torch.zeros(3, 4), {"kind": "iuo"}, ValueError, "kind='iuo'"),
         (torch.zeros(3, 4), torch.zeros(3, 4), {"box_format": "xywh"}, ValueError, "box_format='xywh'"),
-        (torch.zeros(3, 4), torch.zeros(3, 4), {"reduction": ""}, ValueError, "reduction=''"),
+        (
+            torch.zeros(3, 4),
+            torch.zeros(3, 4),
+            {"reduction": ""},
+            ValueError,
+            "Invalid value for arg reduction: ''",
+        ),
     ],
 )
 def test_bad_arguments_are_named(pred, target, kwargs, error, message):
