@@ -37,8 +37,10 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     """:func:`nms` within each group of equal ``idxs``, commonly the classes.
 
-    Drop-in for ``torchvision.ops.batched_nms``. That adds an offset per class to the coordinates of up to some
-    thousand boxes; here classes are compared as such, so results differ from it only where its rounding decided.
+    Drop-in for ``torchvision.ops.batched_nms``. Up to some thousand boxes, torchvision separates the classes by adding
+    ``idx * (max_coordinate + 1)`` to the coordinates. Here classes are compared as such, so results differ from it where
+    the rounding of the sums decided, and where coordinates are negative: then the offset can be too small, and boxes of
+    different classes suppress each other in torchvision.
 
     Args:
         boxes, scores, iou_threshold: as in :func:`nms`.
