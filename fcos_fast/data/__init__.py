@@ -3,7 +3,8 @@
 from .categories import COCO, VOC, Categories
 from .checks import DataError, Report
 from .coco import load_coco
-from .dataset import DetectionDataset, Record, read_image
+from .dataset import DetectionDataset, Record
+from .images import IMAGE_SUFFIXES, MAX_PIXELS, read_image
 from .loader import EpochBatchSampler, collate, eval_loader, train_loader
 from .readers import READERS, Reader, load_dataset
 from .synthetic import SyntheticConfig, draw_picture, synthetic_dataset, write_voc
@@ -13,6 +14,8 @@ from .yolo import load_yolo
 
 __all__ = [
     "COCO",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
     "READERS",
     "VOC",
     "AugmentConfig",
