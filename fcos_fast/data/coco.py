@@ -27,8 +27,13 @@ _OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_
 
 
 def is_coco(root: Path) -> bool:
-    """Whether ``root`` looks like a COCO file or a folder of some."""
+    """Whether ``root`` looks like a COCO file or a folder with the files of splits."""
     return bool(_splits(root))
+
+
+def is_loose_coco(root: Path) -> bool:
+    """Whether ``root`` holds a COCO file of any name."""
+    return bool(_loose_files(root))
 
 
 def load_coco(
@@ -82,8 +87,13 @@ def _splits(root: Path) -> dict[str, Path]:
         files.append(root / ROBOFLOW)
     if (root / "annotations").is_dir():
         files += [p for p in files_in(root / "annotations", [".json"]) if not p.name.startswith(_OTHER_TASKS)]
-    files = files or [path for path in files_in(root, [".json"]) if _has_lists(path)]
     return {_name_of_split(path): path for path in files}
+
+
+def _loose_files(root: Path) -> dict[str, Path]:
+    """Name of a COCO file that lies in ``root`` itself to the file."""
+    files = files_in(root, [".json"]) if root.is_dir() else []
+    return {_name_of_split(path): path for path in files if _has_lists(path)}
 
 
 def _name_of_split(file: Path) -> str:
@@ -100,7 +110,7 @@ def _has_lists(file: Path) -> bool:
 
 
 def _file_of_split(root: Path, split: str | None) -> Path:
-    splits = _splits(root)
+    splits = _splits(root) or _loose_files(root)
     if not splits:
         raise DataError(
             f"{root}: has no annotations/*.json and no {ROBOFLOW}; a COCO data set has one per split"

@@ -141,27 +141,33 @@ def is_leftover(path: str | PurePath) -> bool:
 
 
 def files_in(folder: Path, suffixes: Sequence[str], recursive: bool = False) -> list[Path]:
-    """The files of a folder with one of ``suffixes`` (in small letters) in any case, sorted.
+    """What a folder holds but for folders, with one of ``suffixes`` (in small letters) in any case, sorted.
 
-    Hidden files and folders and :func:`is_leftover` are skipped; links to folders are followed.
+    Hidden files and folders and :func:`is_leftover` are skipped. Links are followed; a folder that several of them lead
+    to is read once.
     """
-    return sorted(Path(path) for path in _walk(str(folder), tuple(suffixes), recursive, ()))
+    found, pending, seen = [], [str(folder)], set()
+    while pending:
+        here = pending.pop(0)
+        real = os.path.realpath(here)
+        if real in seen:
+            continue
+        seen.add(real)
+        with os.scandir(here) as entries:
+            visible = [e for e in entries if not (e.name.startswith(".") or is_leftover(e.name))]
+        for entry in sorted(visible, key=lambda entry: entry.name):
+            if _is_folder(entry):
+                pending += [entry.path] if recursive else []
+            elif entry.name.lower().endswith(tuple(suffixes)):
+                found.append(Path(entry.path))
+    return sorted(found)
 
 
-def _walk(folder: str, suffixes: tuple[str, ...], recursive: bool, above: tuple[str, ...]) -> list[str]:
-    real = os.path.realpath(folder)
-    if real in above:  # a link to a folder that it lies in
-        return []
-    found = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or is_leftover(entry.name):
-                continue
-            if entry.is_dir():
-                found += _walk(entry.path, suffixes, recursive, (*above, real)) if recursive else []
-            elif entry.name.lower().endswith(suffixes):
-                found.append(entry.path)
-    return found
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def composed(name: str) -> str:

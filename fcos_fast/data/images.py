@@ -105,9 +105,10 @@ def is_cut_short(path: str | Path) -> bool:
 def count_cut_short(paths: Iterable[Path], report: Report) -> None:
     """Count the JPEGs among ``paths`` that are cut short."""
     paths = list(paths)
+    chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
     with ThreadPoolExecutor(16) as threads:  # waiting for a disk, not for a processor
-        for path, is_short in zip(paths, threads.map(is_cut_short, paths), strict=True):
-            if is_short:
+        for found in threads.map(lambda chunk: list(filter(is_cut_short, chunk)), chunks):
+            for path in found:
                 report.add("JPEG that is cut short, read as far as it goes", path, "save it again")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .categories import Categories
 from .checks import DataError
-from .coco import is_coco, load_coco
+from .coco import is_coco, is_loose_coco, load_coco
 from .dataset import DetectionDataset
 from .images import MAX_PIXELS
 from .voc import is_loose_voc, is_voc, load_voc
@@ -36,12 +36,13 @@ READERS = (
     Reader("VOC", "folders Annotations and JPEGImages", is_voc, load_voc),
     Reader(
         "COCO",
-        "annotations/*.json, _annotations.coco.json in the folder of a split, or a COCO file beside images",
+        "annotations/*.json, or _annotations.coco.json in the folder of a split",
         is_coco,
         load_coco,
     ),
     Reader("YOLO", "a data.yaml with names and train or val", is_yolo, load_yolo),
     Reader("VOC", "annotations/*.xml and images, or xml files beside their images", is_loose_voc, load_voc),
+    Reader("COCO", "a COCO file of any name beside a folder of images", is_loose_coco, load_coco),
 )
 """Every layout that is read; the first that recognises a folder reads it."""
 

@@ -254,6 +254,19 @@ def test_linked_folders_are_read_and_circles_end(tmp_path):
     assert len(load_dataset(tmp_path / "linked")) == 1
 
 
+def test_folders_that_link_to_each_other_end(tmp_path):
+    root = write_yolo(tmp_path)
+    for i in range(8):
+        (root / f"images/train/{i}").mkdir()
+    for i in range(8):
+        for j in range(8):
+            (root / f"images/train/{i}/{j}").symlink_to(root / f"images/train/{j}")
+    assert len(load_dataset(root)) == 1
+    (root / "images" / "train" / "self.jpg").symlink_to("self.jpg")
+    with pytest.raises(DataError, match=r"self\.jpg: cannot be read"):
+        load_dataset(root)
+
+
 def test_home_folder_and_path_of_a_file(make_voc, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     make_voc({"a": [CAT]})
