@@ -17,7 +17,7 @@ import numpy as np
 from .categories import Categories
 from .checks import DataError, Report, brief, check_boxes, read_flag
 from .dataset import DetectionDataset, Record
-from .files import PathFinder, files_in, is_leftover, read_json, read_text
+from .files import LEFTOVER, PathFinder, files_in, is_leftover, read_json, read_text
 from .images import MAX_PIXELS, count_cut_short
 
 ROBOFLOW = "_annotations.coco.json"
@@ -266,7 +266,7 @@ def _find_images(
     for number, entry in images.items():
         name = entry["file_name"]
         if is_leftover(PurePath(name.replace("\\", "/"))):
-            report.add("file that the system left behind, skipped", file, name)
+            report.add(LEFTOVER, file, brief(name))
         else:
             names[number] = name
     if not names:

@@ -15,6 +15,9 @@ from xml.etree import ElementTree
 
 from .checks import DataError, Report, brief
 
+LEFTOVER = "file that the system left behind, skipped"
+"""The fault of a data set that lists one."""
+
 _METADATA = {"__MACOSX", ".ipynb_checkpoints", "@eaDir", "$RECYCLE.BIN"}
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -132,6 +135,17 @@ def read_yaml(path: Path, report: Report | None = None) -> Any:
     except (yaml.YAMLError, RecursionError) as error:
         message = " ".join(str(error).split())
         raise DataError(f"{path}: is not valid yaml ({message}); correct it") from None
+
+
+def read_list(path: Path, report: Report) -> list[str]:
+    """The lines of a text file of image names, without those of what systems leave behind, which are counted."""
+    names = []
+    for line in filter(None, map(str.strip, read_text(path, report).split("\n"))):
+        if is_leftover(line.replace("\\", "/")):
+            report.add(LEFTOVER, path, brief(line))
+        else:
+            names.append(line)
+    return names
 
 
 def is_leftover(path: str | PurePath) -> bool:

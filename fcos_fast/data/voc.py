@@ -20,7 +20,7 @@ import numpy as np
 from .categories import Categories
 from .checks import DataError, Report, check_boxes, read_flag
 from .dataset import DetectionDataset, Record
-from .files import composed, files_in, is_leftover, read_text, read_xml
+from .files import composed, files_in, read_list, read_xml
 from .images import IMAGE_SUFFIXES, MAX_PIXELS, count_cut_short, image_size
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -73,7 +73,10 @@ def load_voc(
     if categories is None:
         names = sorted({name for annotation in annotations for name in annotation.names})
         if not names:
-            raise DataError(f"{place.annotations}: no xml of {report.source} has an object; label some first")
+            faults = f" that can be used ({', '.join(report.faults)})" if report.faults else ""
+            raise DataError(
+                f"{place.annotations}: no xml of {report.source} has an object{faults}; label some first"
+            )
         categories = Categories(tuple(names))
     records = [_to_record(annotation, categories, report) for annotation in annotations]
     return DetectionDataset(records, categories, report, max_pixels)
@@ -148,7 +151,7 @@ def _find_split(root: Path, split: str | None, report: Report) -> tuple[_Place, 
 
 
 def _lines(file: Path, report: Report) -> list[str]:
-    lines = [line.strip() for line in read_text(file, report).split("\n") if line.strip()]
+    lines = read_list(file, report)
     if not lines:
         raise DataError(f"{file}: the split is empty; write one image name without its suffix on each line")
     return lines
@@ -159,9 +162,8 @@ def _pairs(place: _Place, lines: list[str] | None, report: Report) -> Iterator[t
     images = _by_stem(files_in(place.images, IMAGE_SUFFIXES))
     xmls = _by_stem(files_in(place.annotations, [".xml"]))
     suffixes = ", ".join(IMAGE_SUFFIXES)
-    stems = (
-        sorted(images.keys() | xmls) if lines is None else list(_listed(lines, images.keys() | xmls, report))
-    )
+    known = images.keys() | xmls
+    stems = sorted(known) if lines is None else list(_listed(lines, known))
     if not stems:
         raise DataError(
             f"{place.images}: there is no image ({suffixes}) and no xml in {place.annotations}; add them"
@@ -190,13 +192,10 @@ def _by_stem(paths: list[Path]) -> dict[str, Path]:
     return by_stem
 
 
-def _listed(lines: list[str], known: Collection[str], report: Report) -> Iterator[str]:
+def _listed(lines: list[str], known: Collection[str]) -> Iterator[str]:
     """The stems that the lines of a list name, each once."""
     seen = set()
     for line in lines:
-        if is_leftover(line.replace("\\", "/")):
-            report.add("file that the system left behind, skipped", "list of the split", line)
-            continue
         spellings = list(_spellings(line))
         stem = next((spelled for spelled in spellings if spelled in known), spellings[-1])
         if stem not in seen:

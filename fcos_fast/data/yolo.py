@@ -7,6 +7,7 @@ image without that file, or with an empty one, has no box. A split without a sin
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from .categories import Categories
 from .checks import DataError, Report, brief, check_boxes
 from .dataset import DetectionDataset, Record
-from .files import PathFinder, files_in, is_leftover, read_text, read_yaml
+from .files import PathFinder, files_in, read_list, read_text, read_yaml
 from .images import IMAGE_SUFFIXES, MAX_PIXELS, count_cut_short, image_size
 
 _ALIASES = {"valid": "val", "validation": "val"}
@@ -58,16 +59,16 @@ def load_yolo(
         DataError: the data set cannot be used; one line with the file, the value and the remedy.
     """
     root = Path(root).expanduser()
-    found = _find_yaml(root)
-    if found is None:
+    file = _find_yaml(root)
+    if file is None:
         raise DataError(f"{root}: has no data.yaml with names and train or val; a YOLO data set has one")
-    file, content = found
+    report = Report(source=root.name if split is None else f"{root.name}, split {split}", strict=strict)
+    content = read_yaml(file, report)
     names = _names(content, file)
     try:
         categories = categories or Categories(tuple(names))
     except ValueError as error:
         raise DataError(f"{file}: {error}") from None
-    report = Report(source=root.name if split is None else f"{root.name}, split {split}", strict=strict)
     finder = PathFinder(file.parent, allow_outside)
     images = list(_images(file, content, split, finder, report))
     if not images:
@@ -87,7 +88,7 @@ def load_yolo(
     return DetectionDataset(records, categories, report, max_pixels)
 
 
-def _find_yaml(root: Path) -> tuple[Path, dict[str, Any]] | None:
+def _find_yaml(root: Path) -> Path | None:
     if root.is_dir():
         candidates = sorted(files_in(root, _YAML_SUFFIXES), key=lambda path: path.stem != "data")
     else:
@@ -100,25 +101,24 @@ def _find_yaml(root: Path) -> tuple[Path, dict[str, Any]] | None:
                 raise
             continue
         if isinstance(content, dict) and "names" in content and content.keys() & set(_SPLITS):
-            return path, content
+            return path
     return None
 
 
 def _names(content: dict[str, Any], file: Path) -> list[str]:
     names = content["names"]
-    if isinstance(names, dict) and all(str(key).isdecimal() for key in names):
-        by_number = {int(key): name for key, name in names.items()}
-        if set(by_number) == set(range(len(names))):
-            names = [by_number[i] for i in range(len(names))]
+    numbers = [str(i) for i in range(len(names))]
+    if isinstance(names, dict) and set(names) == set(numbers):
+        names = [names[number] for number in numbers]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise DataError(
             f"{file}: names is {brief(names)}; expected a list, or numbers from 0 on with their names"
         )
     if "" in names:
         raise DataError(f"{file}: class {names.index('')} has no name; give it one")
-    number = content.get("nc")
-    if number is not None and str(number) != str(len(names)):
-        raise DataError(f"{file}: nc is {brief(number)}, but names has {len(names)}; correct one of them")
+    count = content.get("nc") or str(len(names))
+    if count != str(len(names)):
+        raise DataError(f"{file}: nc is {brief(count)}, but names has {len(names)}; correct one of them")
     return names
 
 
@@ -169,10 +169,7 @@ def _place(file: Path, base: Path, entry: str, finder: PathFinder) -> Path:
 
 def _listed(listing: Path, folders: Sequence[Path], finder: PathFinder, report: Report) -> Iterator[Path]:
     """The images that a text file lists, relative to the first of ``folders`` that has them."""
-    for line in filter(None, map(str.strip, read_text(listing, report).split("\n"))):
-        if is_leftover(line.replace("\\", "/")):
-            report.add("file that the system left behind, skipped", listing, line)
-            continue
+    for line in read_list(listing, report):
         found = finder.find([(folder, line) for folder in folders], listing)
         if found is None:
             raise DataError(f"{listing}: there is no image {brief(line)}; correct the path or leave it out")
@@ -231,7 +228,7 @@ def _rows(file: Path, num_classes: int, report: Report) -> tuple[list[int], list
 
 def _box(values: list[float], where: str) -> list[float]:
     """Relative xyxy of the numbers behind a class."""
-    if any(abs(value) > LARGEST for value in values):
+    if any(LARGEST < abs(value) < math.inf for value in values):  # check_boxes counts what is infinite
         numbers = " ".join(f"{value:g}" for value in values)
         raise DataError(f"{where}: the numbers are {numbers}; expected parts of the image's size, not pixels")
     if len(values) == 4:

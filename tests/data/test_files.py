@@ -135,6 +135,10 @@ def test_lists_of_images_in_any_encoding(make_voc, tmp_path, encoding, newline):
     assert [record.name for record in dataset.records] == ["café.jpg", "b.jpg"]
     faults = {"text that is not UTF-8, read as Windows-1252": 1} if encoding == "latin-1" else {}
     assert voc.report.faults == dataset.report.faults == faults
+    (yolo / "data.yaml").write_bytes("names: [chaîne]\ntrain: images/all\n".encode(encoding))
+    dataset = load_yolo(yolo)
+    assert dataset.categories.names == ("chaîne",)
+    assert dataset.report.faults == faults
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS[:-1])

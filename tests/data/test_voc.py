@@ -236,6 +236,11 @@ def test_no_object_at_all(make_voc):
     assert len(load_voc(root, categories=Categories(("cat",)))) == 1
 
 
+def test_no_object_that_can_be_used(make_voc):
+    message = error_line(lambda: load_voc(make_voc({"a": [("cat", ("1,5", 2, 30, 20))]})))
+    assert "has an object that can be used (box that is not four numbers, left out)" in message
+
+
 def test_empty_folders(make_voc, tmp_path):
     assert "there is no image" in error_line(lambda: load_voc(make_voc({})))
     assert "has no folder Annotations" in error_line(lambda: load_voc(tmp_path))

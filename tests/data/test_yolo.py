@@ -198,11 +198,16 @@ def test_wrong_rows_are_named_with_their_line(tmp_path, row, message):
 
 
 def test_boxes_without_an_area_or_outside_are_left_out_and_counted(tmp_path):
-    dataset = load_dataset(
-        write(tmp_path, {"a": "0 0.5 0.5 0 0.5\n0 nan 0.5 0.1 0.1\n0 2 2 0.1 0.1\n1 1 0.5 0.5 0.5"})
-    )
+    rows = [
+        "0 0.5 0.5 0 0.5",
+        "0 nan 0.5 0.1 0.1",
+        "0 inf 0.5 0.1 0.1",
+        "0 0.5 0.5 1e999 0.1",
+        "0 2 2 0.1 0.1",
+    ]
+    dataset = load_dataset(write(tmp_path, {"a": "\n".join([*rows, "1 1 0.5 0.5 0.5"])}))
     assert dataset.records[0].boxes.tolist() == [[60, 10, 80, 30]]
-    assert sum(dataset.report.faults.values()) == 4
+    assert sum(dataset.report.faults.values()) == 6
 
 
 @pytest.mark.parametrize(
