@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ MAX_PIXELS = 178_956_970
 
 _QUARTER_TURNS = (5, 6, 7, 8)  # of EXIF's orientations
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)  # of a segment with a length, or the end
 _REPLACE = "replace it or take it out of the data set"
 _WITHOUT_PILLOWS_LIMIT = threading.Lock()
 
@@ -84,21 +86,26 @@ def _completed(file: BinaryIO) -> BinaryIO:
 
 
 def is_cut_short(path: str | Path) -> bool:
-    """Whether a file is a JPEG whose last bytes are missing. Only one that does not end as it should is decoded.
+    """Whether a file is a JPEG whose last bytes are missing. Nothing is decoded.
 
     Raises:
-        DataError: it is not a regular file.
+        DataError: it cannot be read or is not a regular file.
     """
     try:
         with open_regular(path) as file:
-            if not _lacks_end(file):
-                return False
-            with _open(file) as image:
-                image.load()
-    except DataError:
-        raise
-    except Exception:  # see open_image
-        return True
+            return _lacks_end(file) and not _has_end(file.read())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {_REPLACE}") from None
+
+
+def _has_end(jpeg: bytes) -> bool:
+    """Whether a JPEG's end comes anywhere: phones append videos, and thumbnails in the metadata have ends too."""
+    position = len(_JPEG_END)
+    while marker := _MARKER.search(jpeg, position):
+        position = marker.end()
+        if marker[0] == _JPEG_END:
+            return True
+        position += int.from_bytes(jpeg[position : position + 2], "big")  # the segment's length
     return False
 
 

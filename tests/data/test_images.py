@@ -103,11 +103,27 @@ def test_jpeg_that_is_cut_short_is_read_and_counted(make_voc, missing, progressi
         load_voc(root, strict=True)
 
 
-@pytest.mark.parametrize("appended", [b"\0" * 100, b"\n", b"a thumbnail \xff\xda and more", b"\xff"])
-def test_jpeg_with_something_after_its_end_is_whole(make_voc, appended):
+def test_the_end_of_a_thumbnail_is_not_that_of_the_image(make_voc):
     root = make_voc({"a": [CAT]})
     file = root / "JPEGImages" / "a.jpg"
-    Image.fromarray(NOISE).save(file)
+    Image.fromarray(NOISE).save(root / "thumbnail.jpg")
+    exif = Image.Exif()
+    exif[0x9286] = (root / "thumbnail.jpg").read_bytes()
+    Image.fromarray(NOISE).save(file, exif=exif)
+    assert file.read_bytes().count(b"\xff\xd9") == 2
+    assert load_voc(root).report.faults == {}
+    file.write_bytes(file.read_bytes()[:-9])
+    assert list(load_voc(root).report.faults.values()) == [1]
+
+
+@pytest.mark.parametrize(
+    "appended", [b"\0" * 100, b"\n", b"a video \xff\xda and more", b"\xff", b"\xff\xd8\xff"]
+)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg_with_something_after_its_end_is_whole(make_voc, appended, progressive):
+    root = make_voc({"a": [CAT]})
+    file = root / "JPEGImages" / "a.jpg"
+    Image.fromarray(NOISE).save(file, progressive=progressive)
     whole = read_image(file)
     file.write_bytes(file.read_bytes() + appended)
     data = load_voc(root)
