@@ -29,7 +29,6 @@ _QUARTER_TURNS = (5, 6, 7, 8)  # of EXIF's orientations
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)  # of a segment with a length, or the end
 _REPLACE = "replace it or take it out of the data set"
-_WITHOUT_PILLOWS_LIMIT = threading.Lock()
 
 
 @contextmanager
@@ -43,7 +42,7 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image
             noticed now or while it is decoded.
     """
     try:
-        with open_regular(path) as file, _open(_completed(file)) as image:
+        with _without_pillows_limit, open_regular(path) as file, Image.open(_completed(file)) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise DataError(
@@ -61,21 +60,36 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image
         raise DataError(f"{path}: cannot be read ({reason}); {_REPLACE}") from None
 
 
-def _open(file: BinaryIO) -> Image.Image:
-    # Pillow's limit is one number for the whole process; ours replaces it for the files that are opened here.
-    with _WITHOUT_PILLOWS_LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(file)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+class _WithoutPillowsLimit:
+    """Pillow's limit of pixels is one number for the whole process; ours replaces it while files are read here."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.readers = 0
+        self.limit: int | None = None
+
+    def __enter__(self):
+        with self.lock:
+            if self.readers == 0:
+                self.limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self.readers += 1
+
+    def __exit__(self, *error):
+        with self.lock:
+            self.readers -= 1
+            if self.readers == 0:
+                Image.MAX_IMAGE_PIXELS = self.limit
+
+
+_without_pillows_limit = _WithoutPillowsLimit()
 
 
 def _lacks_end(file: BinaryIO) -> bool:
     """Whether an open JPEG does not end as it should: it is cut short, or something follows it."""
-    is_jpeg = file.read(len(_JPEG_START)) == _JPEG_START
-    file.seek(-len(_JPEG_END), io.SEEK_END) if is_jpeg else None
-    lacks_end = is_jpeg and file.read() != _JPEG_END
+    lacks_end = False
+    if file.read(len(_JPEG_START)) == _JPEG_START:
+        file.seek(-len(_JPEG_END), io.SEEK_END)
+        lacks_end = file.read() != _JPEG_END
     file.seek(0)
     return lacks_end
 
