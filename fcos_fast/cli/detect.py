@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fcos_fast.cli.options import parse_options
-from fcos_fast.data import IMAGE_SUFFIXES, MAX_PIXELS, DataError, read_image
+from fcos_fast.data import DataError, read_image
+from fcos_fast.data.checks import IMAGE_SUFFIXES, MAX_PIXELS
 from fcos_fast.data.files import files_in
 from fcos_fast.data.images import is_cut_short
 from fcos_fast.engine.files import write_text

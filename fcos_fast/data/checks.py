@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 EXAMPLES = 3
 """So many faults of a kind are named; the others are counted."""
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""File formats that are read, in small letters."""
+
+MAX_PIXELS = 178_956_970
+"""Largest image in pixels that is read unless another number is given; Pillow's own limit."""
+
 ROUNDING = 0.05
 """In pixels. Files round coordinates, YOLO's to a millionth of the image; boxes that reach out by less are in order."""
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from .categories import Categories
-from .checks import DataError, Report, brief, check_boxes, read_flag
+from .checks import MAX_PIXELS, DataError, Report, brief, check_boxes, read_flag
 from .dataset import DetectionDataset, Record
 from .files import LEFTOVER, PathFinder, files_in, is_leftover, read_json, read_text
-from .images import MAX_PIXELS, count_cut_short
+from .images import count_cut_short
 
 ROBOFLOW = "_annotations.coco.json"
 _LARGEST_AREA = float(np.finfo(np.float32).max)

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .categories import Categories
-from .checks import DataError, Report
-from .images import MAX_PIXELS, read_image
+from .checks import MAX_PIXELS, DataError, Report
+from .images import read_image
 
 
 @dataclass(frozen=True)

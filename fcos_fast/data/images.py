@@ -16,14 +16,8 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .checks import DataError, Report
+from .checks import MAX_PIXELS, DataError, Report
 from .files import open_regular
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""File formats that are read, in small letters."""
-
-MAX_PIXELS = 178_956_970
-"""Largest image in pixels that is read unless another number is given; Pillow's own limit."""
 
 _QUARTER_TURNS = (5, 6, 7, 8)  # of EXIF's orientations
 _JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"

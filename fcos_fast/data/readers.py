@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .categories import Categories
-from .checks import DataError
+from .checks import MAX_PIXELS, DataError
 from .coco import is_coco, is_loose_coco, load_coco
 from .dataset import DetectionDataset
-from .images import MAX_PIXELS
 from .voc import is_loose_voc, is_voc, load_voc
 from .yolo import is_yolo, load_yolo
 

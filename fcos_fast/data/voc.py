@@ -18,10 +18,10 @@ from xml.etree import ElementTree
 import numpy as np
 
 from .categories import Categories
-from .checks import DataError, Report, check_boxes, read_flag
+from .checks import IMAGE_SUFFIXES, MAX_PIXELS, DataError, Report, check_boxes, read_flag
 from .dataset import DetectionDataset, Record
 from .files import composed, files_in, read_list, read_xml
-from .images import IMAGE_SUFFIXES, MAX_PIXELS, count_cut_short, image_size
+from .images import count_cut_short, image_size
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _ALIASES = {"val": "valid", "valid": "val"}

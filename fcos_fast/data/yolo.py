@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from .categories import Categories
-from .checks import DataError, Report, brief, check_boxes
+from .checks import IMAGE_SUFFIXES, MAX_PIXELS, DataError, Report, brief, check_boxes
 from .dataset import DetectionDataset, Record
 from .files import PathFinder, files_in, read_list, read_text, read_yaml
-from .images import IMAGE_SUFFIXES, MAX_PIXELS, count_cut_short, image_size
+from .images import count_cut_short, image_size
 
 _ALIASES = {"valid": "val", "validation": "val"}
 _SPLITS = ("train", "val", "test")

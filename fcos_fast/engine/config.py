@@ -7,17 +7,21 @@ import types
 import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from fcos_fast.data import MAX_PIXELS, AugmentConfig, Categories, DetectionDataset, load_dataset
+from fcos_fast.data import AugmentConfig
+from fcos_fast.data.checks import MAX_PIXELS
 from fcos_fast.engine.files import write_text
 from fcos_fast.engine.optimizer import OptimizerConfig
 from fcos_fast.engine.schedule import ScheduleConfig
 from fcos_fast.models import DetectorConfig, FCOSConfig, config_from_dict
 from fcos_fast.models.names import unknown_name
 from fcos_fast.precision import Precision
+
+if TYPE_CHECKING:
+    from fcos_fast.data import Categories, DetectionDataset
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class DataConfig:
 
     def load(self, split: str, categories: Categories | None = None) -> DetectionDataset:
         """Read a split; an empty name takes every image. Errors as :func:`fcos_fast.data.load_dataset`."""
+        from fcos_fast.data import load_dataset  # options are read without what a data set needs
+
         return load_dataset(
             self.root, split or None, categories, self.strict, self.allow_outside, self.max_pixels
         )
