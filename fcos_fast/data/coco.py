@@ -17,7 +17,7 @@ import numpy as np
 from .categories import Categories
 from .checks import MAX_PIXELS, DataError, Report, brief, check_boxes, read_flag
 from .dataset import DetectionDataset, Record
-from .files import LEFTOVER, PathFinder, files_in, is_leftover, read_json, read_text
+from .files import LEFTOVER, PathFinder, files_in, is_hidden, is_leftover, read_json, read_text
 from .images import count_cut_short
 
 ROBOFLOW = "_annotations.coco.json"
@@ -82,7 +82,7 @@ def _splits(root: Path) -> dict[str, Path]:
     """Name of a split to its file."""
     if root.is_file():
         return {_name_of_split(root): root} if root.suffix.lower() == ".json" else {}
-    files = [path for path in sorted(root.glob(f"*/{ROBOFLOW}")) if not path.parent.name.startswith(".")]
+    files = [path for path in sorted(root.glob(f"*/{ROBOFLOW}")) if not is_hidden(path.parent.name)]
     if (root / ROBOFLOW).is_file():
         files.append(root / ROBOFLOW)
     if (root / "annotations").is_dir():

@@ -154,11 +154,15 @@ def is_leftover(path: str | PurePath) -> bool:
     return path.name.startswith("._") or not _METADATA.isdisjoint(path.parts)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is no part of the data that it lies among."""
+    return name.startswith(".") or is_leftover(name)
+
+
 def files_in(folder: Path, suffixes: Sequence[str], recursive: bool = False) -> list[Path]:
     """What a folder holds but for folders, with one of ``suffixes`` (in small letters) in any case, sorted.
 
-    Hidden files and folders and :func:`is_leftover` are skipped. Links are followed; a folder that several of them lead
-    to is read once.
+    What :func:`is_hidden` is skipped. Links are followed; a folder that several of them lead to is read once.
     """
     found, pending, seen = [], [str(folder)], set()
     while pending:
@@ -168,7 +172,7 @@ def files_in(folder: Path, suffixes: Sequence[str], recursive: bool = False) -> 
             continue
         seen.add(real)
         with os.scandir(here) as entries:
-            visible = [e for e in entries if not (e.name.startswith(".") or is_leftover(e.name))]
+            visible = [entry for entry in entries if not is_hidden(entry.name)]
         for entry in sorted(visible, key=lambda entry: entry.name):
             if _is_folder(entry):
                 pending += [entry.path] if recursive else []

@@ -20,7 +20,7 @@ import numpy as np
 from .categories import Categories
 from .checks import IMAGE_SUFFIXES, MAX_PIXELS, DataError, Report, check_boxes, read_flag
 from .dataset import DetectionDataset, Record
-from .files import composed, files_in, read_list, read_xml
+from .files import composed, files_in, is_hidden, read_list, read_xml
 from .images import count_cut_short, image_size
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -107,7 +107,7 @@ def _places(root: Path) -> dict[str | None, _Place]:
     places: dict[str | None, _Place] = {}
     if is_voc(root):
         return {None: _Place(root / "Annotations", root / "JPEGImages")}
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not is_hidden(path.name)]
     by_name = {folder.name.lower(): folder for folder in folders}
     annotations = by_name.get("annotations")
     images = by_name.get("jpegimages") or by_name.get("images")

@@ -228,6 +228,17 @@ def test_leftovers_are_no_images(make_voc, tmp_path):
             assert set(data.report.faults) == (skipped if root == coco or (root == voc and split) else set())
 
 
+def test_splits_in_hidden_folders_are_none(make_voc, tmp_path):
+    made = make_voc({"a": [CAT]})
+    for name in ("train", ".trash", "__MACOSX", ".ipynb_checkpoints"):
+        write_coco(tmp_path / "coco", file=f"{name}/_annotations.coco.json")
+        save(tmp_path / "coco" / name / "a.jpg")
+        shutil.copytree(made / "JPEGImages", tmp_path / "voc" / name)
+        shutil.copytree(made / "Annotations", tmp_path / "voc" / name, dirs_exist_ok=True)
+    for root in ("coco", "voc"):
+        assert [record.name for record in load_dataset(tmp_path / root).records] == ["a.jpg"]
+
+
 def test_data_in_a_hidden_folder_is_read(tmp_path):
     root = write_yolo(tmp_path / ".cache" / "__MACOSX")
     assert len(load_dataset(root)) == 1
