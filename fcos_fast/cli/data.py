@@ -10,7 +10,7 @@ from typing import Any
 
 from fcos_fast.cli.suggest import did_you_mean
 from fcos_fast.cli.train import TrainOptions, parse_train_options
-from fcos_fast.data import DetectionDataset, load_dataset
+from fcos_fast.data import DetectionDataset
 from fcos_fast.engine.box_statistics import (
     PERCENTILES,
     best_size,
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_train_options(rest, StatsOptions, "data stats")
     if not isinstance(options.model, FCOSConfig):
         raise ValueError("level ranges are what an FCOS has; give --preset with one of its presets")
-    dataset = load_dataset(options.data.root, options.data.train, strict=options.data.strict)
+    dataset = options.data.load(options.data.train)
     found = statistics(dataset, options.model, options.pictures)
     print(report(found))
     if options.output is not None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from fcos_fast.cli.options import parse_options
-from fcos_fast.data import load_dataset
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.config import DataConfig, from_plain
 from fcos_fast.engine.distributed import own_device, rank
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         )
     split = trained_on.val if options.split is None else options.split
     model, categories = model_from_checkpoint(saved)
-    dataset = load_dataset(root, split or None, categories, options.strict)
+    dataset = replace(trained_on, root=root, strict=options.strict).load(split, categories)
     device = own_device(options.device)
     dtype, reason = choose_precision(options.precision, device)
     if rank() == 0:

@@ -53,6 +53,8 @@ def parse_options(
             raise ValueError(f"there is no option {name}{did_you_mean(name, known)}")
     try:
         values = vars(parser.instantiate(parser.parse_args(arguments)))
+    except RecursionError:
+        raise ValueError("the YAML file given with --config is nested too deep; correct it") from None
     except (argparse.ArgumentError, TypeError) as error:
         raise ValueError(_readable(str(error), known)) from error
     values.pop("config")

@@ -91,7 +91,7 @@ def _words(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
             file = Path(value) if Path(value).is_file() else RECIPES[value]
             try:
                 written = yaml.safe_load(file.read_text(encoding="utf-8"))
-            except yaml.YAMLError:
+            except (yaml.YAMLError, RecursionError):
                 continue  # the parser of the options says what is wrong with it
             written = written if isinstance(written, dict) else {}
             model = written.get("model")

@@ -1,9 +1,10 @@
 """Data sets: reading, checking, generating, augmenting and batching them. Needs the extra ``train``."""
 
 from .categories import COCO, VOC, Categories
-from .checks import DataError, Report
+from .checks import IMAGE_SUFFIXES, MAX_PIXELS, DataError, Report
 from .coco import load_coco
-from .dataset import DetectionDataset, Record, read_image
+from .dataset import DetectionDataset, Record
+from .images import read_image
 from .loader import EpochBatchSampler, collate, eval_loader, train_loader
 from .readers import READERS, Reader, load_dataset
 from .synthetic import SyntheticConfig, draw_picture, synthetic_dataset, write_voc
@@ -13,6 +14,8 @@ from .yolo import load_yolo
 
 __all__ = [
     "COCO",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
     "READERS",
     "VOC",
     "AugmentConfig",
