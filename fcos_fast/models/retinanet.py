@@ -20,7 +20,7 @@ from fcos_fast.models.detector import Detector
 from fcos_fast.models.names import unknown_name
 from fcos_fast.models.retinanet_head import RetinaNetHead, RetinaNetOutputs
 from fcos_fast.models.retinanet_presets import RETINANET_PRESETS
-from fcos_fast.models.transform import ImageBatch, Size
+from fcos_fast.models.transform import ImageBatch, Size, has_area
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,11 @@ class RetinaNet(Detector):
         pixel = 1 if config.inclusive_boxes else 0
         limits = (batch.tensors[1] - pixel).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4)
         boxes = boxes.clamp(min=0).minimum(limits)
+        compared = torch.cat((boxes[..., :2], boxes[..., 2:] + pixel), dim=-1)
+        if config.drop_empty == "before_nms":
+            scores = torch.where(has_area(compared), scores, -torch.inf)
         indices, counts = ops.nms_padded(
-            torch.cat((boxes[..., :2], boxes[..., 2:] + pixel), dim=-1),
+            compared,
             scores,
             labels,
             config.nms_threshold,
