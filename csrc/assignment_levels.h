@@ -9,6 +9,18 @@
 
 namespace fcos_fast {
 
+// Columns and rows are float32 numbers in the arithmetic, exact up to here.
+constexpr int64_t kMaxSide = int64_t(1) << 24;
+constexpr int64_t kMaxLocations = int64_t(1) << 40;
+
+inline math::AssignmentRule read_rule(int64_t range_test, int64_t sampling, int64_t tie_break) {
+  const char* op = "assign_targets";
+  check_range(op, "range_test", range_test, 0, int64_t(math::RangeTest::kLeftOpen));
+  check_range(op, "sampling", sampling, 0, int64_t(math::Sampling::kCircle));
+  check_range(op, "tie_break", tie_break, 0, int64_t(math::TieBreak::kQuantizedArea));
+  return {math::RangeTest(range_test), math::Sampling(sampling), math::TieBreak(tie_break)};
+}
+
 inline std::vector<math::AssignmentLevel> read_levels(const std::vector<int64_t>& sizes,
                                                       const std::vector<double>& geometry, double radius) {
   const size_t count = sizes.size() / 2;
@@ -19,6 +31,8 @@ inline std::vector<math::AssignmentLevel> read_levels(const std::vector<int64_t>
   int64_t first = 0;
   for (size_t l = 0; l < count; ++l) {
     const double* g = &geometry[7 * l];
+    check_range("assign_targets", "height of a level", sizes[2 * l], 0, kMaxSide);
+    check_range("assign_targets", "width of a level", sizes[2 * l + 1], 0, kMaxSide);
     math::AssignmentLevel level;
     level.height = int32_t(sizes[2 * l]);
     level.width = int32_t(sizes[2 * l + 1]);
@@ -32,6 +46,7 @@ inline std::vector<math::AssignmentLevel> read_levels(const std::vector<int64_t>
     level.upper = float(g[6]);
     levels.push_back(level);
     first += sizes[2 * l] * sizes[2 * l + 1];
+    check_range("assign_targets", "number of locations", first, 0, kMaxLocations);
   }
   return levels;
 }

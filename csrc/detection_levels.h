@@ -2,10 +2,11 @@
 #pragma once
 
 #include <array>
+#include <limits>
 
+#include "box_loss_arguments.h"
 #include "focal_layout.h"
 #include "math/detection_loss.h"
-#include "tensor.h"
 
 namespace fcos_fast {
 
@@ -73,7 +74,6 @@ struct DetectionMaps {
   }
 };
 
-// The public operator says it better; this keeps a direct call from reading out of bounds.
 inline DetectionMaps read_maps(const std::vector<Tensor>& cls_logits,
                                const std::vector<Tensor>& box_regression,
                                const std::vector<Tensor>& centerness, bool with_grad) {
@@ -81,6 +81,8 @@ inline DetectionMaps read_maps(const std::vector<Tensor>& cls_logits,
   const size_t levels = cls_logits.size();
   STD_TORCH_CHECK(levels > 0 && box_regression.size() == levels && centerness.size() == levels, op,
                   "expected maps of the same levels, at least one");
+  STD_TORCH_CHECK(cls_logits[0].dim() == 4, op, "expected cls_logits (B, C, H, W)");
+  check_same_device("detection_loss", cls_logits[0], cls_logits, box_regression, centerness);
   DetectionMaps m;
   m.batch = cls_logits[0].size(0);
   m.classes = cls_logits[0].size(1);
@@ -91,6 +93,7 @@ inline DetectionMaps read_maps(const std::vector<Tensor>& cls_logits,
     for (size_t l = 0; l < levels; ++l) {
       const Tensor& map = (*lists[part])[l];
       const Tensor& logits = cls_logits[l];
+      check_floating("detection_loss", "a map", map);
       STD_TORCH_CHECK(map.dim() == 4 && map.size(0) == m.batch && map.size(1) == channels[part] &&
                           map.size(2) == logits.size(2) && map.size(3) == logits.size(3),
                       op, "maps of level ", l, " do not fit together");
@@ -113,6 +116,7 @@ struct DetectionTargets {
 inline DetectionTargets read_targets(const Tensor& labels, const Tensor& ltrb, const Tensor& quality,
                                      const Tensor& totals, const std::optional<Tensor>& normalizers,
                                      const DetectionMaps& m) {
+  check_same_device("detection_loss", m.given[0][0], labels, ltrb, quality, totals, normalizers);
   const int64_t p = m.locations();
   auto is = [](const Tensor& t, ScalarType dtype, const std::vector<int64_t>& sizes) {
     return t.scalar_type() == dtype && sizes_of(t) == sizes;
@@ -127,12 +131,38 @@ inline DetectionTargets read_targets(const Tensor& labels, const Tensor& ltrb, c
           normalizers.has_value() ? std::optional<Tensor>(contiguous(*normalizers)) : std::nullopt};
 }
 
-// The numbers of the schema, in its order.
 struct DetectionLossParameters {
-  double alpha, gamma;
-  int64_t box_kind;
-  double smooth, eps;
+  FocalParameters focal;
+  BoxLossParameters box;
   bool weighted, iou_quality;
 };
+
+// From the numbers of the schema, in its order.
+inline DetectionLossParameters read_parameters(const std::vector<double>& units, size_t levels, double alpha,
+                                               double gamma, int64_t box_kind, double smooth, double eps,
+                                               bool weighted, bool iou_quality) {
+  STD_TORCH_CHECK(units.size() == levels, "fcos_fast::detection_loss: expected one unit per level");
+  constexpr double kLeast = std::numeric_limits<float>::min(), kMost = std::numeric_limits<float>::max();
+  for (const double unit : units) check_number("detection_loss", "unit", unit, kLeast, kMost);
+  return {focal(alpha, gamma), box_loss_parameters(box_kind, true, smooth, eps), weighted, iou_quality};
+}
+
+inline void check_upstream(const Tensor& upstream, const Tensor& like) {
+  check_same_device("detection_loss", like, upstream);
+  check_floating("detection_loss", "upstream", upstream);
+  STD_TORCH_CHECK(upstream.dim() == 1 && upstream.size(0) == kLossParts,
+                  "fcos_fast::detection_loss: expected upstream (3,)");
+}
+
+// Of detection_loss_rescale_, which writes into them. A part that no gradient flows into may be left out.
+inline void check_rescaled(const std::vector<Tensor>* const (&parts)[kLossParts], const Tensor& upstream) {
+  for (const auto* part : parts) {
+    for (const Tensor& grad : *part) {
+      check_upstream(upstream, grad);
+      check_floating("detection_loss_rescale_", "a gradient", grad);
+      STD_TORCH_CHECK(is_dense(grad), "fcos_fast::detection_loss_rescale_: a gradient has gaps or overlaps");
+    }
+  }
+}
 
 }  // namespace fcos_fast

@@ -1,8 +1,8 @@
 // How the logits of a focal loss with class targets lie in memory.
 #pragma once
 
+#include "checks.h"
 #include "math/focal_loss.h"
-#include "tensor.h"
 
 namespace fcos_fast {
 
@@ -31,11 +31,27 @@ inline std::optional<FocalLayout> find_focal_layout(const Tensor& inputs) {
   return FocalLayout{locations / inner, classes, inner};
 }
 
-inline FocalParameters focal(double alpha, double gamma) { return {false, alpha, gamma, 0}; }
-inline FocalParameters focal_star(double gamma, double beta) { return {true, -1, gamma, beta}; }
+inline FocalParameters focal(double alpha, double gamma) {
+  check_number("sigmoid_focal_loss", "alpha", alpha, -INFINITY, 1);
+  check_number("sigmoid_focal_loss", "gamma", gamma, 0, std::numeric_limits<double>::max());
+  return {false, alpha, gamma, 0};
+}
+inline FocalParameters focal_star(double gamma, double beta) {
+  constexpr double most = std::numeric_limits<double>::max();
+  check_number("sigmoid_focal_loss_star", "gamma", gamma, std::numeric_limits<double>::min(), most);
+  check_number("sigmoid_focal_loss_star", "beta", beta, -most, most);
+  return {true, -1, gamma, beta};
+}
 
-// The public operators say it better; this keeps a direct call from reading out of bounds.
 inline void check_focal(const Tensor& inputs, const Tensor& targets, const Tensor* grad) {
+  const char* op = "sigmoid_focal_loss";
+  check_same_device(op, inputs, targets, grad);
+  check_floating(op, "inputs", inputs);
+  if (!is_floating_point(targets.scalar_type())) {
+    check_integer(op, "targets", targets);
+    STD_TORCH_CHECK(inputs.dim() > 0, "fcos_fast::sigmoid_focal_loss: class targets need inputs (..., C)");
+  }
+  if (grad != nullptr) check_floating(op, "grad", *grad);
   std::vector<int64_t> sizes = sizes_of(inputs);
   STD_TORCH_CHECK(grad == nullptr || grad->dim() == 0 || sizes_of(*grad) == sizes,
                   "fcos_fast::sigmoid_focal_loss: grad must be a scalar or have the shape of inputs");

@@ -1,7 +1,7 @@
 // How the input of group_norm_relu lies in memory.
 #pragma once
 
-#include "tensor.h"
+#include "checks.h"
 
 namespace fcos_fast {
 
@@ -24,13 +24,14 @@ inline bool lies_channels_last(const Tensor& x) {
   return x.size(1) == 1 || x.stride(1) == 1;
 }
 
-// The public operator says it better; this keeps a direct call from reading out of bounds.
 inline void check_group_norm(const Tensor& x, const std::optional<Tensor>& weight,
                              const std::optional<Tensor>& bias, int64_t groups) {
   STD_TORCH_CHECK(x.dim() >= 2 && is_floating_point(x.scalar_type()) && groups > 0 && x.size(1) % groups == 0,
                   "fcos_fast::group_norm_relu: expected floating-point x (B, C, ...) with C a multiple of ",
                   groups, " groups");
+  check_same_device("group_norm_relu", x, weight, bias);
   for (const auto* t : {&weight, &bias}) {
+    if (t->has_value()) check_floating("group_norm_relu", "weight or bias", **t);
     STD_TORCH_CHECK(!t->has_value() || ((*t)->dim() == 1 && (*t)->size(0) == x.size(1)),
                     "fcos_fast::group_norm_relu: weight and bias must have one number per channel");
   }
@@ -38,6 +39,11 @@ inline void check_group_norm(const Tensor& x, const std::optional<Tensor>& weigh
 
 inline void check_group_norm_grad(const Tensor& grad, const Tensor& x, const Tensor& mean, const Tensor& rstd,
                                   const std::optional<Tensor>& weight, const std::optional<Tensor>& bias) {
+  const char* op = "group_norm_relu_backward";
+  check_same_device(op, x, grad, mean, rstd);
+  check_floating(op, "grad", grad);
+  check_floating(op, "mean", mean);
+  check_floating(op, "rstd", rstd);
   STD_TORCH_CHECK(
       mean.dim() == 2 && mean.size(0) == x.size(0) && sizes_of(rstd) == sizes_of(mean) &&
           sizes_of(grad) == sizes_of(x),

@@ -3,8 +3,8 @@
 
 #include <limits>
 
+#include "checks.h"
 #include "math/postprocess.h"
-#include "tensor.h"
 
 namespace fcos_fast {
 
@@ -56,7 +56,6 @@ inline void check_maps(const std::vector<Tensor>& maps, const std::vector<Tensor
   }
 }
 
-// The public operator says it better; this keeps a direct call from reading out of bounds.
 template <class Accepts>
 PostprocessArguments read_postprocess(const std::vector<Tensor>& cls_logits,
                                       const std::vector<Tensor>& box_regression,
@@ -68,6 +67,8 @@ PostprocessArguments read_postprocess(const std::vector<Tensor>& cls_logits,
                                       bool inclusive_boxes, bool clip_before_nms, bool drop_empty,
                                       const Accepts& accepts) {
   STD_TORCH_CHECK(!cls_logits.empty(), "fcos_fast::postprocess: no level");
+  const char* op = "postprocess";
+  check_range(op, "score", score, 0, int64_t(math::ScoreRule::kClassification));
   const auto rule = math::ScoreRule(score);
   const bool with_centerness = rule != math::ScoreRule::kClassification;
   STD_TORCH_CHECK(cls_logits[0].dim() == 4, "fcos_fast::postprocess: expected cls_logits (B, C, H, W)");
@@ -79,8 +80,15 @@ PostprocessArguments read_postprocess(const std::vector<Tensor>& cls_logits,
                   "fcos_fast::postprocess: expected 5 numbers of geometry per level");
   STD_TORCH_CHECK(sizes.dim() == 2 && sizes.size(0) == batch && sizes.size(1) == 2,
                   "fcos_fast::postprocess: expected sizes (B, 2)");
-  STD_TORCH_CHECK(topk > 0 && max_detections > 0,
-                  "fcos_fast::postprocess: top-k and max_detections begin at 1");
+  check_same_device(op, cls_logits[0], cls_logits, box_regression, sizes);
+  if (with_centerness) check_same_device(op, cls_logits[0], centerness);
+  STD_TORCH_CHECK(sizes.scalar_type() == ScalarType::Int || sizes.scalar_type() == ScalarType::Long ||
+                      is_floating_point(sizes.scalar_type()),
+                  "fcos_fast::postprocess: sizes are int32, int64 or floating-point numbers");
+  check_number(op, "score_threshold", score_threshold, 0, 1);
+  check_number(op, "iou_threshold", iou_threshold, 0, 1);
+  check_range(op, "topk", topk, 1, std::numeric_limits<int64_t>::max());
+  check_range(op, "max_detections", max_detections, 1, std::numeric_limits<int32_t>::max());
 
   PostprocessArguments a;
   a.dtype = cls_logits[0].scalar_type();
@@ -132,17 +140,6 @@ inline PostprocessOutputs new_outputs(const Tensor& like, const PostprocessArgum
           new_empty(like, {a.batch, a.max_detections}, a.result),
           new_empty(like, {a.batch, a.max_detections}, ScalarType::Long),
           new_empty(like, {a.batch}, ScalarType::Long)};
-}
-
-inline void check_nms_padded(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor>& labels,
-                             int64_t max_detections) {
-  STD_TORCH_CHECK(boxes.dim() == 3 && boxes.size(2) == 4 && scores.dim() == 2 &&
-                      scores.size(0) == boxes.size(0) && scores.size(1) == boxes.size(1),
-                  "fcos_fast::nms_padded: expected boxes (B, N, 4) and scores (B, N)");
-  STD_TORCH_CHECK(!labels.has_value() || sizes_of(*labels) == sizes_of(scores),
-                  "fcos_fast::nms_padded: expected labels (B, N)");
-  STD_TORCH_CHECK(boxes.size(1) < std::numeric_limits<uint32_t>::max() && max_detections > 0,
-                  "fcos_fast::nms_padded: less than 2^32 - 1 boxes of an image, and max_detections from 1");
 }
 
 }  // namespace fcos_fast

@@ -37,6 +37,7 @@ inline Tensor new_empty(const Tensor& like, const std::vector<int64_t>& sizes, S
 
 // Do the elements fill one stretch of memory, each once, in whatever order?
 inline bool is_dense(const Tensor& t) {
+  if (t.numel() == 0) return true;
   std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
   for (int64_t d = 0; d < t.dim(); ++d) {
     if (t.size(d) != 1) dims.emplace_back(t.stride(d), t.size(d));
@@ -81,13 +82,6 @@ enum class Result { kElements, kSum, kGrad };
 // Sums of 16-bit losses are float32, those of float64 losses float64.
 inline ScalarType sum_type(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-inline void check_box_pairs(const Tensor& pred, const Tensor& target, const Tensor* grad) {
-  STD_TORCH_CHECK(pred.dim() >= 1 && pred.size(pred.dim() - 1) == 4 && sizes_of(pred) == sizes_of(target),
-                  "fcos_fast::box_loss: pred and target must have the same shape (..., 4)");
-  STD_TORCH_CHECK(grad == nullptr || grad->dim() == 0 || grad->numel() == pred.numel() / 4,
-                  "fcos_fast::box_loss: grad must be a scalar or have one number per pair");
 }
 
 }  // namespace fcos_fast

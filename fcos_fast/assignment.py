@@ -18,6 +18,10 @@ BACKGROUND = -1
 
 IGNORED = -2
 """Label of a location that takes part in no loss."""
+MAX_LABEL = 2**31 - 1
+"""Greatest label: targets are int32. A greater one, unchecked, becomes this one, not another class."""
+MAX_SIDE = 2**24
+"""Most rows or columns of a level: up to here they are float32 numbers."""
 
 MAX_AREA = 1e8
 """Every published FCOS marks "no box" with 1e8, so a box of this area (pixels²) or more is never assigned."""
@@ -113,7 +117,7 @@ class Level:
     counted row by row, level after level.
 
     Attributes:
-        height, width: size of the feature map in cells.
+        height, width: size of the feature map in cells, at most ``MAX_SIDE``.
         stride: the nominal stride in pixels, unit of the centre-sampling radius (and of normalised regression).
         step: (y, x) pixels between neighbouring locations.
         offset: (y, x) pixels of the first location.

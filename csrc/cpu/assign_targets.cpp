@@ -119,7 +119,7 @@ struct Assignment {
         positive += 1;
         centerness_sum += quality;
       }
-      out_labels[at] = m >= 0 ? int32_t(labels[m]) : -1;
+      out_labels[at] = m >= 0 ? narrow_label(labels[m]) : -1;
       out_matched[at] = m;
       std::copy(ltrb, ltrb + 4, out_ltrb + 4 * at);
       out_centerness[at] = quality;
@@ -139,7 +139,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assign_targets(
   const Tensor classes = torch::stable::contiguous(labels);
   const Tensor bounds = torch::stable::contiguous(starts);
   AssignmentOutputs out = new_outputs(boxes, batch, locations);
-  const Assignment assignment{{RangeTest(range_test), Sampling(sampling), TieBreak(tie_break)},
+  const Assignment assignment{read_rule(range_test, sampling, tie_break),
                               static_cast<const float*>(packed.const_data_ptr()),
                               static_cast<const int64_t*>(classes.const_data_ptr()),
                               static_cast<const int64_t*>(bounds.const_data_ptr()),

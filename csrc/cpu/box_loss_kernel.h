@@ -10,11 +10,11 @@ template <class T, math::BoxLossKind Kind>
 double box_loss_run(const BoxLossSpan& span, const BoxLossParameters& parameters) {
   const T* pred = static_cast<const T*>(span.pred);
   const T* target = static_cast<const T*>(span.target);
-  const T* upstream = static_cast<const T*>(span.upstream);
-  T* loss = static_cast<T*>(span.loss);
   T* grad = static_cast<T*>(span.grad);
   using V = vec_t<T>;
   using Real = typename V::Real;
+  const Real* upstream = static_cast<const Real*>(span.upstream);
+  Real* loss = static_cast<Real*>(span.loss);
   constexpr int kLanes = V::kLanes;
   const V smooth{Real(parameters.smooth)}, eps{Real(parameters.eps)}, scale{Real(span.scale)};
   double total = 0;

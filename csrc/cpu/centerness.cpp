@@ -1,4 +1,4 @@
-#include "../tensor.h"
+#include "../centerness_arguments.h"
 #include "kernels.h"
 
 namespace fcos_fast {
@@ -7,9 +7,7 @@ namespace {
 constexpr int64_t kGrain = 4096;  // locations
 
 Tensor run(const Tensor& ltrb, const Tensor* grad) {
-  STD_TORCH_CHECK(ltrb.dim() >= 1 && ltrb.size(ltrb.dim() - 1) == 4 &&
-                      (grad == nullptr || grad->numel() == ltrb.numel() / 4),
-                  "fcos_fast::centerness: expected ltrb (..., 4), and a gradient of one number per row");
+  check_centerness(ltrb, grad);
   const ScalarType dtype = ltrb.scalar_type();
   const Tensor rows = torch::stable::contiguous(ltrb);
   std::vector<int64_t> sizes = sizes_of(rows);

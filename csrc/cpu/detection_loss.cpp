@@ -74,8 +74,7 @@ struct DetectionJob {
       Tensor grad = maps.grads[kClassification][level];
       base.grad = static_cast<char*>(grad.mutable_data_ptr()) + begin;
     }
-    const FocalParameters focal_parameters = focal(parameters.alpha, parameters.gamma);
-    return {{kernels(logits.scalar_type()).focal, focal_parameters, int64_t(logits.element_size()), base},
+    return {{kernels(logits.scalar_type()).focal, parameters.focal, int64_t(logits.element_size()), base},
             focal_layout_of(logits),
             ClassLabels(labels(image, level))};
   }
@@ -142,7 +141,7 @@ struct DetectionJob {
 
     const ScalarType dtype = sizeof(Real) == 8 ? ScalarType::Double : ScalarType::Float;
     const BoxLossKernel kernel = kernels(dtype).box_loss;
-    BoxLossParameters box{math::BoxLossKind(parameters.box_kind), true, parameters.smooth, parameters.eps};
+    BoxLossParameters box = parameters.box;
     BoxLossSpan span{pred.data(), target.data(), n, nullptr, 0, loss.data(), nullptr};
     kernel(span, box);
     Losses losses;
@@ -214,11 +213,10 @@ struct DetectionJob {
 
 Losses run(DetectionMaps& maps, const DetectionTargets& targets, const std::vector<double>& units,
            const DetectionLossParameters& parameters, const Tensor* upstream, bool with_grad) {
-  STD_TORCH_CHECK(units.size() == maps.levels(), "fcos_fast::detection_loss: expected one unit per level");
   DetectionJob job{maps,      targets,  units, parameters, Scales(targets, parameters.weighted, maps.batch),
                    {1, 1, 1}, with_grad};
   if (upstream != nullptr) {
-    STD_TORCH_CHECK(upstream->numel() == kLossParts, "fcos_fast::detection_loss: expected upstream (3,)");
+    check_upstream(*upstream, maps.given[0][0]);
     const Tensor values = torch::stable::contiguous(converted(*upstream, ScalarType::Double));
     std::memcpy(job.upstream, values.const_data_ptr(), sizeof job.upstream);
   }
@@ -244,8 +242,9 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>
     int64_t box_kind, double smooth, double eps, bool weighted, bool iou_quality, bool with_grad) {
   DetectionMaps maps = read_maps(cls_logits, box_regression, centerness, with_grad);
   const auto targets = read_targets(labels, ltrb, quality, totals, normalizers, maps);
-  const Losses total = run(maps, targets, units, {alpha, gamma, box_kind, smooth, eps, weighted, iou_quality},
-                           nullptr, with_grad);
+  const auto parameters =
+      read_parameters(units, maps.levels(), alpha, gamma, box_kind, smooth, eps, weighted, iou_quality);
+  const Losses total = run(maps, targets, units, parameters, nullptr, with_grad);
   Tensor losses = new_empty(cls_logits[0], {kLossParts}, sum_type(cls_logits[0].scalar_type()));
   if (losses.scalar_type() == ScalarType::Double) {
     std::copy(total.of, total.of + kLossParts, static_cast<double*>(losses.mutable_data_ptr()));
@@ -263,7 +262,9 @@ Lists detection_loss_backward(const Tensor& upstream, std::vector<Tensor> cls_lo
                               double smooth, double eps, bool weighted, bool iou_quality) {
   DetectionMaps maps = read_maps(cls_logits, box_regression, centerness, true);
   const auto targets = read_targets(labels, ltrb, quality, totals, normalizers, maps);
-  run(maps, targets, units, {alpha, gamma, box_kind, smooth, eps, weighted, iou_quality}, &upstream, true);
+  const auto parameters =
+      read_parameters(units, maps.levels(), alpha, gamma, box_kind, smooth, eps, weighted, iou_quality);
+  run(maps, targets, units, parameters, &upstream, true);
   clear_where_nothing_flows(maps, upstream);
   return {maps.results(kClassification), maps.results(kBoxes), maps.results(kQuality)};
 }
@@ -280,13 +281,14 @@ void multiply(Tensor& t, double factor) {
 // Gradients that stand in memory as they left the forward pass: nothing is to be done for the usual factor 1.
 void detection_loss_rescale_(std::vector<Tensor> cls_grads, std::vector<Tensor> box_grads,
                              std::vector<Tensor> centerness_grads, const Tensor& upstream) {
+  const std::vector<Tensor>* const lists[kLossParts] = {&cls_grads, &box_grads, &centerness_grads};
+  check_rescaled(lists, upstream);
   double factors[kLossParts];
   const Tensor values = torch::stable::contiguous(converted(upstream, ScalarType::Double));
   std::memcpy(factors, values.const_data_ptr(), sizeof factors);
-  std::vector<Tensor>* lists[kLossParts] = {&cls_grads, &box_grads, &centerness_grads};
   for (int part = 0; part < kLossParts; ++part) {
     if (factors[part] == 1) continue;
-    for (Tensor& t : *lists[part]) {
+    for (Tensor t : *lists[part]) {
       if (factors[part] == 0) {  // also where the gradient is not finite: nothing flows in
         torch::stable::zero_(t);
         continue;

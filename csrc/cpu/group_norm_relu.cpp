@@ -262,6 +262,7 @@ void dispatch_real(ScalarType dtype, const F& f) {
 std::tuple<Tensor, Tensor, Tensor> group_norm_relu(const Tensor& input, std::optional<Tensor> weight,
                                                    std::optional<Tensor> bias, int64_t groups, double eps) {
   check_group_norm(input, weight, bias, groups);
+  check_number("group_norm_relu", "eps", eps, 0, INFINITY);
   const Tensor x = readable(input);
   Tensor y = torch::stable::empty_like(x);
   const GroupNormLayout layout = group_norm_layout(x, groups);

@@ -33,7 +33,7 @@ struct FocalSpan {
 // Returns the sum of the span's losses if `with_sum`, else 0.
 using FocalKernel = double (*)(const FocalSpan&, const FocalParameters&);
 
-// n pairs of boxes, four numbers each.
+// n pairs of boxes, four numbers each. Losses and what flows into them are float32 (float64 for float64 boxes).
 struct BoxLossSpan {
   const void* pred;
   const void* target;
@@ -42,12 +42,6 @@ struct BoxLossSpan {
   double scale;
   void* loss;  // one per pair
   void* grad;  // four per pair
-};
-
-struct BoxLossParameters {
-  math::BoxLossKind kind;
-  bool ltrb;  // boxes are distances from a location, not xyxy
-  double smooth, eps;
 };
 
 using BoxLossKernel = double (*)(const BoxLossSpan&, const BoxLossParameters&);

@@ -77,7 +77,7 @@ struct Matching {
     for (int64_t i = 0; i < count; ++i) {
       const int32_t row = math::decide_match(matched[i], best[i], low_quality[i] != 0, thresholds);
       out_matched[at + i] = row;
-      out_labels[at + i] = row >= 0 ? int32_t(labels[row]) : row;
+      out_labels[at + i] = row >= 0 ? math::narrow_label(labels[row]) : row;
       positive += row >= 0;
     }
     return positive;
@@ -138,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor> match_anchors(const Tensor& anchors, const Te
                                                  const Tensor& labels, const Tensor& starts,
                                                  double high_threshold, double low_threshold,
                                                  bool allow_low_quality) {
-  check_anchors(anchors);
+  check_anchors(anchors, boxes, high_threshold, low_threshold);
   check_ground_truth("match_anchors", boxes, labels, starts);
   const int64_t batch = starts.numel() - 1, count = anchors.size(0);
   const Tensor candidates = torch::stable::contiguous(anchors);

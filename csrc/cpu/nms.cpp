@@ -8,7 +8,7 @@
 #include <limits>
 #include <numeric>
 
-#include "../tensor.h"
+#include "../nms_arguments.h"
 #include "greedy_nms.h"
 
 namespace fcos_fast {
@@ -151,12 +151,8 @@ void suppress(const Tensor& boxes, const std::vector<int32_t>& order, const List
 }
 
 Tensor nms(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> idxs, double iou_threshold) {
+  check_nms(boxes, scores, idxs, iou_threshold);
   const int64_t n = boxes.size(0);
-  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4 && scores.dim() == 1 && scores.size(0) == n,
-                  "fcos_fast::nms: expected boxes (N, 4) and scores (N,)");
-  STD_TORCH_CHECK(!idxs.has_value() || (idxs->dim() == 1 && idxs->size(0) == n),
-                  "fcos_fast::nms: expected idxs (N,)");
-  STD_TORCH_CHECK(n < std::numeric_limits<int32_t>::max(), "fcos_fast::nms: more than 2^31 boxes");
   const auto order = order_by_score(scores);
   const Lists lists = split_by_class(order, idxs);
   std::vector<uint8_t> kept(n, 0);

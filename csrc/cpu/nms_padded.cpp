@@ -1,5 +1,5 @@
 // An image per thread: keys of score and index, sorted as far as they are wanted, against the boxes kept so far.
-#include "../postprocess_arguments.h"
+#include "../nms_arguments.h"
 #include "greedy_nms.h"
 
 namespace fcos_fast {
@@ -52,7 +52,7 @@ void run(const Tensor& boxes, const Tensor& scores, const int64_t* labels, doubl
 
 std::tuple<Tensor, Tensor> nms_padded(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> labels,
                                       double iou_threshold, int64_t max_detections) {
-  check_nms_padded(boxes, scores, labels, max_detections);
+  check_nms_padded(boxes, scores, labels, iou_threshold, max_detections);
   const Tensor b = torch::stable::contiguous(converted(boxes, sum_type(boxes.scalar_type())));
   const Tensor s = torch::stable::contiguous(converted(scores, sum_type(scores.scalar_type())));
   Tensor classes;

@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kThreads)
       quality = centerness(d);
     }
     const int64_t at = image * locations + location;
-    out.labels[at] = matched >= 0 ? int32_t(labels[matched]) : -1;
+    out.labels[at] = matched >= 0 ? narrow_label(labels[matched]) : -1;
     out.matched[at] = matched;
     out.ltrb[at] = make_float4(d[0], d[1], d[2], d[3]);
     out.centerness[at] = quality;
@@ -96,6 +96,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assign_targets(
     const Tensor& boxes, const Tensor& labels, const Tensor& starts, std::vector<int64_t> sizes,
     std::vector<double> geometry, int64_t range_test, int64_t sampling, int64_t tie_break, double radius) {
   check_ground_truth("assign_targets", boxes, labels, starts);
+  const AssignmentRule rule = read_rule(range_test, sampling, tie_break);
   const OnDeviceOf device(boxes);
   const auto read = read_levels(sizes, geometry, radius);
   STD_TORCH_CHECK(read.size() <= kMaxLevels, "fcos_fast::assign_targets: at most ", kMaxLevels,
@@ -118,7 +119,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assign_targets(
                            static_cast<int32_t*>(out.matched.mutable_data_ptr()),
                            static_cast<float4*>(out.ltrb.mutable_data_ptr()),
                            static_cast<float*>(out.centerness.mutable_data_ptr()), sums};
-    const AssignmentRule rule{RangeTest(range_test), Sampling(sampling), TieBreak(tie_break)};
     assign_kernel<<<dim3(unsigned(blocks), unsigned(batch)), kThreads, 0, device.stream()>>>(
         static_cast<const float4*>(packed.const_data_ptr()),
         static_cast<const int64_t*>(classes.const_data_ptr()),

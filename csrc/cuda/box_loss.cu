@@ -1,5 +1,5 @@
 // One pair of boxes per thread.
-#include "../math/box_loss.h"
+#include "../box_loss_arguments.h"
 #include "launch.h"
 
 namespace fcos_fast {
@@ -15,8 +15,9 @@ struct Arguments {
   bool ltrb;
   compute_t<T> smooth, eps;
   const compute_t<T>* scale;
-  const T* upstream;
-  T* out;  // losses or gradients
+  const compute_t<T>* upstream;
+  compute_t<T>* loss;
+  T* grad;
   double* partial;
 };
 
@@ -42,16 +43,16 @@ __global__ void __launch_bounds__(kThreads) box_loss_kernel(Arguments<T> a) {
     read_box(a.target + 4 * i, a.ltrb, t);
     const math::BoxPair<C, Kind> pair(p, t, a.smooth, a.eps);
     if constexpr (Want == Result::kSum) total += double(pair.loss());
-    if constexpr (Want == Result::kElements) a.out[i] = T(pair.loss());
+    if constexpr (Want == Result::kElements) a.loss[i] = pair.loss();
     if constexpr (Want == Result::kGrad) {
       C grad[4];
-      pair.grad(a.upstream != nullptr ? C(a.upstream[i]) : scale, grad);
+      pair.grad(a.upstream != nullptr ? a.upstream[i] : scale, grad);
       if (a.ltrb) {
         grad[0] = -grad[0];
         grad[1] = -grad[1];
       }
 #pragma unroll
-      for (int c = 0; c < 4; ++c) a.out[4 * i + c] = T(grad[c]);
+      for (int c = 0; c < 4; ++c) a.grad[4 * i + c] = T(grad[c]);
     }
   }
   if constexpr (Want == Result::kSum) {
@@ -77,8 +78,8 @@ void launch(Result want, const Arguments<T>& a, int blocks, cudaStream_t stream)
 }
 
 template <class T>
-void launch_kind(int64_t kind, Result want, const Arguments<T>& a, int blocks, cudaStream_t stream) {
-  switch (BoxLossKind(kind)) {
+void launch_kind(BoxLossKind kind, Result want, const Arguments<T>& a, int blocks, cudaStream_t stream) {
+  switch (kind) {
     case BoxLossKind::kIou:
       return launch<T, BoxLossKind::kIou>(want, a, blocks, stream);
     case BoxLossKind::kLinearIou:
@@ -90,11 +91,10 @@ void launch_kind(int64_t kind, Result want, const Arguments<T>& a, int blocks, c
     case BoxLossKind::kCiou:
       return launch<T, BoxLossKind::kCiou>(want, a, blocks, stream);
   }
-  STD_TORCH_CHECK(false, "fcos_fast::box_loss: kind ", kind, " is not one of 0..4");
 }
 
-Tensor run(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth, double eps,
-           Result want, const Tensor* grad) {
+Tensor run(const Tensor& pred, const Tensor& target, const BoxLossParameters& parameters, Result want,
+           const Tensor* grad) {
   check_box_pairs(pred, target, grad);
   const OnDeviceOf device(pred);
   const ScalarType dtype = pred.scalar_type();
@@ -103,11 +103,13 @@ Tensor run(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, do
   const int64_t pairs = p.numel() / 4;
   std::vector<int64_t> sizes = sizes_of(p);
   if (want == Result::kElements) sizes.pop_back();
-  Tensor out = want == Result::kSum ? new_empty(p, {}, sum_type(dtype)) : new_empty(p, sizes, dtype);
+  if (want == Result::kSum) sizes.clear();
+  Tensor out = new_empty(p, sizes, want == Result::kGrad ? dtype : sum_type(dtype));
   if (pairs == 0 && want != Result::kSum) return out;
   Upstream upstream;
   if (grad != nullptr) {
-    upstream = upstream_of(*grad, dtype, [](const Tensor& g) { return torch::stable::contiguous(g); });
+    upstream =
+        upstream_of(*grad, sum_type(dtype), [](const Tensor& g) { return torch::stable::contiguous(g); });
   }
   const int blocks = std::max(1, blocks_for(pairs));
   Tensor partial;
@@ -120,17 +122,15 @@ Tensor run(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, do
     a.pred = static_cast<const T*>(p.const_data_ptr());
     a.target = static_cast<const T*>(t.const_data_ptr());
     a.n = pairs;
-    a.ltrb = ltrb;
-    a.smooth = C(smooth);
-    a.eps = C(eps);
+    a.ltrb = parameters.ltrb;
+    a.smooth = C(parameters.smooth);
+    a.eps = C(parameters.eps);
     a.scale = static_cast<const C*>(upstream.scale);
-    a.upstream = static_cast<const T*>(upstream.elements);
-    if (want == Result::kSum) {
-      a.partial = static_cast<double*>(partial.mutable_data_ptr());
-    } else {
-      a.out = static_cast<T*>(out.mutable_data_ptr());
-    }
-    launch_kind(kind, want, a, blocks, device.stream());
+    a.upstream = static_cast<const C*>(upstream.elements);
+    if (want == Result::kSum) a.partial = static_cast<double*>(partial.mutable_data_ptr());
+    if (want == Result::kElements) a.loss = static_cast<C*>(out.mutable_data_ptr());
+    if (want == Result::kGrad) a.grad = static_cast<T*>(out.mutable_data_ptr());
+    launch_kind(parameters.kind, want, a, blocks, device.stream());
     if (want == Result::kSum) {
       add_partial_sums<<<1, kThreads, 0, device.stream()>>>(a.partial, blocks, 1,
                                                             static_cast<C*>(out.mutable_data_ptr()));
@@ -142,15 +142,15 @@ Tensor run(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, do
 
 Tensor box_loss(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth,
                 double eps) {
-  return run(pred, target, kind, ltrb, smooth, eps, Result::kElements, nullptr);
+  return run(pred, target, box_loss_parameters(kind, ltrb, smooth, eps), Result::kElements, nullptr);
 }
 Tensor box_loss_sum(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth,
                     double eps) {
-  return run(pred, target, kind, ltrb, smooth, eps, Result::kSum, nullptr);
+  return run(pred, target, box_loss_parameters(kind, ltrb, smooth, eps), Result::kSum, nullptr);
 }
 Tensor box_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor& target, int64_t kind,
                          bool ltrb, double smooth, double eps) {
-  return run(pred, target, kind, ltrb, smooth, eps, Result::kGrad, &grad);
+  return run(pred, target, box_loss_parameters(kind, ltrb, smooth, eps), Result::kGrad, &grad);
 }
 
 }  // namespace

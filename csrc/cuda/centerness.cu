@@ -1,4 +1,5 @@
 // One location per thread.
+#include "../centerness_arguments.h"
 #include "../math/centerness.h"
 #include "launch.h"
 
@@ -29,9 +30,7 @@ __global__ void __launch_bounds__(kThreads)
 
 Tensor run(const Tensor& ltrb, const Tensor* grad) {
   const OnDeviceOf device(ltrb);
-  STD_TORCH_CHECK(ltrb.dim() >= 1 && ltrb.size(ltrb.dim() - 1) == 4 &&
-                      (grad == nullptr || grad->numel() == ltrb.numel() / 4),
-                  "fcos_fast::centerness: expected ltrb (..., 4), and a gradient of one number per row");
+  check_centerness(ltrb, grad);
   const ScalarType dtype = ltrb.scalar_type();
   const Tensor rows = torch::stable::contiguous(ltrb);
   const int64_t n = rows.numel() / 4;

@@ -380,9 +380,9 @@ Job<T> describe(DetectionMaps& maps, const DetectionTargets& targets, const std:
   if (targets.normalizers.has_value()) {
     job.normalizers = static_cast<const float*>(targets.normalizers->const_data_ptr());
   }
-  job.kind = BoxLossKind(p.box_kind);
-  job.smooth = compute_t<T>(p.smooth);
-  job.eps = compute_t<T>(p.eps);
+  job.kind = p.box.kind;
+  job.smooth = compute_t<T>(p.box.smooth);
+  job.eps = compute_t<T>(p.box.eps);
   job.weighted = p.weighted;
   job.iou_quality = p.iou_quality;
   return job;
@@ -391,7 +391,6 @@ Job<T> describe(DetectionMaps& maps, const DetectionTargets& targets, const std:
 // Losses, and the gradients into maps.grads where there are any.
 Tensor run(DetectionMaps& maps, const DetectionTargets& targets, const std::vector<double>& units,
            const DetectionLossParameters& p, const Tensor* upstream, bool with_grad) {
-  STD_TORCH_CHECK(units.size() == maps.levels(), "fcos_fast::detection_loss: expected one unit per level");
   STD_TORCH_CHECK(maps.levels() <= kMaxLevels, "fcos_fast::detection_loss: ", maps.levels(),
                   " levels on a GPU; at most ", kMaxLevels);
   for (Tensor& logits : maps.maps[kClassification]) logits = aligned(logits);
@@ -400,7 +399,10 @@ Tensor run(DetectionMaps& maps, const DetectionTargets& targets, const std::vect
   const ScalarType dtype = like.scalar_type();
   Tensor losses = new_empty(like, {kLossParts}, sum_type(dtype));
   Tensor factors;
-  if (upstream != nullptr) factors = torch::stable::contiguous(converted(*upstream, sum_type(dtype)));
+  if (upstream != nullptr) {
+    check_upstream(*upstream, like);
+    factors = torch::stable::contiguous(converted(*upstream, sum_type(dtype)));
+  }
 
   dispatch_floating("detection_loss", dtype, [&](auto element) {
     using T = decltype(element);
@@ -409,16 +411,13 @@ Tensor run(DetectionMaps& maps, const DetectionTargets& targets, const std::vect
     if (upstream != nullptr) job.upstream = static_cast<const C*>(factors.const_data_ptr());
     Tensor partial = new_empty(like, {job.tiles + 2 * job.box_tiles}, ScalarType::Double);
     job.partial = static_cast<double*>(partial.mutable_data_ptr());
-    const FocalParameters focal_parameters = focal(p.alpha, p.gamma);
     const int64_t blocks = job.tiles + job.box_tiles;
     STD_TORCH_CHECK(blocks <= 0x7fffffff, "fcos_fast::detection_loss: too large for one launch");
     if (blocks > 0) {
-      if (p.gamma == 2) {
-        loss_kernel<T>
-            <<<unsigned(blocks), kThreads, 0, device.stream()>>>(job, FocalLossSquare<C>(focal_parameters));
+      if (p.focal.gamma == 2) {
+        loss_kernel<T><<<unsigned(blocks), kThreads, 0, device.stream()>>>(job, FocalLossSquare<C>(p.focal));
       } else {
-        loss_kernel<T>
-            <<<unsigned(blocks), kThreads, 0, device.stream()>>>(job, FocalLoss<C>(focal_parameters));
+        loss_kernel<T><<<unsigned(blocks), kThreads, 0, device.stream()>>>(job, FocalLoss<C>(p.focal));
       }
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
@@ -436,8 +435,9 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>
     int64_t box_kind, double smooth, double eps, bool weighted, bool iou_quality, bool with_grad) {
   DetectionMaps maps = read_maps(cls_logits, box_regression, centerness, with_grad);
   const auto targets = read_targets(labels, ltrb, quality, totals, normalizers, maps);
-  Tensor losses = run(maps, targets, units, {alpha, gamma, box_kind, smooth, eps, weighted, iou_quality},
-                      nullptr, with_grad);
+  const auto parameters =
+      read_parameters(units, maps.levels(), alpha, gamma, box_kind, smooth, eps, weighted, iou_quality);
+  Tensor losses = run(maps, targets, units, parameters, nullptr, with_grad);
   return {losses, maps.results(kClassification), maps.results(kBoxes), maps.results(kQuality)};
 }
 
@@ -448,7 +448,9 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>> detect
     double gamma, int64_t box_kind, double smooth, double eps, bool weighted, bool iou_quality) {
   DetectionMaps maps = read_maps(cls_logits, box_regression, centerness, true);
   const auto targets = read_targets(labels, ltrb, quality, totals, normalizers, maps);
-  run(maps, targets, units, {alpha, gamma, box_kind, smooth, eps, weighted, iou_quality}, &upstream, true);
+  const auto parameters =
+      read_parameters(units, maps.levels(), alpha, gamma, box_kind, smooth, eps, weighted, iou_quality);
+  run(maps, targets, units, parameters, &upstream, true);
   return {maps.results(kClassification), maps.results(kBoxes), maps.results(kQuality)};
 }
 
@@ -494,23 +496,22 @@ __global__ void __launch_bounds__(kThreads)
 
 void detection_loss_rescale_(std::vector<Tensor> cls_grads, std::vector<Tensor> box_grads,
                              std::vector<Tensor> centerness_grads, const Tensor& upstream) {
-  STD_TORCH_CHECK(
-      cls_grads.size() == box_grads.size() && cls_grads.size() == centerness_grads.size() &&
-          cls_grads.size() <= kMaxLevels && upstream.numel() == kLossParts,
-      "fcos_fast::detection_loss_rescale_: expected the gradients of detection_loss and upstream (3,)");
-  if (cls_grads.empty()) return;
-  const OnDeviceOf device(cls_grads[0]);
+  const std::vector<Tensor>* const lists[kLossParts] = {&cls_grads, &box_grads, &centerness_grads};
+  check_rescaled(lists, upstream);
+  const OnDeviceOf device(upstream);
   const bool is_double = upstream.scalar_type() == ScalarType::Double;
   const Tensor factors =
       torch::stable::contiguous(is_double ? upstream : converted(upstream, ScalarType::Float));
-  std::vector<Tensor>* lists[kLossParts] = {&cls_grads, &box_grads, &centerness_grads};
   Buffers buffers{};
   unsigned count = 0;
   for (int part = 0; part < kLossParts; ++part) {
-    for (Tensor& t : *lists[part]) {
+    STD_TORCH_CHECK(lists[part]->size() <= kMaxLevels, "fcos_fast::detection_loss_rescale_: at most ",
+                    kMaxLevels, " levels");
+    for (Tensor t : *lists[part]) {
       buffers.of[count++] = {t.mutable_data_ptr(), t.numel(), t.scalar_type(), part};
     }
   }
+  if (count == 0) return;
   const dim3 grid{kRescaleBlocks, count};
   const void* values = factors.const_data_ptr();
   if (is_double) {

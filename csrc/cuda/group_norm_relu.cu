@@ -509,6 +509,7 @@ Parameter parameter_of(const std::optional<Tensor>& t) {
 std::tuple<Tensor, Tensor, Tensor> group_norm_relu(const Tensor& input, std::optional<Tensor> weight,
                                                    std::optional<Tensor> bias, int64_t groups, double eps) {
   check_group_norm(input, weight, bias, groups);
+  check_number("group_norm_relu", "eps", eps, 0, INFINITY);
   const OnDeviceOf device(input);
   const Tensor x = arranged(input);
   const auto w = dense(weight), b = dense(bias);

@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads)
   const int32_t result = math::decide_match(row, best, low_quality, thresholds);
   if (exists) {
     out.matched[blockIdx.y * in.anchor_count + at] = result;
-    out.labels[blockIdx.y * in.anchor_count + at] = result >= 0 ? int32_t(labels[result]) : result;
+    out.labels[blockIdx.y * in.anchor_count + at] = result >= 0 ? math::narrow_label(labels[result]) : result;
   }
   const double positive = block_sum(exists && result >= 0 ? 1.0 : 0.0);
   if (threadIdx.x == 0) out.positive[int64_t(blockIdx.y) * gridDim.x + blockIdx.x] = positive;
@@ -122,7 +122,7 @@ std::tuple<Tensor, Tensor, Tensor> match_anchors(const Tensor& anchors, const Te
                                                  const Tensor& labels, const Tensor& starts,
                                                  double high_threshold, double low_threshold,
                                                  bool allow_low_quality) {
-  check_anchors(anchors);
+  check_anchors(anchors, boxes, high_threshold, low_threshold);
   check_ground_truth("match_anchors", boxes, labels, starts);
   const OnDeviceOf device(anchors);
   const int64_t batch = starts.numel() - 1, count = anchors.size(0);

@@ -4,8 +4,7 @@
 // squares of the segments' lengths, not of their sum.
 #include "../math/nms.h"
 
-#include <limits>
-
+#include "../nms_arguments.h"
 #include "../torch_operators.h"
 #include "launch.h"
 
@@ -222,11 +221,8 @@ Tensor suppress(const Tensor& boxes, const Tensor* classes, const Tensor* ranks,
 }
 
 Tensor nms(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> idxs, double iou_threshold) {
+  check_nms(boxes, scores, idxs, iou_threshold);
   const int64_t n = boxes.size(0);
-  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(1) == 4 && scores.dim() == 1 && scores.size(0) == n,
-                  "fcos_fast::nms: expected boxes (N, 4) and scores (N,)");
-  STD_TORCH_CHECK(!idxs.has_value() || (idxs->dim() == 1 && idxs->size(0) == n),
-                  "fcos_fast::nms: expected idxs (N,)");
   const OnDeviceOf device(boxes);
   if (n == 0) return new_empty(boxes, {0}, ScalarType::Long);
 

@@ -1,5 +1,5 @@
 // One launch, one block per image.
-#include "../postprocess_arguments.h"
+#include "../nms_arguments.h"
 #include "greedy_nms.h"
 
 namespace fcos_fast {
@@ -62,7 +62,7 @@ void run(const Tensor& boxes, const Tensor& scores, const int64_t* labels, Real 
 
 std::tuple<Tensor, Tensor> nms_padded(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> labels,
                                       double iou_threshold, int64_t max_detections) {
-  check_nms_padded(boxes, scores, labels, max_detections);
+  check_nms_padded(boxes, scores, labels, iou_threshold, max_detections);
   const OnDeviceOf device(boxes);
   Tensor indices = new_empty(boxes, {boxes.size(0), max_detections}, ScalarType::Long);
   Tensor counts = new_empty(boxes, {boxes.size(0)}, ScalarType::Long);

@@ -5,7 +5,7 @@
 //   starts     (B + 1,) int64: image b owns rows starts[b] .. starts[b + 1]
 //   sizes      height, width per level
 //   geometry   stride, step y, step x, offset y, offset x, lower, upper per level, in pixels
-//   results    labels (B, P) int32, -1 background; matched (B, P) int32 row of boxes or -1; ltrb (B, P, 4) float32
+//   results    labels (B, P) int32 (see label.h), -1 background; matched (B, P) int32 row of boxes or -1; ltrb (B, P, 4) float32
 //              in pixels, 0 where unmatched; centerness (B, P) float32; totals (2,) float32: number of positive
 //              locations, sum of their centerness (added in float64 in a fixed order)
 //   rules      fcos_fast/assignment.py says what each choice means; comparisons are float32, operation by operation
@@ -14,6 +14,7 @@
 #pragma once
 
 #include "centerness.h"
+#include "label.h"
 
 namespace fcos_fast::math {
 

@@ -4,7 +4,8 @@
 //   pred, target  (..., 4); float32, float64, bfloat16, float16; xyxy in any unit, or ltrb distances from one location
 //   kind          iou -log(IoU), linear_iou 1 - IoU, giou (Rezatofighi 2019), diou and ciou (Zheng 2020);
 //                 IoU = (I + smooth) / (U + smooth + eps)
-//   result        (...) one loss per pair in the type of pred; *_sum: float32 (float64), added in a fixed order
+//   result        (...) one loss per pair, float32 (float64 for float64 boxes), as is what flows into it in backward;
+//                 *_sum: likewise, added in a fixed order
 //   gradient      to both (every kind is symmetric in its two boxes); where two coordinates are equal it is shared
 //                 half and half, as torch.minimum and torch.maximum do
 //   inside        float32 (float64 for float64)
@@ -17,6 +18,20 @@
 namespace fcos_fast::math {
 
 enum class BoxLossKind : int64_t { kIou, kLinearIou, kGiou, kDiou, kCiou };
+
+}  // namespace fcos_fast::math
+
+namespace fcos_fast {
+
+struct BoxLossParameters {
+  math::BoxLossKind kind;
+  bool ltrb;  // boxes are distances from a location, not xyxy
+  double smooth, eps;
+};
+
+}  // namespace fcos_fast
+
+namespace fcos_fast::math {
 
 // d min(a, b) / d a, and d max(a, b) / d a.
 template <class T>

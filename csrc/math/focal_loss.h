@@ -60,6 +60,7 @@ struct FocalLoss {
         negative_weight(T(p.alpha >= 0 ? 1 - p.alpha : 1)) {}
 
   // x as a background logit of this weight. A foreground logit is -x with the sign of the gradient turned.
+  // A weight of 0 makes the loss 0, whatever the logit.
   FCOS_HOST_DEVICE LossAndGrad<T> background(T x, T weight) const {
     const auto s = sigmoid(x);
     const T softplus = larger(x, T(0)) + s.log1p_exp;  // -log(1 - p)
@@ -70,7 +71,8 @@ struct FocalLoss {
     } else {
       w = weight * exp_negative(gamma * smaller(larger(-x, T(0)) + s.log1p_exp, T(1e30f)));
     }
-    return {w * softplus, w * multiply_add(gamma * s.q, bounded, s.p)};
+    const T most = select(weight == T(0), T(1e30f), T(INFINITY));
+    return {w * smaller(softplus, most), w * multiply_add(gamma * s.q, bounded, s.p)};
   }
 
   // Any target y in [0, 1].

@@ -15,6 +15,7 @@
 //   order      there are only maxima and counts: the same bits for any order
 #pragma once
 
+#include "label.h"
 #include "nms.h"
 
 namespace fcos_fast::math {

@@ -8,7 +8,8 @@ import os
 import torch
 from torch import Tensor
 
-from fcos_fast.assignment import IGNORED, GroundTruth
+from fcos_fast.assignment import IGNORED, MAX_LABEL, GroundTruth
+from fcos_fast.ops._register import in_transform
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -105,9 +106,9 @@ def checks_values(tensor: Tensor) -> bool:
     """May the values of this tensor be looked at?
 
     On the host always; on a device that would cost a synchronisation, so only under FCOS_FAST_CHECK=1. Never while a
-    graph is traced.
+    graph is traced or torch.func transforms the caller.
     """
-    if torch.compiler.is_compiling() or type(tensor) not in (Tensor, torch.nn.Parameter):
+    if torch.compiler.is_compiling() or in_transform() or type(tensor) not in (Tensor, torch.nn.Parameter):
         return False
     return tensor.device.type == "cpu" or os.environ.get("FCOS_FAST_CHECK") == "1"
 
@@ -145,5 +146,6 @@ def _check_boxes_and_labels(op: str, gt: GroundTruth) -> None:
             f"{op}: box {row} is {boxes[row].tolist()}; expected x1 < x2 and y1 < y2 in pixels. "
             "Leave boxes without an area out."
         )
-    if (labels < 0).any():
-        raise ValueError(f"{op}: label {int(labels.min())}; expected classes 0..C-1")
+    if (labels < 0).any() or (labels > MAX_LABEL).any():
+        wrong = int(labels.min()) if (labels < 0).any() else int(labels.max())
+        raise ValueError(f"{op}: label {wrong}; expected classes 0..C-1")

@@ -8,7 +8,15 @@ from torch import Tensor
 from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
 from fcos_fast.ops import _checks
-from fcos_fast.ops._register import refuse_second_derivative, register_fake, register_gradient, sum_type
+from fcos_fast.ops._register import (
+    call,
+    in_transform,
+    refuse_second_derivative,
+    register_fake,
+    register_gradient,
+    sum_type,
+)
+from fcos_fast.reference.reduction import reduce
 
 KINDS = ("iou", "linear_iou", "giou", "diou", "ciou")
 FORMATS = ("xyxy", "ltrb")
@@ -40,8 +48,8 @@ def box_loss(
         eps: keeps quotients finite; -log(IoU) stops at -log(eps).
 
     Returns:
-        The loss in the wider dtype of the two (float32 under autocast), of shape ``pred.shape[:-1]`` or a scalar.
-        Gradients go to both boxes.
+        The loss of shape ``pred.shape[:-1]``, or a scalar: float64 where a box is, else float32, also for 16-bit boxes
+        (as torchvision's). Gradients go to both boxes, in their dtypes.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape, device, kind or format.
@@ -52,16 +60,16 @@ def box_loss(
             pred, target, kind, reduction, box_format=box_format, smooth=smooth, eps=eps
         )
     dtype = torch.promote_types(pred.dtype, target.dtype)
-    if not pred.is_meta and torch.is_autocast_enabled(pred.device.type):
-        dtype = torch.promote_types(dtype, torch.float32)
     pred, target = pred.to(dtype), target.to(dtype)
     arguments = (pred, target, KINDS.index(kind), box_format == "ltrb", float(smooth), float(eps))
     if reduction == "none":
-        return torch.ops.fcos_fast.box_loss(*arguments)
+        return call("box_loss", *arguments)
+    if in_transform():
+        return reduce(call("box_loss", *arguments), reduction)
     total = torch.ops.fcos_fast.box_loss_sum(*arguments)
     if reduction == "mean" and pred.numel() > 0:
-        total = total / (pred.numel() // 4)  # before the cast: the sum may exceed what 16 bits hold
-    return total.to(dtype)
+        total = total / (pred.numel() // 4)
+    return total
 
 
 def _check(pred: Tensor, target: Tensor, kind: str, reduction: str, box_format: str) -> None:
@@ -84,7 +92,11 @@ if cpu_error is None:
     for name in ("box_loss", "box_loss_sum"):
         register_gradient(name, "box_loss_backward", tensors=2, differentiable=[0, 1])
     refuse_second_derivative("box_loss_backward")
-    register_fake("box_loss")(lambda pred, target, kind, ltrb, smooth, eps: pred.new_empty(pred.shape[:-1]))
+    register_fake("box_loss")(
+        lambda pred, target, kind, ltrb, smooth, eps: pred.new_empty(
+            pred.shape[:-1], dtype=sum_type(pred.dtype)
+        )
+    )
     register_fake("box_loss_sum")(
         lambda pred, target, kind, ltrb, smooth, eps: pred.new_empty((), dtype=sum_type(pred.dtype))
     )

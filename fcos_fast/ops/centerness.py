@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
 from fcos_fast.ops import _checks
-from fcos_fast.ops._register import refuse_second_derivative, register_fake, register_gradient
+from fcos_fast.ops._register import call, refuse_second_derivative, register_fake, register_gradient
 
 
 def centerness(ltrb: Tensor) -> Tensor:
@@ -29,7 +28,7 @@ def centerness(ltrb: Tensor) -> Tensor:
     _checks.check_boxes("centerness", ltrb=ltrb)
     if not use_native(ltrb):
         return reference.centerness(ltrb)
-    return torch.ops.fcos_fast.centerness(ltrb)
+    return call("centerness", ltrb)
 
 
 if cpu_error is None:

@@ -12,7 +12,7 @@ from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
 from fcos_fast.assignment import Targets
 from fcos_fast.ops import _checks
-from fcos_fast.ops._register import refuse_second_derivative, register_fake, sum_type
+from fcos_fast.ops._register import refuse_second_derivative, refuse_transforms, register_fake, sum_type
 from fcos_fast.ops.box_loss import KINDS
 
 QUALITIES = ("centerness", "iou")
@@ -43,7 +43,7 @@ def detection_loss(
     multiplies them only where something else than 1 flows in. float16 gradients are computed in backward, so that the
     factor of a gradient scaler is applied before they are rounded. Beside the gradients no memory of the size of the
     maps is used; the maps themselves are kept for a second backward. Without a positive location the losses are finite
-    and keep their graph; nothing waits for the device.
+    and keep their graph; nothing waits for the device. The maps of a loss that no gradient flows into get None.
 
     Args:
         cls_logits, box_regression, centerness: per level (B, C, H, W), (B, 4, H, W), (B, 1, H, W), NCHW or
@@ -88,6 +88,7 @@ def detection_loss(
             quality=quality,
             normalizers=normalizers,
         )
+    refuse_transforms(_OP)
     if normalizers is not None:
         normalizers = normalizers.reshape(3, -1).expand(3, cls_logits[0].shape[0]).contiguous()
     others = (
@@ -107,7 +108,7 @@ def detection_loss(
     )
     maps = cls_logits + box_regression + centerness
     losses = _DetectionLoss.apply(len(cls_logits), others, _in_one_pass(maps), *maps)
-    return dict(zip(LOSSES, losses.unbind(), strict=True))
+    return dict(zip(LOSSES, losses, strict=True))
 
 
 def _check(cls_logits, box_regression, centerness, targets, units, normalizers) -> None:
@@ -193,32 +194,40 @@ def _in_one_pass(maps: list[Tensor]) -> bool:
 
 
 class _DetectionLoss(torch.autograd.Function):
-    """Losses (3,) of ``levels`` x 3 maps. Not registered with the operator: that costs a third of a millisecond."""
+    """Three losses of ``levels`` x 3 maps. Not registered with the operator: that costs a third of a millisecond."""
 
     @staticmethod
-    def forward(ctx, levels: int, others: tuple, with_grad: bool, *maps: Tensor) -> Tensor:
+    def forward(ctx, levels: int, others: tuple, with_grad: bool, *maps: Tensor) -> tuple[Tensor, ...]:
         losses, *grads = torch.ops.fcos_fast.detection_loss(*_by_part(maps, levels), *others, with_grad)
         targets, ctx.numbers = others[:_TENSORS], others[_TENSORS:]
         ctx.levels = levels
         ctx.save_for_backward(*targets, *maps)
         ctx.set_materialize_grads(False)
         ctx.unit_grads = grads if with_grad else None
-        return losses
+        return losses.unbind()
 
     @staticmethod
-    def backward(ctx, upstream: Tensor | None):
-        if upstream is None:
+    def backward(ctx, *upstream: Tensor | None):
+        flows = [factor is not None for factor in upstream]
+        if not any(flows):
             return None, None, None, *(None,) * (3 * ctx.levels)
+        zero = next(factor for factor in upstream if factor is not None).new_zeros(())
+        factors = torch.stack([zero if factor is None else factor for factor in upstream])
         # The first backward gives the stored gradients away, rescaled where they have to be. A second one, and one that
         # is to be differentiated itself (which is refused there), computes them again.
         grads, ctx.unit_grads = ctx.unit_grads, None
         if grads is not None and not torch.is_grad_enabled():
-            torch.ops.fcos_fast.detection_loss_rescale_(*grads, upstream)
+            flowing = [part if flow else [] for part, flow in zip(grads, flows, strict=True)]
+            torch.ops.fcos_fast.detection_loss_rescale_(*flowing, factors)
         else:
             targets, maps = ctx.saved_tensors[:_TENSORS], ctx.saved_tensors[_TENSORS:]
             parts = _by_part(maps, ctx.levels)
-            grads = torch.ops.fcos_fast.detection_loss_backward(upstream, *parts, *targets, *ctx.numbers)
-        return None, None, None, *(x for part in grads for x in part)
+            grads = torch.ops.fcos_fast.detection_loss_backward(factors, *parts, *targets, *ctx.numbers)
+        # None, not 0, for the maps of a loss that nothing flows into: an optimizer then leaves their layers alone.
+        return (
+            *(None, None, None),
+            *(x if flow else None for part, flow in zip(grads, flows, strict=True) for x in part),
+        )
 
 
 _TENSORS = 5  # labels, ltrb, quality, totals, normalizers

@@ -8,7 +8,15 @@ from torch import Tensor
 from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
 from fcos_fast.ops import _checks
-from fcos_fast.ops._register import refuse_second_derivative, register_fake, register_gradient, sum_type
+from fcos_fast.ops._register import (
+    call,
+    in_transform,
+    refuse_second_derivative,
+    register_fake,
+    register_gradient,
+    sum_type,
+)
+from fcos_fast.reference.reduction import reduce
 
 
 def sigmoid_focal_loss(
@@ -25,9 +33,9 @@ def sigmoid_focal_loss(
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` (over all elements).
 
     Returns:
-        The loss in the dtype of ``inputs`` (the wider of the two with dense targets of another dtype; float32 under
-        autocast), of its shape or a scalar. The sum is the same bits each run. Gradients go to ``inputs``; ignored rows
-        get 0.
+        Of shape ``inputs.shape`` in the dtype of ``inputs`` (the wider of the two with dense targets of another dtype;
+        float32 under autocast); or a scalar, float32 for 16-bit inputs, since 16 bits do not hold the sum of many
+        losses. The sum is the same bits each run. Gradients go to ``inputs``, in their dtype; ignored rows get 0.
 
     Raises:
         TypeError, ValueError: wrong dtype, shape, device or value.
@@ -89,11 +97,13 @@ def _call(op: str, inputs: Tensor, targets: Tensor, numbers: tuple[float, float]
     if not inputs.is_meta and torch.is_autocast_enabled(inputs.device.type):
         dtype = sum_type(dtype)
     if reduction == "none":
-        return getattr(torch.ops.fcos_fast, op)(inputs.to(dtype), targets, *numbers)
+        return call(op, inputs.to(dtype), targets, *numbers)
+    if in_transform():
+        return reduce(call(op, inputs.to(sum_type(dtype)), targets, *numbers), reduction)
     total, _ = getattr(torch.ops.fcos_fast, f"{op}_sum")(inputs, targets, *numbers, _in_one_pass(inputs))
     if reduction == "mean" and inputs.numel() > 0:
-        total = total / inputs.numel()  # before the cast: the sum may exceed what 16 bits hold
-    return total.to(dtype)
+        total = total / inputs.numel()
+    return total
 
 
 def _in_one_pass(inputs: Tensor) -> bool:

@@ -8,7 +8,14 @@ from torch import Tensor
 from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
 from fcos_fast.ops import _checks
-from fcos_fast.ops._register import refuse_second_derivative, register_fake, sum_type
+from fcos_fast.ops._register import (
+    call,
+    one_by_one,
+    refuse_second_derivative,
+    register_autograd,
+    register_fake,
+    sum_type,
+)
 
 
 def group_norm_relu(
@@ -35,7 +42,7 @@ def group_norm_relu(
     _check(x, num_groups, weight, bias)
     if not use_native(x):
         return reference.group_norm_relu(x, num_groups, weight, bias, eps)
-    return torch.ops.fcos_fast.group_norm_relu(x, weight, bias, num_groups, float(eps))[0]
+    return call("group_norm_relu", x, weight, bias, num_groups, float(eps))[0]
 
 
 def _check(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -65,7 +72,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad: Tensor, *_):
-    grads = torch.ops.fcos_fast.group_norm_relu_backward(grad, *ctx.saved_tensors)
+    grads = call("group_norm_relu_backward", grad, *ctx.saved_tensors)
     wanted = ctx.needs_input_grad[:3]
     return *(g if wants else None for g, wants in zip(grads, wanted, strict=True)), None, None
 
@@ -81,7 +88,7 @@ def _fake_backward(grad, x, mean, rstd, weight, bias):
 
 
 if cpu_error is None:
-    torch.library.register_autograd("fcos_fast::group_norm_relu", _backward, setup_context=_setup_context)
-    refuse_second_derivative("group_norm_relu_backward")
+    register_autograd("group_norm_relu", _backward, _setup_context, one_by_one)
+    refuse_second_derivative("group_norm_relu_backward", one_by_one)
     register_fake("group_norm_relu")(_fake)
     register_fake("group_norm_relu_backward")(_fake_backward)

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fcos_fast.assignment import BACKGROUND, MAX_AREA, AssignmentRule, GroundTruth, Level, Targets
+from fcos_fast.assignment import BACKGROUND, MAX_AREA, MAX_LABEL, AssignmentRule, GroundTruth, Level, Targets
 from fcos_fast.reference.centerness import centerness
 
 
@@ -73,4 +73,4 @@ def assign_targets(gt: GroundTruth, levels: Sequence[Level], rule: AssignmentRul
     labels[positive] = gt.labels[matched[positive]]
     quality = centerness(ltrb)
     totals = torch.stack((positive.sum().double(), quality.sum(dtype=torch.float64)))
-    return Targets(labels.int(), matched.int(), ltrb, quality, totals.float())
+    return Targets(labels.clamp(max=MAX_LABEL).int(), matched.int(), ltrb, quality, totals.float())

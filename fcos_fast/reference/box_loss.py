@@ -62,4 +62,4 @@ def box_loss(
             loss = loss + weight * v
     else:
         raise ValueError(f'kind={kind!r}; expected "iou", "linear_iou", "giou", "diou" or "ciou"')
-    return reduce(loss, reduction).to(torch.promote_types(pred.dtype, target.dtype))
+    return reduce(loss, reduction)

@@ -26,7 +26,7 @@ def _prepare(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | 
 def _finish(loss: Tensor, counted: Tensor | None, dtype: torch.dtype, reduction: str) -> Tensor:
     if counted is not None:
         loss = torch.where(counted, loss, 0.0)
-    return reduce(loss, reduction).to(dtype)
+    return loss.to(dtype) if reduction == "none" else reduce(loss, reduction)
 
 
 def sigmoid_focal_loss(
@@ -35,12 +35,17 @@ def sigmoid_focal_loss(
     """See :func:`fcos_fast.ops.sigmoid_focal_loss`."""
     x, y, counted, dtype = _prepare(inputs, targets)
     p = torch.sigmoid(x)
-    cross_entropy = F.binary_cross_entropy_with_logits(x, y, reduction="none")
+    if counted is None:
+        cross_entropy = F.binary_cross_entropy_with_logits(x, y, reduction="none")
+    else:  # an infinite logit has its limit, where the general formula has 0 * inf
+        cross_entropy = -F.logsigmoid(torch.where(y > 0, x, -x))
     p_wrong = p * (1 - y) + (1 - p) * y
     p_wrong = p_wrong.clamp(min=torch.finfo(p_wrong.dtype).tiny)  # 0 ** gamma has no slope for gamma < 1
-    loss = cross_entropy * p_wrong**gamma
-    if alpha >= 0:
-        loss = loss * (alpha * y + (1 - alpha) * (1 - y))
+    weight = alpha * y + (1 - alpha) * (1 - y) if alpha >= 0 else torch.ones_like(y)
+    if counted is not None:  # a weight of 0 makes the loss 0, also an infinite one
+        finite = cross_entropy.clamp(max=torch.finfo(x.dtype).max)
+        cross_entropy = torch.where(weight == 0, finite, cross_entropy)
+    loss = cross_entropy * p_wrong**gamma * weight
     return _finish(loss, counted, dtype, reduction)
 
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fcos_fast.assignment import BACKGROUND, IGNORED, AnchorMatches, GroundTruth
+from fcos_fast.assignment import BACKGROUND, IGNORED, MAX_LABEL, AnchorMatches, GroundTruth
 
 
 def _box_area(boxes: Tensor) -> Tensor:
@@ -60,4 +60,4 @@ def match_anchors(
     positive = matched >= 0
     labels = matched.clone()
     labels[positive] = gt.labels[matched[positive]]
-    return AnchorMatches(labels.int(), matched.int(), positive.sum().float())
+    return AnchorMatches(labels.clamp(max=MAX_LABEL).int(), matched.int(), positive.sum().float())

@@ -1,0 +1,54 @@
+// What every operator demands of its arguments before it reads them. The public operators say it better; these keep a
+// direct call through torch.ops, or one with tensors of two devices, from reading what is not there.
+#pragma once
+
+#include "tensor.h"
+
+namespace fcos_fast {
+
+inline bool on_one_device(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && a.is_cpu() == b.is_cpu() &&
+         a.get_device_index() == b.get_device_index();
+}
+inline bool on_one_device(const Tensor& a, const std::optional<Tensor>& b) {
+  return !b.has_value() || on_one_device(a, *b);
+}
+inline bool on_one_device(const Tensor& a, const Tensor* b) { return b == nullptr || on_one_device(a, *b); }
+inline bool on_one_device(const Tensor& a, const std::vector<Tensor>& list) {
+  return std::all_of(list.begin(), list.end(), [&](const Tensor& b) { return on_one_device(a, b); });
+}
+
+// Tensors, optional ones, pointers to them, or lists.
+template <class... Tensors>
+void check_same_device(const char* op, const Tensor& first, const Tensors&... others) {
+  STD_TORCH_CHECK((on_one_device(first, others) && ...), "fcos_fast::", op,
+                  ": expected all tensors on one device");
+}
+
+inline void check_floating(const char* op, const char* name, const Tensor& t) {
+  STD_TORCH_CHECK(is_floating_point(t.scalar_type()), "fcos_fast::", op, ": ", name, " has dtype ",
+                  torch::headeronly::toString(t.scalar_type()),
+                  "; expected float32, float64, bfloat16 or float16");
+}
+
+inline void check_integer(const char* op, const char* name, const Tensor& t) {
+  const ScalarType dtype = t.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Long || dtype == ScalarType::Int || dtype == ScalarType::Short ||
+                      dtype == ScalarType::Char || dtype == ScalarType::Byte,
+                  "fcos_fast::", op, ": ", name, " has dtype ", torch::headeronly::toString(dtype),
+                  "; expected an integer dtype");
+}
+
+// An enumeration, a count or a size.
+inline void check_range(const char* op, const char* name, int64_t value, int64_t low, int64_t high) {
+  STD_TORCH_CHECK(low <= value && value <= high, "fcos_fast::", op, ": ", name, "=", value, "; expected ",
+                  low, "..", high);
+}
+
+// NaN is in no range.
+inline void check_number(const char* op, const char* name, double value, double low, double high) {
+  STD_TORCH_CHECK(low <= value && value <= high, "fcos_fast::", op, ": ", name, "=", value,
+                  "; expected a number of ", low, " to ", high);
+}
+
+}  // namespace fcos_fast
