@@ -90,17 +90,17 @@ def test_matched_background_and_ignored_anchors(model, allow_low_quality):
     overlaps = [[iou(anchor, box) for box in BOXES] for anchor in targets.anchors.tolist()]
     best_of_box = [max(column) for column in zip(*overlaps, strict=True)]
     seen = set()
-    for row, label, box, anchor in zip(
-        overlaps, targets.labels[0].tolist(), targets.boxes[0].tolist(), targets.anchors.tolist(), strict=True
+    for row, label, matched in zip(
+        overlaps, targets.labels[0].tolist(), targets.matched[0].tolist(), strict=True
     ):
         best = max(row)
         best_for_some = any(o > best_of_box[k] - 1e-6 for k, o in enumerate(row))
         if best >= 0.55 or (allow_low_quality and best_for_some):
             k = row.index(best)
-            assert (label, box) == (k % 3, BOXES[k])
+            assert (label, targets.boxes[matched].tolist()) == (k % 3, BOXES[k])
         else:
             assert label == (IGNORED if best >= 0.35 else BACKGROUND)
-            assert box == anchor
+            assert matched < 0
         seen.add(label)
     # The third box, too narrow for an anchor to be like it, has none without allow_low_quality.
     assert seen == {0, 1, IGNORED, BACKGROUND} | ({2} if allow_low_quality else set())
@@ -134,7 +134,9 @@ def expected_losses(net, batch, gt, star: bool, box) -> list[tuple[torch.Tensor,
             sums[0] = sums[0] + loss[own != IGNORED].sum()
             matched = own >= 0
             sums[1] = sums[1] + box(
-                deltas[matched], targets.anchors[here][matched], targets.boxes[b, here][matched]
+                deltas[matched],
+                targets.anchors[here][matched],
+                targets.boxes[targets.matched[b, here][matched]],
             )
         found.append((*sums, int((labels >= 0).sum())))
     return found
