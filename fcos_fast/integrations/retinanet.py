@@ -21,7 +21,7 @@ from torchvision.ops import clip_boxes_to_image
 from fcos_fast import ops
 from fcos_fast.assignment import AnchorMatches, GroundTruth
 from fcos_fast.integrations.cuda_graphs import Sizes
-from fcos_fast.integrations.detector import AcceleratedDetector, check_parts
+from fcos_fast.integrations.detector import AcceleratedDetector
 from fcos_fast.models.anchors import MAX_LOG_RATIO, decode_boxes, encode_boxes, matched_box_loss
 
 
@@ -36,9 +36,7 @@ class AcceleratedRetinaNet(AcceleratedDetector, RetinaNet):
         targets: list[dict[str, Tensor]],
     ) -> dict[str, Tensor]:
         anchors = self._anchors(batch, sizes).float()
-        gt = GroundTruth.pack(
-            [target["boxes"] for target in targets], [target["labels"] for target in targets]
-        )
+        gt = self._ground_truth(targets)
         matches = ops.match_anchors(
             anchors,
             gt,
@@ -135,15 +133,15 @@ def _code(coder: BoxCoder) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable
     return coder.encode_single, coder.decode_single
 
 
-def check_retinanet(model: RetinaNet) -> None:
-    """Raise a TypeError where parts of ``model`` are not those that torchvision's RetinaNet has."""
-    check_parts(
-        model,
-        {
-            "head": RetinaNetHead,
-            "head.classification_head": RetinaNetClassificationHead,
-            "head.regression_head": RetinaNetRegressionHead,
-            "proposal_matcher": Matcher,
-            "box_coder": BoxCoder,
-        },
-    )
+ACCELERATED = {"": AcceleratedRetinaNet}
+"""What takes over, by the name of the part."""
+
+PARTS = {
+    "": RetinaNet,
+    "head": RetinaNetHead,
+    "head.classification_head": RetinaNetClassificationHead,
+    "head.regression_head": RetinaNetRegressionHead,
+    "proposal_matcher": Matcher,
+    "box_coder": BoxCoder,
+}
+"""What torchvision's RetinaNet is made of, as far as the accelerated one relies on it."""

@@ -249,6 +249,18 @@ def test_the_losses_are_one_graph(model):
 # Detections
 
 
+def test_16_bit_outputs_are_decoded_in_float32(model, make_talkative):
+    net = model(inclusive_boxes=False).eval()
+    make_talkative(net)
+    batch = net.transform.batch([torch.rand(3, 64, 96)])
+    with torch.no_grad():
+        outputs = [[x.bfloat16() for x in maps] for maps in net.network(batch.tensor)]
+        (found,) = net.postprocess(outputs, batch)
+        (expected,) = net.postprocess([[x.float() for x in maps] for maps in outputs], batch)
+    assert found["boxes"].dtype == torch.float32
+    assert torch.equal(found["boxes"], expected["boxes"])
+
+
 def test_inclusive_boxes_end_at_the_last_pixel(model, make_talkative):
     net = model(inclusive_boxes=True).eval()
     make_talkative(net)
