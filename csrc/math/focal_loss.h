@@ -71,8 +71,9 @@ struct FocalLoss {
     } else {
       w = weight * exp_negative(gamma * smaller(larger(-x, T(0)) + s.log1p_exp, T(1e30f)));
     }
+    // In this order NaN passes.
     const T most = select(weight == T(0), T(1e30f), T(INFINITY));
-    return {w * smaller(softplus, most), w * multiply_add(gamma * s.q, bounded, s.p)};
+    return {w * smaller(most, softplus), w * multiply_add(gamma * s.q, bounded, s.p)};
   }
 
   // Any target y in [0, 1].
