@@ -47,8 +47,8 @@ class DetectorConfig:
             width - 1 and height - 1, and NMS adds 1 to widths and heights.
         inclusive_targets: whether the network learns boxes in that convention: training subtracts one pixel of the
             original image from x2 and y2, detection adds it back, so that boxes given and returned always end at the
-            edge. As in the evaluation of maskrcnn-benchmark. Checkpoints saved before this field existed were trained
-            without it.
+            edge, as in maskrcnn-benchmark; boxes of at most one pixel are not trained on. Checkpoints saved before this
+            field existed were trained without it.
         drop_empty: boxes without width or height are dropped ``before_nms``, so that they suppress nothing and take
             no place among ``max_detections`` (mmdetection), or ``at_end``, when they are clipped and in pixels of
             the original image (detectron2), or ``never`` (torchvision).

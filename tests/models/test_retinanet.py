@@ -236,6 +236,25 @@ def test_bfloat16_autocast(model, batch):
             assert found["boxes"].dtype == found["scores"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("normalizer", ["positives", "image"])
+@pytest.mark.parametrize("star", [False, True], ids=["focal", "FL*"])
+def test_losses_of_16_bit_outputs_are_summed_in_float32(model, make_talkative, dtype, normalizer, star):
+    """Those of the same outputs in float64: the rounding of the network plays no part."""
+    options = {"classification_loss": "focal_star"} if star else {}
+    net = model(normalizer=normalizer, norm="group", **options)
+    make_talkative(net)
+    batch, gt = packed(net, [torch.rand(3, 96, 128)] * 3, [BOXES, BOXES[:1], []])
+    targets = net.assign(batch, gt)
+    outputs = [[x.detach().to(dtype) for x in maps] for maps in net.network(batch.tensor)]
+    net.network = lambda _: outputs
+    losses = net.losses(batch.tensor, targets)
+    net.network = lambda _: [[x.double() for x in maps] for maps in outputs]
+    for name, expected in net.losses(batch.tensor, targets).items():
+        assert losses[name].dtype == torch.float32
+        torch.testing.assert_close(losses[name].double(), expected.double(), rtol=1e-5, atol=0)
+
+
 def test_the_losses_are_one_graph(model):
     net = model(norm="group", head_norm="none")
     batch, gt = packed(net, [torch.rand(3, 64, 96)] * 2, [BOXES[:1], []])
