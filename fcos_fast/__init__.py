@@ -2,7 +2,8 @@
 
 ``fcos_fast.ops`` has the operators, ``fcos_fast.models`` the detectors. ``fcos_fast.accelerate``
 makes torchvision's detectors faster. ``fcos_fast.load``, ``fcos_fast.fcos``, ``fcos_fast.retinanet`` and
-``fcos_fast.backend`` are the other shortcuts of everyday use; all are imported when they are first touched.
+``fcos_fast.backend`` are the other shortcuts of everyday use. Shortcuts and subpackages are imported when they are
+first used: ``import fcos_fast`` alone imports neither torch nor a binary.
 """
 
 from importlib import import_module
@@ -23,8 +24,16 @@ _SHORTCUTS = {
     "retinanet": "fcos_fast.models",
 }
 
+_SUBPACKAGES = ("data", "engine", "integrations", "models", "ops", "reference")
+
 
 def __getattr__(name: str):
+    if name in _SUBPACKAGES:
+        return import_module(f"fcos_fast.{name}")
     if name in _SHORTCUTS:
         return getattr(import_module(_SHORTCUTS[name]), name)
     raise AttributeError(f"module 'fcos_fast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_SHORTCUTS, *_SUBPACKAGES})

@@ -243,8 +243,8 @@ RULES: dict[str, AssignmentRule] = {
 }
 """The rules of the published implementations, by preset name.
 
-Areas are those of continuous boxes, (x2 - x1) * (y2 - y1). Official code adds 1 to both sides of boxes whose x2 and
-y2 it made smaller by 1 before, which is the same.
+Areas are those of continuous boxes, (x2 - x1) * (y2 - y1). Official code adds 1 to both sides of its boxes, which end
+at the last pixel inside.
 """
 
 

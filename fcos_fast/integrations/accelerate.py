@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -10,11 +11,11 @@ from torch import nn
 from torchvision.models.detection import FCOS, RetinaNet
 
 from fcos_fast import models
+from fcos_fast.integrations import fcos, retinanet
 from fcos_fast.integrations.cuda_graphs import forget_graphs
-from fcos_fast.integrations.detector import AcceleratedDetector, Acceleration
-from fcos_fast.integrations.fcos import HEADS, AcceleratedFCOS, check_fcos
+from fcos_fast.integrations.detector import AcceleratedDetector, Acceleration, check_names, check_parts
 from fcos_fast.integrations.layers import fold_batch_norms, fuse_group_norms, undo
-from fcos_fast.integrations.retinanet import AcceleratedRetinaNet, check_retinanet
+from fcos_fast.integrations.subclasses import accelerated_class
 from fcos_fast.models.names import unknown_name
 from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import choose_precision
@@ -25,17 +26,26 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class _Support(NamedTuple):
-    """How a torchvision detector is accelerated: the classes that take over, what it must fulfil, what is replaced."""
+    """How a torchvision detector is accelerated.
 
-    model: type[AcceleratedDetector]
-    parts: dict[str, type[nn.Module]]
-    check: Callable[[nn.Module], None]
+    Attributes:
+        parts: what it must be made of, by name.
+        accelerated: the classes that take over, by name.
+        replaced: what they replace, in words.
+        check: raises a ValueError for what else cannot be accelerated.
+    """
+
+    parts: dict[str, type]
+    accelerated: dict[str, type[nn.Module]]
     replaced: str
+    check: Callable[[nn.Module], None] = lambda model: None
 
 
 _SUPPORTED: dict[type[nn.Module], _Support] = {
-    FCOS: _Support(AcceleratedFCOS, HEADS, check_fcos, "target assignment, losses and post-processing"),
-    RetinaNet: _Support(AcceleratedRetinaNet, {}, check_retinanet, "anchor matching, focal loss and NMS"),
+    FCOS: _Support(
+        fcos.PARTS, fcos.ACCELERATED, "target assignment, losses and post-processing", fcos.check_fcos
+    ),
+    RetinaNet: _Support(retinanet.PARTS, retinanet.ACCELERATED, "anchor matching, losses and NMS"),
 }
 
 
@@ -57,13 +67,16 @@ def accelerate(
     of torchvision up to the rounding of float32 sums (relative 1e-5). The model stays the same object with the same
     parameters: its state dict, checkpoints and optimizers keep working, ``copy.deepcopy``, ``torch.save`` and
     DistributedDataParallel too. It prints what was replaced in one line. A second call undoes the first and begins
-    anew. ``torch.jit.script`` does not take an accelerated model; :func:`restore` it first.
+    anew, which is needed after a part of the model, such as its head, was replaced. ``torch.jit.script`` does not take
+    an accelerated model; :func:`restore` it first. ``docs/accelerate.md`` lists what differs from torchvision.
 
     Each option can change results, as far as it says:
 
     Args:
         model: ``torchvision.models.detection.FCOS`` or ``RetinaNet``, with any backbone and number of classes, in
-            training or evaluation mode; before it is wrapped in DistributedDataParallel.
+            training or evaluation mode; before it is wrapped in DistributedDataParallel. A subclass that overrides
+            none of their methods but ``__init__``, or a module that contains exactly one such detector, as a
+            LightningModule does.
         channels_last: images, and after them all activations, lie with their channels innermost. Convolutions may sum
             in another order. Weights keep their layout, in which an optimizer may already hold its state.
         precision: of backbone and head: ``"float32"``, ``"bfloat16"`` or ``"float16"`` (which needs a gradient
@@ -90,17 +103,19 @@ def accelerate(
         ``model`` itself.
 
     Raises:
-        TypeError: another kind of model, or one with parts of its own that it cannot know.
+        TypeError: another kind of model, or one with methods or parts of its own, which would be ignored; the message
+            names them.
         ValueError: an option that finds nothing to do or cannot work here.
 
     Example:
         >>> model = torchvision.models.detection.fcos_resnet50_fpn()
         >>> fcos_fast.accelerate(model, channels_last=True, precision="auto", fold_frozen_bn=True)
     """
-    if isinstance(model, AcceleratedDetector):
-        restore(model)
-    support, name = _support(model), type(model).__name__
-    device = next(model.parameters()).device
+    detector = _find(model)
+    if isinstance(detector, AcceleratedDetector):
+        restore(detector)
+    support, name = _support(detector), type(detector).__name__
+    device = next(detector.parameters()).device
     dtype = None if precision is None else _dtype(precision, device)
     if cuda_graphs and device.type != "cuda":
         raise ValueError(
@@ -112,15 +127,15 @@ def accelerate(
     done = [f"{support.replaced} fused"]
     try:
         if winograd:
-            convs = use_winograd(model)
+            convs = use_winograd(detector)
             acceleration.replaced += convs
             done.append(f"{len(convs)} convolutions by Winograd's method")
         if fold_frozen_bn:
-            folded = fold_batch_norms(model.backbone)
+            folded = fold_batch_norms(detector.backbone)
             acceleration.replaced += folded
             done.append(f"{len(folded) // 2} batch norms folded")
         if fuse_group_norm:
-            fused = fuse_group_norms(model)
+            fused = fuse_group_norms(detector)
             acceleration.replaced += fused
             done.append(f"{len(fused) // 2} group norms fused with their ReLU")
     except ValueError:
@@ -131,17 +146,18 @@ def accelerate(
     if dtype is not None:
         done.append(f"{dtype}".removeprefix("torch."))
     if compile:
-        acceleration.compiled += [model.backbone, model.head]
+        acceleration.compiled += [detector.backbone, detector.head]
         for module in acceleration.compiled:
             module.compile()
         done.append("backbone and head compiled")
     if cuda_graphs:
         done.append("CUDA graphs")
-    for part, accelerated in {**support.parts, "": support.model}.items():
-        module = model.get_submodule(part)
+    for part, accelerated in support.accelerated.items():
+        module = detector.get_submodule(part)
         acceleration.replaced.append((module, type(module)))
-        module.__class__ = accelerated
-    model.acceleration = acceleration
+        module.__class__ = accelerated_class(accelerated, type(module))
+    acceleration.parts = {part: attrgetter(part)(detector) for part in support.parts if part}
+    detector.acceleration = acceleration
     print(f"fcos_fast.accelerate: {name}: {', '.join(done)}")
     return model
 
@@ -150,39 +166,58 @@ def restore(model: Model) -> Model:
     """Undo :func:`accelerate`: the same object, as torchvision made it, with its present weights.
 
     Raises:
-        ValueError: the model was not accelerated.
+        ValueError: neither the model was accelerated nor one that it contains.
     """
-    if not isinstance(model, AcceleratedDetector):
+    detectors = [module for module in model.modules() if isinstance(module, AcceleratedDetector)]
+    if not detectors:
         raise ValueError(
             f"restore: this {type(model).__name__} was not accelerated; there is nothing to undo"
         )
-    acceleration = model.acceleration
-    del model.acceleration
-    forget_graphs(model)
-    undo(acceleration.replaced)
-    for module in acceleration.compiled:
-        module._compiled_call_impl = None
+    for detector in detectors:
+        acceleration = detector.acceleration
+        del detector.acceleration
+        forget_graphs(detector)
+        undo(acceleration.replaced)
+        for module in acceleration.compiled:
+            module._compiled_call_impl = None
     return model
 
 
-def _support(model: nn.Module) -> _Support:
-    kind = type(model)
-    if kind in _SUPPORTED:
-        support = _SUPPORTED[kind]
-        support.check(model)
-        return support
-    remedy = "expected torchvision.models.detection.FCOS or RetinaNet"
-    if isinstance(model, models.FCOS):
-        remedy = "it has all of this built in; FCOS.optimize_for_inference makes it faster at detecting"
-    elif isinstance(model, tuple(_SUPPORTED)):
-        remedy = (
-            "a subclass, of which accelerate cannot know what it changed; expected FCOS or RetinaNet itself"
+def _find(model: nn.Module) -> nn.Module:
+    """``model``, or the only detector that it contains."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, tuple(_SUPPORTED))}
+    for name, module in model.named_modules():
+        if not any(part in found.values() for part in module.modules()):
+            continue
+        called = f"model.{name}" if name else type(model).__name__
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            raise TypeError(
+                f"accelerate: {called} is a wrapper; accelerate its .module, best before wrapping"
+            )
+        if hasattr(module, "_orig_mod"):
+            raise TypeError(
+                f"accelerate: {called} is a compiled model; accelerate(model, compile=True) the model itself instead"
+            )
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        raise TypeError(
+            f"accelerate: this {type(model).__name__} contains {len(found)} detectors, "
+            f"{', '.join(f'model.{name}' if name else 'model' for name in found)}; accelerate them one by one"
         )
-    elif isinstance(getattr(model, "module", None), tuple(_SUPPORTED)):
-        remedy = "a wrapper; accelerate its .module, best before wrapping"
-    elif isinstance(getattr(model, "_orig_mod", None), tuple(_SUPPORTED)):
-        remedy = "a compiled model; accelerate(model, compile=True) the model itself instead"
+    remedy = "expected torchvision.models.detection.FCOS or RetinaNet, or a module that contains exactly one"
+    if isinstance(model, models.Detector):
+        remedy = "it has all of this built in; optimize_for_inference makes it faster at detecting"
+    kind = type(model)
     raise TypeError(f"accelerate: got {kind.__module__}.{kind.__qualname__}: {remedy}")
+
+
+def _support(detector: nn.Module) -> _Support:
+    support = next(support for kind, support in _SUPPORTED.items() if isinstance(detector, kind))
+    check_parts(detector, support.parts)
+    check_names(detector, support.accelerated[""])
+    support.check(detector)
+    return support
 
 
 def _dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 MAX_GRAPHS = 8
 """Shapes per model that get a graph, each of which holds on to the memory of all activations."""
+
+MAX_IDLE = 1000
+"""Calls after which a graph that none of them used makes room for another."""
 
 Sizes = list[tuple[int, int]]
 
@@ -38,10 +41,53 @@ class Network(nn.Module):
         return self.head(features)
 
 
+class Key(NamedTuple):
+    """What a graph is captured for.
+
+    Attributes:
+        call: shape, type and place of the images, and the modes of torch and the model.
+        places: addresses of all parameters and buffers, which the graph reads and writes.
+    """
+
+    call: Hashable
+    places: Hashable
+
+
+class Graphs:
+    """The graphs of one model: at most ``MAX_GRAPHS``, and none for memory that the model has left."""
+
+    def __init__(self) -> None:
+        self.entries: dict[Key, Any] = {}  # the least recently used first
+        self._calls = 0
+        self._last_call: dict[Key, int] = {}
+
+    def find(self, key: Key, make: Callable[[], Any]) -> Any | None:
+        """The entry of ``key``, made where there is none yet; None where there is no room for it."""
+        self._calls += 1
+        if key not in self.entries:
+            self._make_room(key)
+            if len(self.entries) == MAX_GRAPHS:
+                return None
+            self.entries[key] = make()
+        self.entries[key] = self.entries.pop(key)
+        self._last_call[key] = self._calls
+        return self.entries[key]
+
+    def _make_room(self, new: Key) -> None:
+        """Drop graphs of other parameters and buffers; of these, where there are too many, one out of use."""
+        for key in [key for key in self.entries if key.places != new.places]:
+            self._drop(key)
+        if len(self.entries) == MAX_GRAPHS:
+            oldest = next(iter(self.entries))
+            if self._calls - self._last_call[oldest] > MAX_IDLE:
+                self._drop(oldest)
+
+    def _drop(self, key: Key) -> None:
+        del self.entries[key], self._last_call[key]
+
+
 # Beside the models and not in them: a graph can be neither copied nor saved.
-_GRAPHS: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Callable[[Tensor], Any], Network]]] = (
-    WeakKeyDictionary()
-)
+_GRAPHS: WeakKeyDictionary[nn.Module, Graphs] = WeakKeyDictionary()
 
 
 def run_graphed(model: nn.Module, images: Tensor) -> tuple[Sizes, Any]:
@@ -49,28 +95,35 @@ def run_graphed(model: nn.Module, images: Tensor) -> tuple[Sizes, Any]:
 
     One backward pass belongs to one forward pass: the next forward pass comes after it.
     """
-    graphs = _GRAPHS.setdefault(model, {})
+    graphs = _GRAPHS.setdefault(model, Graphs())
     autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-    modes = (model.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast)
-    weights = tuple((p.data_ptr(), p.requires_grad) for p in model.parameters())  # a graph knows their places
-    key = (images.shape, images.stride(), images.dtype, images.device, *modes, weights)
     # Weights that autocast keeps from one call to the next would be a graph's past.
     with torch.autocast("cuda", autocast, enabled=autocast is not None, cache_enabled=False):
-        if key not in graphs:
-            if len(graphs) == MAX_GRAPHS:
-                warnings.warn(
-                    f"fcos_fast: {MAX_GRAPHS} image sizes have CUDA graphs, no further one gets any; let "
-                    "size_divisible of the model's transform be greater, or fix the image sizes",
-                    stacklevel=2,
-                )
-                network = Network(model)
-                outputs = network(images)
-                return network.sizes, outputs
+        found = graphs.find(_key(model, images, autocast), lambda: _record(model, images))
+        if found is None:
+            warnings.warn(
+                f"fcos_fast: {MAX_GRAPHS} image sizes have CUDA graphs, this one runs without; let "
+                "size_divisible of the model's transform be greater, or fix the image sizes",
+                stacklevel=2,
+            )
             network = Network(model)
-            graphs[key] = (_capture_or_not(network, images), network)
-        run, network = graphs[key]
+            outputs = network(images)
+            return network.sizes, outputs
+        run, network = found
         outputs = run(images)
         return network.sizes, outputs
+
+
+def _key(model: nn.Module, images: Tensor, autocast: torch.dtype | None) -> Key:
+    modes = (model.training, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast)
+    places = tuple((p.data_ptr(), p.requires_grad) for p in model.parameters())
+    places += tuple(buffer.data_ptr() for buffer in model.buffers())  # statistics of batch norms
+    return Key((images.shape, images.stride(), images.dtype, images.device, *modes), places)
+
+
+def _record(model: nn.Module, images: Tensor) -> tuple[Callable[[Tensor], Any], Network]:
+    network = Network(model)
+    return _capture_or_not(network, images), network
 
 
 def forget_graphs(model: nn.Module) -> None:

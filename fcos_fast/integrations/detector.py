@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from operator import attrgetter
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
+from fcos_fast.assignment import GroundTruth
 from fcos_fast.integrations.cuda_graphs import Network, Sizes, run_graphed
 from fcos_fast.integrations.layers import Replaced
+from fcos_fast.integrations.subclasses import overridden
 from fcos_fast.models.checks import values_are_checked
 
 
@@ -25,6 +28,7 @@ class Acceleration:
         channels_last: memory format of the images, which all activations take.
         dtype: of autocast around the network; None leaves it as the caller has it.
         compiled: modules that run compiled.
+        parts: what was checked, by its name in the model.
         cuda_graphs: whether the network is replayed from CUDA graphs.
     """
 
@@ -32,6 +36,7 @@ class Acceleration:
     channels_last: bool = False
     dtype: torch.dtype | None = None
     compiled: list[nn.Module] = field(default_factory=list)
+    parts: dict[str, Any] = field(default_factory=dict)
     cuda_graphs: bool = False
 
     def autocast(self, device: torch.device) -> AbstractContextManager:
@@ -55,6 +60,7 @@ class AcceleratedDetector:
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training, detections in evaluation, as the model's own class gives them."""
+        self._check_replaced()
         if self.training:
             _check_targets(targets)
         original_sizes = [tuple(image.shape[-2:]) for image in images]
@@ -79,10 +85,38 @@ class AcceleratedDetector:
             outputs = network(images)
             return network.sizes, outputs
 
-    def _anchors(self, batch: ImageList, sizes: Sizes) -> Tensor:
+    def _check_replaced(self) -> None:
+        for name, part in self.acceleration.parts.items():
+            present = attrgetter(name)(self)
+            if present is not part:
+                raise RuntimeError(
+                    f"model.{name} was replaced by a {type(present).__name__} after fcos_fast.accelerate, which checks "
+                    "and changes the parts of a model; call accelerate again, with its options"
+                )
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise TypeError(
+            "torch.jit.script does not support an accelerated model: its operators and options are Python; call "
+            "fcos_fast.restore(model), script the model that torchvision made, and accelerate it again afterwards"
+        )
+
+    @staticmethod
+    def _ground_truth(targets: list[dict[str, Tensor]]) -> GroundTruth:
+        """Packed; labels may be a column (N, 1)."""
+        boxes = [target["boxes"] for target in targets]
+        labels = [
+            label.flatten() if label.shape == (len(box), 1) else label
+            for box, label in zip(boxes, (target["labels"] for target in targets), strict=True)
+        ]
+        return GroundTruth.pack(boxes, labels)
+
+    def _anchors(
+        self, batch: ImageList, sizes: Sizes, generator: Callable[..., list[Tensor]] | None = None
+    ) -> Tensor:
         """(A, 4) of every image, in the precision of the images: bfloat16 of autocast would move them by pixels."""
+        generator = self.anchor_generator if generator is None else generator
         like = batch.tensors.new_zeros(())  # the generator reads no more than shape, dtype and device
-        return self.anchor_generator(batch, [like.expand(1, 1, *size) for size in sizes])[0]
+        return generator(batch, [like.expand(1, 1, *size) for size in sizes])[0]
 
     def _losses(
         self, batch: ImageList, sizes: Sizes, outputs: Any, targets: list[dict[str, Tensor]]
@@ -94,23 +128,42 @@ class AcceleratedDetector:
 
 
 def check_parts(model: nn.Module, expected: dict[str, type]) -> None:
-    """Raise a TypeError where a part of ``model`` is not of its type, or a method of it was replaced on the object."""
-    for name, kind in {"": type(model), **expected}.items():
-        part = model
-        for step in name.split(".") if name else ():
-            part = getattr(part, step, None)
+    """Raise a TypeError where a part of ``model`` does not work as the torchvision class that is expected.
+
+    ``model`` itself goes by the name "". A subclass is as good as its class if it overrides none of its methods.
+    """
+    for name, kind in expected.items():
+        part = attrgetter(name)(model) if name else model
         called = f"model.{name}" if name else "model"
-        if type(part) is not kind:
+        if not isinstance(part, kind):
             raise TypeError(
                 f"accelerate: {called} is {type(part).__name__}; expected torchvision's {kind.__name__}, whose working "
                 "is known"
             )
+        changed = overridden(type(part), kind)
+        if changed:
+            raise TypeError(
+                f"accelerate: {called} is {type(part).__name__}, a subclass that overrides {', '.join(changed)} of "
+                f"torchvision's {kind.__name__}; accelerate would ignore that. Expected a subclass without it"
+            )
         own = [attribute for attribute in vars(part) if callable(getattr(kind, attribute, None))]
         if own:
             raise TypeError(
-                f"accelerate: {called}.{own[0]} was replaced on this object, which accelerate would not heed; take it "
-                "away first"
+                f"accelerate: {called}.{own[0]} is overridden on this instance and would be ignored; remove the "
+                "override"
             )
+
+
+def check_names(model: nn.Module, accelerated: type[AcceleratedDetector]) -> None:
+    """Raise a TypeError where a subclass or an instance has attributes of the names that ``accelerated`` adds."""
+    kinds = [kind for kind in accelerated.__mro__ if kind.__module__.startswith("fcos_fast.")]
+    ours = {"acceleration"}.union(*map(vars, kinds)) - set(dir(nn.Module))
+    taken = sorted(name for name in ours if not name.startswith("__") and hasattr(model, name))
+    if taken:
+        raise TypeError(
+            f"accelerate: this {type(model).__name__} has {', '.join(taken)} of its own, which the accelerated class "
+            "needs for itself; rename them"
+        )
 
 
 def _check_targets(targets: Sequence[dict[str, Tensor]] | None) -> None:

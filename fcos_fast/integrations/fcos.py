@@ -12,9 +12,9 @@ from torchvision.models.detection.fcos import FCOS, FCOSClassificationHead, FCOS
 from torchvision.models.detection.image_list import ImageList
 
 from fcos_fast import ops
-from fcos_fast.assignment import RULES, GroundTruth, Level
+from fcos_fast.assignment import RULES, Level
 from fcos_fast.integrations.cuda_graphs import Sizes
-from fcos_fast.integrations.detector import AcceleratedDetector, check_parts
+from fcos_fast.integrations.detector import AcceleratedDetector
 
 
 class AcceleratedClassificationHead(FCOSClassificationHead):
@@ -44,9 +44,7 @@ class AcceleratedFCOS(AcceleratedDetector, FCOS):
         outputs: dict[str, list[Tensor]],
         targets: list[dict[str, Tensor]],
     ) -> dict[str, Tensor]:
-        gt = GroundTruth.pack(
-            [target["boxes"] for target in targets], [target["labels"] for target in targets]
-        )
+        gt = self._ground_truth(targets)
         levels = self._levels(batch, sizes)
         rule = replace(RULES["torchvision"], radius=float(self.center_sampling_radius))
         return ops.detection_loss(
@@ -82,8 +80,25 @@ class AcceleratedFCOS(AcceleratedDetector, FCOS):
         anchors = list(self._anchors(batch, sizes).split([height * width for height, width in sizes]))
         return self.postprocess_detections(flat, [anchors] * len(batch.image_sizes), batch.image_sizes)
 
+    def _call_hooked_generator(self, batch: ImageList, sizes: Sizes) -> None:
+        """Let hooks on the anchor generator see their call; nothing here needs its anchors.
+
+        Raises:
+            RuntimeError: a hook returned other anchors.
+        """
+        generator = self.anchor_generator
+        if not (generator._forward_hooks or generator._forward_pre_hooks):
+            return
+        hooked, expected = self._anchors(batch, sizes), self._anchors(batch, sizes, generator.forward)
+        if not torch.equal(hooked, expected):
+            raise RuntimeError(
+                "a hook on model.anchor_generator changed its anchors, which an accelerated FCOS does not use; remove "
+                "the hook, or call fcos_fast.restore(model)"
+            )
+
     def _levels(self, batch: ImageList, feature_sizes: Sizes) -> list[Level]:
         """The centres of ``self.anchor_generator``'s anchors; their side is the unit of radius, range and distances."""
+        self._call_hooked_generator(batch, feature_sizes)
         height, width = batch.tensors.shape[-2:]
         sides = [
             2.0 * round(sizes[0] / 2) for sizes in self.anchor_generator.sizes
@@ -96,25 +111,27 @@ class AcceleratedFCOS(AcceleratedDetector, FCOS):
         return levels
 
 
-HEADS = {
+ACCELERATED = {
     "head.classification_head": AcceleratedClassificationHead,
     "head.regression_head": AcceleratedRegressionHead,
+    "": AcceleratedFCOS,
 }
-"""What takes over, beside the model itself."""
+"""What takes over, by the name of the part."""
+
+
+PARTS = {
+    "": FCOS,
+    "head": FCOSHead,
+    "head.classification_head": FCOSClassificationHead,
+    "head.regression_head": FCOSRegressionHead,
+    "anchor_generator": AnchorGenerator,
+    "box_coder": BoxLinearCoder,
+}
+"""What torchvision's FCOS is made of, as far as the accelerated one relies on it."""
 
 
 def check_fcos(model: FCOS) -> None:
-    """Raise a TypeError or ValueError where parts of ``model`` are not those that torchvision's FCOS has."""
-    check_parts(
-        model,
-        {
-            "head": FCOSHead,
-            "head.classification_head": FCOSClassificationHead,
-            "head.regression_head": FCOSRegressionHead,
-            "anchor_generator": AnchorGenerator,
-            "box_coder": BoxLinearCoder,
-        },
-    )
+    """Raise a ValueError where parts of ``model`` are set otherwise than in torchvision's FCOS."""
     if not model.box_coder.normalize_by_size:
         raise ValueError("accelerate: model.box_coder does not normalize by size; torchvision's FCOS does")
     ratios = model.anchor_generator.aspect_ratios

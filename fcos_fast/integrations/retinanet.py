@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.image_list import ImageList
@@ -19,7 +21,8 @@ from torchvision.ops import clip_boxes_to_image
 from fcos_fast import ops
 from fcos_fast.assignment import AnchorMatches, GroundTruth
 from fcos_fast.integrations.cuda_graphs import Sizes
-from fcos_fast.integrations.detector import AcceleratedDetector, check_parts
+from fcos_fast.integrations.detector import AcceleratedDetector
+from fcos_fast.models.anchors import MAX_LOG_RATIO, decode_boxes, encode_boxes, matched_box_loss
 
 
 class AcceleratedRetinaNet(AcceleratedDetector, RetinaNet):
@@ -32,25 +35,35 @@ class AcceleratedRetinaNet(AcceleratedDetector, RetinaNet):
         outputs: dict[str, Tensor],
         targets: list[dict[str, Tensor]],
     ) -> dict[str, Tensor]:
-        anchors = self._anchors(batch, sizes)
-        gt = GroundTruth.pack(
-            [target["boxes"] for target in targets], [target["labels"] for target in targets]
-        )
+        anchors = self._anchors(batch, sizes).float()
+        gt = self._ground_truth(targets)
         matches = ops.match_anchors(
-            anchors.float(),
+            anchors,
             gt,
             high_threshold=self.proposal_matcher.high_threshold,
             low_threshold=self.proposal_matcher.low_threshold,
             allow_low_quality=self.proposal_matcher.allow_low_quality_matches,
         )
-        # The regression loss touches matched anchors alone; torchvision's own takes rows of each image's boxes.
-        rows = torch.where(matches.matched >= 0, matches.matched - gt.starts[:-1, None], matches.matched)
         return {
             "classification": _classification_loss(outputs["cls_logits"], matches),
-            "bbox_regression": self.head.regression_head.compute_loss(
-                targets, outputs, [anchors] * len(targets), list(rows)
-            ),
+            "bbox_regression": self._regression_loss(outputs["bbox_regression"], anchors, gt, matches),
         }
+
+    def _regression_loss(
+        self, deltas: Tensor, anchors: Tensor, gt: GroundTruth, matches: AnchorMatches
+    ) -> Tensor:
+        """The mean over the images of their box loss per matched anchor; deltas are (B, A, 4)."""
+        sums = matched_box_loss(deltas, matches.matched, anchors, gt.boxes, self._box_loss)
+        return (sums / (matches.labels >= 0).sum(dim=1).clamp(min=1)).mean()
+
+    def _box_loss(self, deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
+        """(N,), which torchvision's ``_box_loss`` sums, of coded boxes (N, 4), their anchors and targets."""
+        head = self.head.regression_head
+        encode, decode = _code(head.box_coder)
+        if head._loss_type not in ("l1", "smooth_l1"):
+            return ops.box_loss(decode(deltas, anchors), boxes, head._loss_type)
+        beta = 0.0 if head._loss_type == "l1" else 1.0
+        return F.smooth_l1_loss(deltas, encode(boxes, anchors), reduction="none", beta=beta).sum(dim=1)
 
     def _detections(
         self, batch: ImageList, sizes: Sizes, outputs: dict[str, Tensor]
@@ -113,15 +126,22 @@ def _classification_loss(logits: Tensor, matches: AnchorMatches) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def check_retinanet(model: RetinaNet) -> None:
-    """Raise a TypeError where parts of ``model`` are not those that torchvision's RetinaNet has."""
-    check_parts(
-        model,
-        {
-            "head": RetinaNetHead,
-            "head.classification_head": RetinaNetClassificationHead,
-            "head.regression_head": RetinaNetRegressionHead,
-            "proposal_matcher": Matcher,
-            "box_coder": BoxCoder,
-        },
-    )
+def _code(coder: BoxCoder) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
+    """Encoding and decoding: ours where torchvision's do the same, which copies constants and so waits for a GPU."""
+    if tuple(coder.weights) == (1, 1, 1, 1) and coder.bbox_xform_clip == MAX_LOG_RATIO:
+        return encode_boxes, decode_boxes
+    return coder.encode_single, coder.decode_single
+
+
+ACCELERATED = {"": AcceleratedRetinaNet}
+"""What takes over, by the name of the part."""
+
+PARTS = {
+    "": RetinaNet,
+    "head": RetinaNetHead,
+    "head.classification_head": RetinaNetClassificationHead,
+    "head.regression_head": RetinaNetRegressionHead,
+    "proposal_matcher": Matcher,
+    "box_coder": BoxCoder,
+}
+"""What torchvision's RetinaNet is made of, as far as the accelerated one relies on it."""

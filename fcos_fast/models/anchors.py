@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcos_fast.assignment import Level
@@ -71,6 +72,40 @@ def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
     center = deltas[..., :2] * anchor_sides + anchor_center
     half = 0.5 * (deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp() * anchor_sides)
     return torch.cat((center - half, center + half), dim=-1)
+
+
+def matched_box_loss(
+    deltas: Tensor,
+    matched: Tensor,
+    anchors: Tensor,
+    boxes: Tensor,
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """(B,) the sum of each image's box loss, over its matched anchors, in float32 (float64 of float64 deltas).
+
+    What the network says of other anchors is not read: an infinite number there changes neither loss nor gradient.
+    On a CPU only matched anchors are computed. The host does not know their number on other devices, nor while a graph
+    is traced; there all anchors are, the others with a code of zeros for themselves, rather than wait for the device.
+
+    Args:
+        deltas: (B, A, 4), what the network says in the code of :func:`encode_boxes`.
+        matched: (B, A) int32, row of ``boxes``; negative where an anchor has none.
+        anchors: (A, 4) float32 xyxy in pixels.
+        boxes: (M, 4) float32 xyxy in pixels.
+        loss: of deltas, anchors and boxes, (N, 4) each, to (N,).
+    """
+    dtype = torch.promote_types(deltas.dtype, anchors.dtype)  # 16 bits would move boxes by pixels
+    positive = matched >= 0
+    if deltas.device.type == "cpu" and not torch.compiler.is_compiling():
+        image, anchor = positive.nonzero(as_tuple=True)
+        pairs = loss(deltas[image, anchor].to(dtype), anchors[anchor], boxes[matched[image, anchor]])
+        return torch.stack([of_image.sum() for of_image in pairs.split(positive.sum(dim=1).tolist())])
+    # Replaced before the loss and not masked after it: the gradient of a masked infinity is 0 * inf.
+    deltas = torch.where(positive[..., None], deltas, 0.0).to(dtype)
+    boxes = F.pad(boxes, (0, 0, 0, 1))  # a row to read where the batch has no box
+    boxes = torch.where(positive[..., None], boxes[matched.clamp(min=0)], anchors)
+    pairs = loss(*(x.flatten(0, 1) for x in (deltas, anchors.expand_as(boxes), boxes)))
+    return torch.where(positive, pairs.view(positive.shape), 0.0).sum(dim=1)
 
 
 def _center_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor]:

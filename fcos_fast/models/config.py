@@ -45,6 +45,13 @@ class DetectorConfig:
         max_detections: detections per image.
         inclusive_boxes: the convention that x2 and y2 name the last pixel inside: boxes are clipped to
             width - 1 and height - 1, and NMS adds 1 to widths and heights.
+        inclusive_targets: whether the network learns boxes in that convention: training subtracts one pixel of the
+            original image from x2 and y2, detection adds it back, so that boxes given and returned always end at the
+            edge, as in maskrcnn-benchmark; boxes of at most one pixel are not trained on. Checkpoints saved before this
+            field existed were trained without it.
+        drop_empty: boxes without width or height are dropped ``before_nms``, so that they suppress nothing and take
+            no place among ``max_detections`` (mmdetection), or ``at_end``, when they are clipped and in pixels of
+            the original image (detectron2), or ``never`` (torchvision).
         batching: how images of different sizes are evaluated. ``group``: together only where their padded
             sizes are equal, so that no image's detections depend on its company. ``pad``: all padded to
             one size.
@@ -81,6 +88,8 @@ class DetectorConfig:
     nms_threshold: float = 0.6
     max_detections: int = 100
     inclusive_boxes: bool = True
+    inclusive_targets: bool = False
+    drop_empty: Literal["never", "before_nms", "at_end"] = "never"
     batching: Literal["group", "pad"] = "group"
     channel_order: Literal["rgb", "bgr"] = "bgr"
     pixel_range: Literal[1, 255] = 255
@@ -126,7 +135,7 @@ class DetectorConfig:
 class FCOSConfig(DetectorConfig):
     """All that defines an FCOS: every choice in which the published ones differ.
 
-    The defaults are the preset ``official-improved``.
+    The defaults are the preset ``official-improved`` but for ``inclusive_targets``.
 
     Attributes:
         detector: says in a checkpoint or a YAML file which detector this configures.

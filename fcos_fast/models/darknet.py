@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -68,3 +71,29 @@ class DarkNet19(Backbone):
         c3 = self.layer2(c2)
         c4 = self.layer3(c3)
         return [c2, c3, c4, self.layer4(c4)]
+
+
+def read_in_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a frozen :class:`DarkNet19` from tensors of other names, in the order of its layers.
+
+    Implementations nest and name its 18 layers in many ways, but all have for each a convolution's weight, then weight,
+    bias, running mean and running variance of its batch norm. What comes after the last layer, such as a classifier, is
+    not read.
+
+    Raises:
+        ValueError: a tensor is missing or of another shape; the message names it.
+    """
+    with torch.device("meta"):
+        own = DarkNet19("frozen").state_dict()
+    given = [(name, value) for name, value in tensors.items() if not name.endswith("num_batches_tracked")]
+    if len(given) < len(own):
+        raise ValueError(
+            f"DarkNet19 has {len(own)} tensors in 18 layers of convolution and batch norm; got {len(given)}"
+        )
+    for (key, like), (name, value) in zip(own.items(), given, strict=False):
+        if value.shape != like.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}; expected {tuple(like.shape)}, of DarkNet19's {key}, "
+                "whose layers these tensors are read as, in their order"
+            )
+    return {key: value for key, (_, value) in zip(own, given, strict=False)}

@@ -20,8 +20,9 @@ from fcos_fast.models.deform_conv import DeformConv2d
 from fcos_fast.models.folding import conv_norm_pairs, fold_batch_norms
 from fcos_fast.models.fpn import FPN, BackboneWithFPN
 from fcos_fast.models.norm import GroupNormReLU
+from fcos_fast.models.packing import learned_target
 from fcos_fast.models.timm_backbone import TimmBackbone
-from fcos_fast.models.transform import ImageBatch, Size, Transform, image_size, scale_boxes
+from fcos_fast.models.transform import ImageBatch, Size, Transform, has_area, image_size, scale_boxes
 from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import Precision, choose_precision
 
@@ -82,7 +83,10 @@ class Detector(nn.Module):
         raise NotImplementedError
 
     def postprocess(self, outputs: tuple[list[Tensor], ...], batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """The detections of each image of ``batch``, in pixels of the images as they lie in it."""
+        """The detections of each image of ``batch``, in pixels of the images as they lie in it.
+
+        Their boxes are still as the network learns them, see ``inclusive_targets`` of the configuration.
+        """
         raise NotImplementedError
 
     def forward(
@@ -110,13 +114,12 @@ class Detector(nn.Module):
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]]
     ) -> tuple[ImageBatch, GroundTruth]:
         resized = [self.transform(image) for image in images]
-        boxes = [
-            scale_boxes(target["boxes"], image_size(image), image_size(small))
+        learned = [
+            learned_target(target, image_size(image), image_size(small), self.config)
             for target, image, small in zip(targets, images, resized, strict=True)
         ]
-        return self.transform.batch(resized), GroundTruth.pack(
-            boxes, [target["labels"] for target in targets]
-        )
+        boxes, labels = ([target[name] for target in learned] for name in ("boxes", "labels"))
+        return self.transform.batch(resized), GroundTruth.pack(boxes, labels)
 
     def _losses(self, batch: ImageBatch, gt: GroundTruth) -> dict[str, Tensor]:
         targets = self.assign(batch, gt)
@@ -139,11 +142,21 @@ class Detector(nn.Module):
             batch = self.transform.batch([resized[i] for i in indices])
             found = self.postprocess(self.network(batch.tensor), batch)
             for i, detection in zip(indices, found, strict=True):
-                detection["boxes"] = scale_boxes(
-                    detection["boxes"], image_size(resized[i]), image_size(images[i])
-                )
-                detections[i] = detection
+                detections[i] = self._finish(detection, image_size(resized[i]), image_size(images[i]))
         return detections
+
+    def _finish(self, detection: dict[str, Tensor], size: Size, original: Size) -> dict[str, Tensor]:
+        """The detections of :meth:`postprocess` in an image of ``size``, in pixels of the ``original`` image."""
+        boxes = scale_boxes(detection["boxes"], size, original)
+        if self.config.inclusive_targets:
+            # Where the image was enlarged, its last pixel and one more lie beyond the edge of the original.
+            edge = boxes.new_tensor(original[::-1])
+            boxes = torch.cat((boxes[:, :2], (boxes[:, 2:] + 1).minimum(edge)), dim=1)
+        detection = detection | {"boxes": boxes}
+        if self.config.drop_empty == "at_end":
+            kept = has_area(boxes)
+            detection = {name: values[kept] for name, values in detection.items()}
+        return detection
 
     def network(self, x: Tensor) -> tuple[list[Tensor], ...]:
         """Images (B, 3, H, W) as the backbone sees them, padded, to the outputs of the head."""

@@ -93,6 +93,7 @@ class FCOS(Detector):
             max_detections=config.max_detections,
             inclusive_boxes=config.inclusive_boxes,
             clip=config.clip,
+            drop_empty=config.drop_empty == "before_nms",
         ).split()
 
     def levels(self, size: Size) -> list[Level]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fcos_fast.models.darknet import read_in_order
 from fcos_fast.models.names import unknown_name
 
 CLASSES = "head.classification_head.cls_logits."
@@ -348,11 +349,24 @@ def to_layout(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
 
 
 def present_names(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """The parameters of a checkpoint, older names of its layout replaced by the present ones."""
+    """The parameters of a checkpoint, older and other names of its layout replaced by those that ``renames`` give."""
 
     def present(key: str) -> str:
         for pattern, replacement in layout.aliases:
             key = re.sub(pattern, replacement, key)
         return key
 
-    return {present(key): value for key, value in state.items()}
+    return _named_darknet({present(key): value for key, value in state.items()})
+
+
+def _named_darknet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With our names for the layers of a notebook's DarkNet19, ``backbone.block1.0.weight`` and so on."""
+    blocks = {
+        key: found[1] for key in state if (found := re.match(r"((?:fcos_body\.)?backbone\.)block\d", key))
+    }
+    if not blocks:
+        return state
+    prefix = next(iter(blocks.values()))
+    layers = read_in_order({key: state[key] for key in blocks})
+    others = {key: value for key, value in state.items() if key not in blocks}
+    return others | {prefix + key: value for key, value in layers.items()}

@@ -29,26 +29,29 @@ _IMAGENET_RGB = {
 # Distances as the paper of 2019 has them, and the centerness on the tower of the classes.
 _PAPER = {"centerness_on": "classification", "regression": "exp", "regression_unit": "pixel"}
 
-# tianzhi0549/FCOS, fcos_R_50_FPN_1x.
+# tianzhi0549/FCOS, fcos_R_50_FPN_1x. There the area that decides between two boxes has 1 added to their sides, and
+# detections that end beyond the image, by less than a pixel where it was enlarged, are not clipped again.
 _OFFICIAL = FCOSConfig(
     **_PAPER,
+    inclusive_targets=True,
     rule=RULES["official"],
     ignore_padding=False,
     box_loss="iou",
     **_CAFFE2_BGR,
 )
 
-# aim-uofa/AdelaiDet, configs/FCOS-Detection: R_50_1x. Boxes that clipping leaves empty are dropped there.
+# aim-uofa/AdelaiDet, configs/FCOS-Detection: R_50_1x.
 _ADELAIDET = FCOSConfig(
     rule=RULES["adelaidet"],
     ignore_padding=False,
     inclusive_boxes=False,
+    drop_empty="at_end",
     clip="after_nms",
     **_DETECTRON_BGR,
 )
 
-# open-mmlab/mmdetection 3.x, configs/fcos: fcos_r50-caffe_fpn_gn-head_1x_coco. There empty boxes are dropped before
-# NMS, and an IoU below 1e-6 counts as 1e-6 in the loss, here below 1e-7.
+# open-mmlab/mmdetection 3.x, configs/fcos: fcos_r50-caffe_fpn_gn-head_1x_coco. There an IoU below 1e-6 counts as
+# 1e-6 in the loss, here below 1e-7.
 _MMDETECTION = FCOSConfig(
     **_PAPER,
     head_bias=False,
@@ -60,13 +63,14 @@ _MMDETECTION = FCOSConfig(
     topk_by="classification",
     nms_threshold=0.5,
     inclusive_boxes=False,
+    drop_empty="before_nms",
     **_CAFFE2_BGR,
 )
 
 FCOS_PRESETS: dict[str, FCOSConfig] = {
     # tianzhi0549/FCOS with centre sampling, GIoU, normalised regression and centerness on the regression
     # tower. That code also trains on the locations of the padding, as background: ignore_padding=False.
-    "official-improved": FCOSConfig(),
+    "official-improved": FCOSConfig(inclusive_targets=True),
     "official": _OFFICIAL,
     "adelaidet": _ADELAIDET,
     # With BOX_QUALITY "iou".
@@ -79,7 +83,7 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
         max_size=736,
         max_level=5,
     ),
-    # facebookresearch/detectron2, configs/common/models/fcos.py. Boxes that clipping leaves empty are dropped there.
+    # facebookresearch/detectron2, configs/common/models/fcos.py.
     "detectron2": FCOSConfig(
         scale="none",
         rule=RULES["detectron2"],
@@ -91,6 +95,7 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
         score_threshold=0.2,
         threshold_on="score",
         inclusive_boxes=False,
+        drop_empty="at_end",
         clip="after_nms",
         **_DETECTRON_BGR,
     ),
@@ -154,7 +159,7 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
     ),
     # VectXmy/FCOS.Pytorch for VOC, published with norm="frozen" and trainable_stages=3 (first stage and stem frozen).
     # There a score of exactly the threshold passes, NMS adds 1 to the sides in areas but not in overlaps, and boxes are
-    # clipped to the padded image.
+    # clipped to the padded image. Neither its data sets nor its evaluation add 1: no inclusive_targets.
     "notebook": FCOSConfig(
         num_classes=20,
         stride_in_1x1=False,

@@ -14,13 +14,13 @@ from torch import Tensor
 from fcos_fast import ops
 from fcos_fast.assignment import GroundTruth
 from fcos_fast.detections import Detections
-from fcos_fast.models.anchors import Anchors, decode_boxes, encode_boxes
+from fcos_fast.models.anchors import Anchors, decode_boxes, encode_boxes, matched_box_loss
 from fcos_fast.models.config import RetinaNetConfig, check_fields
 from fcos_fast.models.detector import Detector
 from fcos_fast.models.names import unknown_name
 from fcos_fast.models.retinanet_head import RetinaNetHead, RetinaNetOutputs
 from fcos_fast.models.retinanet_presets import RETINANET_PRESETS
-from fcos_fast.models.transform import ImageBatch, Size
+from fcos_fast.models.transform import ImageBatch, Size, has_area
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class AnchorTargets:
     Attributes:
         anchors: (A, 4) xyxy in pixels.
         labels: (B, A) int32; class 0..C-1, ``BACKGROUND`` (-1) or ``IGNORED`` (-2).
-        boxes: (B, A, 4) float32, the matched boxes; the anchor itself where there is none.
+        matched: (B, A) int32; row of ``boxes``, negative where there is none.
+        boxes: (M, 4) float32, those of the whole batch.
         totals: float32 scalar on the device; number of anchors with a box.
     """
 
     anchors: Tensor
     labels: Tensor
+    matched: Tensor
     boxes: Tensor
     totals: Tensor
 
@@ -73,9 +75,7 @@ class RetinaNet(Detector):
             low_threshold=config.background_threshold,
             allow_low_quality=config.allow_low_quality,
         )
-        boxes = F.pad(gt.boxes, (0, 0, 0, 1))  # a row to read where the batch has no box
-        boxes = torch.where(matches.matched[..., None] >= 0, boxes[matches.matched.clamp(min=0)], anchors)
-        return AnchorTargets(anchors, matches.labels, boxes, matches.num_positive)
+        return AnchorTargets(anchors, matches.labels, matches.matched, gt.boxes, matches.num_positive)
 
     def losses(
         self, images: Tensor, targets: AnchorTargets, reduction: dist.Work | None = None
@@ -85,15 +85,16 @@ class RetinaNet(Detector):
         if reduction is not None:
             reduction.wait()
         deltas = torch.cat([_by_anchor(x, 4) for x in box_regression], dim=1)  # (B, A, 4)
-        positive = targets.labels >= 0  # (B, A)
         if self.config.normalizer == "image":
-            normalizers = positive.sum(dim=1).clamp(min=1) * len(positive)  # (B,)
+            normalizers = (targets.labels >= 0).sum(dim=1).clamp(min=1) * len(deltas)  # (B,)
         else:
             processes = dist.get_world_size() if self._shares_totals() else 1
             normalizers = (
                 targets.totals.clamp(min=1) / processes
             )  # a process's share of what one would divide by
-        boxes = torch.where(positive, self._box_loss(deltas, targets), 0.0).sum(dim=1)  # (B,)
+        boxes = matched_box_loss(
+            deltas, targets.matched, targets.anchors, targets.boxes, self._box_loss
+        )  # (B,)
         return {
             "classification": (self._classification_loss(cls_logits, targets.labels) / normalizers).sum(),
             "bbox_regression": (boxes / normalizers).sum(),
@@ -116,12 +117,12 @@ class RetinaNet(Detector):
             return ops.sigmoid_focal_loss_star(logits, labels, config.focal_gamma, config.focal_beta, "sum")
         return ops.sigmoid_focal_loss(logits, labels, config.focal_alpha, config.focal_gamma, "sum")
 
-    def _box_loss(self, deltas: Tensor, targets: AnchorTargets) -> Tensor:
-        """(B, A), of every anchor."""
+    def _box_loss(self, deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
+        """(N,) of coded boxes (N, 4), their anchors and the boxes that these are to predict."""
         kind = self.config.box_loss
         if kind not in ("l1", "smooth_l1"):
-            return ops.box_loss(decode_boxes(deltas, targets.anchors), targets.boxes, kind)
-        expected = encode_boxes(targets.boxes, targets.anchors)
+            return ops.box_loss(decode_boxes(deltas, anchors), boxes, kind)
+        expected = encode_boxes(boxes, anchors)
         beta = self.config.smooth_l1_beta if kind == "smooth_l1" else 0.0
         return F.smooth_l1_loss(deltas, expected, reduction="none", beta=beta).sum(dim=-1)
 
@@ -138,8 +139,11 @@ class RetinaNet(Detector):
         pixel = 1 if config.inclusive_boxes else 0
         limits = (batch.tensors[1] - pixel).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4)
         boxes = boxes.clamp(min=0).minimum(limits)
+        compared = torch.cat((boxes[..., :2], boxes[..., 2:] + pixel), dim=-1)
+        if config.drop_empty == "before_nms":
+            scores = torch.where(has_area(compared), scores, -torch.inf)
         indices, counts = ops.nms_padded(
-            torch.cat((boxes[..., :2], boxes[..., 2:] + pixel), dim=-1),
+            compared,
             scores,
             labels,
             config.nms_threshold,
@@ -168,7 +172,7 @@ class RetinaNet(Detector):
         scores = logits.to(anchors.dtype).sigmoid()
         scores = torch.where(scores > self.config.score_threshold, scores, -torch.inf)
         deltas = _by_anchor(box_regression, 4).gather(1, rows[..., None].expand(-1, -1, 4))
-        return decode_boxes(deltas, anchors[rows]), scores, labels
+        return decode_boxes(deltas.to(anchors.dtype), anchors[rows]), scores, labels
 
     def _anchors(self, size: Size) -> list[Tensor]:
         return self.anchors(size, self.feature_sizes(size))

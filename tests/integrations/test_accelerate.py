@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections import OrderedDict
-from functools import partial, partialmethod
+from functools import partialmethod
 
 import pytest
 import torch
@@ -16,161 +15,26 @@ from fcos_fast.models import winograd
 from fcos_fast.models.norm import GroupNormReLU
 from fcos_fast.models.winograd import WinogradConv2d
 
-torchvision = pytest.importorskip("torchvision")
-from torchvision.models import detection  # noqa: E402
-from torchvision.models.detection.anchor_utils import AnchorGenerator  # noqa: E402
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone  # noqa: E402
-from torchvision.models.detection.retinanet import RetinaNetHead  # noqa: E402
-from torchvision.ops import FrozenBatchNorm2d  # noqa: E402
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7  # noqa: E402
+pytest.importorskip("torchvision")
+from torchvision.models import detection
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import FrozenBatchNorm2d
 
-from fcos_fast.integrations.layers import FoldedConv2d  # noqa: E402
-
-NUM_CLASSES = 7
-SIZES = {"min_size": 80, "max_size": 112}
-
-
-class Pyramid(nn.Module):
-    """Three small feature maps of strides 8, 16 and 32, with frozen norms, a bias and a norm that stands alone."""
-
-    out_channels = 64
-
-    def __init__(self, norm: type[nn.Module] = FrozenBatchNorm2d) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 64, 3, 4, 1, bias=False), norm(64), nn.ReLU(inplace=True))
-        self.stages = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(64, 64, 3, 2, 1, bias=i == 1, groups=2), norm(64), nn.ReLU(inplace=True))
-            for i in range(3)
-        )
-        self.alone = norm(64)
-
-    def forward(self, x: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
-        x = self.stem(x)
-        features = OrderedDict()
-        for i, stage in enumerate(self.stages):
-            x = stage(x)
-            features[str(i)] = self.alone(x)
-        return features
-
-
-def small_fcos(norm: type[nn.Module] = FrozenBatchNorm2d, **options) -> detection.FCOS:
-    anchors = AnchorGenerator(((8,), (16,), (33,)), ((1.0,),) * 3)
-    return detection.FCOS(Pyramid(norm), NUM_CLASSES, anchor_generator=anchors, **(SIZES | options))
-
-
-def resnet_backbone(**options) -> nn.Module:
-    """What torchvision builds where it downloads pretrained weights: frozen norms and first stages."""
-    extra = LastLevelP6P7(256, 256)
-    return resnet_fpn_backbone(
-        backbone_name="resnet18", weights=None, returned_layers=[2, 3, 4], extra_blocks=extra, **options
-    )
-
-
-def resnet_fcos() -> detection.FCOS:
-    return detection.FCOS(resnet_backbone(trainable_layers=3), NUM_CLASSES, **SIZES)
-
-
-def mobilenet_fcos() -> detection.FCOS:
-    """As in torchvision's documentation a backbone that gives one map; its last layers would only take time."""
-    backbone = torchvision.models.mobilenet_v2(weights=None, norm_layer=FrozenBatchNorm2d).features[:14]
-    backbone.out_channels = 96
-    anchors = AnchorGenerator(((16,),), ((1.0,),))
-    return detection.FCOS(backbone, NUM_CLASSES, anchor_generator=anchors, **SIZES)
-
-
-def small_retinanet() -> detection.RetinaNet:
-    """With group norm in its head, as ``retinanet_resnet50_fpn_v2`` has it."""
-    anchors = AnchorGenerator(((16, 20), (32, 40), (64, 80)), ((0.5, 1.0, 2.0),) * 3)
-    head = RetinaNetHead(64, 6, NUM_CLASSES, norm_layer=partial(nn.GroupNorm, 32))
-    return detection.RetinaNet(Pyramid(), NUM_CLASSES, anchor_generator=anchors, head=head, **SIZES)
-
-
-def plain_retinanet() -> detection.RetinaNet:
-    anchors = AnchorGenerator(((16,), (32,), (64,)), ((1.0,),) * 3)
-    return detection.RetinaNet(Pyramid(), NUM_CLASSES, anchor_generator=anchors, **SIZES)
-
-
-BUILDERS = [small_fcos, resnet_fcos, mobilenet_fcos, small_retinanet, plain_retinanet]
-
-
-def prepare(model: nn.Module) -> nn.Module:
-    """Norms near the statistics of activations, and a head with many sure and different detections."""
-    generator = torch.Generator().manual_seed(1)
-    last = {"cls_logits": (0.02, -3.0), "bbox_ctrness": (0.02, 2.0), "bbox_reg": (0.02, 0.5)}
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if isinstance(module, (nn.BatchNorm2d, FrozenBatchNorm2d)):
-                nn.init.uniform_(module.weight, 0.5, 1.0, generator=generator)
-                nn.init.normal_(module.bias, std=0.1, generator=generator)
-                nn.init.normal_(module.running_mean, std=0.1, generator=generator)
-                nn.init.uniform_(module.running_var, 0.5, 1.5, generator=generator)
-            elif isinstance(module, nn.Conv2d) and name.rpartition(".")[2] in last:
-                std, bias = last[name.rpartition(".")[2]]
-                module.weight.normal_(0, std, generator=generator)
-                module.bias.fill_(bias)
-            elif isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, generator=generator)
-    return model
-
-
-@pytest.fixture
-def pictures():
-    """Three sizes in one batch, boxes of several levels; the second picture has none."""
-    images = [torch.rand(3, 96, 128), torch.rand(3, 128, 100), torch.rand(3, 90, 70)]
-    targets = [
-        {
-            "boxes": torch.tensor([[10.0, 12.0, 50.0, 60.0], [4.0, 5.0, 120.0, 90.0]]),
-            "labels": torch.tensor([0, 2]),
-        },
-        {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)},
-        {
-            "boxes": torch.tensor([[5.5, 8.0, 61.0, 80.0], [30.0, 30.0, 48.0, 49.0]]),
-            "labels": torch.tensor([1, 6]),
-        },
-    ]
-    return images, targets
-
-
-def train_step(model: nn.Module, pictures) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Losses, and the gradient of every parameter that has one."""
-    images, targets = pictures
-    dtype = next(model.parameters()).dtype
-    model.train().zero_grad()
-    losses = model([image.to(dtype) for image in images], targets)
-    sum(losses.values()).backward()
-    return losses, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-def detect(model: nn.Module, images) -> list[dict[str, torch.Tensor]]:
-    dtype = next(model.parameters()).dtype
-    with torch.no_grad():
-        return model.eval()([image.to(dtype) for image in images])
-
-
-def assert_same_step(ours, theirs, tolerance: float) -> None:
-    """Losses, and the gradient of every parameter, within a relative tolerance.
-
-    A bias before a norm has a gradient of rounding errors alone: below a thousandth of all gradients together a
-    gradient's own size says nothing.
-    """
-    (losses, gradients), (expected_losses, expected) = ours, theirs
-    assert losses.keys() == expected_losses.keys()
-    for name, loss in losses.items():
-        torch.testing.assert_close(loss, expected_losses[name], rtol=tolerance, atol=0, check_dtype=False)
-    assert gradients.keys() == expected.keys()
-    least = 1e-3 * torch.stack([gradient.norm() for gradient in expected.values()]).norm()
-    for name, gradient in gradients.items():
-        error = (gradient - expected[name]).norm() / expected[name].norm().clamp(min=least)
-        assert error <= tolerance, f"{name}: {error}"
-
-
-def assert_same_detections(ours, theirs, rtol: float = 1e-5) -> None:
-    assert sum(len(found["boxes"]) for found in theirs) > 50
-    assert all(len(found["scores"].unique()) > 0.9 * len(found["scores"]) for found in theirs)
-    for found, expected in zip(ours, theirs, strict=True):
-        assert torch.equal(found["labels"], expected["labels"])
-        torch.testing.assert_close(found["scores"], expected["scores"], rtol=rtol, atol=0)
-        torch.testing.assert_close(found["boxes"], expected["boxes"], rtol=rtol, atol=10 * rtol)
+from fcos_fast.integrations.layers import FoldedConv2d
+from tests.integrations.detectors import (
+    BUILDERS,
+    NUM_CLASSES,
+    Pyramid,
+    assert_same_detections,
+    assert_same_step,
+    detect,
+    plain_retinanet,
+    prepare,
+    resnet_fcos,
+    small_fcos,
+    small_retinanet,
+    train_step,
+)
 
 
 @pytest.mark.parametrize("build", BUILDERS)
@@ -407,7 +271,8 @@ def test_torchvisions_refusals_stay(pictures):
 
 
 class OwnFCOS(detection.FCOS):
-    pass
+    def compute_loss(self, *arguments):
+        return super().compute_loss(*arguments)
 
 
 def _with_other_head():
@@ -422,7 +287,8 @@ def _with_wide_anchors():
 
 
 class ShiftedAnchors(AnchorGenerator):
-    pass
+    def forward(self, *arguments):
+        return [anchors + 1 for anchors in super().forward(*arguments)]
 
 
 def _with_shifted_anchors():
@@ -440,11 +306,11 @@ def _with_own_loss():
     ("build", "options", "message"),
     [
         (_with_shifted_anchors, {}, "model.anchor_generator is ShiftedAnchors"),
-        (_with_own_loss, {}, "model.compute_loss was replaced"),
+        (_with_own_loss, {}, "model.compute_loss is overridden on this instance"),
         (lambda: nn.Linear(1, 1), {}, "torch.nn.modules.linear.Linear"),
         (lambda: nn.DataParallel(small_fcos()), {}, r"\.module"),
         (lambda: torch.compile(small_fcos()), {}, "compile=True"),
-        (lambda: OwnFCOS(Pyramid(), NUM_CLASSES), {}, "subclass"),
+        (lambda: OwnFCOS(Pyramid(), NUM_CLASSES), {}, "a subclass that overrides compute_loss"),
         (lambda: fcos_fast.fcos("resnet18"), {}, "built in"),
         (_with_other_head, {}, "model.head is Identity"),
         (_with_wide_anchors, {}, "aspect ratios"),

@@ -107,9 +107,10 @@ def test_torchvision_learns_from_padding(small_model, batch):
 
 def test_detections_are_in_pixels_of_the_image_as_given(small_model, make_talkative):
     image = torch.rand(3, 50, 80)
-    model = small_model(min_size=None, inclusive_boxes=False, size_divisor=32).eval()
+    plane = {"inclusive_boxes": False, "inclusive_targets": False}
+    model = small_model(min_size=None, size_divisor=32, **plane).eval()
     make_talkative(model)
-    zoomed = small_model(min_size=100, inclusive_boxes=False).eval()
+    zoomed = small_model(min_size=100, **plane).eval()
     zoomed.load_state_dict(model.state_dict())
     large = torch.nn.functional.interpolate(image[None], size=(100, 160), mode="bilinear")[0]
     (small,), (expected,) = zoomed([image]), model([large])

@@ -90,17 +90,17 @@ def test_matched_background_and_ignored_anchors(model, allow_low_quality):
     overlaps = [[iou(anchor, box) for box in BOXES] for anchor in targets.anchors.tolist()]
     best_of_box = [max(column) for column in zip(*overlaps, strict=True)]
     seen = set()
-    for row, label, box, anchor in zip(
-        overlaps, targets.labels[0].tolist(), targets.boxes[0].tolist(), targets.anchors.tolist(), strict=True
+    for row, label, matched in zip(
+        overlaps, targets.labels[0].tolist(), targets.matched[0].tolist(), strict=True
     ):
         best = max(row)
         best_for_some = any(o > best_of_box[k] - 1e-6 for k, o in enumerate(row))
         if best >= 0.55 or (allow_low_quality and best_for_some):
             k = row.index(best)
-            assert (label, box) == (k % 3, BOXES[k])
+            assert (label, targets.boxes[matched].tolist()) == (k % 3, BOXES[k])
         else:
             assert label == (IGNORED if best >= 0.35 else BACKGROUND)
-            assert box == anchor
+            assert matched < 0
         seen.add(label)
     # The third box, too narrow for an anchor to be like it, has none without allow_low_quality.
     assert seen == {0, 1, IGNORED, BACKGROUND} | ({2} if allow_low_quality else set())
@@ -134,7 +134,9 @@ def expected_losses(net, batch, gt, star: bool, box) -> list[tuple[torch.Tensor,
             sums[0] = sums[0] + loss[own != IGNORED].sum()
             matched = own >= 0
             sums[1] = sums[1] + box(
-                deltas[matched], targets.anchors[here][matched], targets.boxes[b, here][matched]
+                deltas[matched],
+                targets.anchors[here][matched],
+                targets.boxes[targets.matched[b, here][matched]],
             )
         found.append((*sums, int((labels >= 0).sum())))
     return found
@@ -234,6 +236,25 @@ def test_bfloat16_autocast(model, batch):
             assert found["boxes"].dtype == found["scores"].dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("normalizer", ["positives", "image"])
+@pytest.mark.parametrize("star", [False, True], ids=["focal", "FL*"])
+def test_losses_of_16_bit_outputs_are_summed_in_float32(model, make_talkative, dtype, normalizer, star):
+    """Those of the same outputs in float64: the rounding of the network plays no part."""
+    options = {"classification_loss": "focal_star"} if star else {}
+    net = model(normalizer=normalizer, norm="group", **options)
+    make_talkative(net)
+    batch, gt = packed(net, [torch.rand(3, 96, 128)] * 3, [BOXES, BOXES[:1], []])
+    targets = net.assign(batch, gt)
+    outputs = [[x.detach().to(dtype) for x in maps] for maps in net.network(batch.tensor)]
+    net.network = lambda _: outputs
+    losses = net.losses(batch.tensor, targets)
+    net.network = lambda _: [[x.double() for x in maps] for maps in outputs]
+    for name, expected in net.losses(batch.tensor, targets).items():
+        assert losses[name].dtype == torch.float32
+        torch.testing.assert_close(losses[name].double(), expected.double(), rtol=1e-5, atol=0)
+
+
 def test_the_losses_are_one_graph(model):
     net = model(norm="group", head_norm="none")
     batch, gt = packed(net, [torch.rand(3, 64, 96)] * 2, [BOXES[:1], []])
@@ -245,6 +266,18 @@ def test_the_losses_are_one_graph(model):
 
 
 # Detections
+
+
+def test_16_bit_outputs_are_decoded_in_float32(model, make_talkative):
+    net = model(inclusive_boxes=False).eval()
+    make_talkative(net)
+    batch = net.transform.batch([torch.rand(3, 64, 96)])
+    with torch.no_grad():
+        outputs = [[x.bfloat16() for x in maps] for maps in net.network(batch.tensor)]
+        (found,) = net.postprocess(outputs, batch)
+        (expected,) = net.postprocess([[x.float() for x in maps] for maps in outputs], batch)
+    assert found["boxes"].dtype == torch.float32
+    assert torch.equal(found["boxes"], expected["boxes"])
 
 
 def test_inclusive_boxes_end_at_the_last_pixel(model, make_talkative):
