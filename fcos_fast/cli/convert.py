@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fcos_fast.cli.options import parse_options
 from fcos_fast.data import COCO, VOC, Categories
-from fcos_fast.engine.checkpoint import model_from_checkpoint, read_checkpoint, save_checkpoint
-from fcos_fast.engine.files import replacing
+from fcos_fast.engine.checkpoint import model_from_checkpoint, read_checkpoint, save_checkpoint, save_file
 from fcos_fast.engine.foreign import other_rules, write_foreign
 from fcos_fast.models.layouts import find_layout
 
@@ -59,8 +56,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{options.output}: {len(categories)} classes ({names})\n\n{model.config}")
         return 0
     theirs = write_foreign(model.config, model.state_dict(), layout)
-    with replacing(options.output) as temporary:
-        torch.save(theirs, temporary)
+    save_file(options.output, theirs)
     print(
         f"{options.output}: {layout.name} checkpoint of {sum(p.numel() for p in model.parameters()):,} parameters"
     )
