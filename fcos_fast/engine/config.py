@@ -20,12 +20,21 @@ from fcos_fast.models.names import unknown_name
 from fcos_fast.precision import Precision
 
 
+def _may_change(default: Any) -> Any:
+    """A field that a resumed run may give another value: it does not decide what the run arrives at, but where and how
+    fast it is computed, how long it goes on, or what is recorded of it."""
+    return field(default=default, metadata={MAY_CHANGE: True})
+
+
+MAY_CHANGE = "may change on resume"
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where the pictures are.
 
     Attributes:
-        root: folder of the data set; its layout is recognised.
+        root: folder of the data set; its layout is recognised. A run keeps its absolute path.
         train: split to train on.
         val: split to evaluate on; an empty name does without evaluation.
         classes: names of the classes in the order of their labels; by default those that occur in the training
@@ -37,12 +46,12 @@ class DataConfig:
             where ``augment.size`` does not give all pictures one size.
     """
 
-    root: str = ""
+    root: str = _may_change("")
     train: str = "train"
     val: str = "val"
     classes: tuple[str, ...] | None = None
-    strict: bool = False
-    workers: int | None = None
+    strict: bool = _may_change(False)
+    workers: int | None = _may_change(None)
     group_by_aspect_ratio: bool | None = None
 
 
@@ -51,7 +60,7 @@ class TrainConfig:
     """The course of a run.
 
     Attributes:
-        epochs: passes over the training split.
+        epochs: passes over the training split; a resumed run may have more.
         steps: optimizer steps instead, as many recipes count; the last pass may end early. By default ``epochs``
             decides.
         batch_size: images per step, over all processes. Learning rate, schedule and number of steps belong to it,
@@ -80,25 +89,25 @@ class TrainConfig:
         tensorboard: write the metrics for TensorBoard too.
     """
 
-    epochs: int = 50
-    steps: int | None = None
+    epochs: int = _may_change(50)
+    steps: int | None = _may_change(None)
     batch_size: int = 8
     seed: int = 0
-    device: str = "auto"
+    device: str = _may_change("auto")
     precision: Precision = "auto"
-    compile: bool = False
-    cuda_graphs: bool = False
+    compile: bool = _may_change(False)
+    cuda_graphs: bool = _may_change(False)
     sync_batch_norm: bool = False
-    winograd: bool = True
-    channels_last: bool = True
+    winograd: bool = _may_change(True)
+    channels_last: bool = _may_change(True)
     ema_decay: float = 0.998
-    evaluate_every: int = 1
+    evaluate_every: int = _may_change(1)
     weights: str | None = None
     backbone_weights: str | None = None
     new_classes: bool = False
     runs: str = "runs"
     name: str = "train"
-    tensorboard: bool = False
+    tensorboard: bool = _may_change(False)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "evaluate_every"):
@@ -170,6 +179,56 @@ def _typed(hint: Any, value: Any) -> Any:
         inner = [a for a in typing.get_args(hint) if a is not Ellipsis]
         return tuple(_typed(inner[min(i, len(inner) - 1)], v) for i, v in enumerate(value))
     return value
+
+
+def check_resumable(run: Config, wanted: Config) -> None:
+    """Raise where ``wanted`` would make another result of a run that began as ``run``.
+
+    Raises:
+        ValueError: names each such field with both values, and says which may differ.
+    """
+    wrong = [
+        f"--{name} {value_of_run!r} cannot become {value!r}"
+        for name, (value_of_run, value, may_change) in _differences(run, wanted).items()
+        if not may_change
+    ]
+    if wrong:
+        accepted = ", ".join(f"--{name}" for name in _changeable(Config))
+        raise ValueError(
+            f"a resumed run keeps what decides its result: {'; '.join(wrong)}. It accepts {accepted}; for anything "
+            "else start a new run, with --train.weights from this one"
+        )
+    if wanted.train.epochs != run.train.epochs and wanted.train.steps is not None:
+        raise ValueError(
+            f"--train.epochs {wanted.train.epochs}: train.steps, {wanted.train.steps}, decides the length of this run; "
+            "give more --train.steps, or also --train.steps null"
+        )
+
+
+def _differences(a: Any, b: Any, prefix: str = "") -> dict[str, tuple[Any, Any, bool]]:
+    """Dotted name of each field that differs, to both values and whether it may."""
+    if type(a) is not type(b):
+        return {f"{prefix}detector": (a.detector, b.detector, False)}
+    found = {}
+    for f in fields(a):
+        x, y, name = getattr(a, f.name), getattr(b, f.name), f"{prefix}{f.name}"
+        if is_dataclass(x) and is_dataclass(y):
+            found |= _differences(x, y, f"{name}.")
+        elif x != y:
+            found[name] = (x, y, f.metadata.get(MAY_CHANGE, False))
+    return found
+
+
+def _changeable(kind: type, prefix: str = "") -> list[str]:
+    """Dotted names of the fields that may change."""
+    hints = typing.get_type_hints(kind)
+    names = []
+    for f in fields(kind):
+        if is_dataclass(hints[f.name]):
+            names += _changeable(hints[f.name], f"{prefix}{f.name}.")
+        elif f.metadata.get(MAY_CHANGE):
+            names.append(prefix + f.name)
+    return names
 
 
 def save_config(config: Config, path: str | Path) -> None:

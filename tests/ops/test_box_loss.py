@@ -39,7 +39,9 @@ def test_equals_the_reference_in_float64(kind, box_format, dtype, shape, device)
     expected_grads = torch.autograd.grad(expected, wide, upstream.double())
     tolerance = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
     assert loss.dtype == torch.promote_types(dtype, torch.float32)
-    torch.testing.assert_close(loss.double(), expected, rtol=TOLERANCE[loss.dtype], atol=TOLERANCE[loss.dtype])
+    torch.testing.assert_close(
+        loss.double(), expected, rtol=TOLERANCE[loss.dtype], atol=TOLERANCE[loss.dtype]
+    )
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         assert grad.dtype == dtype
         torch.testing.assert_close(grad.double(), expected_grad, **tolerance)
