@@ -81,8 +81,10 @@ class TrainConfig:
         ema_decay: of the moving average of the weights, which is evaluated and stored as the best; 0 does without.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         weights: checkpoint to begin from instead of random weights.
-        backbone_weights: weights that the backbone begins with: a file, or torchvision's name of them, as
-            ``ResNet50_Weights.IMAGENET1K_V1``. Made for ``model.norm`` ``frozen`` or ``batch``.
+        backbone_weights: weights that the backbone begins with: a file of a classification model (``.pth``,
+            ``.safetensors``), or the name of weights to download: torchvision's, as
+            ``ResNet50_Weights.IMAGENET1K_V1``; timm's, as ``timm:resnet50.a1_in1k``; ``timm`` for those of a backbone
+            of timm. Made for ``model.norm`` ``frozen`` or ``batch``.
         new_classes: take everything from ``weights`` but the classification layer, for a data set of other classes.
         runs: folder in which the folder of the run is made.
         name: of the run's folder; a number is added where there is one already.
