@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
@@ -13,10 +12,8 @@ import yaml
 import fcos_fast.configs
 from fcos_fast.cli.options import parse_options
 from fcos_fast.engine.config import Config
-from fcos_fast.engine.distributed import rank
-from fcos_fast.engine.report import write_report
-from fcos_fast.engine.train import TrainResult, resume, train
-from fcos_fast.models import DETECTORS, PRESETS, DetectorConfig
+from fcos_fast.models import PRESETS, DetectorConfig
+from fcos_fast.models.config import CONFIGS
 
 RECIPES = {path.stem: path for path in sorted(Path(fcos_fast.configs.__path__[0]).glob("*.yaml"))}
 """Configurations that come with the package, by the name that ``--config`` knows them by."""
@@ -43,8 +40,14 @@ class TrainOptions(Config):
 def main(arguments: Sequence[str]) -> int:
     """Run the verb; its exit status."""
     folder = dict(_words(arguments)).get("resume")
+    config = parse_train_options(arguments).config() if folder is None else None
+
+    from fcos_fast.cli.outcome import present
+    from fcos_fast.engine.distributed import rank
+    from fcos_fast.engine.train import resume, train
+
     if folder is None:
-        outcome = train(parse_train_options(arguments).config())
+        outcome = train(config)
     else:
         outcome = resume(folder, lambda run: parse_train_options(arguments, run=run).config())
     if rank() == 0:
@@ -84,8 +87,8 @@ def _first_model(arguments: Sequence[str], model: DetectorConfig) -> DetectorCon
     for name, value in _words(arguments):
         if name == "preset":
             model = PRESETS.get(value, model)
-        elif name == "detector" and value in DETECTORS and value != model.detector:
-            model = DETECTORS[value][0]()
+        elif name == "detector" and value in CONFIGS and value != model.detector:
+            model = CONFIGS[value]()
     return model
 
 
@@ -109,17 +112,3 @@ def _words(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
             if written.get("resume") is not None:
                 yield "resume", str(written["resume"])
             yield "detector", str(model.get("detector") if isinstance(model, dict) else None)
-
-
-def present(outcome: TrainResult) -> None:
-    """Write the report of a finished run, and say what came out and where it is."""
-    folder = outcome.folder
-    checkpoint = shlex.quote(str(folder / "best.pt"))
-    if outcome.result is not None:
-        config = (folder / "config.yaml").read_text(encoding="utf-8")
-        title = f"{type(outcome.model).__name__} on {outcome.config.data.root}"
-        page = write_report(
-            folder, title, outcome.val_set, outcome.detections, outcome.result, {"Configuration": config}
-        )
-        print(f"\n{outcome.result.table()}\n\nreport   {page}\nsheet    {folder / 'sheet.png'}")
-    print(f"detect   fcos-fast detect --checkpoint {checkpoint} IMAGES_OR_FOLDERS")

@@ -34,7 +34,7 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     Raises:
         WriteError: it cannot be written; what was at ``path`` is unchanged.
     """
-    state = {"format": FORMAT, **state}
+    state = {"format": FORMAT, **{name: value for name, value in state.items() if name != "digest"}}
     save_file(path, {**state, "digest": digest(state)})
 
 

@@ -1,4 +1,7 @@
-"""The configuration of a run: plain dataclasses, the same from Python, YAML, the command line and a checkpoint."""
+"""The configuration of a run: plain dataclasses, the same from Python, YAML, the command line and a checkpoint.
+
+The command line reads it before it imports torch.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,14 @@ import types
 import typing
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from fcos_fast.data import AugmentConfig
 from fcos_fast.engine.files import write_text
-from fcos_fast.engine.optimizer import OptimizerConfig
 from fcos_fast.engine.schedule import ScheduleConfig
-from fcos_fast.models import DetectorConfig, FCOSConfig, config_from_dict
+from fcos_fast.models.config import DetectorConfig, FCOSConfig, config_from_dict
 from fcos_fast.models.names import unknown_name
 from fcos_fast.precision import Precision
 
@@ -129,6 +131,42 @@ class TrainConfig:
     def total_epochs(self, steps_per_epoch: int) -> int:
         """Passes over the training split, the last of which may be a part of one."""
         return math.ceil(self.total_steps(steps_per_epoch) / steps_per_epoch)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """SGD with momentum, or AdamW (Loshchilov and Hutter, 2019).
+
+    Attributes:
+        name: ``sgd`` or ``adamw``.
+        lr: base learning rate, which the schedule multiplies.
+        momentum: of SGD.
+        betas: of AdamW.
+        weight_decay: of every weight matrix and convolution kernel.
+        decay_norm: decay the weights of normalisation layers too, as official FCOS and torchvision's script do.
+        decay_bias: decay biases too, as torchvision's script does.
+        bias_lr_factor: learning rate of biases relative to ``lr``; official FCOS has 2.
+        clip_norm: largest norm of the gradient of all parameters together; 0 does not clip.
+    """
+
+    name: Literal["sgd", "adamw"] = "adamw"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.05
+    decay_norm: bool = False
+    decay_bias: bool = False
+    bias_lr_factor: float = 1.0
+    clip_norm: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ValueError(f"optimizer.lr is {self.lr}; it must be positive")
+        if self.weight_decay < 0 or self.clip_norm < 0:
+            raise ValueError(
+                f"optimizer.weight_decay is {self.weight_decay} and clip_norm {self.clip_norm}; "
+                "neither can be negative"
+            )
 
 
 @dataclass(frozen=True)

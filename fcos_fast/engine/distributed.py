@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fcos_fast.engine.launch import ProcessLostError, launched
 from fcos_fast.precision import choose_device
 
 TIMEOUT = timedelta(minutes=10)
@@ -32,23 +33,6 @@ TIMEOUT = timedelta(minutes=10)
 
 PATIENCE = 2.0
 """Seconds until the reason of a broken connection shows, and half of those that Python has to answer Ctrl-C."""
-
-
-class ProcessLostError(RuntimeError):
-    """Another process failed or was killed, and this one cannot go on without it.
-
-    Attributes:
-        alike: this process had failed by itself in the same way: a loss that is not finite, a wrong option, Ctrl-C.
-    """
-
-    def __init__(self, message: str, alike: bool = False) -> None:
-        super().__init__(message)
-        self.alike = alike
-
-
-def launched() -> bool:
-    """Was this process started as one of several, by ``torchrun`` or what sets the same variables?"""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def rank() -> int:

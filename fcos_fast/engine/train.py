@@ -200,6 +200,7 @@ def _run(
         config.data.group_by_aspect_ratio,
         rank(),
         world_size(),
+        device,
     )
     epochs = options.total_epochs(len(loader))
     config.schedule.in_steps(options.total_steps(len(loader)), len(loader))  # before anything is written

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fcos_fast.models.backbone import Backbone
+from fcos_fast.models.config import TIMM_PREFIX
 from fcos_fast.models.layouts import without_wrapping
-from fcos_fast.models.timm_backbone import PREFIX, TimmBackbone, check_timm_name
+from fcos_fast.models.timm_backbone import TimmBackbone, check_timm_name
 
 CLASSIFIERS = ("fc.", "classifier.", "head.", "features.18.")
 """Begin of the names of what classification models have above their backbone."""
@@ -85,9 +86,9 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _by_name(name: str, backbone: Backbone) -> dict[str, Tensor]:
-    if name == PREFIX.removesuffix(":") and isinstance(backbone, TimmBackbone):
+    if name == TIMM_PREFIX.removesuffix(":") and isinstance(backbone, TimmBackbone):
         return _from_timm(backbone.name)
-    if name.startswith(PREFIX):
+    if name.startswith(TIMM_PREFIX):
         return _from_timm(name)
     if "_Weights." in name:
         return _from_torchvision(name)
@@ -101,7 +102,7 @@ def _from_timm(name: str) -> dict[str, Tensor]:
     check_timm_name(name)
     import timm
 
-    model = name.removeprefix(PREFIX)
+    model = name.removeprefix(TIMM_PREFIX)
     if not timm.is_model_pretrained(model):
         raise ValueError(f"timm has no weights of {name}; timm.list_pretrained() lists those that it has")
     try:

@@ -9,9 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fcos_fast.models.backbone import NUM_STAGES, Backbone
+from fcos_fast.models.backbone import Backbone
+from fcos_fast.models.config import NUM_STAGES, TIMM_PREFIX
 
-PREFIX = "timm:"
 STRIDES = (4, 8, 16, 32)
 
 
@@ -28,11 +28,13 @@ def check_timm_name(name: str) -> None:
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{name!r} needs timm; pip install timm", name="timm") from error
-    if not timm.is_model(name.removeprefix(PREFIX)):
-        near = get_close_matches(name, [PREFIX + known for known in timm.list_models()], n=3)
+        raise ModuleNotFoundError(f"backbone {name!r} needs timm; pip install timm", name="timm") from error
+    if not timm.is_model(name.removeprefix(TIMM_PREFIX)):
+        near = get_close_matches(name, [TIMM_PREFIX + known for known in timm.list_models()], n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise ValueError(f"timm lists no model {name!r}; {hint}timm.list_models() has all names")
+        raise ValueError(
+            f"{name}: timm cannot build it, it lists no such model; {hint}timm.list_models() has all"
+        )
 
 
 def _create(name: str) -> nn.Module:
@@ -66,7 +68,7 @@ class TimmBackbone(Backbone):
         if norm == "group":
             raise ValueError(f"{name}: timm's models have the norm that they have; take norm batch or frozen")
         try:
-            self.features = _create(name.removeprefix(PREFIX))
+            self.features = _create(name.removeprefix(TIMM_PREFIX))
         except Exception as error:  # of many kinds; what timm says names the model
             raise ValueError(f"{name}: timm cannot build it with features_only: {error}") from error
         self.name = name
@@ -86,7 +88,7 @@ class TimmBackbone(Backbone):
         import timm
 
         with torch.device("meta"):
-            whole = timm.create_model(self.name.removeprefix(PREFIX), pretrained=False)
+            whole = timm.create_model(self.name.removeprefix(TIMM_PREFIX), pretrained=False)
         own = self.features.state_dict().keys()
         renamed = {}  # name in the whole model to ours: timm makes "stages_0" of its module "stages.0"
         modules = {name.replace(".", "_"): name for name, _ in whole.named_modules() if name}

@@ -82,8 +82,8 @@ def test_unknown_class_of_another_data_set(capsys, tmp_path, monkeypatch, checkp
     for name in names:
         xml = xml.replace(f"<name>{name}</name>", "<name>poodle</name>")
     (tmp_path / "pets" / "Annotations" / f"{file.stem}.xml").write_text(xml)
-    arguments = ["evaluate", "--checkpoint", str(checkpoint), "--root", str(tmp_path / "pets")]
-    assert main([*arguments, "--split", ""]) == 2
+    arguments = ["evaluate", "--checkpoint", str(checkpoint), "--data.root", str(tmp_path / "pets")]
+    assert main([*arguments, "--data.split", ""]) == 2
     assert "unknown class 'poodle'" in capsys.readouterr().err
 
 
