@@ -175,7 +175,7 @@ class _Group:
                 timeout=TIMEOUT,
             )
             # of each process: what can see it, and its number there
-            self.places: list[tuple[str, int]] = [("", 0)] * size
+            self.places: list[tuple[str | None, int]] = [(None, 0)] * size
             dist.all_gather_object(self.places, (_namespace(), os.getpid()))
         except (RuntimeError, ValueError) as error:
             raise ProcessLostError(
@@ -215,7 +215,7 @@ class _Group:
                 return int(culprit), what
         namespace = _namespace()
         for other, (place, pid) in enumerate(self.places):
-            if place == namespace and _is_gone(pid) and not self.has_left(other):
+            if namespace is not None and place == namespace and _is_gone(pid) and not self.has_left(other):
                 return self.publish(other, f"was killed or crashed: its process {pid} is gone")
         return None
 
@@ -298,24 +298,27 @@ def _is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-def _namespace() -> str:
-    """Processes with the same one see each other by their numbers."""
-    names = [os.uname().nodename]
-    with suppress(OSError):  # a system without these shows processes of one machine to each other
-        names += [
-            Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-            os.readlink("/proc/self/ns/pid"),
-        ]
-    return " ".join(names)
+def _namespace() -> str | None:
+    """Processes with the same one see each other by their numbers; None where the system does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{os.uname().nodename} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
 
 
 def _is_gone(pid: int) -> bool:
     """Has the process ended? One whose parent has not asked yet how, a zombie, has."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
+        os.kill(pid, 0)  # sends nothing
+    except ProcessLookupError:
         return True
-    return state in "ZX"
+    except OSError:  # of another user, so it is there
+        return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (OSError, IndexError):  # procfs cannot be read
+        return False
 
 
 def _one_line(error: BaseException) -> str:

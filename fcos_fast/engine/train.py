@@ -47,6 +47,7 @@ from fcos_fast.models import BatchPacker, Detector, build_detector
 from fcos_fast.models.pretrained import load_pretrained
 from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import choose_precision
+from fcos_fast.text import printable
 
 EVALUATION_BATCH = 8
 """Most images that are evaluated together. It does not grow with the number of processes, as ``train.batch_size``
@@ -250,7 +251,7 @@ def _run(
             score = state.epoch if val_set is None else -1.0  # without evaluation the latest are the best
             if val_set is not None and (state.epoch % options.evaluate_every == 0 or state.epoch == epochs):
                 result, detections = _evaluate(state, val_set, config, dtype)
-                row |= result.summary() | {f"ap_{name}": ap for name, ap in result.per_class.items()}
+                row |= _columns(result)
                 score = 0.0 if math.isnan(result.ap) else result.ap
             row["seconds"] = time.perf_counter() - start
 
@@ -347,6 +348,13 @@ def _how_to_continue(folder: Path) -> str:
     return f"continue with: fcos-fast train --resume {shlex.quote(str(folder))}"
 
 
+def _columns(result: AveragePrecision) -> dict[str, float]:
+    """The values of an evaluation by the names of their columns; a class can be named small, as a column is."""
+    summary = result.summary()
+    columns = {f"ap_{printable(name)}": ap for name, ap in result.per_class.items()}
+    return summary | {f"{name} (class)" if name in summary else name: ap for name, ap in columns.items()}
+
+
 def _evaluate(
     state: TrainState, val_set: DetectionDataset, config: Config, dtype: torch.dtype
 ) -> tuple[AveragePrecision, list[dict[str, Tensor]]]:
@@ -418,7 +426,10 @@ def train_epoch(
         batches = islice(prefetch(loader, train_step.device), first, first + steps)
         for i, (images, targets) in enumerate(batches, start=1):
             set_learning_rate(state.optimizer, learning_rate_factor(schedule, state.step, total))
-            train_step(images, targets)
+            try:
+                train_step(images, targets)
+            except ValueError as error:
+                raise _explained(error) from error
             state.step += 1
             if i % read_every == 0 or i == steps:
                 tally = train_step.tally()
@@ -426,6 +437,16 @@ def train_epoch(
                 _check_finite(means, tally, title, config)
             progress.update(means)
     return {"loss": sum(means.values()), **{f"loss_{name}": mean for name, mean in means.items()}}
+
+
+def _explained(error: ValueError) -> ValueError:
+    """torch's complaint about a batch norm, with the remedy."""
+    if "more than 1 value per channel" not in str(error):
+        return error
+    return ValueError(
+        f"a batch norm sees one value per channel, of which there is no variance ({error}); give larger images "
+        "(model.min_size, augment.size), a larger train.batch_size, or model.norm frozen or group"
+    )
 
 
 def _check_finite(means: dict[str, float], tally: Tally, title: str, config: Config) -> None:
@@ -454,9 +475,9 @@ def _print_start(
 ) -> None:
     for dataset in (train_set, val_set):
         if dataset is not None and dataset.report is not None:
-            print(dataset.report)
+            print(printable(str(dataset.report)))
     print(train_set.categories)
-    print(f"{model.title}; {device}; everything goes to {folder}", flush=True)
+    print(f"{model.title}; {device}; everything goes to {printable(str(folder))}", flush=True)
 
 
 def _print_epoch(row: dict[str, float], epochs: int) -> None:
