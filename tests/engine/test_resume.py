@@ -264,3 +264,23 @@ with locked(sys.argv[1]):
     process.wait()
     with locked(tmp_path):
         pass
+
+
+def test_a_deleted_folder_ends_the_run_with_its_name(steady, monkeypatch):
+    train_epoch, folder = train_module.train_epoch, Path(steady.train.runs) / "train"
+
+    def delete(*arguments):
+        shutil.rmtree(folder)
+        return train_epoch(*arguments)
+
+    monkeypatch.setattr(train_module, "train_epoch", delete)
+    with pytest.raises(OSError, match=r"metrics.csv: cannot be written, its folder does not exist"):
+        train(steady)
+    assert not folder.exists()
+
+
+def test_a_clock_that_goes_back(steady, monkeypatch):
+    now = iter(range(10**6, 0, -1))
+    monkeypatch.setattr(train_module.time, "perf_counter", lambda: float(next(now)))
+    (row,) = read_metrics(train(steady).folder / "metrics.csv")
+    assert row["images_per_second"] > 0
