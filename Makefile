@@ -6,11 +6,12 @@ READY := $(VENV)/.ready
 BUILT := $(VENV)/.built
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help setup build test kill-test emulate lint format demo bccd bench gpu-check sanitize clean
+.PHONY: help setup build test fuzz kill-test emulate lint format demo bccd bench gpu-check sanitize clean
 
 help:
 	@echo "make demo     train a small FCOS on generated pictures and look at what it learnt (minutes)"
 	@echo "make test     run every test"
+	@echo "make fuzz     search for inputs on which an operator and its reference differ (MINUTES=30)"
 	@echo "make kill-test  kill -9 a training run 80 times, and compare its end with that of one left alone (minutes)"
 	@echo "make emulate  run the CUDA kernels on the CPU, a thread at a time, against the operators' tests (many minutes)"
 	@echo "make lint     check style: ruff, clang-format"
@@ -52,6 +53,9 @@ kill-test: build
 sanitize: setup
 	$(BIN)/python -m tests.sanitize
 
+fuzz: build
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
+
 emulate: build
 	EMULATE=1 $(BIN)/python -m pytest tests/emulation --durations=12
 
@@ -68,6 +72,7 @@ format: setup
 demo: build
 	$(BIN)/fcos-fast demo
 
+MINUTES ?= 30
 DATA ?= ../shared/data/bccd
 bccd: build
 	$(BIN)/fcos-fast train --config bccd --data.root $(DATA)

@@ -1,6 +1,7 @@
 // Reads the levels and the rule of assign_targets from the arguments of its schema.
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "ground_truth.h"
@@ -27,6 +28,8 @@ inline std::vector<math::AssignmentLevel> read_levels(const std::vector<int64_t>
   STD_TORCH_CHECK(sizes.size() == 2 * count && geometry.size() == 7 * count,
                   "fcos_fast::assign_targets: expected 2 sizes and 7 numbers of geometry per level, got ",
                   sizes.size(), " and ", geometry.size());
+  check_number("assign_targets", "radius", radius, 0, std::numeric_limits<double>::max());
+  for (const double g : geometry) check_number("assign_targets", "geometry", g, -INFINITY, INFINITY);
   std::vector<math::AssignmentLevel> levels;
   int64_t first = 0;
   for (size_t l = 0; l < count; ++l) {

@@ -78,6 +78,7 @@ PostprocessArguments read_postprocess(const std::vector<Tensor>& cls_logits,
   if (with_centerness) check_maps(centerness, cls_logits, 1);
   STD_TORCH_CHECK(geometry.size() == 5 * cls_logits.size(),
                   "fcos_fast::postprocess: expected 5 numbers of geometry per level");
+  for (const double g : geometry) check_number(op, "geometry", g, -INFINITY, INFINITY);
   STD_TORCH_CHECK(sizes.dim() == 2 && sizes.size(0) == batch && sizes.size(1) == 2,
                   "fcos_fast::postprocess: expected sizes (B, 2)");
   check_same_device(op, cls_logits[0], cls_logits, box_regression, sizes);

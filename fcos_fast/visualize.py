@@ -88,7 +88,7 @@ def sheet(
         detections: ``boxes``, ``labels``, ``scores`` of each picture.
         names: the classes' names.
         columns: pairs per row.
-        width: of one picture, in pixels.
+        width: of one picture, in pixels. One that would be taller than twice that is narrower instead.
         score_threshold: weaker detections are not drawn.
     """
     from PIL import Image, ImageDraw, ImageFont
@@ -97,7 +97,7 @@ def sheet(
         raise ValueError("sheet: got no pictures")
     pairs = []
     for image, target, detection in zip(images, targets, detections, strict=True):
-        scale = width / image.shape[-1]
+        scale = min(width / image.shape[-1], 2 * width / image.shape[-2])
         keep = detection["scores"] >= score_threshold
         pairs.append(
             (

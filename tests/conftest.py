@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# Several processes of pytest-xdist share the cores. Before torch is imported, and for the processes that tests start.
+if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
 import pytest
 import torch
 

@@ -71,8 +71,8 @@ struct FocalLoss {
     } else {
       w = weight * exp_negative(gamma * smaller(larger(-x, T(0)) + s.log1p_exp, T(1e30f)));
     }
-    const T most = select(weight == T(0), T(1e30f), T(INFINITY));
-    return {w * smaller(softplus, most), w * multiply_add(gamma * s.q, bounded, s.p)};
+    // Where w is 0 so is the loss, also where softplus is infinite; a NaN is one in p too.
+    return {w * select(w == T(0), s.p, softplus), w * multiply_add(gamma * s.q, bounded, s.p)};
   }
 
   // Any target y in [0, 1].

@@ -44,10 +44,9 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError("level ranges are what an FCOS has; give --preset with one of its presets")
 
     from fcos_fast.cli.data_stats import report, statistics
-    from fcos_fast.data import load_dataset
     from fcos_fast.engine.files import write_json
 
-    dataset = load_dataset(options.data.root, options.data.train, strict=options.data.strict)
+    dataset = options.data.load(options.data.train)
     found = statistics(dataset, options.model, options.pictures)
     print(report(found))
     if options.output is not None:

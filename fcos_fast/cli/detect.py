@@ -8,9 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fcos_fast.cli.options import parse_options
-from fcos_fast.data.checks import IMAGE_SUFFIXES
+from fcos_fast.data.checks import IMAGE_SUFFIXES, MAX_PIXELS
+from fcos_fast.data.files import files_in
 from fcos_fast.precision import Precision
 from fcos_fast.text import printable
+
+LONGEST_SIDE = {".jpg": 65500, ".jpeg": 65500, ".jfif": 65500, ".webp": 16383}
+"""In pixels, of the formats that have a limit."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class DetectOptions:
         images: image files, or folders whose images are taken.
         checkpoint: a ``best.pt`` or ``last.pt``.
         score_threshold: weaker detections are left out.
+        max_pixels: larger images are not read.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
         precision: ``auto`` is bfloat16 where the device is fast at it.
         runs: folder in which the folder of the results is made.
@@ -30,6 +35,7 @@ class DetectOptions:
     checkpoint: str
     images: list[str] = field(default_factory=list)
     score_threshold: float = 0.3
+    max_pixels: int = MAX_PIXELS
     device: str = "auto"
     precision: Precision = "auto"
     runs: str = "runs"
@@ -42,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     files = find_images(options.images)
 
     from fcos_fast.data import DataError, read_image
+    from fcos_fast.data.images import is_cut_short
     from fcos_fast.engine.files import write_json
     from fcos_fast.engine.predict import load
     from fcos_fast.engine.progress import Progress
@@ -54,13 +61,18 @@ def main(arguments: Sequence[str]) -> int:
     with Progress(len(files), "detect") as progress:
         for file in files:
             try:
-                image = read_image(file)
+                image = read_image(file, options.max_pixels)
             except DataError as error:
                 print(f"fcos-fast detect: {printable(str(error))}", file=sys.stderr)
                 unreadable += 1
                 continue
+            if is_cut_short(file):
+                print(
+                    f"fcos-fast detect: {printable(str(file))}: is cut short; read as far as it goes",
+                    file=sys.stderr,
+                )
             detections = detector.predict(image, options.score_threshold)
-            picture = _free_name(folder, file)
+            picture = _free_name(folder, file, max(image.shape))
             save_picture(detections.draw(), picture)
             results.append(
                 {
@@ -87,22 +99,24 @@ def find_images(paths: Sequence[str]) -> list[Path]:
     if not paths:
         raise ValueError("no image is given; name image files or folders")
     files: list[Path] = []
-    for path in map(Path, paths):
+    for path in (Path(path).expanduser() for path in paths):
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = files_in(path, IMAGE_SUFFIXES)
             if not inside:
                 raise ValueError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)}); name another folder")
             files += inside
-        elif path.is_file():
+        elif path.exists():  # reading it says what is wrong with a file that is not a regular one
             files.append(path)
         else:
             raise ValueError(f"there is no file or folder {path}")
     return files
 
 
-def _free_name(folder: Path, file: Path) -> Path:
-    """A name in ``folder`` for the drawn ``file``; files of one name may come from several folders."""
-    suffix = file.suffix.lower() if file.suffix.lower() in IMAGE_SUFFIXES else ".png"
+def _free_name(folder: Path, file: Path, longer_side: int) -> Path:
+    """A name in ``folder`` for the drawn ``file``, of a format that holds it; several folders may have that name."""
+    suffix = file.suffix.lower()
+    if suffix not in IMAGE_SUFFIXES or longer_side > LONGEST_SIDE.get(suffix, longer_side):
+        suffix = ".png"
     name, number = folder / f"{file.stem}{suffix}", 2
     while name.exists():
         name, number = folder / f"{file.stem}_{number}{suffix}", number + 1

@@ -21,6 +21,8 @@ class EvaluateDataConfig:
         root: folder of the data set; by default the one of the training.
         split: of the data set; by default the validation split of the training. An empty name takes all images.
         strict: make invalid boxes (zero area, outside the image, NaN) errors instead of skipping them.
+        allow_outside: follow paths in COCO and YOLO files that lead outside ``root``; by default as in the training.
+        max_pixels: a larger image is rejected; by default as in the training.
         workers: processes that read images; 0 reads them in the main process. By default 0 without a GPU; with one, as
             many as there are free processors, 8 at most.
     """
@@ -28,6 +30,8 @@ class EvaluateDataConfig:
     root: str | None = None
     split: str | None = None
     strict: bool = False
+    allow_outside: bool | None = None
+    max_pixels: int | None = None
     workers: int | None = None
 
 
@@ -65,7 +69,6 @@ def main(arguments: Sequence[str]) -> int:
     """Run the subcommand; its exit status."""
     options = parse_options(EvaluateOptions, "evaluate", [_present_name(word) for word in arguments])
 
-    from fcos_fast.data import load_dataset
     from fcos_fast.engine.average_precision import coco_results
     from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
     from fcos_fast.engine.config import DataConfig, from_plain
@@ -79,14 +82,15 @@ def main(arguments: Sequence[str]) -> int:
 
     saved = load_checkpoint(options.checkpoint)
     trained_on = from_plain(DataConfig, saved["config"]["data"]) if "config" in saved else DataConfig()
-    data = replace(trained_on, root=options.data.root or trained_on.root, strict=options.data.strict)
+    asked = {name: getattr(options.data, name) for name in ("root", "strict", "allow_outside", "max_pixels")}
+    data = replace(trained_on, **{name: value for name, value in asked.items() if value is not None})
     if not data.root:
         raise ValueError(
             f"{options.checkpoint} does not say on which data set to evaluate; name one with --data.root"
         )
     split = trained_on.val if options.data.split is None else options.data.split
     model, categories = model_from_checkpoint(saved)
-    dataset = load_dataset(data.root, split or None, categories, data.strict)
+    dataset = data.load(split, categories)
     device = own_device(options.device)
     dtype, reason = choose_precision(options.precision, device)
     if rank() == 0:

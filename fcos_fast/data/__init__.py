@@ -9,9 +9,10 @@ from importlib import import_module
 _FILES = {
     "augment": ("AugmentConfig",),
     "categories": ("COCO", "VOC", "Categories"),
-    "checks": ("DataError", "Report"),
+    "checks": ("DataError", "IMAGE_SUFFIXES", "MAX_PIXELS", "Report"),
     "coco": ("load_coco",),
-    "dataset": ("DetectionDataset", "Record", "read_image"),
+    "dataset": ("DetectionDataset", "Record"),
+    "images": ("read_image",),
     "loader": ("EpochBatchSampler", "collate", "eval_loader", "train_loader"),
     "readers": ("READERS", "Reader", "load_dataset"),
     "synthetic": ("SyntheticConfig", "draw_picture", "synthetic_dataset", "write_voc"),

@@ -7,22 +7,31 @@ loading goes on; under ``strict`` the first such fault is refused. A fault that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from .dataset import Record
 
 EXAMPLES = 3
 """So many faults of a kind are named; the others are counted."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """File formats that are read, in small letters."""
 
-_QUARTER_TURNS = (5, 6, 7, 8)  # of EXIF's orientations
-_REPLACE = "replace it or take it out of the data set"
+MAX_PIXELS = 178_956_970
+"""Largest image in pixels that is read unless another number is given; Pillow's own limit."""
+
+ROUNDING = 0.05
+"""In pixels. Files round coordinates, YOLO's to a millionth of the image; boxes that reach out by less are in order."""
+
+_NO = {"", "false", "f", "no", "n", "off", "none", "null", "unspecified"}
+_YES = {"true", "t", "yes", "y", "on"}
 
 
 class DataError(ValueError):
@@ -41,6 +50,7 @@ class Report:
         source: the data set's name for people, such as ``bccd, split trainval``.
         strict: raise :class:`DataError` at the first fault.
         images, empty_images, boxes: how many there are after loading; an image without a box is in order.
+        ignored: so many of the boxes are VOC's difficult objects or COCO's crowds.
         faults: for each kind of fault the number of times it occurred.
         examples: for each kind of fault its first occurrences, ``file: value``.
     """
@@ -50,6 +60,7 @@ class Report:
     images: int = 0
     empty_images: int = 0
     boxes: int = 0
+    ignored: int = 0
     faults: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
@@ -62,12 +73,47 @@ class Report:
         if len(examples) < EXAMPLES:
             examples.append(f"{file}: {value}")
 
+    def count(self, records: Sequence[Record]) -> None:
+        """Count what loading returns."""
+        self.images = len(records)
+        self.empty_images = sum(len(record.boxes) == 0 for record in records)
+        self.boxes = sum(len(record.boxes) for record in records)
+        self.ignored = sum(int(record.ignore.sum()) for record in records)
+
     def __str__(self) -> str:
-        text = f"{self.source}: {self.images} images ({self.empty_images} without a box), {self.boxes} boxes."
+        ignored = f" ({self.ignored} difficult or crowds, ignored)" if self.ignored else ""
+        text = f"{self.source}: {self.images} images ({self.empty_images} without a box), {self.boxes} boxes{ignored}."
         for fault, count in self.faults.items():
             more = f" and {count - EXAMPLES} more" if count > EXAMPLES else ""
             text += f" {fault}: {count} ({'; '.join(self.examples[fault])}{more})."
         return text
+
+
+def brief(value: object) -> str:
+    """``repr`` of what a file says, which may be huge, in one short line."""
+    shortener = reprlib.Repr()
+    shortener.maxlevel = 2
+    shortener.maxstring = shortener.maxother = 120
+    return " ".join(shortener.repr(value).split())
+
+
+def read_flag(value: object, name: str, file: str | Path, report: Report) -> bool:
+    """What a file says by a flag such as ``difficult`` or ``iscrowd``.
+
+    A boolean, the number 0 or 1, or a word such as yes, False, Unspecified or None, in any case; no value is false.
+    Anything else is counted in ``report`` as a fault of ``name`` and is false.
+    """
+    text = str(value).strip().lower()
+    try:
+        number = float(text)
+    except ValueError:
+        number = None
+    if text in _NO or number == 0:
+        return False
+    if text in _YES or number == 1:
+        return True
+    report.add(f"{name} that is neither yes nor no, taken as no", file, brief(value))
+    return False
 
 
 def check_boxes(
@@ -91,7 +137,7 @@ def check_boxes(
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         cut = np.clip(boxes, 0, np.array([*size, *size], dtype=np.float32))
         inside = (cut[:, 2:] > cut[:, :2]).all(axis=1)
-        was_cut = (cut != boxes).any(axis=1)
+        was_cut = (np.abs(cut - boxes) > ROUNDING).any(axis=1)
     for i in np.flatnonzero(~finite | ~has_area | ~inside | was_cut):
         if not finite[i]:
             fault = "box with a NaN or infinite coordinate, left out"
@@ -105,27 +151,3 @@ def check_boxes(
         report.add(fault, file, f"{names[i]} [{corners}] in {size[0]}x{size[1]}")
     rows = np.flatnonzero(finite & has_area & inside)
     return cut[rows], rows
-
-
-@contextmanager
-def open_image(path: str | Path) -> Iterator[Image.Image]:
-    """Open an image file, of which only the header is read as yet.
-
-    Raises:
-        DataError: the file is missing, empty, cut short or no image, noticed now or while it is decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            yield image
-    except UnidentifiedImageError:
-        what = "is no image" if Path(path).stat().st_size else "is an empty file"
-        raise DataError(f"{path}: {what}; {_REPLACE}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); {_REPLACE}") from None
-
-
-def image_size(path: str | Path) -> tuple[int, int]:
-    """Read (width, height) of the upright image from its header alone; errors as :func:`open_image`."""
-    with open_image(path) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
-        return image.size[::-1] if turned else image.size

@@ -2,79 +2,116 @@
 
 Boxes are xywh in continuous pixel coordinates. Crowds (``iscrowd``) are boxes to be ignored: they are not trained on,
 and evaluation treats them as COCO's does. Segmentations are not looked at, but for the ``area`` that goes with them: by
-it the evaluation tells small, medium and large objects apart. Pictures are not opened; their sizes stand in the file.
+it the evaluation tells small, medium and large objects apart. Images are not decoded; their sizes stand in the file.
 """
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Sequence
 from itertools import count
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from .categories import Categories
-from .checks import DataError, Report, check_boxes
+from .checks import MAX_PIXELS, DataError, Report, brief, check_boxes, read_flag
 from .dataset import DetectionDataset, Record
+from .files import LEFTOVER, PathFinder, files_in, is_hidden, is_leftover, read_json, read_text
+from .images import count_cut_short
 
 ROBOFLOW = "_annotations.coco.json"
+_LARGEST_AREA = float(np.finfo(np.float32).max)
+_LISTS = ("images", "annotations", "categories")
 _OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 
 
 def is_coco(root: Path) -> bool:
-    """Whether ``root`` looks like a folder of COCO files."""
+    """Whether ``root`` looks like a COCO file or a folder with the files of splits."""
     return bool(_splits(root))
 
 
+def is_loose_coco(root: Path) -> bool:
+    """Whether ``root`` holds a COCO file of any name."""
+    return bool(_loose_files(root))
+
+
 def load_coco(
-    root: str | Path, split: str | None = None, categories: Categories | None = None, strict: bool = False
+    root: str | Path,
+    split: str | None = None,
+    categories: Categories | None = None,
+    strict: bool = False,
+    allow_outside: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> DetectionDataset:
     """Read one split of a folder of COCO files.
 
     Args:
         root: folder that holds ``annotations/<split>.json``, where ``instances_`` may stand before the split's name,
-            beside a folder of pictures (``<split>``, ``images/<split>`` or ``images``); or ``<split>/``
-            ``_annotations.coco.json`` with the pictures beside it, as Roboflow writes it.
+            beside a folder of images (``<split>``, ``images/<split>``, ``images`` or ``data``); or ``<split>/``
+            ``_annotations.coco.json`` with the images beside it, as Roboflow writes it; or one COCO file of any name
+            beside the folder of images, as Label Studio's ``result.json``. Or such a file itself.
         split: name of the split; None where there is only one.
         categories: the classes, where they are known, as for validation; they are found by name, and a box of another
-            class is refused. None takes those that the file lists, in the order of their ids.
+            class is refused. None takes those that the file lists, in the order of their ids, but for the root of
+            Roboflow's classes.
         strict: refuse boxes that would otherwise be left out or cut.
+        allow_outside: follow file names that lead outside ``root``.
+        max_pixels: a larger image is refused.
 
     Raises:
         DataError: the data set cannot be used; one line with the file, the value and the remedy.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
     file = _file_of_split(root, split)
-    content = _read(file)
+    if root.is_file():
+        root = root.parent.parent if root.parent.name == "annotations" else root.parent
     report = Report(source=root.name if split is None else f"{root.name}, split {split}", strict=strict)
+    content = _read(file, report)
     images = _by_id(content["images"], file, "image")
-    annotations = _checked(content["annotations"], images, file)
+    annotations = _checked(content["annotations"], images, file, report)
     categories, label_of_id = _labels(content["categories"], categories, annotations, file)
-    folder = _picture_folder(root, file, list(images.values()))
-    _check_pictures(folder, file, images)
-
-    records = _records(images, annotations, categories, label_of_id, folder, file, report)
-    report.images = len(records)
-    report.empty_images = sum(len(record.boxes) == 0 for record in records)
-    report.boxes = sum(len(record.boxes) for record in records)
-    return DetectionDataset(records, categories, report)
+    paths = _find_images(root, file, images, PathFinder(root, allow_outside), report)
+    _check_pixels(images, paths, max_pixels, file)
+    count_cut_short(paths.values(), report)
+    records = _records(images, annotations, categories, label_of_id, paths, file, report)
+    return DetectionDataset(records, categories, report, max_pixels)
 
 
 def _splits(root: Path) -> dict[str, Path]:
     """Name of a split to its file."""
-    splits = {path.parent.name: path for path in sorted(root.glob(f"*/{ROBOFLOW}"))}
+    if root.is_file():
+        return {_name_of_split(root): root} if root.suffix.lower() == ".json" else {}
+    files = [path for path in sorted(root.glob(f"*/{ROBOFLOW}")) if not is_hidden(path.parent.name)]
     if (root / ROBOFLOW).is_file():
-        splits[root.name] = root / ROBOFLOW
-    for path in sorted((root / "annotations").glob("*.json")):
-        if not path.name.startswith(_OTHER_TASKS):
-            splits[path.stem.removeprefix("instances_")] = path
-    return splits
+        files.append(root / ROBOFLOW)
+    if (root / "annotations").is_dir():
+        files += [p for p in files_in(root / "annotations", [".json"]) if not p.name.startswith(_OTHER_TASKS)]
+    return {_name_of_split(path): path for path in files}
+
+
+def _loose_files(root: Path) -> dict[str, Path]:
+    """Name of a COCO file that lies in ``root`` itself to the file."""
+    files = files_in(root, [".json"]) if root.is_dir() else []
+    return {_name_of_split(path): path for path in files if _has_lists(path)}
+
+
+def _name_of_split(file: Path) -> str:
+    return file.parent.name if file.name == ROBOFLOW else file.stem.removeprefix("instances_")
+
+
+def _has_lists(file: Path) -> bool:
+    """Whether the text of a file names what a COCO file has; cheaper than parsing what may be large."""
+    try:
+        text = read_text(file)
+    except DataError:
+        return False
+    return all(f'"{key}"' in text for key in _LISTS)
 
 
 def _file_of_split(root: Path, split: str | None) -> Path:
-    splits = _splits(root)
+    splits = _splits(root) or _loose_files(root)
     if not splits:
         raise DataError(
             f"{root}: has no annotations/*.json and no {ROBOFLOW}; a COCO data set has one per split"
@@ -93,26 +130,32 @@ def _file_of_split(root: Path, split: str | None) -> Path:
     return alike[0]
 
 
-def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
-    try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{file}: is not valid json ({error}); write it again") from None
-    for key in ("images", "annotations", "categories"):
+def _read(file: Path, report: Report) -> dict[str, list[dict[str, Any]]]:
+    content = read_json(file, report)
+    for key in _LISTS:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise DataError(
                 f"{file}: has no list {key!r}; a COCO file has images, annotations and categories"
             )
         for entry in content[key]:
             if not isinstance(entry, dict):
-                raise DataError(f"{file}: {key} holds {entry!r}; expected objects alone")
+                raise DataError(f"{file}: {key} holds {brief(entry)}; expected objects alone")
     if not content["images"]:
         raise DataError(f"{file}: lists no image; add some")
     return content
 
 
 def _is_length(value: object) -> bool:
-    return isinstance(value, (int, float)) and value >= 1
+    return isinstance(value, (int, float)) and 1 <= value < 2**31
+
+
+def _is_number(value: object) -> bool:
+    """Whether a float can hold it; infinities and NaN, which JSON of Python may have, are floats."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**1000)
+
+
+def _is_box(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
 
 
 _WANTED: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
@@ -123,7 +166,7 @@ _WANTED: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "height": (_is_length, "a number of pixels"),
     },
     "category": {
-        "id": (lambda v: isinstance(v, int), "a whole number"),
+        "id": (lambda v: isinstance(v, int) and abs(v) < 2**53, "a whole number"),
         "name": (lambda v: isinstance(v, str), "a string"),
     },
 }
@@ -138,7 +181,7 @@ def _by_id(entries: Sequence[dict[str, Any]], file: Path, kind: str) -> dict[Any
                 raise DataError(f"{file}: {kind} {entry.get('id', '?')} has no {key!r}; add it")
             if not accepts(entry[key]):
                 raise DataError(
-                    f"{file}: {kind} {entry.get('id', '?')} has the {key} {entry[key]!r}; expected {expected}"
+                    f"{file}: {kind} {entry.get('id', '?')} has the {key} {brief(entry[key])}; expected {expected}"
                 )
         if entry["id"] in by_id:
             raise DataError(f"{file}: {kind} id {entry['id']} occurs more than once; make each unique")
@@ -147,30 +190,27 @@ def _by_id(entries: Sequence[dict[str, Any]], file: Path, kind: str) -> dict[Any
 
 
 def _checked(
-    annotations: Sequence[dict[str, Any]], images: dict[Any, dict[str, Any]], file: Path
+    annotations: Sequence[dict[str, Any]], images: dict[Any, dict[str, Any]], file: Path, report: Report
 ) -> list[dict[str, Any]]:
     """The annotations that have a box, each of them of an image that there is."""
     seen = set()
     boxed = []
     for annotation in annotations:
-        number, image, area = (annotation.get(key) for key in ("id", "image_id", "area"))
+        number, image = annotation.get("id"), annotation.get("image_id")
         if isinstance(number, (int, str)):
             if number in seen:
                 raise DataError(f"{file}: annotation id {number} occurs more than once; make each unique")
             seen.add(number)
         if not isinstance(image, (int, str)) or image not in images:
             raise DataError(
-                f"{file}: annotation {number} is of image {image!r}, which is not listed; add the image or take the "
-                "annotation out"
+                f"{file}: annotation {brief(number)} is of image {brief(image)}, which is not listed; add the image or "
+                "take the annotation out"
             )
-        if not isinstance(area, (int, float, type(None))):
-            raise DataError(f"{file}: annotation {number} has the area {area!r}; expected a number of pixels")
-        box = annotation.get("bbox")
-        if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)):
-            raise DataError(
-                f"{file}: annotation {number} has the bbox {box!r}; expected [x, y, width, height]"
-            )
-        boxed.append(annotation)
+        if _is_box(annotation.get("bbox")):
+            boxed.append(annotation)
+        else:
+            fault = "box that is not four numbers, left out"
+            report.add(fault, _where(annotation, file), brief(annotation.get("bbox")))
     return boxed
 
 
@@ -186,15 +226,11 @@ def _labels(
         number = annotation.get("category_id")
         if not isinstance(number, int) or number not in by_id:
             raise DataError(
-                f"{file}: annotations have the category id {number!r}, which is not listed; list it"
+                f"{file}: annotations have the category id {brief(number)}, which is not listed; list it"
             )
     used = {annotation["category_id"] for annotation in annotations}
     if categories is None:
-        # Roboflow lists a name for all classes together as a class of its own.
-        parents = {entry.get("supercategory") for entry in listed}
-        kept = [
-            by_id[i] for i in sorted(by_id) if i in used or by_id[i]["name"] not in parents or len(by_id) == 1
-        ]
+        kept = [by_id[i] for i in sorted(by_id) if i in used or not _is_roboflows_root(by_id[i], listed)]
         try:
             categories = Categories(
                 tuple(entry["name"] for entry in kept), tuple(entry["id"] for entry in kept)
@@ -225,36 +261,60 @@ def _with_ids_of_file(categories: Categories, label_of_id: dict[int, int]) -> Ca
     )
 
 
-def _picture_folder(root: Path, file: Path, images: Sequence[dict[str, Any]]) -> Path:
-    """The folder in which the first picture lies."""
-    split = file.parent.name if file.name == ROBOFLOW else file.stem.removeprefix("instances_")
-    first = images[0]["file_name"]
-    folders = [file.parent] if file.name == ROBOFLOW else []
-    folders += [root / split, root / "images" / split, root / split / "images", root / "images", root]
-    for folder in folders:
-        if (folder / first).is_file():
-            return folder
-    looked = ", ".join(str(folder) for folder in dict.fromkeys(folders))
-    raise DataError(
-        f"{file}: its first picture {first} is in none of {looked}; put the pictures into one of them"
+def _is_roboflows_root(category: dict[str, Any], listed: Sequence[dict[str, Any]]) -> bool:
+    """Roboflow lists a name for all classes together, of which no box is, before the classes themselves."""
+    return (
+        category["id"] == 0
+        and category.get("supercategory") == "none"
+        and any(other is not category and other.get("supercategory") == category["name"] for other in listed)
     )
 
 
-def _check_pictures(folder: Path, file: Path, images: dict[Any, dict[str, Any]]) -> None:
-    names = [entry["file_name"] for entry in images.values()]
-    present: dict[Path, set[str]] = {}  # one listing per folder instead of a look at each of 100,000 files
-    missing = []
-    for name in names:
-        path = folder / name
-        if path.parent not in present:
-            present[path.parent] = {p.name for p in path.parent.iterdir()} if path.parent.is_dir() else set()
-        if path.name not in present[path.parent]:
-            missing.append(name)
+def _find_images(
+    root: Path, file: Path, images: dict[Any, dict[str, Any]], finder: PathFinder, report: Report
+) -> dict[Any, Path]:
+    """Id to file, all from the folder in which the first image lies."""
+    names = {}
+    for number, entry in images.items():
+        name = entry["file_name"]
+        if is_leftover(PurePath(name.replace("\\", "/"))):
+            report.add(LEFTOVER, file, brief(name))
+        else:
+            names[number] = name
+    if not names:
+        raise DataError(f"{file}: lists no image; add some")
+    first = next(iter(names.values()))
+    split = _name_of_split(file)
+    folders = [file.parent] if file.name == ROBOFLOW else []
+    folders += [root / split, root / "images" / split, root / split / "images", root / "images"]
+    folders = list(dict.fromkeys([*folders, root / "data", root, file.parent]))
+    found = finder.find([(folder, first) for folder in folders], file)
+    if found is None:
+        looked = ", ".join(map(str, folders))
+        raise DataError(
+            f"{file}: its first image {brief(first)} is in none of {looked}; put the images into one of them"
+        )
+    folder = found[0]
+    paths = {number: finder.find([(folder, name)], file) for number, name in names.items()}
+    missing = [names[number] for number, path in paths.items() if path is None]
     if missing:
         raise DataError(
-            f"{file}: {len(missing)} of {len(names)} pictures are not in {folder}, the first is {missing[0]}; add them "
-            "or take them out of the file"
+            f"{file}: {len(missing)} of {len(names)} images are not in {folder}, the first is {brief(missing[0])}; "
+            "add them or take them out of the file"
         )
+    return {number: path for number, (_, path) in paths.items()}
+
+
+def _check_pixels(
+    images: dict[Any, dict[str, Any]], paths: dict[Any, Path], max_pixels: int, file: Path
+) -> None:
+    for number, path in paths.items():
+        width, height = images[number]["width"], images[number]["height"]
+        if width * height > max_pixels:
+            raise DataError(
+                f"{file}: {path.name} has {width}x{height} pixels, more than {max_pixels}; allow as many with "
+                "max_pixels (--data.max_pixels) or take the image out"
+            )
 
 
 def _records(
@@ -262,7 +322,7 @@ def _records(
     annotations: Sequence[dict[str, Any]],
     categories: Categories,
     label_of_id: dict[Any, int],
-    folder: Path,
+    paths: dict[Any, Path],
     file: Path,
     report: Report,
 ) -> list[Record]:
@@ -270,20 +330,22 @@ def _records(
     owner = np.array([position[a["image_id"]] for a in annotations], dtype=np.int64)
     order = np.argsort(owner, kind="stable")
     xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)[order]
-    boxes = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
     labels = np.array([label_of_id[a["category_id"]] for a in annotations], dtype=np.int64)[order]
-    crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool)[order]
-    of_box = xywh[:, 2] * xywh[:, 3]
-    # None, as a file may say too, becomes NaN.
-    given = np.array([a.get("area") for a in annotations], dtype=np.float64)[order]
-    areas = np.where(np.isnan(given), of_box, given).astype(np.float32)
+    crowd = np.array([_is_crowd(a, file, report) for a in annotations], dtype=bool)[order]
+    given = np.array([_area(a, file, report) for a in annotations], dtype=np.float64)[order]
+    with np.errstate(invalid="ignore", over="ignore"):  # check_boxes counts what is not finite
+        boxes = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
+        of_box = xywh[:, 2] * xywh[:, 3]
+        areas = np.where(np.isnan(given), of_box, given).astype(np.float32)
     ends = np.searchsorted(owner[order], np.arange(len(images)), side="right")
 
     records, begin = [], 0
-    for entry, end in zip(images.values(), ends.tolist(), strict=True):
+    for (number, entry), end in zip(images.items(), ends.tolist(), strict=True):
+        here, begin = slice(begin, end), end
+        if number not in paths:
+            continue
         size = (int(entry["width"]), int(entry["height"]))
         name = entry["file_name"]
-        here = slice(begin, end)
         own, rows = _usable(boxes[here], labels[here], categories, size, f"{file}, {name}", report)
         records.append(
             Record(
@@ -292,13 +354,32 @@ def _records(
                 own,
                 labels[here][rows],
                 crowd[here][rows],
-                folder / name,
+                paths[number],
                 areas[here][rows],
                 entry["id"],
             )
         )
-        begin = end
     return records
+
+
+def _is_crowd(annotation: dict[str, Any], file: Path, report: Report) -> bool:
+    return read_flag(annotation.get("iscrowd"), "iscrowd", _where(annotation, file), report)
+
+
+def _area(annotation: dict[str, Any], file: Path, report: Report) -> float:
+    """The area of the object; NaN where the box's is to be used."""
+    area = annotation.get("area")
+    if area is None:
+        return math.nan
+    if _is_number(area) and 0 <= area <= _LARGEST_AREA:
+        return float(area)
+    fault = "area that is not a number of pixels, replaced by the box's"
+    report.add(fault, _where(annotation, file), brief(area))
+    return math.nan
+
+
+def _where(annotation: dict[str, Any], file: Path) -> str:
+    return f"{file}, annotation {annotation.get('id')}"
 
 
 def _usable(
@@ -310,7 +391,8 @@ def _usable(
     report: Report,
 ) -> tuple[np.ndarray, np.ndarray]:
     """As :func:`check_boxes`, without the time that it takes where all is in order."""
-    single = boxes.astype(np.float32)
+    with np.errstate(over="ignore"):
+        single = boxes.astype(np.float32)
     if (
         (single[:, 2:] > single[:, :2]).all()
         and (single[:, :2] >= 0).all()

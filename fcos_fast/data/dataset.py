@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from .categories import Categories
-from .checks import DataError, Report, open_image
+from .checks import MAX_PIXELS, DataError, Report
+from .images import read_image
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,22 @@ class DetectionDataset(Dataset):
         records: one per image.
         categories: the classes.
         report: what loading found wrong; None for generated pictures.
+        max_pixels: a larger image is not decoded.
     """
 
-    def __init__(self, records: Sequence[Record], categories: Categories, report: Report | None = None):
+    def __init__(
+        self,
+        records: Sequence[Record],
+        categories: Categories,
+        report: Report | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ):
         self.records = list(records)
         self.categories = categories
         self.report = report
+        self.max_pixels = max_pixels
+        if report is not None:
+            report.count(self.records)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -80,7 +90,7 @@ class DetectionDataset(Dataset):
         }
         if isinstance(record.image, np.ndarray):
             return torch.tensor(record.image), target
-        image = read_image(record.image)
+        image = read_image(record.image, self.max_pixels)
         height, width = image.shape[1:]
         if (width, height) != record.size:
             raise DataError(
@@ -117,17 +127,3 @@ class DetectionDataset(Dataset):
         numbered = zip(self.categories.ids, self.categories.names, strict=True)
         categories = [{"id": category_id, "name": name} for category_id, name in numbered]
         return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def read_image(path: str | Path) -> Tensor:
-    """Decode an image file to a uint8 (3, H, W) RGB tensor, upright by its EXIF orientation.
-
-    Raises:
-        DataError: the file is missing, empty, cut short or no image.
-    """
-    with open_image(path) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I"):  # grey of 16 bits, of which convert would keep the lower 8
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        pixels = np.array(image.convert("RGB"))  # (H, W, 3)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""PASCAL VOC folders: JPEGImages, Annotations, ImageSets/Main.
+"""PASCAL VOC folders: JPEGImages, Annotations, ImageSets/Main; and xml files as people keep them.
 
 Coordinates are taken as they stand in the file and read as continuous pixel coordinates, as today's labelling
 tools write them: a box reaches from ``xmin`` to ``xmax``, and a box over an image of W pixels from 0 to W.
@@ -10,17 +10,22 @@ Paths inside an xml are not looked at: the annotation of ``JPEGImages/a.jpg`` is
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from xml.etree import ElementTree
 
 import numpy as np
 
 from .categories import Categories
-from .checks import IMAGE_SUFFIXES, DataError, Report, check_boxes, image_size
+from .checks import IMAGE_SUFFIXES, MAX_PIXELS, DataError, Report, check_boxes, read_flag
 from .dataset import DetectionDataset, Record
+from .files import composed, files_in, is_hidden, read_list, read_xml
+from .images import count_cut_short, image_size
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_ALIASES = {"val": "valid", "valid": "val"}
+_FLAGS_OF_A_CLASS = ("-1", "0", "1")  # in PASCAL's lists of one class: absent, difficult, there
 
 
 def is_voc(root: Path) -> bool:
@@ -28,41 +33,61 @@ def is_voc(root: Path) -> bool:
     return (root / "Annotations").is_dir() and (root / "JPEGImages").is_dir()
 
 
+def is_loose_voc(root: Path) -> bool:
+    """Whether ``root`` holds VOC's xml files in another way; see :func:`load_voc`."""
+    return root.is_dir() and bool(_places(root))
+
+
 def load_voc(
-    root: str | Path, split: str | None = None, categories: Categories | None = None, strict: bool = False
+    root: str | Path,
+    split: str | None = None,
+    categories: Categories | None = None,
+    strict: bool = False,
+    allow_outside: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> DetectionDataset:
     """Read a VOC folder.
 
     Args:
-        root: folder that holds ``JPEGImages``, ``Annotations`` and, for splits, ``ImageSets/Main``.
-        split: name of a file in ``ImageSets/Main`` without its ``.txt``; None takes every image.
+        root: folder that holds ``JPEGImages``, ``Annotations`` and, for splits, ``ImageSets/Main``. Also folders
+            ``images`` and ``annotations``, which may have a folder for each split, and folders in which images and xml
+            files lie side by side: ``root`` itself or, as Roboflow writes it, one for each split.
+        split: name of a file in ``ImageSets/Main``, or of such a folder; None takes every image. A line of the file is
+            the name of an image, with or without folder and suffix; the second column of PASCAL's lists of one class
+            is not looked at.
         categories: the classes, where they are known, as for validation; a box of another class is refused.
             None takes the classes that occur, sorted by name.
         strict: refuse boxes that would otherwise be left out or cut.
+        allow_outside: nothing; there are no paths in these files.
+        max_pixels: a larger image is refused.
 
     Raises:
         DataError: the data set cannot be used; one line with the file, the value and the remedy.
     """
-    root = Path(root)
-    for folder in ("Annotations", "JPEGImages"):
-        if not (root / folder).is_dir():
-            raise DataError(f"{root}: has no folder {folder}; a VOC data set has Annotations and JPEGImages")
-    images = _images_by_stem(root / "JPEGImages")
-    stems = _all_stems(root, images) if split is None else _read_split(root, split)
+    root = Path(root).expanduser()
     report = Report(source=root.name if split is None else f"{root.name}, split {split}", strict=strict)
-    annotations = [_read_annotation(root, stem, images, report) for stem in stems]
+    place, lines = _find_split(root, split, report)
+    pairs = list(_pairs(place, lines, report))
+    count_cut_short((image for _, image in pairs), report)
+    annotations = [_read_annotation(xml, image, max_pixels, report) for xml, image in pairs]
     if categories is None:
         names = sorted({name for annotation in annotations for name in annotation.names})
         if not names:
+            faults = f" that can be used ({', '.join(report.faults)})" if report.faults else ""
             raise DataError(
-                f"{root / 'Annotations'}: no xml of {report.source} has an object; label some first"
+                f"{place.annotations}: no xml of {report.source} has an object{faults}; label some first"
             )
         categories = Categories(tuple(names))
     records = [_to_record(annotation, categories, report) for annotation in annotations]
-    report.images = len(records)
-    report.empty_images = sum(len(record.boxes) == 0 for record in records)
-    report.boxes = sum(len(record.boxes) for record in records)
-    return DetectionDataset(records, categories, report)
+    return DetectionDataset(records, categories, report, max_pixels)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the xml files and the images are; both folders may be one."""
+
+    annotations: Path
+    images: Path
 
 
 @dataclass(frozen=True)
@@ -77,58 +102,119 @@ class _Annotation:
     difficult: np.ndarray  # (N,) bool
 
 
-def _images_by_stem(folder: Path) -> dict[str, Path]:
-    images: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        if path.stem in images:
-            raise DataError(f"{path}: has the same stem as {images[path.stem].name}; keep one of the two")
-        images[path.stem] = path
-    return images
+def _places(root: Path) -> dict[str | None, _Place]:
+    """Name of a split to its folders; None is the name of what has no splits."""
+    places: dict[str | None, _Place] = {}
+    if is_voc(root):
+        return {None: _Place(root / "Annotations", root / "JPEGImages")}
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not is_hidden(path.name)]
+    by_name = {folder.name.lower(): folder for folder in folders}
+    annotations = by_name.get("annotations")
+    images = by_name.get("jpegimages") or by_name.get("images")
+    if annotations and images:
+        if files_in(annotations, [".xml"]):
+            return {None: _Place(annotations, images)}
+        for folder in sorted(annotations.iterdir()):
+            if folder.is_dir() and (images / folder.name).is_dir() and files_in(folder, [".xml"]):
+                places[folder.name] = _Place(folder, images / folder.name)
+    if _are_beside(root):
+        places[None] = _Place(root, root)
+    return places | {folder.name: _Place(folder, folder) for folder in folders if _are_beside(folder)}
 
 
-def _all_stems(root: Path, images: dict[str, Path]) -> list[str]:
-    stems = sorted(images.keys() | {path.stem for path in (root / "Annotations").glob("*.xml")})
-    if not stems:
-        suffixes = ", ".join(IMAGE_SUFFIXES)
-        raise DataError(
-            f"{root}: there is no image ({suffixes}) in JPEGImages and no xml in Annotations; add them"
-        )
-    return stems
+def _are_beside(folder: Path) -> bool:
+    """Whether a folder holds an image and its xml."""
+    stems = {composed(path.stem) for path in files_in(folder, [".xml"])}
+    return bool(stems) and any(composed(path.stem) in stems for path in files_in(folder, IMAGE_SUFFIXES))
 
 
-def _read_split(root: Path, split: str) -> list[str]:
-    file = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not file.is_file():
-        known = ", ".join(sorted(path.stem for path in file.parent.glob("*.txt"))) or "none"
-        raise DataError(f"{file}: there is no such split; choose one of this data set's: {known}")
-    lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
-    stems = list(dict.fromkeys(line for line in lines if line))
-    if not stems:
+def _find_split(root: Path, split: str | None, report: Report) -> tuple[_Place, list[str] | None]:
+    """The folders of a split, and the lines of its list; None where it is all that the folders hold."""
+    places = _places(root) if root.is_dir() else {}
+    if not places:
+        raise DataError(f"{root}: has no folder Annotations; a VOC data set has Annotations and JPEGImages")
+    folder = root / "ImageSets" / "Main"
+    lists = {path.stem: path for path in files_in(folder, [".txt"])} if folder.is_dir() else {}
+    known = ", ".join([*filter(None, places), *lists])
+    if split is None:
+        if None not in places and len(places) > 1:
+            raise DataError(f"{root}: has several splits; choose one of {known}")
+        return places.get(None) or next(iter(places.values())), None
+    for name in (split, _ALIASES.get(split, split)):
+        if name in places:
+            return places[name], None
+        if name in lists and None in places:
+            return places[None], _lines(lists[name], report)
+    if not known:
+        raise DataError(f'{root}: has no splits; take every image with an empty name (--data.train "")')
+    raise DataError(f"{folder / split}.txt: there is no such split; choose one of this data set's: {known}")
+
+
+def _lines(file: Path, report: Report) -> list[str]:
+    lines = read_list(file, report)
+    if not lines:
         raise DataError(f"{file}: the split is empty; write one image name without its suffix on each line")
-    return stems
+    return lines
 
 
-def _read_annotation(root: Path, stem: str, images: dict[str, Path], report: Report) -> _Annotation:
-    file = root / "Annotations" / f"{stem}.xml"
-    if stem not in images:
-        suffixes = ", ".join(IMAGE_SUFFIXES)
-        folder = root / "JPEGImages"
+def _pairs(place: _Place, lines: list[str] | None, report: Report) -> Iterator[tuple[Path, Path]]:
+    """The xml and the image of each image of a split."""
+    images = _by_stem(files_in(place.images, IMAGE_SUFFIXES))
+    xmls = _by_stem(files_in(place.annotations, [".xml"]))
+    suffixes = ", ".join(IMAGE_SUFFIXES)
+    known = images.keys() | xmls
+    stems = sorted(known) if lines is None else list(_listed(lines, known))
+    if not stems:
         raise DataError(
-            f"{file}: there is no image {stem} ({suffixes}) in {folder}; add it or leave {stem} out"
+            f"{place.images}: there is no image ({suffixes}) and no xml in {place.annotations}; add them"
         )
-    image = images[stem]
-    if not file.is_file():
-        raise DataError(
-            f"{image}: has no annotation {file}; add it (one without objects where there is nothing to see) "
-            f"or leave {stem} out"
-        )
-    try:
-        tree = ElementTree.parse(file).getroot()
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise DataError(f"{file}: is not valid xml ({error}); write it again or leave {stem} out") from None
+    for stem in stems:
+        xml, image = xmls.get(stem, place.annotations / f"{stem}.xml"), images.get(stem)
+        if image is None:
+            raise DataError(
+                f"{xml}: there is no image {stem} ({suffixes}) in {place.images}; add it or leave {stem} out"
+            )
+        if stem not in xmls:
+            raise DataError(
+                f"{image}: has no annotation {xml}; add it (one without objects where there is nothing to see) or "
+                f"leave {stem} out"
+            )
+        yield xml, image
 
+
+def _by_stem(paths: list[Path]) -> dict[str, Path]:
+    by_stem: dict[str, Path] = {}
+    for path in paths:
+        stem = composed(path.stem)
+        if stem in by_stem:
+            raise DataError(f"{path}: has the same stem as {by_stem[stem].name}; keep one of the two")
+        by_stem[stem] = path
+    return by_stem
+
+
+def _listed(lines: list[str], known: Collection[str]) -> Iterator[str]:
+    """The stems that the lines of a list name, each once."""
+    seen = set()
+    for line in lines:
+        spellings = list(_spellings(line))
+        stem = next((spelled for spelled in spellings if spelled in known), spellings[-1])
+        if stem not in seen:
+            seen.add(stem)
+            yield stem
+
+
+def _spellings(line: str) -> Iterator[str]:
+    """The stems that a line may mean: as it stands, without a suffix, and without a second column."""
+    first, _, second = composed(line).rpartition(" ")
+    for text in (composed(line), first.strip()) if second in _FLAGS_OF_A_CLASS else (composed(line),):
+        path = PurePath(text.replace("\\", "/"))
+        yield path.name
+        if path.suffix.lower() in (*IMAGE_SUFFIXES, ".xml"):
+            yield path.stem
+
+
+def _read_annotation(file: Path, image: Path, max_pixels: int, report: Report) -> _Annotation:
+    tree = read_xml(file, report)
     names, boxes, difficult = [], [], []
     for element in tree.findall("object"):
         name = _text(element, "name")
@@ -141,9 +227,9 @@ def _read_annotation(root: Path, stem: str, images: dict[str, Path], report: Rep
             report.add("box that is not four numbers, left out", file, f"{name} [{', '.join(corners)}]")
             continue
         names.append(name)
-        difficult.append(_text(element, "difficult") not in ("", "0"))
+        difficult.append(read_flag(_text(element, "difficult"), "difficult", file, report))
 
-    size = image_size(image)
+    size = image_size(image, max_pixels)
     stated = _text(tree, "size/width"), _text(tree, "size/height")
     if stated not in (("", ""), ("0", "0"), tuple(map(str, size))):
         value = f"{stated[0]}x{stated[1]}, but {image.name} has {size[0]}x{size[1]} pixels"

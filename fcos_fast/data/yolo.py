@@ -1,97 +1,134 @@
-"""YOLO txt: a ``data.yaml`` that names classes and splits, and a text file of boxes beside every picture.
+"""YOLO txt: a ``data.yaml`` that names classes and splits, and a text file of boxes for every image.
 
-A row is ``class cx cy width height``, relative to the picture's size, or ``class x1 y1 x2 y2 x3 y3 ...``, a polygon,
-whose bounding box is taken. The labels of ``.../images/a/b.jpg`` are ``.../labels/a/b.txt``, as Ultralytics has it; a
-picture without that file, or with an empty one, has no box.
+A row is ``class cx cy width height``, relative to the image's size, or ``class x1 y1 x2 y2 x3 y3 ...``, a polygon,
+whose bounding box is taken. The labels of ``.../images/a/b.jpg`` are ``.../labels/a/b.txt``, as Ultralytics has it; an
+image without that file, or with an empty one, has no box. A split without a single such file is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .categories import Categories
-from .checks import IMAGE_SUFFIXES, DataError, Report, check_boxes, image_size
+from .checks import IMAGE_SUFFIXES, MAX_PIXELS, DataError, Report, brief, check_boxes
 from .dataset import DetectionDataset, Record
+from .files import PathFinder, files_in, read_list, read_text, read_yaml
+from .images import count_cut_short, image_size
 
 _ALIASES = {"valid": "val", "validation": "val"}
 _SPLITS = ("train", "val", "test")
+_YAML_SUFFIXES = (".yaml", ".yml")
 
 LARGEST = 2.0
-"""Coordinates are parts of the picture's size, 0 to 1, or a little beyond; greater ones must be pixels."""
+"""Coordinates are parts of the image's size, 0 to 1, or a little beyond; greater ones must be pixels."""
 
 
 def is_yolo(root: Path) -> bool:
-    """Whether ``root`` holds a yaml file that names classes and splits."""
+    """Whether ``root`` is, or holds, a yaml file that names classes and splits."""
     return _find_yaml(root) is not None
 
 
 def load_yolo(
-    root: str | Path, split: str | None = None, categories: Categories | None = None, strict: bool = False
+    root: str | Path,
+    split: str | None = None,
+    categories: Categories | None = None,
+    strict: bool = False,
+    allow_outside: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> DetectionDataset:
     """Read one split of a YOLO data set.
 
     Args:
-        root: folder of the ``data.yaml``, with ``names`` and, for each split, a folder of pictures, several, or a text
-            file that lists pictures; relative to ``path`` or to the folder of the file.
+        root: the ``data.yaml`` or its folder. The file has ``names``, which are text whatever they look like, and, for
+            each split, a folder of images, several, or a text file that lists images; relative to ``path`` or to the
+            folder of the file.
         split: ``train``, ``val`` or ``test``; None where the file names only one.
         categories: the classes, where they are known, as for validation; they are found by name, and a box of another
             class is refused. None takes those of the file.
         strict: refuse boxes that would otherwise be left out or cut.
+        allow_outside: follow paths that lead outside the folder of the ``data.yaml``.
+        max_pixels: a larger image is refused.
 
     Raises:
         DataError: the data set cannot be used; one line with the file, the value and the remedy.
     """
-    root = Path(root)
-    found = _find_yaml(root)
-    if found is None:
+    root = Path(root).expanduser()
+    file = _find_yaml(root)
+    if file is None:
         raise DataError(f"{root}: has no data.yaml with names and train or val; a YOLO data set has one")
-    file, content = found
-    names = _names(content["names"], file)
+    report = Report(source=root.name if split is None else f"{root.name}, split {split}", strict=strict)
+    content = read_yaml(file, report)
+    names = _names(content, file)
     try:
         categories = categories or Categories(tuple(names))
     except ValueError as error:
         raise DataError(f"{file}: {error}") from None
-    pictures = list(_pictures(file, content, split))
-    if not pictures:
+    finder = PathFinder(file.parent, allow_outside)
+    images = list(_images(file, content, split, finder, report))
+    if not images:
         suffixes = ", ".join(IMAGE_SUFFIXES)
-        raise DataError(f"{file}: split {split} has no picture ({suffixes}); add some")
-    report = Report(source=root.name if split is None else f"{root.name}, split {split}", strict=strict)
-    records = [_record(path, names, categories, report) for path in pictures]
-    report.images = len(records)
-    report.empty_images = sum(len(record.boxes) == 0 for record in records)
-    report.boxes = sum(len(record.boxes) for record in records)
-    return DetectionDataset(records, categories, report)
+        raise DataError(f"{file}: split {split} has no image ({suffixes}); add some")
+    labels = [finder.present(_label_file(image)) for image in images]
+    if not any(labels):
+        raise DataError(
+            f"{file}: none of the {len(images)} images of split {split} has a label file; the first would be "
+            f"{_label_file(images[0])}. Put the labels there (an empty file where there is nothing to see)"
+        )
+    count_cut_short(images, report)
+    records = [
+        _record(image, label, names, categories, report, max_pixels)
+        for image, label in zip(images, labels, strict=True)
+    ]
+    return DetectionDataset(records, categories, report, max_pixels)
 
 
-def _find_yaml(root: Path) -> tuple[Path, dict[str, Any]] | None:
-    import yaml
-
-    for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")], key=lambda path: path.stem != "data"):
+def _find_yaml(root: Path) -> Path | None:
+    if root.is_dir():
+        candidates = sorted(files_in(root, _YAML_SUFFIXES), key=lambda path: path.stem != "data")
+    else:
+        candidates = [root] if root.suffix.lower() in _YAML_SUFFIXES else []
+    for path in candidates:
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            if path.stem == "data":
-                raise DataError(f"{path}: is not valid yaml ({error}); correct it") from None
+            content = read_yaml(path)
+        except DataError:
+            if path.stem == "data" or path == root:
+                raise
             continue
         if isinstance(content, dict) and "names" in content and content.keys() & set(_SPLITS):
-            return path, content
+            return path
     return None
 
 
-def _names(names: Any, file: Path) -> list[str]:
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
-        names = [names[i] for i in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise DataError(f"{file}: names is {names!r}; expected a list, or numbers from 0 on with their names")
-    return [str(name) for name in names]
+def _names(content: dict[str, Any], file: Path) -> list[str]:
+    names = content["names"]
+    numbers = [str(i) for i in range(len(names))]
+    if isinstance(names, dict) and set(names) == set(numbers):
+        names = [names[number] for number in numbers]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise DataError(
+            f"{file}: names is {brief(names)}; expected a list, or numbers from 0 on with their names"
+        )
+    if "" in names:
+        raise DataError(f"{file}: class {names.index('')} has no name; give it one")
+    count = content.get("nc") or str(len(names))
+    if count != str(len(names)):
+        raise DataError(f"{file}: nc is {brief(count)}, but names has {len(names)}; correct one of them")
+    return names
 
 
-def _pictures(file: Path, content: dict[str, Any], split: str | None) -> Iterator[Path]:
-    named = [name for name in _SPLITS if content.get(name)]
+def _images(
+    file: Path, content: dict[str, Any], split: str | None, finder: PathFinder, report: Report
+) -> Iterator[Path]:
+    entries = {name: _paths(content.get(name)) for name in _SPLITS}
+    named = [name for name in _SPLITS if entries[name]]
+    if not named:
+        raise DataError(f"{file}: names no folder of images; give one as train or val")
     if split is None:
         if len(named) > 1:
             raise DataError(f"{file}: has several splits; choose one of {', '.join(named)}")
@@ -101,39 +138,47 @@ def _pictures(file: Path, content: dict[str, Any], split: str | None) -> Iterato
         raise DataError(
             f"{file}: there is no split {split}; choose one of this data set's: {', '.join(named)}"
         )
-    entries = content[split] if isinstance(content[split], list) else [content[split]]
-    for entry in entries:
-        place = _place(file, str(content.get("path") or ""), str(entry))
-        if place.is_file():
-            lines = (line.strip() for line in place.read_text(encoding="utf-8").splitlines())
-            yield from (_listed(place, line, file) for line in lines if line)
+    base = file.parent / os.path.expanduser("".join(_paths(content.get("path"))[:1]))
+    for entry in entries[split]:
+        place = _place(file, base, entry, finder)
+        if place.is_dir():
+            yield from files_in(place, IMAGE_SUFFIXES, recursive=True)
         else:
-            yield from sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            yield from _listed(place, (place.parent, base, file.parent), finder, report)
 
 
-def _place(file: Path, path: str, entry: str) -> Path:
+def _paths(value: Any) -> list[str]:
+    """The paths of an entry of the yaml; none where it is null."""
+    values = value if isinstance(value, list) else [value]
+    return [text for text in values if isinstance(text, str) and text.lower() not in ("", "~", "null")]
+
+
+def _place(file: Path, base: Path, entry: str, finder: PathFinder) -> Path:
     """Where an entry of the yaml leads: exporters mean different folders by a relative path."""
-    inside = entry
+    folder = file.parent
+    inside = entry.replace("\\", "/")
     while inside.startswith("../"):  # Roboflow's ../train/images lies beside the file
         inside = inside.removeprefix("../")
-    places = [file.parent / path / entry, file.parent / entry, file.parent / inside]
-    for place in places:
-        if place.exists():
-            return place
-    looked = ", ".join(str(place) for place in dict.fromkeys(places))
-    raise DataError(f"{file}: {entry} is at none of {looked}; correct the path")
+    places = list(dict.fromkeys([(base, entry), (folder, entry), (folder, inside)]))
+    found = finder.find(places, file)
+    if found is None:
+        looked = ", ".join(str(where / path) for where, path in places)
+        raise DataError(f"{file}: {brief(entry)} is at none of {looked}; correct the path")
+    return found[1]
 
 
-def _listed(listing: Path, line: str, file: Path) -> Path:
-    for folder in (listing.parent, file.parent):
-        if (folder / line).is_file():
-            return folder / line
-    raise DataError(f"{listing}: there is no picture {line}; correct the path or leave it out")
+def _listed(listing: Path, folders: Sequence[Path], finder: PathFinder, report: Report) -> Iterator[Path]:
+    """The images that a text file lists, relative to the first of ``folders`` that has them."""
+    for line in read_list(listing, report):
+        found = finder.find([(folder, line) for folder in folders], listing)
+        if found is None:
+            raise DataError(f"{listing}: there is no image {brief(line)}; correct the path or leave it out")
+        yield found[1]
 
 
-def _label_file(picture: Path) -> Path:
-    """The last folder ``images`` of the path is ``labels`` instead; without one, the text lies beside the picture."""
-    parts = list(picture.parts)
+def _label_file(image: Path) -> Path:
+    """The last folder ``images`` of the path is ``labels`` instead; without one, the text lies beside the image."""
+    parts = list(image.parts)
     for i in range(len(parts) - 2, -1, -1):
         if parts[i] == "images":
             parts[i] = "labels"
@@ -141,26 +186,29 @@ def _label_file(picture: Path) -> Path:
     return Path(*parts).with_suffix(".txt")
 
 
-def _record(picture: Path, names: list[str], categories: Categories, report: Report) -> Record:
-    size = image_size(picture)
-    file = _label_file(picture)
-    classes, boxes = _rows(file, len(names)) if file.is_file() else ([], [])
+def _record(
+    image: Path,
+    labels_file: Path | None,
+    names: list[str],
+    categories: Categories,
+    report: Report,
+    max_pixels: int,
+) -> Record:
+    size = image_size(image, max_pixels)
+    classes, boxes = ([], []) if labels_file is None else _rows(labels_file, len(names), report)
     own_names = [names[i] for i in classes]
     try:
         labels = np.array([categories.label_of(name) for name in own_names], dtype=np.int64)
     except ValueError as error:
-        raise DataError(f"{file}: {error}; correct the class or train with it") from None
+        raise DataError(f"{labels_file}: {error}; correct the class or train with it") from None
     pixels = np.array(boxes, dtype=np.float64).reshape(-1, 4) * np.array([*size, *size])
-    kept, rows = check_boxes(pixels, own_names, size, file, report)
-    return Record(picture.name, size, kept, labels[rows], np.zeros(len(rows), dtype=bool), picture)
+    kept, rows = check_boxes(pixels, own_names, size, labels_file or image, report)
+    return Record(image.name, size, kept, labels[rows], np.zeros(len(rows), dtype=bool), image)
 
 
-def _rows(file: Path, num_classes: int) -> tuple[list[int], list[list[float]]]:
+def _rows(file: Path, num_classes: int, report: Report) -> tuple[list[int], list[list[float]]]:
     """Classes and relative xyxy boxes of a text file."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise DataError(f"{file}: is no text; write it again") from None
+    lines = read_text(file, report).split("\n")
     classes, boxes = [], []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -168,7 +216,7 @@ def _rows(file: Path, num_classes: int) -> tuple[list[int], list[list[float]]]:
         try:
             kind, *values = map(float, line.split())
         except ValueError:
-            raise DataError(f"{file}:{number}: is {line.strip()!r}; expected numbers alone") from None
+            raise DataError(f"{file}:{number}: is {brief(line.strip())}; expected numbers alone") from None
         if not (kind.is_integer() and 0 <= kind < num_classes):
             raise DataError(
                 f"{file}:{number}: the class is {line.split()[0]}; data.yaml names 0 to {num_classes - 1}"
@@ -180,11 +228,9 @@ def _rows(file: Path, num_classes: int) -> tuple[list[int], list[list[float]]]:
 
 def _box(values: list[float], where: str) -> list[float]:
     """Relative xyxy of the numbers behind a class."""
-    if any(abs(value) > LARGEST for value in values):
+    if any(LARGEST < abs(value) < math.inf for value in values):  # check_boxes counts what is infinite
         numbers = " ".join(f"{value:g}" for value in values)
-        raise DataError(
-            f"{where}: the numbers are {numbers}; expected parts of the picture's size, not pixels"
-        )
+        raise DataError(f"{where}: the numbers are {numbers}; expected parts of the image's size, not pixels")
     if len(values) == 4:
         cx, cy, width, height = values
         return [cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2]

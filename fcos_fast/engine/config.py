@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 import yaml
 
+import fcos_fast.data
 from fcos_fast.data import AugmentConfig
+from fcos_fast.data.checks import MAX_PIXELS
 from fcos_fast.engine.files import write_text
 from fcos_fast.engine.schedule import ScheduleConfig
 from fcos_fast.models.config import DetectorConfig, FCOSConfig, config_from_dict
@@ -37,11 +39,14 @@ class DataConfig:
 
     Attributes:
         root: folder of the data set; its layout is recognised. A run keeps its absolute path.
-        train: split to train on.
+        train: split to train on; an empty name takes every image.
         val: split to evaluate on; an empty name does without evaluation.
         classes: names of the classes in the order of their labels; by default those that occur in the training
             split, sorted.
         strict: refuse boxes without an area or outside their image instead of leaving them out.
+        allow_outside: follow paths in COCO and YOLO files that lead outside ``root``; a data set from elsewhere could
+            name any image of this machine.
+        max_pixels: a larger image is refused, because a small file can hold more pixels than memory does.
         workers: processes that read, augment and pack pictures beside the training; 0 does it in between. By default
             0 without a GPU; with one, as many as there are free processors, 8 at most.
         group_by_aspect_ratio: make batches of pictures of similar aspect ratio, which need little padding. By default
@@ -53,8 +58,24 @@ class DataConfig:
     val: str = "val"
     classes: tuple[str, ...] | None = None
     strict: bool = _may_change(False)
+    allow_outside: bool = _may_change(False)
+    max_pixels: int = _may_change(MAX_PIXELS)
     workers: int | None = _may_change(None)
     group_by_aspect_ratio: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_pixels < 1:
+            raise ValueError(f"data.max_pixels is {self.max_pixels}; it must be 1 or more")
+
+    def load(
+        self, split: str, categories: fcos_fast.data.Categories | None = None
+    ) -> fcos_fast.data.DetectionDataset:
+        """Read a split; an empty name takes every image. Errors as :func:`fcos_fast.data.load_dataset`."""
+        from fcos_fast.data import load_dataset  # options are read without what a data set needs
+
+        return load_dataset(
+            self.root, split or None, categories, self.strict, self.allow_outside, self.max_pixels
+        )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fcos_fast.data import Categories, read_image
+from fcos_fast.data.images import to_rgb, upright
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.evaluate import detect_batches
 from fcos_fast.models import Detector
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ImageLike = Union[str, Path, Tensor, np.ndarray, "Image.Image"]
-"""A file, a (3, H, W) RGB tensor (uint8, or float in [0, 1]), a uint8 (H, W, 3) RGB array, or a PIL picture."""
+"""A file, a (3, H, W) RGB tensor (uint8, or float in [0, 1]), a uint8 (H, W, 3) RGB array, or a Pillow image.
+
+Files and Pillow images are turned upright by their EXIF orientation."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,11 @@ class Detections:
     """What was found in one image, the surest first.
 
     Attributes:
-        boxes: (N, 4) float32, xyxy in pixels of the image as it was given.
+        boxes: (N, 4) float32, xyxy in pixels of ``image``.
         scores: (N,) float32 in 0..1.
         labels: (N,) int64 in 0..C-1.
         names: class name of each of the N detections.
-        image: (3, H, W), the image itself.
+        image: (3, H, W), the image itself, upright.
         classes: the C class names.
     """
 
@@ -131,8 +134,8 @@ def as_image(image: ImageLike) -> Tensor:
         return read_image(image)
     if isinstance(image, Tensor):
         return image
-    if hasattr(image, "convert"):  # a PIL picture
-        image = np.asarray(image.convert("RGB"))
+    if hasattr(image, "convert"):  # a Pillow image
+        return to_rgb(upright(image))
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(
@@ -140,5 +143,5 @@ def as_image(image: ImageLike) -> Tensor:
             )
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
     raise TypeError(
-        f"got a {type(image).__name__}; expected a file name, a tensor, an array or a PIL picture"
+        f"got a {type(image).__name__}; expected a file name, a tensor, an array or a Pillow image"
     )

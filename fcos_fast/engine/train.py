@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from fcos_fast.data import Categories, DetectionDataset, load_dataset, train_loader
+from fcos_fast.data import Categories, DetectionDataset, train_loader
 from fcos_fast.engine.average_precision import AveragePrecision
 from fcos_fast.engine.checkpoint import describe_model, load_checkpoint, load_weights, save_checkpoint
 from fcos_fast.engine.config import Config, TrainConfig, check_resumable, from_plain, save_config, to_plain
@@ -174,9 +174,14 @@ def load_splits(
         raise ValueError("no data set is given; name its folder with --data.root")
     if categories is None and data.classes:
         categories = Categories(data.classes)
-    train_set = load_dataset(data.root, data.train, categories, data.strict)
-    val_set = load_dataset(data.root, data.val, train_set.categories, data.strict) if data.val else None
-    return train_set, val_set
+    train_set = data.load(data.train, categories)
+    report = train_set.report
+    if report.boxes == report.ignored:
+        raise ValueError(
+            f"{report.source}: has no box to train on ({report.boxes} boxes, all of them difficult or crowds); "
+            "label some or correct the flags"
+        )
+    return train_set, data.load(data.val, train_set.categories) if data.val else None
 
 
 def _run(

@@ -10,6 +10,7 @@ from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
 from fcos_fast.assignment import MAX_SIDE, RULE_CHOICES, AssignmentRule, GroundTruth, Level, Targets
 from fcos_fast.ops import _checks
+from fcos_fast.ops._checks import ArgumentValueError
 from fcos_fast.ops._register import register_fake
 
 
@@ -56,12 +57,12 @@ def _rule_numbers(rule: AssignmentRule) -> tuple[int, ...]:
 def _check(gt: GroundTruth, levels: Sequence[Level]) -> None:
     op = "assign_targets"
     if len(levels) == 0:
-        raise ValueError(f"{op}: no level; expected at least one, as rule.levels(...) makes them")
+        raise ArgumentValueError(f"{op}: no level; expected at least one, as rule.levels(...) makes them")
     for i, level in enumerate(levels):
         if not torch.compiler.is_compiling() and not (
             0 <= level.height <= MAX_SIDE and 0 <= level.width <= MAX_SIDE
         ):
-            raise ValueError(
+            raise ArgumentValueError(
                 f"{op}: levels[{i}] is {level.height}x{level.width} cells; expected 0..{MAX_SIDE} rows and columns"
             )
     _checks.check_ground_truth(op, gt)

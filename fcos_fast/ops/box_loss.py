@@ -8,6 +8,7 @@ from torch import Tensor
 from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
 from fcos_fast.ops import _checks
+from fcos_fast.ops._checks import ArgumentValueError
 from fcos_fast.ops._register import (
     call,
     in_transform,
@@ -79,13 +80,13 @@ def _check(pred: Tensor, target: Tensor, kind: str, reduction: str, box_format: 
     _checks.check_boxes(op, pred=pred, target=target)
     _checks.check_reduction(op, reduction)
     if pred.shape != target.shape:
-        raise ValueError(
+        raise ArgumentValueError(
             f"{op}: pred has shape {tuple(pred.shape)}, target {tuple(target.shape)}; they must be equal"
         )
     if kind not in KINDS:
-        raise ValueError(f"{op}: kind={kind!r}; expected one of {', '.join(KINDS)}")
+        raise ArgumentValueError(f"{op}: kind={kind!r}; expected one of {', '.join(KINDS)}")
     if box_format not in FORMATS:
-        raise ValueError(f"{op}: box_format={box_format!r}; expected one of {', '.join(FORMATS)}")
+        raise ArgumentValueError(f"{op}: box_format={box_format!r}; expected one of {', '.join(FORMATS)}")
 
 
 if cpu_error is None:

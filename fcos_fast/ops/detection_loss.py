@@ -12,6 +12,7 @@ from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
 from fcos_fast.assignment import Targets
 from fcos_fast.ops import _checks
+from fcos_fast.ops._checks import ArgumentTypeError, ArgumentValueError
 from fcos_fast.ops._register import refuse_second_derivative, refuse_transforms, register_fake, sum_type
 from fcos_fast.ops.box_loss import KINDS
 
@@ -114,15 +115,15 @@ def detection_loss(
 def _check(cls_logits, box_regression, centerness, targets, units, normalizers) -> None:
     levels = len(cls_logits)
     if not levels or not len(box_regression) == len(centerness) == len(units) == levels:
-        raise ValueError(
+        raise ArgumentValueError(
             f"{_OP}: got {levels} levels of cls_logits, {len(box_regression)} of box_regression, {len(centerness)} of "
             f"centerness and {len(units)} units; expected the same number, at least one"
         )
     if levels > MAX_LEVELS:
-        raise ValueError(f"{_OP}: {levels} levels; expected at most {MAX_LEVELS}")
+        raise ArgumentValueError(f"{_OP}: {levels} levels; expected at most {MAX_LEVELS}")
     for unit in units:
         if not 0 < unit < math.inf:
-            raise ValueError(f"{_OP}: units={tuple(units)}; expected positive numbers of pixels")
+            raise ArgumentValueError(f"{_OP}: units={tuple(units)}; expected positive numbers of pixels")
     named = {"cls_logits": cls_logits, "box_regression": box_regression, "centerness": centerness}
     _checks.check_same_device(
         _OP, **{f"{name}[{i}]": x for name, maps in named.items() for i, x in enumerate(maps)}
@@ -131,7 +132,7 @@ def _check(cls_logits, box_regression, centerness, targets, units, normalizers) 
         _OP, **{f"{name}[{i}]": x for name, maps in named.items() for i, x in enumerate(maps)}
     )
     if cls_logits[0].ndim != 4:
-        raise ValueError(
+        raise ArgumentValueError(
             f"{_OP}: cls_logits[0] has shape {tuple(cls_logits[0].shape)}; expected (B, C, H, W)"
         )
     batch, classes = cls_logits[0].shape[:2]
@@ -139,9 +140,11 @@ def _check(cls_logits, box_regression, centerness, targets, units, normalizers) 
         for i, (x, logits) in enumerate(zip(maps, cls_logits, strict=True)):
             expected = (batch, channels, *logits.shape[2:])
             if x.shape != expected or x.ndim != 4:
-                raise ValueError(f"{_OP}: {name}[{i}] has shape {tuple(x.shape)}; expected {tuple(expected)}")
+                raise ArgumentValueError(
+                    f"{_OP}: {name}[{i}] has shape {tuple(x.shape)}; expected {tuple(expected)}"
+                )
             if x.dtype != maps[0].dtype:
-                raise TypeError(
+                raise ArgumentTypeError(
                     f"{_OP}: {name}[{i}] has dtype {x.dtype} and {name}[0] {maps[0].dtype}; must be equal"
                 )
     _check_targets(targets, cls_logits)
@@ -162,23 +165,23 @@ def _check_targets(targets: Targets, cls_logits: list[Tensor]) -> None:
     _checks.check_same_device(_OP, cls_logits=cls_logits[0], **tensors)
     for (name, tensor), (dtype, shape) in zip(tensors.items(), expected.values(), strict=True):
         if tensor.shape != shape:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"{_OP}: {name} has shape {tuple(tensor.shape)}; for these maps expected {tuple(shape)}"
             )
         if tensor.dtype != dtype:
-            raise TypeError(f"{_OP}: {name} has dtype {tensor.dtype}; expected {dtype}")
+            raise ArgumentTypeError(f"{_OP}: {name} has dtype {tensor.dtype}; expected {dtype}")
     _checks.check_class_targets(_OP, "label", targets.labels, classes)
 
 
 def _check_normalizers(normalizers: Tensor, logits: Tensor) -> None:
     _checks.check_same_device(_OP, cls_logits=logits, normalizers=normalizers)
     if normalizers.dtype != torch.float32 or normalizers.shape not in ((3,), (3, logits.shape[0])):
-        raise ValueError(
+        raise ArgumentValueError(
             f"{_OP}: normalizers have dtype {normalizers.dtype} and shape {tuple(normalizers.shape)}; expected "
             f"float32 of shape (3,) or {(3, logits.shape[0])}"
         )
     if normalizers.requires_grad:
-        raise ValueError(
+        raise ArgumentValueError(
             f"{_OP}: normalizers require a gradient, which only maps get; pass normalizers.detach()"
         )
 

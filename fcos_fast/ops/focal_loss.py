@@ -8,6 +8,7 @@ from torch import Tensor
 from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
 from fcos_fast.ops import _checks
+from fcos_fast.ops._checks import ArgumentValueError
 from fcos_fast.ops._register import (
     call,
     in_transform,
@@ -59,7 +60,7 @@ def sigmoid_focal_loss_star(
     op = "sigmoid_focal_loss_star"
     _check(op, inputs, targets, reduction)
     if not gamma > 0:
-        raise ValueError(f"{op}: gamma={gamma}; expected more than 0")
+        raise ArgumentValueError(f"{op}: gamma={gamma}; expected more than 0")
     if not use_native(inputs):
         return reference.sigmoid_focal_loss_star(inputs, targets, gamma, beta, reduction)
     return _call(op, inputs, targets, (float(gamma), float(beta)), reduction)
@@ -72,17 +73,17 @@ def _check(op: str, inputs: Tensor, targets: Tensor, reduction: str) -> None:
     if targets.is_floating_point():
         _checks.check_float(op, targets=targets)
         if targets.shape != inputs.shape:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"{op}: dense targets have shape {tuple(targets.shape)}, inputs {tuple(inputs.shape)}; must be equal"
             )
         if targets.requires_grad:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"{op}: targets require a gradient, which only inputs get; pass targets.detach()"
             )
         return
     _checks.check_integer(op, targets=targets)
     if inputs.ndim == 0 or targets.shape != inputs.shape[:-1]:
-        raise ValueError(
+        raise ArgumentValueError(
             f"{op}: class targets have shape {tuple(targets.shape)}, inputs {tuple(inputs.shape)}; "
             "expected inputs.shape[:-1] (for one number per logit pass floating-point targets)"
         )

@@ -8,6 +8,7 @@ from torch import Tensor
 from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
 from fcos_fast.ops import _checks
+from fcos_fast.ops._checks import ArgumentValueError
 from fcos_fast.ops._register import (
     call,
     one_by_one,
@@ -51,16 +52,16 @@ def _check(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | Non
     _checks.check_same_device(op, x=x, **parameters)
     _checks.check_float(op, x=x, **parameters)
     if x.ndim < 2:
-        raise ValueError(f"{op}: x has shape {tuple(x.shape)}; expected (B, C, ...)")
+        raise ArgumentValueError(f"{op}: x has shape {tuple(x.shape)}; expected (B, C, ...)")
     channels = x.shape[1]
     _checks.check_positive(op, num_groups=num_groups)
     if channels % num_groups != 0:
-        raise ValueError(
+        raise ArgumentValueError(
             f"{op}: num_groups={num_groups} with {channels} channels; expected a divisor of them"
         )
     for name, tensor in parameters.items():
         if tensor.shape != (channels,):
-            raise ValueError(
+            raise ArgumentValueError(
                 f"{op}: {name} has shape {tuple(tensor.shape)}; expected ({channels},), one number per channel of x"
             )
 

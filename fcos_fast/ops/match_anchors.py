@@ -9,6 +9,7 @@ from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
 from fcos_fast.assignment import AnchorMatches, GroundTruth
 from fcos_fast.ops import _checks
+from fcos_fast.ops._checks import ArgumentTypeError, ArgumentValueError
 from fcos_fast.ops._register import register_fake
 
 
@@ -70,11 +71,11 @@ def _check(anchors: Tensor, gt: GroundTruth, high_threshold: float, low_threshol
     op = "match_anchors"
     _checks.check_same_device(op, anchors=anchors, boxes=gt.boxes)
     if anchors.dtype != torch.float32 or anchors.ndim != 2 or anchors.shape[1] != 4:
-        raise TypeError(
+        raise ArgumentTypeError(
             f"{op}: anchors are {anchors.dtype} of shape {tuple(anchors.shape)}; expected float32 (A, 4)"
         )
     if not low_threshold <= high_threshold:
-        raise ValueError(
+        raise ArgumentValueError(
             f"{op}: low_threshold={low_threshold} and high_threshold={high_threshold}; expected low <= high"
         )
     _checks.check_ground_truth(op, gt)

@@ -8,6 +8,7 @@ from torch import Tensor
 from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
 from fcos_fast.ops import _checks
+from fcos_fast.ops._checks import ArgumentValueError
 from fcos_fast.ops._register import register_fake
 
 
@@ -36,8 +37,10 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
     """:func:`nms` within each group of equal ``idxs``, commonly the classes.
 
-    Drop-in for ``torchvision.ops.batched_nms``. That adds an offset per class to the coordinates of up to some
-    thousand boxes; here classes are compared as such, so results differ from it only where its rounding decided.
+    Drop-in for ``torchvision.ops.batched_nms``. Up to some thousand boxes, torchvision separates the classes by adding
+    ``idx * (max_coordinate + 1)`` to the coordinates. Here classes are compared as such, so results differ from it where
+    the rounding of the sums decided, and where coordinates are negative: then the offset can be too small, and boxes of
+    different classes suppress each other in torchvision.
 
     Args:
         boxes, scores, iou_threshold: as in :func:`nms`.
@@ -48,7 +51,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     _checks.check_same_device(op, boxes=boxes, idxs=idxs)
     _checks.check_integer(op, idxs=idxs)
     if idxs.shape != scores.shape:
-        raise ValueError(
+        raise ArgumentValueError(
             f"{op}: idxs has shape {tuple(idxs.shape)}; expected {tuple(scores.shape)}, one per box"
         )
     if not use_native(boxes):
@@ -89,12 +92,12 @@ def nms_padded(
     )
     _checks.check_float(op, boxes=boxes, scores=scores)
     if boxes.ndim != 3 or boxes.shape[2] != 4:
-        raise ValueError(f"{op}: boxes has shape {tuple(boxes.shape)}; expected (B, N, 4)")
+        raise ArgumentValueError(f"{op}: boxes has shape {tuple(boxes.shape)}; expected (B, N, 4)")
     if labels is not None:
         _checks.check_integer(op, labels=labels)
     for name, tensor in (("scores", scores), ("labels", labels)):
         if tensor is not None and tensor.shape != boxes.shape[:2]:
-            raise ValueError(
+            raise ArgumentValueError(
                 f"{op}: {name} has shape {tuple(tensor.shape)}; expected {tuple(boxes.shape[:2])}, one per box"
             )
     _checks.check_unit_interval(op, iou_threshold=iou_threshold)
@@ -110,9 +113,9 @@ def _check(op: str, boxes: Tensor, scores: Tensor, iou_threshold: float) -> None
     _checks.check_same_device(op, boxes=boxes, scores=scores)
     _checks.check_float(op, boxes=boxes, scores=scores)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"{op}: boxes has shape {tuple(boxes.shape)}; expected (N, 4)")
+        raise ArgumentValueError(f"{op}: boxes has shape {tuple(boxes.shape)}; expected (N, 4)")
     if scores.shape != boxes.shape[:1]:
-        raise ValueError(
+        raise ArgumentValueError(
             f"{op}: scores has shape {tuple(scores.shape)}; expected {(boxes.shape[0],)}, one per box"
         )
     _checks.check_unit_interval(op, iou_threshold=iou_threshold)

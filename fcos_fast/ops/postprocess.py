@@ -12,6 +12,7 @@ from fcos_fast._extension import cpu_error, use_native
 from fcos_fast.assignment import Level
 from fcos_fast.detections import Detections
 from fcos_fast.ops import _checks
+from fcos_fast.ops._checks import ArgumentTypeError, ArgumentValueError
 from fcos_fast.ops._register import register_fake, sum_type
 
 SCORES = ("sqrt", "product", "classification")
@@ -100,7 +101,7 @@ def postprocess(
     if score == "classification":
         centerness = None
     elif centerness is None:
-        raise TypeError(f"{op}: centerness is None; score={score!r} needs it, one map per level")
+        raise ArgumentTypeError(f"{op}: centerness is None; score={score!r} needs it, one map per level")
     _check_maps(op, cls_logits, box_regression, centerness, levels, units)
     sizes = _sizes_on(op, cls_logits[0], sizes)
     if not use_native(cls_logits[0]):
@@ -165,10 +166,10 @@ def _check_maps(
     lengths |= {"levels": len(levels), "units": len(units)}
     if len(set(lengths.values())) > 1 or len(levels) == 0:
         given = ", ".join(f"{count} {name}" for name, count in lengths.items())
-        raise ValueError(f"{op}: got {given}; expected one of each per level, of at least one level")
+        raise ArgumentValueError(f"{op}: got {given}; expected one of each per level, of at least one level")
     first = cls_logits[0]
     if first.ndim != 4:
-        raise ValueError(f"{op}: cls_logits[0] has shape {tuple(first.shape)}; expected (B, C, H, W)")
+        raise ArgumentValueError(f"{op}: cls_logits[0] has shape {tuple(first.shape)}; expected (B, C, H, W)")
     batch, classes = first.shape[:2]
     for (name, maps), channels in zip(names.items(), (classes, 4, 1), strict=True):
         if maps is None:
@@ -178,12 +179,12 @@ def _check_maps(
         for i, (x, level) in enumerate(zip(maps, levels, strict=True)):
             wanted = (batch, channels, level.height, level.width)
             if x.shape != wanted:
-                raise ValueError(
+                raise ArgumentValueError(
                     f"{op}: {name}[{i}] has shape {tuple(x.shape)}; expected {wanted}: images, channels, and height "
                     f"and width of levels[{i}]"
                 )
             if x.dtype != maps[0].dtype or x.device != first.device:
-                raise TypeError(
+                raise ArgumentTypeError(
                     f"{op}: {name}[{i}] is {x.dtype} on {x.device}; expected {maps[0].dtype} on {first.device}, as the "
                     "first level has it"
                 )
@@ -197,11 +198,11 @@ def _sizes_on(op: str, like: Tensor, sizes: Tensor | Sequence[tuple[int, int]]) 
             sizes = sizes.pin_memory()
         sizes = sizes.to(like.device, non_blocking=True)
     elif sizes.device != like.device:
-        raise ValueError(
+        raise ArgumentValueError(
             f"{op}: sizes is on {sizes.device} and cls_logits on {like.device}; move one of them"
         )
     if sizes.shape != (like.shape[0], 2):
-        raise ValueError(
+        raise ArgumentValueError(
             f"{op}: sizes has shape {tuple(sizes.shape)}; expected {(like.shape[0], 2)}, height and width per image"
         )
     return sizes

@@ -161,9 +161,84 @@ def test_roboflows_name_for_all_classes_is_none(tmp_path):
     assert dataset.categories == Categories(("RBC", "WBC"), (1, 2))
 
 
+@pytest.mark.parametrize(
+    ("categories", "names"),
+    [
+        # COCO's own person, and names that are all their own supercategory
+        ([(1, "person", "person"), (2, "car", "vehicle")], ["person", "car"]),
+        ([(0, "person", "person"), (1, "hat", "person")], ["person", "hat"]),
+        ([(1, "a", "a"), (2, "b", "b")], ["a", "b"]),
+        ([(1, "animal", "none"), (2, "dog", "animal")], ["animal", "dog"]),
+        ([(0, "animal", ""), (1, "dog", "animal")], ["animal", "dog"]),
+        ([(0, "animal", None), (1, "dog", "animal")], ["animal", "dog"]),
+        # Roboflow: the root of several classes, of one, of one with its own name; and without a root
+        ([(0, "pets", "none"), (1, "dog", "pets"), (2, "cat", "pets")], ["dog", "cat"]),
+        ([(0, "dogs", "none"), (1, "dog", "dogs")], ["dog"]),
+        ([(0, "dog", "none"), (1, "dog", "dog")], ["dog"]),
+        ([(0, "dog", "none")], ["dog"]),
+        ([(0, "dog", "none"), (1, "cat", "none")], ["dog", "cat"]),
+        ([(0, "dog", "dog")], ["dog"]),
+    ],
+)
+def test_only_roboflows_root_is_no_class(tmp_path, categories, names):
+    listed = [{"id": i, "name": name, "supercategory": parent} for i, name, parent in categories]
+    for used in (None, listed[-1]["id"]):  # a split without a box has the classes of the others
+        boxes = [] if used is None else [{"id": 1, "image_id": 3, "category_id": used, "bbox": [1, 1, 5, 5]}]
+        root = write(tmp_path, changed(categories=listed, annotations=boxes))
+        assert list(load_dataset(root).categories.names) == names
+
+
 def box_of(**fields):
     """CONTENT with one annotation, of which some fields are others."""
     return changed(annotations=[{"id": 1, "image_id": 3, "category_id": 1, "bbox": [1, 1, 2, 2], **fields}])
+
+
+BAD_BOXES = [
+    "null", "[]", "[1, 2, 3]", "[1, 2, 3, 4, 5]", '["1", "2", "3", "4"]', "[null, null, null, null]", "{}",
+    '"1 2 3 4"', "7", "[[1, 2, 3, 4]]", "[true, true, true, true]", f"[{10**399}, 1, 2, 2]",
+    f"[1, 1, 2, -{'9' * 5000}]", "[1e999, 1, 2, 2]", "[1, 1, Infinity, 2]",
+    "[NaN, 1, 2, 2]", "[1e300, 1, 1e300, 2]", "[-Infinity, 1, Infinity, 2]",
+    "[1, 1, 0, 2]", "[1, 1, -5, 2]",
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", BAD_BOXES, ids=lambda bad: bad[:30])
+def test_a_bad_box_is_counted_and_left_out(tmp_path, bad):
+    good = {"id": 2, "image_id": 3, "category_id": 18, "bbox": [1, 2, 10, 20], "area": 150, "iscrowd": 1}
+    bad_one = {"id": 1, "image_id": 3, "category_id": 1, "bbox": "BAD"}
+    root = write(tmp_path, changed(annotations=[bad_one, good]))
+    file = root / "annotations" / "instances_train2017.json"
+    file.write_text(file.read_text().replace('"BAD"', bad))
+    data = load_dataset(root)
+    assert data.records[1].boxes.tolist() == [[1, 2, 11, 22]]
+    assert (data.records[1].labels.tolist(), data.records[1].areas.tolist()) == ([1], [150])
+    assert data.records[1].ignore.tolist() == [True]
+    assert list(data.report.faults.values()) == [1]
+    assert len(str(data.report)) < 1000
+    with pytest.raises(DataError, match=r"instances_train2017\.json, .*box"):
+        load_dataset(root, strict=True)
+
+
+@pytest.mark.parametrize("area", ["big", "", [], -1, 1e39, float("nan"), 10**400, True])
+def test_a_bad_area_is_counted_and_that_of_the_box(tmp_path, area):
+    data = load_dataset(write(tmp_path, box_of(area=area)))
+    assert data.records[1].areas.tolist() == [4]
+    assert data.report.faults == {"area that is not a number of pixels, replaced by the box's": 1}
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected", "faults"),
+    [
+        *((flag, False, 0) for flag in (0, 0.0, False, None, "0", "0.0", "false", "False", "no", "", "None")),
+        *((flag, True, 0) for flag in (1, 1.0, True, "1", "true", "Yes")),
+        *((flag, False, 1) for flag in (2, -1, "2", "crowd", [1], {}, float("nan"), 10**300)),
+    ],
+)
+def test_iscrowd_as_people_write_it(tmp_path, flag, expected, faults):
+    data = load_dataset(write(tmp_path, box_of(iscrowd=flag)))
+    assert data.records[1].ignore.tolist() == [expected]
+    assert sum(data.report.faults.values()) == faults
 
 
 TWICE = [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]
@@ -178,14 +253,19 @@ TWICE = [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]
         (changed(annotations=CONTENT["annotations"] * 2), "annotation id 1 occurs more than once"),
         (box_of(image_id=4), "annotation 1 is of image 4, which is not listed"),
         (box_of(category_id=2), "have the category id 2, which is not listed"),
-        (box_of(bbox=None), "annotation 1 has the bbox None; expected"),
         (changed(images=[{"id": 1, "file_name": "a.jpg"}], annotations=[]), "image 1 has no 'width'; add it"),
-        (box_of(area="big"), "annotation 1 has the area 'big'; expected a number of pixels"),
         (box_of(image_id=[7]), r"annotation 1 is of image \[7\], which is not listed"),
         (changed(annotations=[5]), "annotations holds 5; expected objects alone"),
+        *(
+            (
+                changed(images=[{**CONTENT["images"][0], "width": width}]),
+                "has the width .*; expected a number",
+            )
+            for width in ("wide", 0, -5, float("inf"), float("nan"), 10**400, [], None)
+        ),
         (
-            changed(images=[{**CONTENT["images"][0], "width": "wide"}]),
-            "has the width 'wide'; expected a number",
+            changed(images=[{**CONTENT["images"][0], "width": 2**17, "height": 2**17}], annotations=[]),
+            "a.jpg has 131072x131072 pixels, more than 178956970; allow as many with max_pixels",
         ),
         (
             changed(categories=[{"id": "5", "name": "a"}]),
@@ -217,11 +297,11 @@ def test_splits_and_pictures_that_are_not_there(tmp_path):
         load_coco(tmp_path)
     (tmp_path / "train2017" / "b.jpg").unlink()
     with pytest.raises(
-        DataError, match=r"1 of 3 pictures are not in .*train2017, the first is b\.jpg; add them"
+        DataError, match=r"1 of 3 images are not in .*train2017, the first is 'b\.jpg'; add them"
     ):
         load_coco(tmp_path, "train2017")
     (tmp_path / "val2017" / "a.jpg").unlink()
-    with pytest.raises(DataError, match=r"its first picture a\.jpg is in none of"):
+    with pytest.raises(DataError, match=r"its first image 'a\.jpg' is in none of"):
         load_coco(tmp_path, "val2017")
     (tmp_path / "annotations" / "instances_val2017.json").write_text("{")
     with pytest.raises(DataError, match="is not valid json"):

@@ -44,6 +44,49 @@ def test_difficult_is_kept_as_ignore(make_voc):
     assert data.coco_ground_truth()["annotations"][0]["iscrowd"] == 1
 
 
+FLAGS = {
+    False: [
+        "0",
+        "0.0",
+        "False",
+        "false",
+        "NO",
+        "no",
+        "n",
+        "f",
+        "off",
+        "Unspecified",
+        "None",
+        "null",
+        "",
+        "  0\n",
+    ],
+    True: ["1", "1.0", "True", "TRUE", "yes", "Y", "t", "on", " 1 "],
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), [(text, flag) for flag in FLAGS for text in FLAGS[flag]])
+def test_difficult_as_people_write_it(make_voc, text, expected):
+    root = make_voc({"a": [CAT]})
+    file = root / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace("<name>", f"<difficult>{text}</difficult><name>"))
+    data = load_voc(root, strict=True)
+    assert data.records[0].ignore.tolist() == [expected]
+    assert ("1 boxes (1 difficult or crowds, ignored)" in str(data.report)) == expected
+
+
+@pytest.mark.parametrize("text", ["2", "-1", "maybe", "nan", "0x1", "difficult", "1 0"])
+def test_difficult_that_is_neither_yes_nor_no_is_counted(make_voc, text):
+    root = make_voc({"a": [CAT, DOG]})
+    file = root / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace("<name>cat", f"<difficult>{text}</difficult><name>cat"))
+    data = load_voc(root)
+    assert data.records[0].ignore.tolist() == [False, False]
+    assert data.report.faults == {"difficult that is neither yes nor no, taken as no": 1}
+    assert f"a.xml: '{text}'" in str(data.report)
+    assert "difficult that is neither" in error_line(lambda: load_voc(root, strict=True))
+
+
 def test_without_split_takes_every_image_by_name(make_voc):
     data = load_voc(make_voc({"b": [CAT], "a": [DOG], "c": [CAT]}))
     assert [record.name for record in data.records] == ["a.jpg", "b.jpg", "c.jpg"]
@@ -75,6 +118,7 @@ def test_image_is_found_by_stem(make_voc, name):
         ((1, 2, 1e300, 20), "NaN or infinite", None),
         ((40, 2, 50, 20), "box outside the image", None),
         ((-9, -9, -1, -1), "box outside the image", None),
+        ((-0.06, 2, 30, 20), "partly outside the image", [0, 2, 30, 20]),
         ((-1, 2, 41, 20), "partly outside the image", [0, 2, 40, 20]),
         (("one", 2, 30, 20), "not four numbers", None),
         (("", 2, 30, 20), "not four numbers", None),
@@ -94,6 +138,11 @@ def test_faulty_box_is_reported_and_left_out_or_refused(make_voc, box, fault, ke
     message = error_line(lambda: load_voc(root, strict=True))
     assert fault in message
     assert message.startswith(str(root / "Annotations" / "a.xml"))
+
+
+def test_rounding_of_coordinates_is_no_fault(make_voc):
+    data = load_voc(make_voc({"a": [("cat", (-0.04, -0.001, 40.04, 30.001))]}), strict=True)
+    assert data.records[0].boxes.tolist() == [[0, 0, 40, 30]]
 
 
 def test_report_names_the_first_faults_and_counts_the_others(make_voc):
@@ -185,6 +234,11 @@ def test_no_object_at_all(make_voc):
     root = make_voc({"a": []})
     assert "has an object" in error_line(lambda: load_voc(root))
     assert len(load_voc(root, categories=Categories(("cat",)))) == 1
+
+
+def test_no_object_that_can_be_used(make_voc):
+    message = error_line(lambda: load_voc(make_voc({"a": [("cat", ("1,5", 2, 30, 20))]})))
+    assert "has an object that can be used (box that is not four numbers, left out)" in message
 
 
 def test_empty_folders(make_voc, tmp_path):

@@ -80,6 +80,103 @@ def test_validation_has_the_classes_of_training_by_name(tmp_path):
         load_dataset(root, "train", Categories(("cat",)))
 
 
+ODD_NAMES = [
+    "no",
+    "Yes",
+    "on",
+    "007",
+    "12:30",
+    "1_000",
+    "null",
+    "~",
+    "2001-01-01",
+    "1e3",
+    "0x1F",
+    ".5",
+    "5",
+    "true",
+]
+ODD_NAMES += [
+    "N",
+    "1.0",
+    "1.10",
+    ".inf",
+    ".nan",
+    "+1",
+    "0b11",
+    "2001-12-14t21:59:43.10-05:00",
+    "<<",
+    "=",
+    "猫",
+]
+
+
+@pytest.mark.parametrize("row", ["- {1}", "  {0}: {1}", "  '{0}': '{1}'"])
+def test_names_are_text_whatever_they_look_like(tmp_path, row):
+    root = write(tmp_path, {"a": "7 0.5 0.5 0.5 0.5"})
+    rows = "\n".join(row.format(i, name) for i, name in enumerate(ODD_NAMES))
+    (root / "data.yaml").write_text(f"train: images/train\nnames:\n{rows}\n", encoding="utf-8")
+    data = load_dataset(root)
+    assert data.categories.names == tuple(ODD_NAMES)
+    assert data.records[0].labels.tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("names: {0: cat, 0: dog}", "is not valid yaml .*repeats a key"),
+        ("names: {0: cat, 2: dog}", "expected a list, or numbers from 0 on"),
+        ("names: {a: cat}", "expected a list, or numbers from 0 on"),
+        ("names: [cat, [dog]]", "expected a list"),
+        ("names: [cat, '']", "class 1 has no name; give it one"),
+        ("names: [cat]\nnc: 2", "nc is '2', but names has 1; correct one of them"),
+        ("names: []", "expected a list"),
+    ],
+)
+def test_wrong_names_are_said(tmp_path, text, message):
+    root = write(tmp_path, {"a": "0 0.5 0.5 0.5 0.5"})
+    (root / "data.yaml").write_text(f"{text}\ntrain: images/train\n")
+    with pytest.raises(DataError, match=rf"data\.yaml: .*{message}"):
+        load_dataset(root)
+
+
+@pytest.mark.parametrize("nothing", ["", "~", "null", "''", "[]"])
+def test_splits_that_are_null_are_none(tmp_path, nothing):
+    root = write(tmp_path, {"a": "0 0.5 0.5 0.5 0.5"})
+    (root / "data.yaml").write_text(
+        f"names: [cat]\ntrain: images/train\nval: {nothing}\ntest: {nothing}\npath: {nothing}\n"
+    )
+    assert len(load_dataset(root)) == 1
+
+
+def test_data_set_without_a_label_file_is_rejected(tmp_path):
+    root = write(tmp_path, {"a": None, "b": None})
+    message = (
+        r"none of the 2 images of split train has a label file; the first would be .*labels/train/a\.txt"
+    )
+    with pytest.raises(DataError, match=message):
+        load_dataset(root, "train")
+    (root / "labels" / "train" / "b.txt").write_text("")
+    assert len(load_dataset(root, "train")) == 2
+
+
+@pytest.mark.parametrize("decimals", [5, 6])
+@pytest.mark.parametrize("size", [(640, 480), (4032, 3024)])
+def test_rounded_boxes_at_the_border_are_no_fault(tmp_path, decimals, size):
+    rng = np.random.default_rng(0)
+    rows = []
+    for x, y in rng.uniform(0, 0.5, (200, 2)):  # from (x, 0) to (1, y)
+        numbers = ((x + 1) / 2, y / 2, 1 - x, y)
+        rows.append(" ".join(["0", *(f"{number:.{decimals}f}" for number in numbers)]))
+    root = write(tmp_path, {"a": "\n".join(rows)}, size=size)
+    data = load_dataset(root, strict=True)
+    assert data.report.faults == {}
+    boxes = data.records[0].boxes
+    assert (boxes >= 0).all()
+    assert (boxes <= [*size, *size]).all()
+    np.testing.assert_allclose(boxes[:, 2], size[0], atol=1e-5 * size[0])
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -91,7 +188,7 @@ def test_validation_has_the_classes_of_training_by_name(tmp_path):
         ("cat 0.5 0.5 0.5 0.5", "expected numbers alone"),
         (
             "0 20 10 30 12",
-            r"a\.txt:1: the numbers are 20 10 30 12; expected parts of the picture's size, not pixels",
+            r"a\.txt:1: the numbers are 20 10 30 12; expected parts of the image's size, not pixels",
         ),
     ],
 )
@@ -101,11 +198,16 @@ def test_wrong_rows_are_named_with_their_line(tmp_path, row, message):
 
 
 def test_boxes_without_an_area_or_outside_are_left_out_and_counted(tmp_path):
-    dataset = load_dataset(
-        write(tmp_path, {"a": "0 0.5 0.5 0 0.5\n0 nan 0.5 0.1 0.1\n0 2 2 0.1 0.1\n1 1 0.5 0.5 0.5"})
-    )
+    rows = [
+        "0 0.5 0.5 0 0.5",
+        "0 nan 0.5 0.1 0.1",
+        "0 inf 0.5 0.1 0.1",
+        "0 0.5 0.5 1e999 0.1",
+        "0 2 2 0.1 0.1",
+    ]
+    dataset = load_dataset(write(tmp_path, {"a": "\n".join([*rows, "1 1 0.5 0.5 0.5"])}))
     assert dataset.records[0].boxes.tolist() == [[60, 10, 80, 30]]
-    assert sum(dataset.report.faults.values()) == 4
+    assert sum(dataset.report.faults.values()) == 6
 
 
 @pytest.mark.parametrize(
@@ -121,8 +223,8 @@ def test_boxes_without_an_area_or_outside_are_left_out_and_counted(tmp_path):
             "test",
             "there is no split test; choose one of .*: train",
         ),
-        ({"names": ["cat"], "train": "images/other"}, "train", "images/other is at none of"),
-        ({"names": ["cat"], "train": "labels"}, "train", r"split train has no picture \(\.jpg"),
+        ({"names": ["cat"], "train": "images/other"}, "train", "'images/other' is at none of"),
+        ({"names": ["cat"], "train": "labels"}, "train", r"split train has no image \(\.jpg"),
         ({"names": "cat", "train": "images/train"}, "train", "names is 'cat'; expected a list"),
         ({"names": {1: "cat"}, "train": "images/train"}, "train", "expected a list, or numbers from 0 on"),
         ({"names": ["cat", "cat"], "train": "images/train"}, "train", "the name 'cat' occurs more than once"),

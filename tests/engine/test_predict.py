@@ -9,7 +9,7 @@ from PIL import Image
 
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.evaluate import detect_batches
-from fcos_fast.engine.predict import Predictor, load
+from fcos_fast.engine.predict import Predictor, as_image, load
 from fcos_fast.precision import choose_precision
 
 
@@ -44,6 +44,31 @@ def test_every_kind_of_image_is_the_same_image(detector, file):
     for found in results[1:]:
         # decoders may differ in the last bit of a pixel
         torch.testing.assert_close(found.scores[:3], results[0].scores[:3], rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_turned_pillow_image_is_the_same_image_as_its_file(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = tmp_path / f"a{suffix}"
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, exif=exif)
+    with Image.open(file) as picture:
+        found = as_image(picture)
+        assert found.shape == ((3, 20, 30) if orientation < 5 else (3, 30, 20))
+        assert torch.equal(found, as_image(file))
+        assert torch.equal(as_image(picture), found)  # and it is left as it was
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "I", "F", "1", "P", "RGBA", "CMYK"])
+def test_pillow_images_of_every_mode(tmp_path, mode):
+    grey = np.arange(200, dtype=np.uint8).reshape(10, 20)
+    pictures = {"I;16": grey.astype(np.uint16) * 257, "I": grey.astype(np.int32), "F": grey / np.float32(255)}
+    picture = Image.fromarray(pictures[mode]) if mode in pictures else Image.fromarray(grey).convert(mode)
+    expected = grey if mode in (*pictures, "L") else np.asarray(picture.convert("RGB"))[..., 0]
+    assert picture.mode == mode
+    assert np.array_equal(as_image(picture)[0], expected)
 
 
 def test_detections_are_the_models_own(whole_run):

@@ -64,6 +64,14 @@ def test_sheet_has_a_pair_per_picture():
         sheet([], [], [], ())
 
 
+@pytest.mark.parametrize("size", [(2000, 2), (2, 2000), (1, 100_000), (100_000, 1)])
+def test_sheet_of_a_strip_is_bounded_on_both_sides(size):
+    target = {"boxes": torch.tensor([[0.0, 0.0, 1.0, 1.0]]), "labels": torch.tensor([0])}
+    page = sheet([torch.zeros(3, *size)], [target], [target | {"scores": torch.tensor([0.9])}], ("a",))
+    assert page.width == 2 * 400 + 3 * 8
+    assert page.height <= 28 + 800 + 8
+
+
 def test_curves_of_missing_values():
     rows = [{"epoch": 1, "loss": 2.0, "lr": 0.1}, {"epoch": 2, "loss": 1.0, "ap": 0.5, "lr": 0.1}]
     assert plot_curves(rows).size == (1200, 360)

@@ -180,7 +180,13 @@ def test_compiles_as_one_graph(device):
         (torch.zeros(3, 4), torch.zeros(3, 4).long(), {}, TypeError, "target has dtype torch.int64"),
         (torch.zeros(3, 4), torch.zeros(3, 4), {"kind": "iuo"}, ValueError, "kind='iuo'"),
         (torch.zeros(3, 4), torch.zeros(3, 4), {"box_format": "xywh"}, ValueError, "box_format='xywh'"),
-        (torch.zeros(3, 4), torch.zeros(3, 4), {"reduction": ""}, ValueError, "reduction=''"),
+        (
+            torch.zeros(3, 4),
+            torch.zeros(3, 4),
+            {"reduction": ""},
+            ValueError,
+            "Invalid value for arg reduction: ''",
+        ),
     ],
 )
 def test_bad_arguments_are_named(pred, target, kwargs, error, message):

@@ -131,6 +131,30 @@ def test_infinite_and_nan_logits(device):
     )
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("function", [ops.sigmoid_focal_loss, reference.sigmoid_focal_loss])
+def test_a_class_weight_of_zero_has_its_limit(function, gamma, device):
+    """Infinite logits included, whichever of the two classes weighs nothing; a NaN stays one."""
+    inf, nan = float("inf"), float("nan")
+    inputs = torch.tensor([[inf, -inf, 0.0, nan]] * 2, device=device)
+    foreground, background = torch.zeros(4, dtype=torch.long), torch.full((4,), -1)
+    for alpha, classes in ((1.0, background), (0.0, foreground)):
+        loss = function(inputs.reshape(8, 1), classes.repeat(2).to(device), alpha, gamma)
+        expected = torch.tensor([[0.0, 0.0, 0.0, nan]] * 2, device=device)
+        torch.testing.assert_close(loss.reshape(2, 4), expected, equal_nan=True, rtol=0, atol=0)
+    x = inputs[:, :3].clone().requires_grad_()
+    total, grad = loss_and_grad(
+        ops.sigmoid_focal_loss,
+        x,
+        torch.full((2,), -1, device=device),
+        reduction="sum",
+        alpha=1.0,
+        gamma=gamma,
+    )
+    assert total == 0
+    assert (grad == 0).all()
+
+
 def test_gamma_zero_has_the_limits_of_cross_entropy(device):
     inf = float("inf")
     inputs = torch.tensor([[inf], [-inf], [inf], [-inf]], device=device, requires_grad=True)
@@ -138,6 +162,21 @@ def test_gamma_zero_has_the_limits_of_cross_entropy(device):
     loss, grad = loss_and_grad(ops.sigmoid_focal_loss, inputs, classes, gamma=0.0, alpha=-1)
     torch.testing.assert_close(loss.flatten().cpu(), torch.tensor([0.0, inf, inf, 0.0]), rtol=0, atol=1e-37)
     torch.testing.assert_close(grad.flatten().cpu(), torch.tensor([0.0, -1.0, 1.0, 0.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("name", ["sigmoid_focal_loss", "sigmoid_focal_loss_star"])
+def test_what_16_bits_do_not_hold(name, reduction, dtype, device):
+    """The sum is above float16's 65,504 and between two bfloat16 numbers: it leaves as float32."""
+    inputs = torch.full((1_001, 91), 3.0, dtype=dtype, device=device, requires_grad=True)
+    classes = torch.full((1_001,), -1, device=device)
+    loss, grad = loss_and_grad(getattr(ops, name), inputs, classes, reduction=reduction)
+    expected = getattr(reference, name)(inputs.detach().double(), classes, reduction=reduction)
+    assert loss.dtype == torch.float32
+    assert grad.dtype == dtype
+    torch.testing.assert_close(loss.double(), expected, rtol=2e-6, atol=0)
+    assert getattr(reference, name)(inputs, classes, reduction=reduction).dtype == torch.float32
 
 
 def test_the_mean_of_many_halves_does_not_overflow(device):
@@ -267,7 +306,13 @@ def test_compiles_as_one_graph(device):
         (torch.zeros(3, 2), torch.zeros(3, dtype=torch.bool), {}, TypeError, "targets has dtype torch.bool"),
         (torch.zeros(3, 2), torch.tensor([0, 2, -1]), {}, ValueError, "class target 2 with 2 classes"),
         (torch.zeros(3, 2), torch.tensor([0, 1, -3]), {}, ValueError, "class target -3"),
-        (torch.zeros(3, 2), torch.zeros(3, 2), {"reduction": "avg"}, ValueError, "reduction='avg'"),
+        (
+            torch.zeros(3, 2),
+            torch.zeros(3, 2),
+            {"reduction": "avg"},
+            ValueError,
+            "for arg reduction: 'avg'",
+        ),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"gamma": -1}, ValueError, "gamma=-1"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"alpha": 2}, ValueError, "alpha=2"),
         (

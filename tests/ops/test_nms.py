@@ -57,6 +57,14 @@ def test_large_coordinates_and_classes_need_no_offset(device):
     assert kept.tolist() == [0, 1]
 
 
+def test_classes_stay_apart_at_negative_coordinates(device, torchvision):
+    """Where torchvision's offset per class, the greatest coordinate plus 1, is 0, its classes suppress each other."""
+    boxes = torch.tensor([[-50.0, -50.0, -1.0, -1.0], [-50.0, -50.0, -1.0, -2.0]], device=device)
+    scores, idxs = torch.tensor([0.9, 0.8], device=device), torch.tensor([0, 1], device=device)
+    assert torchvision.ops.batched_nms(boxes, scores, idxs, 0.5).tolist() == [0]
+    assert ops.batched_nms(boxes, scores, idxs, 0.5).tolist() == [0, 1]
+
+
 def test_iou_equal_to_the_threshold_stays(device, torchvision):
     # IoU of the two is 1/2 exactly; 0.6 as float32 exceeds 0.6 as float64.
     boxes = torch.tensor([[0.0, 0, 2, 1], [0, 0, 1, 1]], device=device)

@@ -1,0 +1,37 @@
+"""The short profile: the same few cases of each operator every time. ``make fuzz MINUTES=30`` searches for more."""
+
+from collections import Counter
+
+import pytest
+
+from fcos_fast import _C, ops, reference
+from tests.fuzz.__main__ import run
+from tests.fuzz.operators import OPERATORS, run_case
+from tests.fuzz.run import found_cases, search
+from tests.test_simd import RUNNABLE
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_few_cases(operator):
+    counts = Counter()
+    assert search(operator, 25, None, counts) is None
+    assert counts[operator] >= 20
+
+
+def test_what_once_failed():
+    for operator, case in found_cases():
+        run_case(operator, case)
+
+
+@pytest.mark.parametrize("simd", [name for name in RUNNABLE if name != _C.simd()])
+def test_other_instruction_sets(simd):
+    done = run(simd, "--examples", "10")
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_a_wrong_operator_is_found(monkeypatch):
+    """The search itself: boxes that suppress each other at the threshold too are seen."""
+    monkeypatch.setattr(
+        ops, "nms", lambda boxes, scores, threshold: reference.nms(boxes, scores, threshold - 1e-9)
+    )
+    assert search("nms", 100, None, Counter()) is not None
