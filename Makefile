@@ -6,12 +6,13 @@ READY := $(VENV)/.ready
 BUILT := $(VENV)/.built
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help setup build test fuzz emulate lint format demo bccd bench gpu-check sanitize clean
+.PHONY: help setup build test fuzz kill-test emulate lint format demo bccd bench gpu-check sanitize clean
 
 help:
 	@echo "make demo     train a small FCOS on generated pictures and look at what it learnt (minutes)"
 	@echo "make test     run every test"
 	@echo "make fuzz     search for inputs on which an operator and its reference differ (MINUTES=30)"
+	@echo "make kill-test  kill -9 a training run 80 times, and compare its end with that of one left alone (minutes)"
 	@echo "make emulate  run the CUDA kernels on the CPU, a thread at a time, against the operators' tests (many minutes)"
 	@echo "make lint     check style: ruff, clang-format"
 	@echo "make bench    time the operators beside their peers (OUT=file.json)"
@@ -45,6 +46,9 @@ $(BUILT): $(READY) $(CXX_FILES)
 test: build
 	$(BIN)/python -m pytest --durations=10
 	@echo "== tests passed; skipped ones and their reasons stand above; $(BIN)/fcos-fast info shows what runs"
+
+kill-test: build
+	KILLS=40 $(BIN)/python -m pytest tests/engine/test_kill.py -s
 
 sanitize: setup
 	$(BIN)/python -m tests.sanitize

@@ -20,6 +20,21 @@ from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
 STABLE_ABI = "0x020a000000000000"  # torch 2.10: one binary runs on it and on everything newer
+FAMILIES = {
+    "Maxwell": "5.0;5.2+PTX",
+    "Maxwell+Tegra": "5.3",
+    "Pascal": "6.0;6.1+PTX",
+    "Volta": "7.0+PTX",
+    "Volta+Tegra": "7.2",
+    "Turing": "7.5+PTX",
+    "Ampere": "8.0;8.6+PTX",
+    "Ampere+Tegra": "8.7",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
+    "Blackwell+Tegra": "11.0",
+}
+"""What TORCH_CUDA_ARCH_LIST can name instead of numbers, as torch.utils.cpp_extension has it."""
 GIB_PER_JOB = {"cpp": 1.0, "cuda": 2.5}
 
 
@@ -79,7 +94,7 @@ def why_no_cuda(home: Path | None) -> str:
 
 def choose_backend() -> tuple[Path | None, str]:
     """The CUDA toolkit to build with, or None and the reason why there is no CUDA build."""
-    wish = os.environ.get("FCOS_FAST_BUILD", "auto")
+    wish = os.environ.get("FCOS_FAST_BUILD") or "auto"
     if wish not in ("auto", "cpu", "cuda"):
         raise SystemExit(f"FCOS_FAST_BUILD={wish}: expected auto, cpu or cuda")
     if wish == "cpu":
@@ -91,13 +106,42 @@ def choose_backend() -> tuple[Path | None, str]:
     return (None, reason) if reason else (home, "")
 
 
+def listed_architectures(text: str) -> list[str]:
+    """The entries of TORCH_CUDA_ARCH_LIST as numbers, such as 8.0 and 9.0+PTX, each once."""
+    numbers: list[str] = []
+    for entry in filter(None, re.split(r"[;,\s]+", text)):
+        if entry == "native":
+            numbers += of_these_gpus()
+        elif re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", entry):
+            numbers.append(entry)
+        elif (family := FAMILIES.get(entry) or FAMILIES.get(entry.removesuffix("+PTX"))) is not None:
+            with_ptx = family if family.endswith("+PTX") or not entry.endswith("+PTX") else f"{family}+PTX"
+            numbers += with_ptx.split(";")
+        else:
+            raise SystemExit(
+                f"TORCH_CUDA_ARCH_LIST: {entry!r}; expected numbers such as 8.0;9.0+PTX, native, or "
+                f"{', '.join(FAMILIES)}, also with +PTX"
+            )
+    # of a number with PTX and without, the former; torch too has each once
+    return [n for n in dict.fromkeys(numbers) if f"{n}+PTX" not in numbers]
+
+
+def of_these_gpus() -> list[str]:
+    """The numbers of the GPUs in this machine, the newest with PTX."""
+    found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+    if not found:
+        raise SystemExit(
+            "TORCH_CUDA_ARCH_LIST=native: this machine has no GPU that torch sees; give the number of the one that "
+            "the build is for, such as 9.0"
+        )
+    numbers = [f"{major}.{minor}" for major, minor in sorted(found)]
+    return [*numbers[:-1], f"{numbers[-1]}+PTX"]
+
+
 def cuda_architectures(home: Path) -> list[str]:
     """Targets such as sm_90 and compute_90: of TORCH_CUDA_ARCH_LIST, else those of torch that nvcc knows, and PTX."""
     if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        entries = [entry for entry in re.split(r"[;, ]+", listed) if entry]
-        for entry in entries:
-            if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", entry):
-                raise SystemExit(f"TORCH_CUDA_ARCH_LIST: {entry!r}; expected numbers such as 8.0;9.0+PTX")
+        entries = listed_architectures(listed)
         numbers = [entry.removesuffix("+PTX").replace(".", "") for entry in entries]
         ptx = [number for number, entry in zip(numbers, entries, strict=True) if entry.endswith("+PTX")]
     else:
@@ -117,7 +161,8 @@ def limit_jobs(kind: str) -> None:
     """Leave MAX_JOBS alone where it is set; else as many compilers as cores and free memory allow."""
     free_gib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("MAX_JOBS", str(max(1, min(cores, int(free_gib / GIB_PER_JOB[kind])))))
+    if not os.environ.get("MAX_JOBS"):
+        os.environ["MAX_JOBS"] = str(max(1, min(cores, int(free_gib / GIB_PER_JOB[kind]))))
 
 
 def sources(*patterns: str) -> list[str]:

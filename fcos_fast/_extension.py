@@ -14,20 +14,9 @@ import torch
 from torch import Tensor
 
 from fcos_fast._source_hash import source_hash
+from fcos_fast.errors import ExtensionError, ExtensionLoadError, ExtensionNotBuiltError
 
 BACKENDS = ("auto", "native", "reference")
-
-
-class ExtensionError(RuntimeError):
-    """The native operators cannot do what was asked; the message says why and what to do."""
-
-
-class ExtensionNotBuiltError(ExtensionError):
-    """There is no binary."""
-
-
-class ExtensionLoadError(ExtensionError):
-    """There is a binary and it does not load, most often because of the torch or Python beside it."""
 
 
 REBUILD = (
@@ -77,7 +66,7 @@ cuda_error: ExtensionError | None = cpu_error or _load_cuda()
 
 
 def _backend_from_environment() -> str:
-    name = os.environ.get("FCOS_FAST_BACKEND", "auto")
+    name = os.environ.get("FCOS_FAST_BACKEND") or "auto"
     if name not in BACKENDS:
         raise ValueError(f"FCOS_FAST_BACKEND={name!r}; expected one of {', '.join(BACKENDS)}")
     return name

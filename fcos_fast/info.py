@@ -99,6 +99,9 @@ def main(args: list[str] | None = None) -> int:
     if args:
         print(f"info takes no arguments, got {' '.join(args)}", file=sys.stderr)
         return 2
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows what it can
     failed = False
     for section in (_system, _torch, _package, _binaries, _operators, _environment):
         try:

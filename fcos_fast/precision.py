@@ -1,10 +1,14 @@
-"""Where, and in which precision, a network runs."""
+"""Where, and in which precision, a network runs.
+
+Imported by the command line before torch is, which takes seconds.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -15,6 +19,8 @@ def choose_precision(precision: Precision, device: torch.device) -> tuple[torch.
     ``auto`` is bfloat16 where the machine multiplies it in hardware: CUDA from compute capability 8.0, CPUs with
     AVX512-BF16 or AMX; and float32 elsewhere.
     """
+    import torch
+
     if precision != "auto":
         return getattr(torch, precision), "as asked for"
     if device.type == "cuda":
@@ -32,11 +38,15 @@ def choose_precision(precision: Precision, device: torch.device) -> tuple[torch.
 
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
     """Autocast to ``dtype``; float32 switches it off."""
+    import torch
+
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def choose_device(name: str) -> torch.device:
     """The device of that name; ``auto`` is CUDA where there is one, else the CPU."""
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

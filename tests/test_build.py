@@ -1,4 +1,5 @@
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -116,6 +117,14 @@ def test_wrapper_around_the_nvcc_of_this_machine_leads_to_its_headers(tmp_path):
     [
         ("8.0;9.0+PTX", ["80,code=sm_80", "90,code=sm_90", "90,code=compute_90"]),
         ("7.5 9.0a", ["75,code=sm_75", "90a,code=sm_90a"]),
+        (" 8.0 ;\t8.6,9.0+PTX ", ["80,code=sm_80", "86,code=sm_86", "90,code=sm_90", "90,code=compute_90"]),
+        ("9.0;9.0+PTX;9.0", ["90,code=sm_90", "90,code=compute_90"]),
+        ("Hopper", ["90,code=sm_90", "90,code=compute_90"]),
+        ("Hopper+PTX", ["90,code=sm_90", "90,code=compute_90"]),
+        ("Ampere", ["80,code=sm_80", "86,code=sm_86", "86,code=compute_86"]),
+        ("Ampere+Tegra", ["87,code=sm_87"]),
+        ("Ampere+Tegra+PTX", ["87,code=sm_87", "87,code=compute_87"]),
+        ("Turing 8.0", ["75,code=sm_75", "80,code=sm_80", "75,code=compute_75"]),
         # Not listed: what torch was built for, as far as this nvcc knows it, and PTX of the newest.
         ("", ["80,code=sm_80", "90,code=sm_90", "90,code=compute_90"]),
     ],
@@ -124,6 +133,43 @@ def test_architectures(listed, expected, toolkit):
     names = run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(toolkit), TORCH_CUDA_ARCH_LIST=listed)
     flags = names["extensions"][1].extra_compile_args["nvcc"]
     assert [flag for flag in flags if "arch" in flag] == [f"-gencode=arch=compute_{e}" for e in expected]
+
+
+@pytest.mark.usefixtures("cuda_torch")
+@pytest.mark.parametrize("name", ["Ampere", "Turing", "Volta", "Ada", "Hopper", "Ampere+Tegra", "Pascal"])
+def test_names_of_architectures_are_torchs(name, toolkit, monkeypatch):
+    from torch.utils.cpp_extension import _get_cuda_arch_flags
+
+    names = run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(toolkit), TORCH_CUDA_ARCH_LIST=name)
+    flags = [flag for flag in names["extensions"][1].extra_compile_args["nvcc"] if "arch" in flag]
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", name)
+    assert sorted(flags) == _get_cuda_arch_flags()
+
+
+@pytest.mark.usefixtures("cuda_torch")
+def test_the_architectures_of_the_gpus_that_are_there(toolkit, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", [(9, 0), (8, 0), (9, 0)].__getitem__)
+    names = run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(toolkit), TORCH_CUDA_ARCH_LIST="native")
+    flags = [flag for flag in names["extensions"][1].extra_compile_args["nvcc"] if "arch" in flag]
+    expected = ["80,code=sm_80", "90,code=sm_90", "90,code=compute_90"]
+    assert flags == [f"-gencode=arch=compute_{e}" for e in expected]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(SystemExit, match="native: this machine has no GPU that torch sees; give the number"):
+        run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(toolkit), TORCH_CUDA_ARCH_LIST="native")
+
+
+@pytest.mark.usefixtures("cuda_torch")
+@pytest.mark.parametrize("listed", ["Hoper", "8", "sm_90", "9.0+ptx", "8.0;;x"])
+def test_an_unknown_architecture_is_named(listed, toolkit):
+    with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST: '.*expected numbers such as .* Hopper"):
+        run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(toolkit), TORCH_CUDA_ARCH_LIST=listed)
+
+
+def test_variables_that_are_empty_are_not_set(capfd):
+    names = run_setup(FCOS_FAST_BUILD="", CUDA_HOME="", TORCH_CUDA_ARCH_LIST="", MAX_JOBS="")
+    assert "fcos_fast._C" in [extension.name for extension in names["extensions"]]
+    assert re.search(r" [1-9]\d* jobs", capfd.readouterr().err)
 
 
 @pytest.mark.usefixtures("cuda_torch")

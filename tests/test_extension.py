@@ -71,6 +71,13 @@ def test_reference_operators_need_no_binary(without_binaries):
     )
 
 
+def test_an_empty_backend_in_the_environment_is_none():
+    assert (
+        assert_runs("import fcos_fast._extension as e; print(e.current_backend())", FCOS_FAST_BACKEND="")
+        == "auto\n"
+    )
+
+
 def test_unknown_backend_in_the_environment_is_refused(without_binaries):
     done = run_python("import fcos_fast.ops", package_in=without_binaries, FCOS_FAST_BACKEND="nonsense")
     assert done.returncode != 0

@@ -7,14 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fcos_fast.cli.options import parse_options
 from fcos_fast.data import COCO, VOC, Categories
-from fcos_fast.engine.checkpoint import model_from_checkpoint, read_checkpoint, save_checkpoint
-from fcos_fast.engine.files import replacing
-from fcos_fast.engine.foreign import other_rules, write_foreign
-from fcos_fast.models.layouts import find_layout
+from fcos_fast.text import printable
 
 CLASSES = {"coco": COCO, "voc": VOC}
 
@@ -45,6 +40,11 @@ class ConvertOptions:
 def main(arguments: Sequence[str]) -> int:
     """Run the verb; its exit status."""
     options = parse_options(ConvertOptions, "convert", arguments)
+
+    from fcos_fast.engine.checkpoint import model_from_checkpoint, read_checkpoint, save_checkpoint, save_file
+    from fcos_fast.engine.foreign import other_rules, write_foreign
+    from fcos_fast.models.layouts import find_layout
+
     layout = None if options.to is None else find_layout(options.to)
     state, origin = read_checkpoint(options.checkpoint, options.preset, options.model)
     print(f"{options.checkpoint}: {origin}")
@@ -56,11 +56,10 @@ def main(arguments: Sequence[str]) -> int:
         kept = {name: state[name] for name in ("model_config", "categories")}
         save_checkpoint(options.output, {**kept, "model": model.state_dict()})
         names = ", ".join(categories.names[:3]) + (", ..." if len(categories) > 3 else "")
-        print(f"{options.output}: {len(categories)} classes ({names})\n\n{model.config}")
+        print(f"{options.output}: {len(categories)} classes ({printable(names)})\n\n{model.config}")
         return 0
     theirs = write_foreign(model.config, model.state_dict(), layout)
-    with replacing(options.output) as temporary:
-        torch.save(theirs, temporary)
+    save_file(options.output, theirs)
     print(
         f"{options.output}: {layout.name} checkpoint of {sum(p.numel() for p in model.parameters()):,} parameters"
     )

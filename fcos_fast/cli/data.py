@@ -2,25 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from fcos_fast.cli.suggest import did_you_mean
 from fcos_fast.cli.train import TrainOptions, parse_train_options
-from fcos_fast.data import DetectionDataset
-from fcos_fast.engine.box_statistics import (
-    PERCENTILES,
-    best_size,
-    box_sizes,
-    level_statistics,
-    sample,
-    size_statistics,
-    suggest_ranges,
-)
-from fcos_fast.engine.files import write_text
 from fcos_fast.models import FCOSConfig
 
 SUBVERBS = {
@@ -56,104 +42,13 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_train_options(rest, StatsOptions, "data stats")
     if not isinstance(options.model, FCOSConfig):
         raise ValueError("level ranges are what an FCOS has; give --preset with one of its presets")
+
+    from fcos_fast.cli.data_stats import report, statistics
+    from fcos_fast.engine.files import write_json
+
     dataset = options.data.load(options.data.train)
     found = statistics(dataset, options.model, options.pictures)
     print(report(found))
     if options.output is not None:
-        write_text(options.output, json.dumps(found, indent=2))
+        write_json(options.output, found)
     return 0
-
-
-def statistics(dataset: DetectionDataset, config: FCOSConfig, pictures: int) -> dict[str, Any]:
-    """All that the verb says, in plain values."""
-    records = sample(dataset, pictures)
-    names = dataset.categories.names
-    counts = Counter(names[label] for record in records for label in record.labels.tolist())
-    if not counts:
-        raise ValueError("the pictures have no box; there is nothing to count")
-    better = suggest_ranges(records, config)
-    sizes = size_statistics(records, better)
-    best = best_size(sizes)
-    final = suggest_ranges(records, best.config)  # the ranges of another size are others
-    return {
-        "pictures": len(records),
-        "of": len(dataset),
-        "without_boxes": sum(len(record.boxes) == 0 for record in records),
-        "boxes_per_class": {name: counts[name] for name in names},
-        "box_sizes": box_sizes(records, config),
-        "strides": config.strides,
-        "now": _plain(config, level_statistics(records, config)),
-        "better_ranges": _plain(better, level_statistics(records, better)),
-        "sizes": [{"short_side": s.short_side, **_plain(s.config, s.levels)} for s in sizes],
-        "suggested": _plain(final, level_statistics(records, final)),
-        "options": _options(config, final),
-    }
-
-
-def _plain(config: FCOSConfig, levels) -> dict[str, Any]:
-    return {
-        "sizes_of_interest": list(config.rule.sizes_of_interest),
-        "min_size": config.min_size,
-        "max_size": config.max_size,
-        **asdict(levels),
-    }
-
-
-def _options(config: FCOSConfig, better: FCOSConfig) -> list[str]:
-    """What is to be given to ``fcos-fast train`` for the suggestion; nothing where all stays."""
-    options = []
-    if better.rule != config.rule:
-        options += ["--model.rule.sizes_of_interest", str(list(better.rule.sizes_of_interest))]
-    if better.min_size != config.min_size:
-        options += ["--model.min_size", str(better.min_size)]
-        if better.max_size is not None:
-            options += ["--model.max_size", str(better.max_size)]
-    return options
-
-
-def report(found: dict[str, Any]) -> str:
-    """What a reader sees."""
-    now, ranges = found["now"], found["better_ranges"]
-    levels = [f"P{stride.bit_length() - 1}" for stride in found["strides"]]
-    lines = [
-        f"{found['pictures']} of {found['of']} pictures, {found['without_boxes']} of them without a box; "
-        f"{now['num_boxes']} boxes",
-        ", ".join(f"{name} {count}" for name, count in found["boxes_per_class"].items()),
-        "",
-        f"{'pixels of the input':22}" + "".join(f"{f'p{p}':>8}" for p in PERCENTILES),
-        *(f"{name:22}" + "".join(f"{v:8.0f}" for v in values) for name, values in found["box_sizes"].items()),
-        "",
-        f"{'boxes on each level':34}" + "".join(f"{level:>8}" for level in levels) + f"{'none':>8}",
-        _level_row(f"now, bounds {_bounds(now)}", now),
-        _level_row(f"suggested, {_bounds(ranges)}", ranges),
-        "",
-        f"{'input size, suggested bounds':34}{'p5 of shorter sides':>20}{'boxes on no level':>20}",
-        *(
-            f"{_size(size):34}{size['short_side']:20.0f}{size['unassigned'] / max(1, size['num_boxes']):20.2%}"
-            for size in found["sizes"]
-        ),
-        "",
-    ]
-    if found["options"]:
-        pairs = zip(found["options"][::2], found["options"][1::2], strict=True)
-        given = " ".join(f'{name} "{value}"' if " " in value else f"{name} {value}" for name, value in pairs)
-        lines += [
-            _level_row(f"all of it, {_bounds(found['suggested'])}", found["suggested"]),
-            f"suggested: {given}",
-        ]
-    else:
-        lines.append("the present ranges and size suit these boxes")
-    return "\n".join(lines)
-
-
-def _bounds(found: dict[str, Any]) -> str:
-    return " ".join(f"{bound:g}" for bound in found["sizes_of_interest"])
-
-
-def _size(found: dict[str, Any]) -> str:
-    longest = "" if found["max_size"] is None else f", longer at most {found['max_size']}"
-    return f"shorter side {found['min_size']}{longest}"
-
-
-def _level_row(title: str, found: dict[str, Any]) -> str:
-    return f"{title:34}" + "".join(f"{n:8}" for n in found["on_level"]) + f"{found['unassigned']:8}"

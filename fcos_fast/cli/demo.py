@@ -7,17 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fcos_fast.cli.options import parse_options
-from fcos_fast.cli.train import parse_train_options, present
-from fcos_fast.data import SyntheticConfig, write_voc
-from fcos_fast.engine.run_folder import new_run_folder
-from fcos_fast.engine.train import train
+from fcos_fast.cli.train import parse_train_options
 
 OWN_DATA = """
 your own pictures, in the folders of PASCAL VOC (JPEGImages, Annotations, ImageSets/Main):
   fcos-fast train --config small --data.root FOLDER --data.train train --data.val val"""
-
-# small, and not too crowded: what can be learnt from nothing in a few minutes
-PICTURES = SyntheticConfig(size=(128, 160), object_size=(20, 110), max_objects=4, min_visible=0.85)
 
 
 @dataclass(frozen=True)
@@ -40,12 +34,20 @@ class DemoOptions:
 def main(arguments: Sequence[str]) -> int:
     """Run the verb; its exit status."""
     options = parse_options(DemoOptions, "demo", arguments)
+
+    from fcos_fast.cli.outcome import present
+    from fcos_fast.data import SyntheticConfig, write_voc
+    from fcos_fast.engine.run_folder import new_run_folder
+    from fcos_fast.engine.train import train
+
     start = time.perf_counter()
     folder = new_run_folder(options.runs, "demo")
     held_out = max(1, options.pictures // 10)
     print(f"generating {options.pictures} pictures to train on and {held_out} to test with", flush=True)
     root = folder / "pictures"
-    write_voc(root, {"train": options.pictures, "test": held_out}, options.seed, PICTURES)
+    # small, and not too crowded: what can be learnt from nothing in a few minutes
+    images = SyntheticConfig(size=(128, 160), object_size=(20, 110), max_objects=4, min_visible=0.85)
+    write_voc(root, {"train": options.pictures, "test": held_out}, options.seed, images)
     config = parse_train_options(["--config", "demo"]).config()
     outcome = train(
         replace(

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fcos_fast.cli.options import parse_options
-from fcos_fast.data import DataError, read_image
 from fcos_fast.data.checks import IMAGE_SUFFIXES, MAX_PIXELS
 from fcos_fast.data.files import files_in
-from fcos_fast.data.images import is_cut_short
-from fcos_fast.engine.files import write_text
-from fcos_fast.engine.predict import load
-from fcos_fast.engine.progress import Progress
-from fcos_fast.engine.report import save_picture
-from fcos_fast.engine.run_folder import new_run_folder
 from fcos_fast.precision import Precision
+from fcos_fast.text import printable
 
 LONGEST_SIDE = {".jpg": 65500, ".jpeg": 65500, ".jfif": 65500, ".webp": 16383}
 """In pixels, of the formats that have a limit."""
@@ -53,6 +46,15 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb; its exit status is 1 where a file could not be read."""
     options = parse_options(DetectOptions, "detect", arguments, positional="images")
     files = find_images(options.images)
+
+    from fcos_fast.data import DataError, read_image
+    from fcos_fast.data.images import is_cut_short
+    from fcos_fast.engine.files import write_json
+    from fcos_fast.engine.predict import load
+    from fcos_fast.engine.progress import Progress
+    from fcos_fast.engine.report import save_picture
+    from fcos_fast.engine.run_folder import new_run_folder
+
     detector = load(options.checkpoint, options.device, options.precision)
     folder = new_run_folder(options.runs, options.name)
     results, unreadable = [], 0
@@ -61,11 +63,14 @@ def main(arguments: Sequence[str]) -> int:
             try:
                 image = read_image(file, options.max_pixels)
             except DataError as error:
-                print(f"fcos-fast detect: {error}", file=sys.stderr)
+                print(f"fcos-fast detect: {printable(str(error))}", file=sys.stderr)
                 unreadable += 1
                 continue
             if is_cut_short(file):
-                print(f"fcos-fast detect: {file}: is cut short; read as far as it goes", file=sys.stderr)
+                print(
+                    f"fcos-fast detect: {printable(str(file))}: is cut short; read as far as it goes",
+                    file=sys.stderr,
+                )
             detections = detector.predict(image, options.score_threshold)
             picture = _free_name(folder, file, max(image.shape))
             save_picture(detections.draw(), picture)
@@ -79,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
                 }
             )
             progress.update()
-    write_text(folder / "detections.json", json.dumps(results, indent=1))
+    write_json(folder / "detections.json", results)
     found = sum(len(result["detections"]) for result in results)
     print(f"{found} objects in {len(results)} images; drawn pictures and detections.json are in {folder}")
     return 1 if unreadable else 0

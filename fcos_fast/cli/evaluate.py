@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 from fcos_fast.cli.options import parse_options
-from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
-from fcos_fast.engine.config import DataConfig, from_plain
-from fcos_fast.engine.distributed import own_device, rank
-from fcos_fast.engine.evaluate import evaluate
-from fcos_fast.engine.files import write_text
-from fcos_fast.engine.report import write_report
-from fcos_fast.engine.run_folder import new_run_folder
-from fcos_fast.precision import Precision, choose_precision
+from fcos_fast.precision import Precision
+
+OLD_NAMES = {f"--{name}": f"--data.{name}" for name in ("root", "split", "strict", "workers")}
+"""Options as they were called before they had the names that training has."""
+
+
+@dataclass(frozen=True)
+class EvaluateDataConfig:
+    """Which images to evaluate on.
+
+    Attributes:
+        root: folder of the data set; by default the one of the training.
+        split: of the data set; by default the validation split of the training. An empty name takes all images.
+        strict: make invalid boxes (zero area, outside the image, NaN) errors instead of skipping them.
+        allow_outside: follow paths in COCO and YOLO files that lead outside ``root``; by default as in the training.
+        max_pixels: a larger image is rejected; by default as in the training.
+        workers: processes that read images; 0 reads them in the main process. By default 0 without a GPU; with one, as
+            many as there are free processors, 8 at most.
+    """
+
+    root: str | None = None
+    split: str | None = None
+    strict: bool = False
+    allow_outside: bool | None = None
+    max_pixels: int | None = None
+    workers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -23,55 +41,76 @@ class EvaluateOptions:
 
     Attributes:
         checkpoint: a ``best.pt`` or ``last.pt``.
-        root: folder of the data set; by default the one of the training.
-        split: of the data set; by default the validation split of the training. An empty name takes all images.
-        strict: refuse boxes without an area or outside their image instead of leaving them out.
+        data: which images to evaluate on.
         batch_size: images that run together; of several processes, each has as many.
-        workers: processes that read pictures; 0 reads them in between.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
         precision: ``auto`` is bfloat16 where the device is fast at it.
+        output: JSON file for the detections as COCO has results (image_id, category_id, bbox as xywh, score), which
+            pycocotools' ``loadRes`` reads; by default ``results.json`` in the folder of the results.
         runs: folder in which the folder of the results is made.
         name: of that folder; a number is added where there is one already.
     """
 
     checkpoint: str
-    root: str | None = None
-    split: str | None = None
-    strict: bool = False
+    data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
     batch_size: int = 8
-    workers: int = 0
     device: str = "auto"
     precision: Precision = "auto"
+    output: str | None = None
     runs: str = "runs"
     name: str = "evaluate"
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"--batch_size is {self.batch_size}; it must be 1 or more")
+
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb; its exit status."""
-    options = parse_options(EvaluateOptions, "evaluate", arguments)
+    """Run the subcommand; its exit status."""
+    options = parse_options(EvaluateOptions, "evaluate", [_present_name(word) for word in arguments])
+
+    from fcos_fast.engine.average_precision import coco_results
+    from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
+    from fcos_fast.engine.config import DataConfig, from_plain
+    from fcos_fast.engine.distributed import own_device, rank
+    from fcos_fast.engine.evaluate import evaluate
+    from fcos_fast.engine.files import write_json
+    from fcos_fast.engine.report import write_report
+    from fcos_fast.engine.run_folder import new_run_folder
+    from fcos_fast.precision import choose_precision
+    from fcos_fast.text import printable
+
     saved = load_checkpoint(options.checkpoint)
     trained_on = from_plain(DataConfig, saved["config"]["data"]) if "config" in saved else DataConfig()
-    root = options.root or trained_on.root
-    if not root:
+    asked = {name: getattr(options.data, name) for name in ("root", "strict", "allow_outside", "max_pixels")}
+    data = replace(trained_on, **{name: value for name, value in asked.items() if value is not None})
+    if not data.root:
         raise ValueError(
-            f"{options.checkpoint} does not say on which data set to evaluate; name one with --root"
+            f"{options.checkpoint} does not say on which data set to evaluate; name one with --data.root"
         )
-    split = trained_on.val if options.split is None else options.split
+    split = trained_on.val if options.data.split is None else options.data.split
     model, categories = model_from_checkpoint(saved)
-    dataset = replace(trained_on, root=root, strict=options.strict).load(split, categories)
+    dataset = data.load(split, categories)
     device = own_device(options.device)
     dtype, reason = choose_precision(options.precision, device)
     if rank() == 0:
-        print(dataset.report)
+        print(printable(str(dataset.report)))
         print(f"{model.title}; {device}, {dtype} ({reason})".replace("torch.", ""))
     model = model.to(device).optimize_for_inference(options.precision)
-    result, detections = evaluate(model, dataset, batch_size=options.batch_size, workers=options.workers)
+    result, detections = evaluate(model, dataset, batch_size=options.batch_size, workers=options.data.workers)
     if rank() != 0:
         return 0
 
     folder = new_run_folder(options.runs, options.name)
-    write_text(folder / "metrics.json", json.dumps(asdict(result), indent=2))
-    title = f"{options.checkpoint} on {root}, split {split}"
+    write_json(folder / "metrics.json", asdict(result))
+    results = Path(options.output or folder / "results.json")
+    write_json(results, coco_results(dataset, detections))
+    title = f"{options.checkpoint} on {data.root}, split {split}"
     page = write_report(folder, title, dataset, detections, result, {})
-    print(f"\n{result.table()}\n\nreport   {page}\nsheet    {folder / 'sheet.png'}")
+    print(f"\n{result.table()}\n\nreport   {page}\nsheet    {folder / 'sheet.png'}\nresults  {results}")
     return 0
+
+
+def _present_name(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return OLD_NAMES.get(name, name) + equals + value

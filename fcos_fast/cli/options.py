@@ -53,8 +53,8 @@ def parse_options(
             raise ValueError(f"there is no option {name}{did_you_mean(name, known)}")
     try:
         values = vars(parser.instantiate(parser.parse_args(arguments)))
-    except RecursionError:
-        raise ValueError("the YAML file given with --config is nested too deep; correct it") from None
+    except RecursionError as error:
+        raise ValueError("an option or the YAML file is nested too deep; options are nested twice") from error
     except (argparse.ArgumentError, TypeError) as error:
         raise ValueError(_readable(str(error), known)) from error
     values.pop("config")
@@ -71,9 +71,19 @@ def _with_config_paths(arguments: Sequence[str], recipes: Mapping[str, Path]) ->
                 raise ValueError(
                     f"there is no file {name}" + (did_you_mean(name, recipes) if recipes else "")
                 )
-            argument = argument.replace(name, str(recipes[name]))
+            name = str(recipes[name])
+            argument = name if before == "--config" else f"--config={name}"
+        if before == "--config" or name != argument:
+            _check_text(Path(name))
         replaced.append(argument)
     return replaced
+
+
+def _check_text(file: Path) -> None:
+    try:
+        file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: is no text in UTF-8 ({error}), as a YAML file is") from None
 
 
 def _readable(message: str, known: Sequence[str]) -> str:

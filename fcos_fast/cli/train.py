@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
@@ -13,10 +12,8 @@ import yaml
 import fcos_fast.configs
 from fcos_fast.cli.options import parse_options
 from fcos_fast.engine.config import Config
-from fcos_fast.engine.distributed import rank
-from fcos_fast.engine.report import write_report
-from fcos_fast.engine.train import TrainResult, resume, train
-from fcos_fast.models import DETECTORS, PRESETS, DetectorConfig, FCOSConfig
+from fcos_fast.models import PRESETS, DetectorConfig
+from fcos_fast.models.config import CONFIGS
 
 RECIPES = {path.stem: path for path in sorted(Path(fcos_fast.configs.__path__[0]).glob("*.yaml"))}
 """Configurations that come with the package, by the name that ``--config`` knows them by."""
@@ -28,7 +25,8 @@ class TrainOptions(Config):
 
     Attributes:
         preset: published detector that the options under ``model`` begin with.
-        resume: folder of an interrupted run, to continue with its own configuration.
+        resume: folder of a run, to continue with its own configuration. Options that do not change what it computes
+            can be given too: where the data set lies, more epochs, device, workers.
     """
 
     preset: Literal[tuple(PRESETS)] = "official-improved"
@@ -41,26 +39,42 @@ class TrainOptions(Config):
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb; its exit status."""
-    options = parse_train_options(arguments)
-    if options.resume is None:
-        outcome = train(options.config())
-    elif any(word.startswith("--") and not word.startswith("--resume") for word in arguments):
-        raise ValueError("--resume continues with the run's own configuration; leave the other options out")
+    folder = dict(_words(arguments)).get("resume")
+    config = parse_train_options(arguments).config() if folder is None else None
+
+    from fcos_fast.cli.outcome import present
+    from fcos_fast.engine.distributed import rank
+    from fcos_fast.engine.train import resume, train
+
+    if folder is None:
+        outcome = train(config)
     else:
-        outcome = resume(options.resume)
+        outcome = resume(folder, lambda run: parse_train_options(arguments, run=run).config())
     if rank() == 0:
         present(outcome)
     return 0
 
 
 def parse_train_options(
-    arguments: Sequence[str], kind: type[TrainOptions] = TrainOptions, verb: str = "train"
+    arguments: Sequence[str],
+    kind: type[TrainOptions] = TrainOptions,
+    verb: str = "train",
+    run: Config | None = None,
 ) -> TrainOptions:
-    """The options, whose ``model`` has the fields of the preset's detector and begins with the preset's values."""
-    model = _first_model(arguments)
+    """The options, whose ``model`` has the fields of the preset's detector and begins with the preset's values.
+
+    With a ``run``, all options begin with the values of its configuration.
+    """
+    run = run or Config()
+    first = {f.name: getattr(run, f.name) for f in fields(Config)} | {
+        "model": _first_model(arguments, run.model)
+    }
     options = make_dataclass(
         kind.__name__,
-        [("model", type(model), field(default_factory=lambda: model))],
+        [
+            (name, type(value), field(default_factory=lambda value=value: value))
+            for name, value in first.items()
+        ],
         bases=(kind,),
         namespace={"__doc__": kind.__doc__},
         frozen=True,
@@ -68,46 +82,33 @@ def parse_train_options(
     return parse_options(options, verb, arguments, recipes=RECIPES)
 
 
-def _first_model(arguments: Sequence[str]) -> DetectorConfig:
+def _first_model(arguments: Sequence[str], model: DetectorConfig) -> DetectorConfig:
     """What the options under ``model`` begin with; which options there are depends on it."""
-    model: DetectorConfig = FCOSConfig()
     for name, value in _words(arguments):
         if name == "preset":
             model = PRESETS.get(value, model)
-        elif name == "detector" and value in DETECTORS and value != model.detector:
-            model = DETECTORS[value][0]()
+        elif name == "detector" and value in CONFIGS and value != model.detector:
+            model = CONFIGS[value]()
     return model
 
 
 def _words(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Presets and detectors that the command line and its YAML files name, in their order."""
+    """Presets, detectors and runs to resume that the command line and its YAML files name, in their order."""
     for before, argument in zip(["", *arguments], arguments, strict=False):
         option, _, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
-        if option == "--preset":
-            yield "preset", value
+        if option in ("--preset", "--resume"):
+            yield option.removeprefix("--"), value
         elif option == "--model.detector":
             yield "detector", value
         elif option == "--config" and (Path(value).is_file() or value in RECIPES):
             file = Path(value) if Path(value).is_file() else RECIPES[value]
             try:
                 written = yaml.safe_load(file.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, RecursionError):
+            except (yaml.YAMLError, RecursionError, ValueError):
                 continue  # the parser of the options says what is wrong with it
             written = written if isinstance(written, dict) else {}
             model = written.get("model")
             yield "preset", str(written.get("preset"))
+            if written.get("resume") is not None:
+                yield "resume", str(written["resume"])
             yield "detector", str(model.get("detector") if isinstance(model, dict) else None)
-
-
-def present(outcome: TrainResult) -> None:
-    """Write the report of a finished run, and say what came out and where it is."""
-    folder = outcome.folder
-    checkpoint = shlex.quote(str(folder / "best.pt"))
-    if outcome.result is not None:
-        config = (folder / "config.yaml").read_text(encoding="utf-8")
-        title = f"{type(outcome.model).__name__} on {outcome.config.data.root}"
-        page = write_report(
-            folder, title, outcome.val_set, outcome.detections, outcome.result, {"Configuration": config}
-        )
-        print(f"\n{outcome.result.table()}\n\nreport   {page}\nsheet    {folder / 'sheet.png'}")
-    print(f"detect   fcos-fast detect --checkpoint {checkpoint} IMAGES_OR_FOLDERS")

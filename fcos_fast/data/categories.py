@@ -6,6 +6,8 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
+from fcos_fast.text import printable
+
 
 @dataclass(frozen=True)
 class Categories:
@@ -72,10 +74,11 @@ class Categories:
         return cls(names=tuple(state["names"]), ids=tuple(state["ids"]))
 
     def __str__(self) -> str:
-        width = max(len(name) for name in self.names)
+        names = [printable(name) for name in self.names]
+        width = max(map(len, names))
         rows = [
             f"{label:5}  {name:{width}}  {i:10}"
-            for label, (name, i) in enumerate(zip(self.names, self.ids, strict=True))
+            for label, (name, i) in enumerate(zip(names, self.ids, strict=True))
         ]
         return "\n".join([f"label  {'class':{width}}  dataset id", *rows])
 

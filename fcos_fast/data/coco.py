@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -246,7 +247,18 @@ def _labels(
                 f"{file}: has boxes of the class {entry['name']!r}, which is none of {known}; correct the name or "
                 "train with this class"
             )
-    return categories, label_of_id
+    return _with_ids_of_file(categories, label_of_id), label_of_id
+
+
+def _with_ids_of_file(categories: Categories, label_of_id: dict[int, int]) -> Categories:
+    """The classes under the ids of this file, in which its results are written; one that it does not list gets an id
+    that it does not use."""
+    ids = {label: number for number, label in label_of_id.items()}
+    unused = count(max(label_of_id, default=0) + 1)
+    return Categories(
+        categories.names,
+        tuple(ids[label] if label in ids else next(unused) for label in range(len(categories))),
+    )
 
 
 def _is_roboflows_root(category: dict[str, Any], listed: Sequence[dict[str, Any]]) -> bool:
@@ -336,7 +348,16 @@ def _records(
         name = entry["file_name"]
         own, rows = _usable(boxes[here], labels[here], categories, size, f"{file}, {name}", report)
         records.append(
-            Record(name, size, own, labels[here][rows], crowd[here][rows], paths[number], areas[here][rows])
+            Record(
+                name,
+                size,
+                own,
+                labels[here][rows],
+                crowd[here][rows],
+                paths[number],
+                areas[here][rows],
+                entry["id"],
+            )
         )
     return records
 

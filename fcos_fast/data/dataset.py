@@ -33,6 +33,7 @@ class Record:
             (VOC's ``difficult``, COCO's crowds).
         image: the file, or the picture itself, uint8 (3, H, W) RGB.
         areas: (N,) float32, of the objects in pixels, by which evaluation tells small from large; None: of the boxes.
+        image_id: COCO's, with which results are written; None: the image's position in the data set.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Record:
     ignore: np.ndarray
     image: Path | np.ndarray
     areas: np.ndarray | None = None
+    image_id: int | str | None = None
 
 
 class DetectionDataset(Dataset):

@@ -108,11 +108,12 @@ def train_loader(
     batch_size: int,
     augment: AugmentConfig | None = None,
     seed: int = 0,
-    workers: int | None = 0,
+    workers: int | None = None,
     packer: BatchPacker | None = None,
     group_by_aspect_ratio: bool | None = None,
     rank: int = 0,
     world_size: int = 1,
+    device: torch.device | None = None,
 ) -> DataLoader:
     """Batches for training: shuffled and varied anew in each epoch, the last incomplete batch left out.
 
@@ -129,6 +130,8 @@ def train_loader(
         group_by_aspect_ratio: make batches of pictures of similar aspect ratio, which need little padding; None:
             where the augmentation does not give all pictures one size.
         rank, world_size: which of how many processes this is; it gets its slice of each batch.
+        device: where the batches are used, which decides on pinned memory and the default of ``workers``; None: a GPU
+            where there is one.
 
     Raises:
         ValueError: the processes cannot share a batch evenly, or the data set holds less than one batch.
@@ -142,38 +145,52 @@ def train_loader(
         EpochBatchSampler(len(dataset), batch_size, seed, groups, rank, world_size),
         workers,
         collate if packer is None else packer.collate,
+        device,
     )
 
 
 def eval_loader(
-    dataset: DetectionDataset, batch_size: int, workers: int | None = 0, rank: int = 0, world_size: int = 1
+    dataset: DetectionDataset,
+    batch_size: int,
+    workers: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | None = None,
 ) -> DataLoader:
-    """Batches for evaluation: every image once, unchanged and in order. ``workers`` None: :func:`default_workers`.
+    """Batches for evaluation: every image once, unchanged and in order; ``workers`` and ``device`` as for training.
 
     Of several processes, each takes every ``world_size``-th batch.
     """
     indices = range(len(dataset))
     batches = [indices[start : start + batch_size] for start in indices[::batch_size]]
-    return _loader(dataset, batches[rank::world_size], workers, collate)
+    return _loader(dataset, batches[rank::world_size], workers, collate, device)
 
 
-def default_workers() -> int:
-    """Processes that read pictures where nobody says how many.
+def _is_gpu(device: torch.device | None) -> bool:
+    return torch.cuda.is_available() if device is None else device.type == "cuda"
 
-    With a GPU one per processor that this process may use and that neither its own main thread nor another process of
-    ``torchrun`` on this machine needs, 8 at most. Without one none: training has every processor busy for longer than
+
+def default_workers(device: torch.device | None = None) -> int:
+    """Processes that read images for ``device`` where nobody says how many; None: for a GPU where there is one.
+
+    For a GPU one per processor that this process may use and that neither its own main thread nor another process of
+    ``torchrun`` on this machine needs, 8 at most. For a CPU none: training has every processor busy for longer than
     reading takes.
     """
-    if not torch.cuda.is_available():
+    if not _is_gpu(device):
         return 0
     processors = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(max(processors - 1, 1), 8)
 
 
 def _loader(
-    dataset: Dataset, batches: Iterable[Sequence[Any]], workers: int | None, collate_fn: Callable[[list], Any]
+    dataset: Dataset,
+    batches: Iterable[Sequence[Any]],
+    workers: int | None,
+    collate_fn: Callable[[list], Any],
+    device: torch.device | None,
 ) -> DataLoader:
-    workers = default_workers() if workers is None else workers
+    workers = default_workers(device) if workers is None else workers
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -181,7 +198,7 @@ def _loader(
         persistent_workers=workers > 0,
         prefetch_factor=PREFETCH if workers else None,
         collate_fn=collate_fn,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=_is_gpu(device),
         # A loader draws one number per epoch; from its own generator, lest it move the run's random state.
         generator=torch.Generator(),
     )

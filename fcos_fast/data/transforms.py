@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from .augment import AugmentConfig
 from .dataset import DetectionDataset
 
 MIN_SIDE = 1.0
@@ -22,50 +22,6 @@ _FILL = [124, 116, 104]  # ImageNet's mean colour, which normalisation turns int
 
 Sample = dict[str, tv_tensors.TVTensor]
 Target = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    """How training pictures are varied.
-
-    Attributes:
-        size: (height, width) in pixels of every augmented picture: it is scaled to fit, its proportions kept,
-            and padded at random sides with a mean colour, so that all pictures of a batch have one size. None
-            leaves scaling to the model.
-        scale: (least, largest) factor on top of fitting into ``size``, drawn uniformly; what then reaches out
-            is cropped at random. (1, 1) without a ``size``.
-        horizontal_flip, vertical_flip: probabilities.
-        iou_crop: probability of a random crop that keeps an overlap with some box (SSD, arXiv:1512.02325).
-        brightness, contrast, saturation, hue: largest relative change; of hue in turns, at most 0.5.
-    """
-
-    size: tuple[int, int] | None = None
-    scale: tuple[float, float] = (1.0, 1.0)
-    horizontal_flip: float = 0.5
-    vertical_flip: float = 0.0
-    iou_crop: float = 0.0
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
-    hue: float = 0.0
-
-    def __post_init__(self):
-        for name in ("horizontal_flip", "vertical_flip", "iou_crop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"AugmentConfig: {name} is {getattr(self, name)}; expected a probability, 0 to 1"
-                )
-        for name, most in (("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"AugmentConfig: {name} is {getattr(self, name)}; expected 0 to {most}")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"AugmentConfig: scale is {self.scale}; expected 0 < least <= largest")
-        if self.size is None and tuple(self.scale) != (1.0, 1.0):
-            raise ValueError(
-                f"AugmentConfig: scale is {self.scale} but size is None; give size as (height, width)"
-            )
-        if self.size is not None and min(self.size) < 1:
-            raise ValueError(f"AugmentConfig: size is {self.size}; expected (height, width) in pixels")
 
 
 class _FitInto:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcos_fast.data.categories import Categories
+from fcos_fast.data import Categories, DetectionDataset
+from fcos_fast.text import printable
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,14 @@ class AveragePrecision:
 
     def table(self) -> str:
         """A table for people, one line per class below the totals."""
-        width = max(len("all classes"), *(len(name) for name in self.per_class))
+        names = {name: printable(name) for name in self.per_class}
+        width = max(map(len, ["all classes", *names.values()]))
         lines = [
             f"{'':{width}}      AP    AP50",
             f"{'all classes':{width}}  {self.ap:6.3f}  {self.ap50:6.3f}",
         ]
         for name, ap in self.per_class.items():
-            lines.append(f"{name:{width}}  {ap:6.3f}  {self.per_class50[name]:6.3f}")
+            lines.append(f"{names[name]:{width}}  {ap:6.3f}  {self.per_class50[name]:6.3f}")
         lines.append(
             f"AP75 {self.ap75:.3f}   AP small {self.ap_small:.3f}, medium {self.ap_medium:.3f}, "
             f"large {self.ap_large:.3f}   AR {self.ar100:.3f}"
@@ -140,6 +142,16 @@ def coco_detections(image_id: int, detection: dict[str, Tensor], categories: Cat
             "score": score,
         }
         for (x1, y1, x2, y2), label, score in rows
+    ]
+
+
+def coco_results(dataset: DetectionDataset, detections: Sequence[dict[str, Tensor]]) -> list[dict]:
+    """The detections of a whole data set as COCO's file of results, with its own ids of images and categories."""
+    ids = [i if record.image_id is None else record.image_id for i, record in enumerate(dataset.records)]
+    return [
+        annotation
+        for image_id, detection in zip(ids, detections, strict=True)
+        for annotation in coco_detections(image_id, detection, dataset.categories)
     ]
 
 

@@ -2,12 +2,15 @@
 
 ``last.pt`` holds what resuming needs: model, moving average, optimizer, position, random states, configuration.
 ``best.pt`` holds what detecting needs: the weights that were evaluated. Both load with ``weights_only=True``, so that
-opening a stranger's file runs no code of theirs.
+opening a stranger's file runs no code of theirs; and both hold a digest of their content, so that a damaged file is
+rejected instead of giving other weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fcos_fast.data import Categories
+from fcos_fast.engine.distributed import rank
 from fcos_fast.engine.files import replacing
 from fcos_fast.engine.foreign import read_foreign
 from fcos_fast.models import Detector, build_detector, config_from_dict
@@ -25,9 +29,57 @@ OWN = "checkpoint of fcos_fast"
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
-    """Write ``state`` (tensors and plain Python values) to ``path``, atomically."""
-    with replacing(path) as temporary:
-        torch.save({"format": FORMAT, **state}, temporary)
+    """Write ``state`` (tensors and plain Python values) to ``path``, atomically.
+
+    Raises:
+        WriteError: it cannot be written; what was at ``path`` is unchanged.
+    """
+    state = {"format": FORMAT, **{name: value for name, value in state.items() if name != "digest"}}
+    save_file(path, {**state, "digest": digest(state)})
+
+
+def save_file(path: str | Path, content: dict[str, Any]) -> None:
+    """As ``torch.save``, atomically.
+
+    Raises:
+        WriteError: it cannot be written; what was at ``path`` is unchanged.
+    """
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch closes its archive, which fails too and hides the reason
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
+def digest(state: Mapping[str, Any]) -> str:
+    """A hash of everything in ``state``: names, plain values, and type, shape and elements of each tensor.
+
+    It detects damage, not forgery: the elements of a tensor count by their CRC-32, which reads 2 GB per second.
+    """
+    hasher = hashlib.blake2b(digest_size=16)
+    for part in _parts(state):
+        hasher.update(part.encode("utf-8", "surrogatepass") + b"\0")
+    return hasher.hexdigest()
+
+
+def _parts(value: Any) -> Iterator[str]:
+    """A text for each value inside of ``value``, and where the containers begin and end."""
+    if isinstance(value, Tensor):
+        elements = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        yield f"{value.dtype} {tuple(value.shape)} {zlib.crc32(elements)}"
+    elif isinstance(value, Mapping):
+        yield "{"
+        for key, item in value.items():
+            yield repr(key)
+            yield from _parts(item)
+        yield "}"
+    elif isinstance(value, (list, tuple)):
+        yield "("
+        for item in value:
+            yield from _parts(item)
+        yield ")"
+    else:
+        yield repr(value)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -38,7 +90,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is cut off, or no checkpoint that is known.
+        ValueError: the file is cut off, damaged, or no checkpoint that is known.
     """
     state, origin = read_checkpoint(path)
     if origin != OWN:
@@ -76,13 +128,40 @@ def read_checkpoint(
         raise ValueError(
             f"{path} is a torch file but holds no parameters; give a best.pt or last.pt that `fcos-fast train` wrote"
         )
-    if state.get("format") == FORMAT:
-        return state, OWN
+    if "format" in state or {"model_config", "categories"} <= state.keys():
+        return _check(path, state), OWN
     try:
         foreign = read_foreign(state, preset, overrides)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from error
     return foreign.state, str(foreign)
+
+
+def _check(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """The content of a file of :func:`save_checkpoint`, which is all there and undamaged."""
+    if state.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has the format {state.get('format')!r}; expected {FORMAT!r}. It is damaged, or of a newer "
+            "version of fcos_fast"
+        )
+    stored = state.pop("digest", None)
+    if stored is None:
+        if rank() == 0:
+            print(f"{path}: written by an older version, without a digest that would show damage", flush=True)
+    elif stored != digest(state):
+        raise ValueError(
+            f"{path} is damaged, or was changed outside of fcos_fast: its content does not match its digest; restore "
+            "the file from a copy, or save changes with fcos_fast.engine.checkpoint.save_checkpoint"
+        )
+    try:
+        config_from_dict(state["model_config"])
+        Categories.from_dict(state["categories"])
+        _weights(state).keys()
+    except KeyError as error:
+        raise ValueError(f"{path} is no complete checkpoint: it has no {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return state
 
 
 def describe_model(model: Detector, categories: Categories) -> dict[str, Any]:
@@ -93,7 +172,10 @@ def describe_model(model: Detector, categories: Categories) -> dict[str, Any]:
 def model_from_checkpoint(state: dict[str, Any]) -> tuple[Detector, Categories]:
     """The model of a checkpoint, in evaluation mode, with its averaged weights where it has them."""
     model = build_detector(config_from_dict(state["model_config"]))
-    model.load_state_dict(_weights(state))
+    try:
+        model.load_state_dict(_weights(state))
+    except RuntimeError as error:
+        raise ValueError(f"the weights of the checkpoint do not fit its model_config: {error}") from error
     return model.eval(), Categories.from_dict(state["categories"])
 
 

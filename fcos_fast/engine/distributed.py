@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fcos_fast.engine.launch import ProcessLostError, launched
 from fcos_fast.precision import choose_device
 
 TIMEOUT = timedelta(minutes=10)
@@ -32,23 +33,6 @@ TIMEOUT = timedelta(minutes=10)
 
 PATIENCE = 2.0
 """Seconds until the reason of a broken connection shows, and half of those that Python has to answer Ctrl-C."""
-
-
-class ProcessLostError(RuntimeError):
-    """Another process failed or was killed, and this one cannot go on without it.
-
-    Attributes:
-        alike: this process had failed by itself in the same way: a loss that is not finite, a wrong option, Ctrl-C.
-    """
-
-    def __init__(self, message: str, alike: bool = False) -> None:
-        super().__init__(message)
-        self.alike = alike
-
-
-def launched() -> bool:
-    """Was this process started as one of several, by ``torchrun`` or what sets the same variables?"""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def rank() -> int:
@@ -191,7 +175,7 @@ class _Group:
                 timeout=TIMEOUT,
             )
             # of each process: what can see it, and its number there
-            self.places: list[tuple[str, int]] = [("", 0)] * size
+            self.places: list[tuple[str | None, int]] = [(None, 0)] * size
             dist.all_gather_object(self.places, (_namespace(), os.getpid()))
         except (RuntimeError, ValueError) as error:
             raise ProcessLostError(
@@ -231,7 +215,7 @@ class _Group:
                 return int(culprit), what
         namespace = _namespace()
         for other, (place, pid) in enumerate(self.places):
-            if place == namespace and _is_gone(pid) and not self.has_left(other):
+            if namespace is not None and place == namespace and _is_gone(pid) and not self.has_left(other):
                 return self.publish(other, f"was killed or crashed: its process {pid} is gone")
         return None
 
@@ -314,24 +298,27 @@ def _is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-def _namespace() -> str:
-    """Processes with the same one see each other by their numbers."""
-    names = [os.uname().nodename]
-    with suppress(OSError):  # a system without these shows processes of one machine to each other
-        names += [
-            Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-            os.readlink("/proc/self/ns/pid"),
-        ]
-    return " ".join(names)
+def _namespace() -> str | None:
+    """Processes with the same one see each other by their numbers; None where the system does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{os.uname().nodename} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return None
 
 
 def _is_gone(pid: int) -> bool:
     """Has the process ended? One whose parent has not asked yet how, a zombie, has."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
+        os.kill(pid, 0)  # sends nothing
+    except ProcessLookupError:
         return True
-    return state in "ZX"
+    except OSError:  # of another user, so it is there
+        return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except (OSError, IndexError):  # procfs cannot be read
+        return False
 
 
 def _one_line(error: BaseException) -> str:

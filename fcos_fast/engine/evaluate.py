@@ -21,7 +21,7 @@ def evaluate(
     dataset: DetectionDataset,
     dtype: torch.dtype = torch.float32,
     batch_size: int = 8,
-    workers: int | None = 0,
+    workers: int | None = None,
 ) -> tuple[AveragePrecision, list[dict[str, Tensor]]]:
     """COCO average precision of ``model`` on ``dataset``, and its detections, image by image, on the CPU.
 
@@ -31,7 +31,8 @@ def evaluate(
     so the detections have the bits of a single process. All have the result; rank 0 has the detections, the others an
     empty list.
     """
-    loader = eval_loader(dataset, batch_size, workers, rank(), world_size())
+    device = next(model.parameters()).device
+    loader = eval_loader(dataset, batch_size, workers, rank(), world_size(), device)
     batches: list[list[dict[str, Tensor]]] = []
     with Progress(len(loader), "evaluate", images=batch_size * world_size()) as progress:
         for batch in detect_batches(model, (images for images, _ in loader), dtype):

@@ -2,48 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """SGD with momentum, or AdamW (Loshchilov and Hutter, 2019).
-
-    Attributes:
-        name: ``sgd`` or ``adamw``.
-        lr: base learning rate, which the schedule multiplies.
-        momentum: of SGD.
-        betas: of AdamW.
-        weight_decay: of every weight matrix and convolution kernel.
-        decay_norm: decay the weights of normalisation layers too, as official FCOS and torchvision's script do.
-        decay_bias: decay biases too, as torchvision's script does.
-        bias_lr_factor: learning rate of biases relative to ``lr``; official FCOS has 2.
-        clip_norm: largest norm of the gradient of all parameters together; 0 does not clip.
-    """
-
-    name: Literal["sgd", "adamw"] = "adamw"
-    lr: float = 1e-3
-    momentum: float = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.05
-    decay_norm: bool = False
-    decay_bias: bool = False
-    bias_lr_factor: float = 1.0
-    clip_norm: float = 10.0
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"optimizer.lr is {self.lr}; it must be positive")
-        if self.weight_decay < 0 or self.clip_norm < 0:
-            raise ValueError(
-                f"optimizer.weight_decay is {self.weight_decay} and clip_norm {self.clip_norm}; "
-                "neither can be negative"
-            )
-
+from fcos_fast.engine.config import OptimizerConfig
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 

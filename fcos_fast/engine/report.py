@@ -16,6 +16,7 @@ from torch import Tensor
 from fcos_fast.data import DetectionDataset
 from fcos_fast.engine.files import replacing, write_text
 from fcos_fast.engine.run_folder import read_metrics
+from fcos_fast.text import printable
 from fcos_fast.visualize import sheet
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def write_report(
         sections.append(f"<h2>{heading}</h2><img alt='{heading}' src='{_embedded(picture)}'>")
     for heading, text in texts.items():
         sections.append(f"<h2>{html.escape(heading)}</h2><pre>{html.escape(text)}</pre>")
-    page = _PAGE.substitute(title=html.escape(title), sections="\n".join(sections))
+    page = _PAGE.substitute(title=html.escape(printable(title)), sections="\n".join(sections))
     write_text(folder / "report.html", page)
     return folder / "report.html"
 
@@ -121,7 +122,7 @@ def _table(result: AveragePrecision) -> str:
     rows = [("all classes", result.ap, result.ap50)]
     rows += [(name, ap, result.per_class50[name]) for name, ap in result.per_class.items()]
     body = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{ap:.3f}</td><td>{ap50:.3f}</td></tr>"
+        f"<tr><td>{html.escape(printable(name))}</td><td>{ap:.3f}</td><td>{ap50:.3f}</td></tr>"
         for name, ap, ap50 in rows
     )
     return (

@@ -20,7 +20,8 @@ class TrainState:
         model: being trained.
         optimizer: over its parameters.
         ema: its moving average, or None.
-        epoch: finished epochs.
+        epoch: finished epochs, the last of which may have been a part of one.
+        step: optimizer steps taken; None from a checkpoint that does not say.
         best: best average precision so far.
     """
 
@@ -28,6 +29,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     ema: ExponentialMovingAverage | None
     epoch: int = 0
+    step: int | None = 0
     best: float = 0.0
 
     @property
@@ -42,6 +44,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "epoch": self.epoch,
+            "step": self.step,
             "best": self.best,
             "rng": random_state(),
         }
@@ -52,5 +55,5 @@ class TrainState:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        self.epoch, self.best = state["epoch"], state["best"]
+        self.epoch, self.step, self.best = state["epoch"], state.get("step"), state["best"]
         set_random_state(state["rng"])

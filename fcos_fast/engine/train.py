@@ -1,15 +1,19 @@
-"""Training: one flat loop, resumable to the bit."""
+"""Training: one flat loop, resumable to the bit on the same CPU."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shlex
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -17,7 +21,7 @@ from torch.utils.data import DataLoader
 from fcos_fast.data import Categories, DetectionDataset, train_loader
 from fcos_fast.engine.average_precision import AveragePrecision
 from fcos_fast.engine.checkpoint import describe_model, load_checkpoint, load_weights, save_checkpoint
-from fcos_fast.engine.config import Config, from_plain, save_config, to_plain
+from fcos_fast.engine.config import Config, TrainConfig, check_resumable, from_plain, save_config, to_plain
 from fcos_fast.engine.distributed import (
     advise,
     broadcast,
@@ -30,11 +34,12 @@ from fcos_fast.engine.distributed import (
 )
 from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.evaluate import evaluate
+from fcos_fast.engine.files import WriteError
 from fcos_fast.engine.optimizer import build_optimizer, set_learning_rate
 from fcos_fast.engine.prefetch import prefetch
 from fcos_fast.engine.progress import Progress
 from fcos_fast.engine.random_state import seed_everything
-from fcos_fast.engine.run_folder import MetricsTable, new_run_folder
+from fcos_fast.engine.run_folder import MetricsTable, locked, new_run_folder
 from fcos_fast.engine.schedule import learning_rate_factor
 from fcos_fast.engine.state import TrainState
 from fcos_fast.engine.step import Tally, TrainStep, compile_losses
@@ -42,6 +47,7 @@ from fcos_fast.models import BatchPacker, Detector, build_detector
 from fcos_fast.models.pretrained import load_pretrained
 from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import choose_precision
+from fcos_fast.text import printable
 
 EVALUATION_BATCH = 8
 """Most images that are evaluated together. It does not grow with the number of processes, as ``train.batch_size``
@@ -97,32 +103,66 @@ def train(config: Config) -> TrainResult:
         TrainingInterrupted: Ctrl-C.
         ProcessLostError: another of several processes failed or was killed.
     """
-    with processes():
+    with processes(), ExitStack() as stack:
+        config = _with_absolute_root(config)
         train_set, val_set = load_splits(config)
         config = replace(config, model=replace(config.model, num_classes=len(train_set.categories)))
-        return _run(config, train_set, val_set)
+        return _run(config, train_set, val_set, stack)
 
 
-def resume(path: str | Path) -> TrainResult:
+def resume(path: str | Path, revise: Callable[[Config], Config] | None = None) -> TrainResult:
     """Continue the run of a folder, or of its ``last.pt``, from the end of its last finished epoch.
 
-    On one machine, with as many processes, the result has the same bits as that of a run that was never interrupted.
-    With another number of processes it differs by rounding, but for batch norms, whose batch is a process's share.
+    On the same CPU, torch and number of processes, the result has the same bits as that of a run that was never
+    interrupted. With another number of processes it differs by rounding, but for batch norms, whose batch is a
+    process's share. A run that has finished is evaluated again, or goes on where ``revise`` gives it more epochs; the
+    learning rate then follows the schedule of the longer run.
+
+    Args:
+        path: the folder, or ``last.pt`` in it.
+        revise: from the configuration of the run makes the one to continue with, as
+            ``lambda run: replace(run, train=replace(run.train, epochs=100))``. The fields that may change are those
+            that do not decide what training computes: where the data set lies, the length of the run, device, workers,
+            what is recorded.
+
+    Raises:
+        ValueError: what is continued would not be the same run: another field, another training split.
+        RunInUseError: another process is training in the folder.
     """
-    with processes():
-        return _resume(Path(path))
-
-
-def _resume(path: Path) -> TrainResult:
+    path = Path(path)
     path = path / "last.pt" if path.is_dir() else path
-    saved = load_checkpoint(path)
-    if "optimizer" not in saved:
-        raise ValueError(
-            f"{path} holds weights alone, for detecting; resume from {path.with_name('last.pt')}"
-        )
-    config = from_plain(Config, saved["config"])
-    train_set, val_set = load_splits(config, Categories.from_dict(saved["categories"]))
-    return _run(config, train_set, val_set, path.parent, saved)
+    with processes(), ExitStack() as stack:
+        if path.is_file():  # load_checkpoint tells what else it is
+            _lock(path.parent, stack)
+        saved = load_checkpoint(path)
+        if "optimizer" not in saved:
+            raise ValueError(
+                f"{path} contains only model weights and cannot be resumed; resume from {path.with_name('last.pt')}"
+            )
+        try:
+            before = from_plain(Config, saved["config"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds no configuration that can be read: {error!r}") from error
+        config = before if revise is None else revise(before)
+        config = replace(config, model=replace(config.model, num_classes=before.model.num_classes))
+        config = _with_absolute_root(config)
+        check_resumable(before, config)
+        train_set, val_set = load_splits(config, Categories.from_dict(saved["categories"]))
+        return _run(config, train_set, val_set, stack, path.parent, saved)
+
+
+def _with_absolute_root(config: Config) -> Config:
+    """The configuration in which the data set is found from any working folder."""
+    root = config.data.root
+    if not root:
+        return config
+    return replace(config, data=replace(config.data, root=str(Path(root).expanduser().absolute())))
+
+
+def _lock(folder: Path, stack: ExitStack) -> None:
+    """Let no other run write into the folder as long as the ``stack`` is open; rank 0 does it for all."""
+    if rank() == 0:
+        stack.enter_context(locked(folder))
 
 
 def load_splits(
@@ -148,10 +188,11 @@ def _run(
     config: Config,
     train_set: DetectionDataset,
     val_set: DetectionDataset | None,
+    stack: ExitStack,
     folder: Path | None = None,
     saved: dict[str, Any] | None = None,
 ) -> TrainResult:
-    """Train in a new folder, or, with what is ``saved`` in it, on in ``folder``."""
+    """Train in a new folder, which the ``stack`` keeps locked, or, with what is ``saved`` in it, on in ``folder``."""
     options = config.train
     device = own_device(options.device)
     dtype, reason = choose_precision(options.precision, device)
@@ -165,15 +206,22 @@ def _run(
         config.data.group_by_aspect_ratio,
         rank(),
         world_size(),
+        device,
     )
     epochs = options.total_epochs(len(loader))
     config.schedule.in_steps(options.total_steps(len(loader)), len(loader))  # before anything is written
     state = _begin(config, train_set.categories, device, is_new=saved is None)
-    about = {"config": to_plain(config), **describe_model(state.model, train_set.categories)}
-    if saved is not None:
-        state.load_state_dict(saved)
+    about = {
+        "config": to_plain(config),
+        "train_split": _fingerprint(train_set),
+        **describe_model(state.model, train_set.categories),
+    }
+    if saved is None:
+        folder = broadcast(_new_folder(config, about | state.state_dict(), stack) if rank() == 0 else None)
     else:
-        folder = broadcast(_new_folder(config, about | state.state_dict()) if rank() == 0 else None)
+        _continue(state, saved, about, len(loader), folder)
+        if rank() == 0 and about["config"] != saved["config"]:
+            _save_start(folder, config, about | state.state_dict())
     advise(_how_to_continue(folder))
     step = _make_step(state, config, dtype)
     table = MetricsTable(folder / "metrics.csv", state.epoch)
@@ -183,24 +231,32 @@ def _run(
             state.model, folder, train_set, val_set, f"{device}, {dtype} ({reason})".replace("torch.", "")
         )
 
+    if state.epoch >= epochs and rank() == 0:
+        print(
+            f"the run has finished its {epochs} epochs"
+            + ("" if val_set is None else " and is evaluated again")
+            + f"; more: --train.epochs {epochs + 1} or above"
+            + ("" if options.steps is None else ", with --train.steps null"),
+            flush=True,
+        )
     result, detections = None, None
     try:
         while state.epoch < epochs:
             start = time.perf_counter()
-            steps = steps_of_epoch(state.epoch, len(loader), config)
+            steps_before = state.step
             losses = train_epoch(state, step, loader, config)
-            seconds = time.perf_counter() - start
+            seconds = max(time.perf_counter() - start, 1e-9)  # a clock may stand still
             state.epoch += 1
             row = {
                 "epoch": state.epoch,
                 "lr": float(state.optimizer.param_groups[0]["lr"]),
                 **losses,
-                "images_per_second": steps * options.batch_size / seconds,
+                "images_per_second": (state.step - steps_before) * options.batch_size / seconds,
             }
             score = state.epoch if val_set is None else -1.0  # without evaluation the latest are the best
             if val_set is not None and (state.epoch % options.evaluate_every == 0 or state.epoch == epochs):
                 result, detections = _evaluate(state, val_set, config, dtype)
-                row |= result.summary() | {f"ap_{name}": ap for name, ap in result.per_class.items()}
+                row |= _columns(result)
                 score = 0.0 if math.isnan(result.ap) else result.ap
             row["seconds"] = time.perf_counter() - start
 
@@ -221,22 +277,87 @@ def _run(
                 board.flush()
     except KeyboardInterrupt:
         raise TrainingInterrupted(folder) from None
+    except WriteError as error:
+        raise WriteError(f"{error}; {_how_to_continue(folder)}" if folder.is_dir() else str(error)) from error
 
     if result is None and val_set is not None:  # resumed after its end
         result, detections = _evaluate(state, val_set, config, dtype)
     return TrainResult(folder, config, state.averaged.eval(), val_set, detections, result)
 
 
-def _new_folder(config: Config, checkpoint: dict[str, Any]) -> Path:
+def _new_folder(config: Config, checkpoint: dict[str, Any], stack: ExitStack) -> Path:
     """The folder of a run that begins, which can be resumed from here on."""
     folder = new_run_folder(config.train.runs, config.train.name)
+    _lock(folder, stack)
+    _save_start(folder, config, checkpoint)
+    return folder
+
+
+def _save_start(folder: Path, config: Config, checkpoint: dict[str, Any]) -> None:
+    """What resuming needs from now on, be it interrupted in its first epoch."""
     save_config(config, folder / "config.yaml")
     save_checkpoint(folder / "last.pt", checkpoint)
-    return folder
+
+
+def _continue(
+    state: TrainState, saved: dict[str, Any], about: dict[str, Any], steps_per_epoch: int, folder: Path
+) -> None:
+    """Bring ``state`` where the ``saved`` run stood.
+
+    Raises:
+        ValueError: the training split is another, the checkpoint does not fit, or the run is past its new end.
+    """
+    now, then = about["train_split"], saved.get("train_split")
+    root, options = about["config"]["data"]["root"], from_plain(TrainConfig, about["config"]["train"])
+    if then is not None and now != then:
+        raise ValueError(
+            f"the training split in {root} is not the one that the run in {folder} began with: {now['images']} images "
+            f"with {now['boxes']} boxes now, {then['images']} with {then['boxes']} then, or other sizes, boxes or "
+            "labels; give the same data with --data.root, or start a new run with --train.weights"
+        )
+    try:
+        state.load_state_dict(saved)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'last.pt'} does not fit its own configuration: {error}") from error
+    total = options.total_steps(steps_per_epoch)
+    if state.step is None:
+        before = from_plain(TrainConfig, saved["config"]["train"]).total_steps(steps_per_epoch)
+        state.step = min(state.epoch * steps_per_epoch, before)
+    if state.step > total:
+        raise ValueError(
+            f"the run in {folder} has taken {state.step} steps ({state.epoch} epochs), more than the {total} asked "
+            f"for; give --train.epochs {state.epoch} or more"
+        )
+    if state.step < total:
+        state.epoch = state.step // steps_per_epoch  # its last epoch may have ended early, and goes on
+
+
+def _fingerprint(dataset: DetectionDataset) -> dict[str, Any]:
+    """What a run is trained on, whatever folder it lies in: numbers of images and boxes, and a hash of them all."""
+    records = dataset.records
+    arrays = [
+        np.array([record.size for record in records]),
+        np.array([len(record.boxes) for record in records]),
+    ]
+    arrays += [
+        np.concatenate([getattr(record, name) for record in records])
+        for name in ("boxes", "labels", "ignore")
+    ]
+    hasher = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        hasher.update(np.ascontiguousarray(array))
+    return {"images": len(records), "boxes": len(arrays[2]), "digest": hasher.hexdigest()}
 
 
 def _how_to_continue(folder: Path) -> str:
     return f"continue with: fcos-fast train --resume {shlex.quote(str(folder))}"
+
+
+def _columns(result: AveragePrecision) -> dict[str, float]:
+    """The values of an evaluation by the names of their columns; a class can be named small, as a column is."""
+    summary = result.summary()
+    columns = {f"ap_{printable(name)}": ap for name, ap in result.per_class.items()}
+    return summary | {f"{name} (class)" if name in summary else name: ap for name, ap in columns.items()}
 
 
 def _evaluate(
@@ -283,15 +404,10 @@ def _make_step(state: TrainState, config: Config, dtype: torch.dtype) -> TrainSt
     )
 
 
-def steps_of_epoch(epoch: int, per_epoch: int, config: Config) -> int:
-    """Steps of a pass (0-based) over the training split, which ``train.steps`` can end early."""
-    return min(per_epoch, config.train.total_steps(per_epoch) - epoch * per_epoch)
-
-
 def train_epoch(
     state: TrainState, train_step: TrainStep, loader: DataLoader, config: Config
 ) -> dict[str, float]:
-    """One pass over the training split.
+    """One pass over the training split, or the rest of one that ended early; ``train.steps`` can end it early again.
 
     Returns:
         ``loss`` and ``loss_<name>`` of each of the losses, averaged over steps and processes.
@@ -301,7 +417,8 @@ def train_epoch(
     """
     state.model.train()
     per_epoch, total = len(loader), config.train.total_steps(len(loader))
-    steps = steps_of_epoch(state.epoch, per_epoch, config)
+    first = state.step - state.epoch * per_epoch  # batches of this epoch that were trained on before
+    steps = min(per_epoch, total - state.epoch * per_epoch) - first
     schedule = config.schedule.in_steps(total, per_epoch)
     # Reading the tally waits for the device; a CPU has nothing to wait for.
     read_every = 1 if train_step.device.type == "cpu" else 20
@@ -311,17 +428,30 @@ def train_epoch(
     loader.batch_sampler.set_epoch(state.epoch)
     title = f"epoch {state.epoch + 1}/{config.train.total_epochs(per_epoch)}"
     with Progress(steps, title, images=config.train.batch_size) as progress:
-        batches = islice(prefetch(loader, train_step.device), steps)
+        batches = islice(prefetch(loader, train_step.device), first, first + steps)
         for i, (images, targets) in enumerate(batches, start=1):
-            factor = learning_rate_factor(schedule, state.epoch * per_epoch + i - 1, total)
-            set_learning_rate(state.optimizer, factor)
-            train_step(images, targets)
+            set_learning_rate(state.optimizer, learning_rate_factor(schedule, state.step, total))
+            try:
+                train_step(images, targets)
+            except ValueError as error:
+                raise _explained(error) from error
+            state.step += 1
             if i % read_every == 0 or i == steps:
                 tally = train_step.tally()
                 means = {name: total / i for name, total in zip(train_step.losses, tally.sums, strict=True)}
                 _check_finite(means, tally, title, config)
             progress.update(means)
     return {"loss": sum(means.values()), **{f"loss_{name}": mean for name, mean in means.items()}}
+
+
+def _explained(error: ValueError) -> ValueError:
+    """torch's complaint about a batch norm, with the remedy."""
+    if "more than 1 value per channel" not in str(error):
+        return error
+    return ValueError(
+        f"a batch norm sees one value per channel, of which there is no variance ({error}); give larger images "
+        "(model.min_size, augment.size), a larger train.batch_size, or model.norm frozen or group"
+    )
 
 
 def _check_finite(means: dict[str, float], tally: Tally, title: str, config: Config) -> None:
@@ -350,9 +480,9 @@ def _print_start(
 ) -> None:
     for dataset in (train_set, val_set):
         if dataset is not None and dataset.report is not None:
-            print(dataset.report)
+            print(printable(str(dataset.report)))
     print(train_set.categories)
-    print(f"{model.title}; {device}; everything goes to {folder}", flush=True)
+    print(f"{model.title}; {device}; everything goes to {printable(str(folder))}", flush=True)
 
 
 def _print_epoch(row: dict[str, float], epochs: int) -> None:

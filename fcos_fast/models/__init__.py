@@ -1,39 +1,50 @@
-"""Detectors built on :mod:`fcos_fast.ops`; they need torch alone."""
+"""Detectors built on :mod:`fcos_fast.ops`; they need torch alone.
 
-from fcos_fast.models.backbone import BACKBONES, register_backbone
-from fcos_fast.models.backbones import build_backbone
-from fcos_fast.models.config import DetectorConfig, FCOSConfig, RetinaNetConfig
-from fcos_fast.models.detector import Detector
-from fcos_fast.models.detectors import DETECTORS, build_detector, config_from_dict
-from fcos_fast.models.faster_rcnn_backbone import FasterRCNNBackbone, IntermediateLayerGetter
-from fcos_fast.models.fcos import FCOS, fcos
-from fcos_fast.models.head import HeadOutputs
-from fcos_fast.models.packing import BatchPacker
-from fcos_fast.models.presets import PRESETS
-from fcos_fast.models.retinanet import RetinaNet, retinanet
-from fcos_fast.models.retinanet_head import RetinaNetOutputs
-from fcos_fast.models.transform import ImageBatch
+Names are imported when they are first used: the configurations and presets need no torch, so that the command line
+answers ``--help`` and a mistyped option at once.
+"""
 
-__all__ = [
-    "BACKBONES",
-    "DETECTORS",
-    "FCOS",
-    "PRESETS",
-    "BatchPacker",
-    "Detector",
-    "DetectorConfig",
-    "FCOSConfig",
-    "FasterRCNNBackbone",
-    "HeadOutputs",
-    "ImageBatch",
-    "IntermediateLayerGetter",
-    "RetinaNet",
-    "RetinaNetConfig",
-    "RetinaNetOutputs",
-    "build_backbone",
-    "build_detector",
-    "config_from_dict",
-    "fcos",
-    "register_backbone",
-    "retinanet",
-]
+import sys
+from importlib import import_module
+from types import ModuleType
+
+_FILES = {
+    "backbone": ("BACKBONES", "register_backbone"),
+    "backbones": ("build_backbone",),
+    "config": ("DetectorConfig", "FCOSConfig", "RetinaNetConfig", "config_from_dict"),
+    "detector": ("Detector",),
+    "detectors": ("DETECTORS", "build_detector"),
+    "faster_rcnn_backbone": ("FasterRCNNBackbone", "IntermediateLayerGetter"),
+    "fcos": ("FCOS", "fcos"),
+    "head": ("HeadOutputs",),
+    "packing": ("BatchPacker",),
+    "presets": ("PRESETS",),
+    "retinanet": ("RetinaNet", "retinanet"),
+    "retinanet_head": ("RetinaNetOutputs",),
+    "transform": ("ImageBatch",),
+}
+_FILE_OF = {name: file for file, names in _FILES.items() for name in names}
+
+__all__ = sorted(_FILE_OF)
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: object) -> None:
+        """Importing a file sets it as an attribute; ``fcos`` and ``retinanet`` stay the functions in the files."""
+        if not (name in _FILE_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str):
+    if name not in _FILE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_FILE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

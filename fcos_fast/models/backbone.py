@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-NUM_STAGES = 5
+from fcos_fast.models.config import NUM_STAGES
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {}
 """The backbones by name; called with their options they return one with random weights."""

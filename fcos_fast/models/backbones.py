@@ -8,8 +8,8 @@ from typing import Any
 # imported to register their backbones
 from fcos_fast.models import darknet, dla, mobilenet, resnet  # noqa: F401
 from fcos_fast.models.backbone import BACKBONES, Backbone
-from fcos_fast.models.names import unknown_name
-from fcos_fast.models.timm_backbone import PREFIX, TimmBackbone
+from fcos_fast.models.config import TIMM_PREFIX, check_backbone
+from fcos_fast.models.timm_backbone import TimmBackbone
 
 
 def build_backbone(name: str, trainable_stages: int = 5, **options: Any) -> Backbone:
@@ -25,17 +25,13 @@ def build_backbone(name: str, trainable_stages: int = 5, **options: Any) -> Back
         ModuleNotFoundError: timm is asked for and not installed.
     """
     check_backbone(name)
-    backbone = TimmBackbone(name, **options) if name.startswith(PREFIX) else BACKBONES[name](**options)
+    backbone = TimmBackbone(name, **options) if name.startswith(TIMM_PREFIX) else BACKBONES[name](**options)
     backbone.freeze(trainable_stages)
     return backbone
 
 
-def check_backbone(name: str) -> None:
-    """Raise a ValueError where there is no backbone of this name; of timm's, building it tells."""
-    if name not in BACKBONES and not str(name).startswith(PREFIX):
-        raise unknown_name("backbone", name, [*BACKBONES, f"{PREFIX}<name>"])
-
-
 def backbone_options(name: str) -> set[str]:
     """The names of the options that a backbone has."""
-    return set(inspect.signature(TimmBackbone if name.startswith(PREFIX) else BACKBONES[name]).parameters)
+    return set(
+        inspect.signature(TimmBackbone if name.startswith(TIMM_PREFIX) else BACKBONES[name]).parameters
+    )

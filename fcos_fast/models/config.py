@@ -1,20 +1,43 @@
-"""The configuration of a detector: every choice in which the published ones differ."""
+"""The configuration of a detector: every choice in which the published ones differ.
+
+The command line reads and checks configurations before it imports torch, which takes seconds; so does this file.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from fcos_fast.assignment import RULES, AssignmentRule
-from fcos_fast.models.backbone import NUM_STAGES
-from fcos_fast.models.backbones import backbone_options, check_backbone
+from fcos_fast.assignment_rule import RULES, AssignmentRule
 from fcos_fast.models.names import unknown_name
-from fcos_fast.models.norm import GROUPS
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
+
+NUM_STAGES = 5
+"""Of every backbone."""
+
+GROUPS = 32
+"""Groups of every group norm (Wu and He, "Group Normalization", 2018)."""
+
+BUILT_IN_BACKBONES = (
+    *("darknet19", "dla34", "mobilenet_v2", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
+)
+"""Those of ``fcos_fast.models.BACKBONES`` that are registered with the package."""
+
+TIMM_PREFIX = "timm:"
+
+
+def check_backbone(name: str) -> None:
+    """Raise a ValueError where there is no backbone of this name; of timm's, building it tells."""
+    registry = sys.modules.get("fcos_fast.models.backbone")  # where others register theirs
+    known = [*BUILT_IN_BACKBONES, *(registry.BACKBONES if registry else ())]
+    if name not in known and not str(name).startswith(TIMM_PREFIX):
+        raise unknown_name("backbone", name, [*dict.fromkeys(known), f"{TIMM_PREFIX}<name>"])
 
 
 @dataclass(frozen=True)
@@ -302,6 +325,22 @@ class RetinaNetConfig(DetectorConfig):
             raise ValueError("focal_gamma=0; expected more than 0 for classification_loss focal_star")
 
 
+CONFIGS: dict[str, type[DetectorConfig]] = {"fcos": FCOSConfig, "retinanet": RetinaNetConfig}
+"""The name in the field ``detector`` of a configuration, to its type."""
+
+
+def config_from_dict(values: Mapping[str, Any]) -> DetectorConfig:
+    """The configuration of any detector from its ``to_dict``; of an FCOS where ``detector`` is not among the values.
+
+    Raises:
+        ValueError: for a detector or a field that there is not, with the nearest ones.
+    """
+    name = values.get("detector", "fcos")
+    if name not in CONFIGS:
+        raise unknown_name("detector", name, CONFIGS)
+    return CONFIGS[name].from_dict(values)
+
+
 def check_fields(kind: type[DetectorConfig | AssignmentRule], values: Mapping[str, Any]) -> None:
     """Raise a ValueError where a key of ``values`` is no field of the configuration ``kind``."""
     known = [f.name for f in fields(kind)]
@@ -386,10 +425,13 @@ def _check(config: DetectorConfig) -> None:
             raise TypeError(f"{name}={value!r}; expected True or False")
         if kind is float and not isinstance(value, (int, float)):
             raise TypeError(f"{name}={value!r}; expected a number")
-    if config.dcn != "none" and "dcn" not in backbone_options(config.backbone):
-        raise ValueError(
-            f"dcn={config.dcn!r}: {config.backbone} has no deformable convolutions; take a ResNet"
-        )
+    if config.dcn != "none":
+        from fcos_fast.models.backbones import backbone_options
+
+        if "dcn" not in backbone_options(config.backbone):
+            raise ValueError(
+                f"dcn={config.dcn!r}: {config.backbone} has no deformable convolutions; use a ResNet"
+            )
     if config.p6_from == "max_pool" and config.max_level > 6:
         raise ValueError(f"p6_from='max_pool' gives P6 alone, but max_level={config.max_level}; take 5 or 6")
     if config.fpn_norm == "group" and config.fpn_channels % GROUPS:

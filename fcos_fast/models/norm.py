@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcos_fast import ops
-
-GROUPS = 32
-"""Groups of every group norm (Wu and He, "Group Normalization", 2018)."""
+from fcos_fast.models.config import GROUPS
 
 
 class FrozenBatchNorm2d(nn.Module):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fcos_fast.assignment import RULES
+from fcos_fast.assignment_rule import RULES
 from fcos_fast.models.config import DetectorConfig, FCOSConfig
 from fcos_fast.models.retinanet_presets import RETINANET_PRESETS
 

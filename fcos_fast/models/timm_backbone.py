@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
-from fcos_fast.models.backbone import NUM_STAGES, Backbone
+from fcos_fast.models.backbone import Backbone
+from fcos_fast.models.config import NUM_STAGES, TIMM_PREFIX
 
-PREFIX = "timm:"
 STRIDES = (4, 8, 16, 32)
+
+
+def check_timm_name(name: str) -> None:
+    """Raise where ``name`` is not ``timm:`` and a name that timm lists, with a tag of weights or without.
+
+    timm would take a name such as ``hf-hub:...`` to the network, or ``local-dir:...`` to the disk; names come from
+    checkpoints of strangers.
+
+    Raises:
+        ModuleNotFoundError: timm is not installed.
+        ValueError: timm lists no such model; the message has the nearest.
+    """
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"backbone {name!r} needs timm; pip install timm", name="timm") from error
+    if not timm.is_model(name.removeprefix(TIMM_PREFIX)):
+        near = get_close_matches(name, [TIMM_PREFIX + known for known in timm.list_models()], n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise ValueError(
+            f"{name}: timm cannot build it, it lists no such model; {hint}timm.list_models() has all"
+        )
 
 
 def _create(name: str) -> nn.Module:
@@ -37,16 +62,13 @@ class TimmBackbone(Backbone):
 
     def __init__(self, name: str, norm: str = "batch") -> None:
         super().__init__()
-        try:
-            import timm
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"backbone {name!r} needs timm; pip install timm", name="timm"
-            ) from error
+        check_timm_name(name)
+        import timm
+
         if norm == "group":
             raise ValueError(f"{name}: timm's models have the norm that they have; take norm batch or frozen")
         try:
-            self.features = _create(name.removeprefix(PREFIX))
+            self.features = _create(name.removeprefix(TIMM_PREFIX))
         except Exception as error:  # of many kinds; what timm says names the model
             raise ValueError(f"{name}: timm cannot build it with features_only: {error}") from error
         self.name = name
@@ -59,6 +81,22 @@ class TimmBackbone(Backbone):
         self.is_channels_last = str(getattr(self.features, "output_fmt", "")).endswith("NHWC")
         if norm == "frozen":
             self.features = timm.layers.freeze_batch_norm_2d(self.features)
+
+    def from_classifier(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of ``state`` under the names that ``features`` has for them, where ``state`` is of the whole
+        classification model; what that has above the feature maps is dropped, what it does not have is kept."""
+        import timm
+
+        with torch.device("meta"):
+            whole = timm.create_model(self.name.removeprefix(TIMM_PREFIX), pretrained=False)
+        own = self.features.state_dict().keys()
+        renamed = {}  # name in the whole model to ours: timm makes "stages_0" of its module "stages.0"
+        modules = {name.replace(".", "_"): name for name, _ in whole.named_modules() if name}
+        for key in own:
+            first, _, rest = key.partition(".")
+            renamed[f"{modules[first]}.{rest}" if first in modules else key.removeprefix("model.")] = key
+        above = whole.state_dict().keys() - renamed.keys() - own
+        return {renamed.get(key, key): value for key, value in state.items() if key not in above}
 
     def stages(self) -> list[list[nn.Module]]:
         """The modules up to each feature map; what stands before the first of four maps is a part of the first stage.

@@ -38,7 +38,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     """:func:`nms` within each group of equal ``idxs``, commonly the classes.
 
     Drop-in for ``torchvision.ops.batched_nms``. Up to some thousand boxes, torchvision separates the classes by adding
-    ``idx * (max_coordinate + 1)`` to the coordinates. Here classes are compared as such, so results differ from it where
+    ``idx * (max_coordinate + 1)`` to the coordinates. Here classes are compared as such, so results differ where
     the rounding of the sums decided, and where coordinates are negative: then the offset can be too small, and boxes of
     different classes suppress each other in torchvision.
 

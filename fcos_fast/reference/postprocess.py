@@ -48,10 +48,10 @@ def postprocess(
     for b in range(batch):
         per_level = []
         for i, (level, unit) in enumerate(zip(levels, units, strict=True)):
-            probabilities = cls_logits[i][b].to(dtype).permute(1, 2, 0).flatten(0, 1).sigmoid()  # (HW, C)
+            probabilities = _sigmoid(cls_logits[i][b].permute(1, 2, 0).flatten(0, 1), dtype)  # (HW, C)
             scores = probabilities
             if score != "classification":
-                scores = scores * centerness[i][b].to(dtype).flatten()[:, None].sigmoid()
+                scores = scores * _sigmoid(centerness[i][b].flatten()[:, None], dtype)
             if score == "sqrt":
                 scores = scores.sqrt()
             passing = (scores if threshold_on == "score" else probabilities) > score_threshold
@@ -81,6 +81,11 @@ def postprocess(
             padded[b, : len(keep)] = values[keep]
         found.counts[b] = len(keep)
     return found
+
+
+def _sigmoid(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Equal logits have equal scores wherever they lie; torch's vectors and what is left over round differently."""
+    return logits.double().sigmoid().to(dtype)
 
 
 def _best_class(cls_logits: Tensor) -> Tensor:

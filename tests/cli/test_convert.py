@@ -42,13 +42,13 @@ def test_a_converted_checkpoint_detects_and_evaluates(checkpoint, pictures, tmp_
     names = ",".join(model_from_checkpoint(load_checkpoint(checkpoint))[1].names)
     options = ["--model", SMALL, "--classes", names, "--preset", "official-improved"]
     assert main(["convert", "--checkpoint", str(theirs), "--output", str(again), *options]) == 0
-    with_root = ["--root", str(pictures), "--split", "val", "--runs", str(tmp_path)]
+    with_root = ["--data.root", str(pictures), "--data.split", "val", "--runs", str(tmp_path)]
     assert main(["evaluate", "--checkpoint", str(again), *with_root]) == 0
     metrics = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())
     assert 0 <= metrics["ap"] <= 1
     capsys.readouterr()
     assert main(["evaluate", "--checkpoint", str(again), "--runs", str(tmp_path)]) == 2
-    assert "does not say on which data set to evaluate; name one with --root" in capsys.readouterr().err
+    assert "does not say on which data set to evaluate; name one with --data.root" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -248,3 +248,15 @@ def test_workers_draw_the_same_sizes():
             (*images.tensors, *gt.tensors), (*other_images.tensors, *other_gt.tensors), strict=True
         ):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-3)  # of pixels from -128 to 152
+
+
+def test_batches_for_the_cpu_of_a_machine_with_a_gpu(monkeypatch):
+    """Neither pinned memory nor workers, which are for the GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    data = synthetic_dataset(2)
+    for make in (train_loader, eval_loader):
+        for_cpu, for_gpu = (make(data, 1, device=torch.device(name)) for name in ("cpu", "cuda"))
+        assert (for_cpu.num_workers, for_cpu.pin_memory) == (0, False)
+        assert for_gpu.num_workers > 0
+        assert for_gpu.pin_memory
+        assert make(data, 1).num_workers == for_gpu.num_workers

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import subprocess
+import sys
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -85,7 +89,7 @@ def test_a_save_that_fails_halfway_leaves_the_old_file(path, monkeypatch):
     before = path.read_bytes()
 
     def half(state, target):
-        target.write_bytes(before[:1000])
+        target.write(before[:1000])
         raise OSError("no space left on device")
 
     monkeypatch.setattr(torch, "save", half)
@@ -152,3 +156,161 @@ def test_weights_of_another_architecture(path):
     model = FCOS(replace(CONFIG, head_convs=2))
     with pytest.raises(ValueError, match="another architecture: head_convs 1 there, 2 here"):
         load_weights(model, path, CATEGORIES)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A checkpoint of two megabytes with all kinds of content, and its state."""
+    torch.manual_seed(0)
+    model = FCOS(replace(CONFIG, backbone="mobilenet_v2"))
+    state = {
+        **describe_model(model, CATEGORIES),
+        "model": {name: value.half() for name, value in model.state_dict().items()},
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(3.0)}},
+            "groups": [{"lr": 1e-3, "betas": (0.9, 0.999)}],
+        },
+        "epoch": 3,
+        "rng": torch.get_rng_state(),
+    }
+    path = tmp_path_factory.mktemp("flips") / "last.pt"
+    save_checkpoint(path, state)
+    return path, load_checkpoint(path)
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return all(key in b and same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("where", ["anywhere", "pickle", "directory"])
+def test_flipped_bits_are_found(small, tmp_path, where):
+    """Each of 50 files with one wrong bit is rejected, or its content is what was saved."""
+    path, state = small
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        pickle = next(info for info in archive.infolist() if info.filename.endswith("data.pkl"))
+        first, last = {
+            "anywhere": (0, len(content)),
+            "pickle": (pickle.header_offset, pickle.header_offset + pickle.file_size),
+            "directory": (archive.start_dir, len(content)),
+        }[where]
+    damaged, rng, errors = tmp_path / "damaged.pt", random.Random(0), []
+    for _ in range(50):
+        position = rng.randrange(first, last)
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << rng.randrange(8)
+        damaged.write_bytes(flipped)
+        try:
+            loaded = load_checkpoint(damaged)
+        except ValueError as error:
+            errors.append(str(error))
+        else:
+            assert same(state, loaded), position
+    assert len(errors) > 10
+    assert all(str(damaged) in error for error in errors)
+
+
+@pytest.mark.parametrize("change", ["element", "dtype", "shape", "name", "plain value", "order"])
+def test_any_change_of_the_content_is_found(small, tmp_path, change):
+    saved = torch.load(small[0], weights_only=True)
+    weights = saved["model"]
+    first, second = list(weights)[:2]
+    if change == "element":
+        weights[first].view(torch.uint8).view(-1)[5] ^= 1
+    elif change == "dtype":
+        weights[first] = weights[first].view(torch.bfloat16)
+    elif change == "shape":
+        weights[first] = weights[first].flatten()
+    elif change == "name":
+        weights["other"] = weights.pop(list(weights)[-1])
+    elif change == "plain value":
+        saved["optimizer"]["groups"][0]["lr"] = 2e-3
+    else:
+        weights[first], weights[second] = weights[second], weights[first]
+    torch.save(saved, tmp_path / "changed.pt")
+    with pytest.raises(ValueError, match=r"changed\.pt is damaged, or was changed outside of fcos_fast"):
+        load_checkpoint(tmp_path / "changed.pt")
+
+
+def test_memory_format_is_no_change(tmp_path):
+    weights = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    model = FCOS(CONFIG)
+    save_checkpoint(
+        tmp_path / "a.pt", {**describe_model(model, CATEGORIES), "model": {"w": weights, "t": weights[0].T}}
+    )
+    assert torch.equal(load_checkpoint(tmp_path / "a.pt")["model"]["w"], weights)
+
+
+def test_a_file_without_a_digest_loads_with_one_line(small, tmp_path, capsys):
+    saved = torch.load(small[0], weights_only=True)
+    del saved["digest"]
+    torch.save(saved, tmp_path / "old.pt")
+    assert same(small[1], load_checkpoint(tmp_path / "old.pt"))
+    assert capsys.readouterr().out == (
+        f"{tmp_path / 'old.pt'}: written by an older version, without a digest that would show damage\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_config": None}, "no 'model_config'"),
+        ({"categories": None}, "no 'categories'"),
+        ({"model": None}, "no 'model'"),
+        ({"model_config": {"backbone": "resnet17"}}, "resnet17"),
+        ({"model_config": {"backbone": 3}}, "unknown backbone 3"),
+        ({"model_config": {"layers": 3}}, "layers"),
+        ({"model_config": [3]}, "'list' object"),
+        ({"model_config": {"detector": "yolo"}}, "yolo"),
+        ({"categories": {"names": ["cat", "cat"], "ids": [1, 2]}}, "more than once"),
+        ({"categories": {"names": 3, "ids": [1, 2]}}, "int"),
+        ({"model": [1]}, "'list' object"),
+        ({"ema": {"updates": 3}}, "no 'model'"),
+        ({"format": "fcos_fast checkpoint 9"}, "has the format 'fcos_fast checkpoint 9'; expected"),
+        ({"format": None}, "has the format None"),
+    ],
+)
+def test_incomplete_files_are_rejected_with_their_name(small, tmp_path, change, message):
+    """As a bug of another version, or a hand, would leave them: with a digest that is right."""
+    state = {key: value for key, value in (small[1] | change).items() if value is not None}
+    save_checkpoint(tmp_path / "wrong.pt", state)
+    if "format" in change:
+        torch.save(state, tmp_path / "wrong.pt")
+    with pytest.raises(ValueError, match=message) as error:
+        load_checkpoint(tmp_path / "wrong.pt")
+    assert "wrong.pt" in str(error.value)
+
+
+def test_weights_that_do_not_fit_the_configuration(small):
+    state = small[1] | {"model": {"a": torch.zeros(3)}}
+    with pytest.raises(ValueError, match="do not fit its model_config"):
+        model_from_checkpoint(state)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_says_why(small, tmp_path):
+    path = tmp_path / "last.pt"
+    path.write_bytes(small[0].read_bytes())
+    code = """
+import resource, sys, torch
+from fcos_fast.engine.checkpoint import save_checkpoint
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    save_checkpoint(sys.argv[1], {"model": [torch.zeros(10_000) for _ in range(9)]})
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{path}: cannot be written: File too large; the file that was there is unchanged\n"
+    assert same(small[1], load_checkpoint(path))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path):
+    with pytest.raises(OSError, match="its folder does not exist"):
+        save_checkpoint(tmp_path / "gone" / "last.pt", {"model": {}})

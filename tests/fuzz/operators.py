@@ -449,16 +449,18 @@ def nms_padded(seed, batch, n, kind, dtype, iou_threshold, groups, most, memory_
 )
 def postprocess(seed, batch, sizes, count, dtype, memory_format, **options):
     levels = pyramid(sizes, 8.0)
-    # Logits in steps and one centerness: scores are equal or differ by more than rounding.
+    # Scores are equal or differ by more than rounding: in float64 all differ, else there is one centerness.
+    kind = "plain" if dtype == "float64" else "steps"
     maps = [
         [
-            lay(numbers(seed + 10 * part + i, (batch, channels, h, w), "steps", DTYPES[dtype]), memory_format)
+            lay(numbers(seed + 10 * part + i, (batch, channels, h, w), kind, DTYPES[dtype]), memory_format)
             for i, (h, w) in enumerate(sizes)
         ]
         for part, channels in enumerate((count, 4, 1))
     ]
     maps[1] = [x + 1 for x in maps[1]]
-    maps[2] = [torch.full_like(x, 0.75) for x in maps[2]]
+    if kind == "steps":
+        maps[2] = [torch.full_like(x, 0.75) for x in maps[2]]
     image_sizes = torch.randint(20, 90, (batch, 2), generator=generator(seed + 5))
     options |= {"units": [level.stride for level in levels]}
     actual = ops.postprocess(*maps, levels, image_sizes, **options)

@@ -69,15 +69,19 @@ def main() -> int:
     counts: Counter = Counter()
     failures = []
     for operator, case in found_cases():
-        run_case(operator, case)
+        try:
+            run_case(operator, case)
+        except Exception:
+            traceback.print_exc()
+            failures.append({"operator": operator, "simd": _C.simd(), "case": case})
     began, start = time.monotonic(), options.start
-    while not failures:
+    while True:
         for operator in OPERATORS:
             case = search(operator, options.examples or AT_ONCE, None if options.examples else start, counts)
             if case is not None:
                 failures.append({"operator": operator, "simd": _C.simd(), "case": case})
         start += 1
-        if options.examples or time.monotonic() - began > options.seconds:
+        if failures or options.examples or time.monotonic() - began > options.seconds:
             break
     print(json.dumps({"simd": _C.simd(), "counts": counts, "failures": failures}))
     return 1 if failures else 0

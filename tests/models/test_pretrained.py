@@ -30,15 +30,99 @@ def test_a_file_of_torchvisions_classifier(name, norm, wrapped, torchvision, tmp
         assert torch.equal(value, theirs[key]), key
 
 
-def test_a_file_of_timms_classifier(tmp_path):
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenetv3_small_050", "convnext_atto", "efficientnet_lite0", "coat_lite_tiny"]
+)
+def test_a_file_of_timms_classifier(name, tmp_path):
+    """The last map is the classifier's own."""
     timm = pytest.importorskip("timm", reason="timm is not installed")
-    theirs = timm.create_model("resnet18").state_dict()
-    torch.save(theirs, tmp_path / "weights.pth")
-    backbone = build_backbone("timm:resnet18")
+    theirs = timm.create_model(name, num_classes=7).eval()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    backbone = build_backbone(f"timm:{name}").eval()
     load_pretrained(backbone, tmp_path / "weights.pth")
-    assert torch.equal(
-        backbone.features.state_dict()["layer1.0.conv1.weight"], theirs["layer1.0.conv1.weight"]
-    )
+    images = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = theirs.forward_intermediates(images, intermediates_only=True, norm=False)
+        assert torch.equal(backbone(images)[-1], expected[-1])
+
+
+def test_a_safetensors_file(tmp_path):
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    safetensors = pytest.importorskip("safetensors.torch")
+    theirs = timm.create_model("mobilenetv3_small_050").state_dict()
+    path = tmp_path / "model.safetensors"
+    safetensors.save_file(theirs, path)
+    backbone = build_backbone("timm:mobilenetv3_small_050")
+    load_pretrained(backbone, path)
+    assert torch.equal(backbone.features.conv_stem.weight, theirs["conv_stem.weight"])
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model\.safetensors \(1000 bytes\) is no file of weights"):
+        load_pretrained(backbone, path)
+
+
+def test_a_file_of_another_model_of_timm_is_rejected(tmp_path):
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    torch.save(timm.create_model("mobilenetv3_small_075").state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="weights of another network than this backbone; .*of another shape"):
+        load_pretrained(build_backbone("timm:mobilenetv3_small_050"), tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "source", "asked"),
+    [
+        ("timm:resnet18", "timm", "resnet18"),
+        ("timm:resnet18.a1_in1k", "timm", "resnet18.a1_in1k"),
+        ("timm:resnet18", "timm:resnet18.a2_in1k", "resnet18.a2_in1k"),
+        ("resnet18", "timm:resnet18.a1_in1k", "resnet18.a1_in1k"),
+    ],
+)
+def test_timms_weights_by_name(monkeypatch, backbone, source, asked):
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    body, wanted, create = build_backbone(backbone), timm.create_model("resnet18"), timm.create_model
+
+    def download(name, pretrained=False, **options):
+        if not pretrained:
+            return create(name, **options)
+        assert name == asked
+        return wanted
+
+    monkeypatch.setattr(timm, "create_model", download)
+    load_pretrained(body, source)
+    state = body.state_dict()
+    key = next(key for key in state if key.endswith("layer4.1.conv2.weight"))
+    assert torch.equal(state[key], wanted.state_dict()["layer4.1.conv2.weight"])
+
+
+def test_timms_weights_that_cannot_be_had(monkeypatch):
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    backbone = build_backbone("resnet18")
+    with pytest.raises(ValueError, match="timm has no weights of timm:resnet18.none"):
+        load_pretrained(backbone, "timm:resnet18.none")
+    with pytest.raises(ValueError, match="timm:hf-hub:a/b: timm cannot build it, it lists no such model"):
+        load_pretrained(backbone, "timm:hf-hub:a/b")
+    with pytest.raises(FileNotFoundError, match="there is no file timm; give a file"):
+        load_pretrained(backbone, "timm")
+
+    def fail(*_, **__):
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(
+        ConnectionError, match="no route to host.*huggingface.co/timm elsewhere and give the file"
+    ):
+        load_pretrained(backbone, "timm:resnet18")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hf-hub:timm/resnet18.a1_in1k", "hf_hub:a/b", "local-dir:/tmp", "https://a/resnet18", "../resnet18", ""],
+)
+def test_only_names_that_timm_lists_are_built(name, monkeypatch):
+    """Others would go to the network, or to the disk; a checkpoint of a stranger may hold them."""
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("timm was asked"))
+    with pytest.raises(ValueError, match="timm cannot build it, it lists no such model"):
+        build_backbone(f"timm:{name}")
 
 
 def test_weights_of_another_network_are_refused_with_a_list(tmp_path):

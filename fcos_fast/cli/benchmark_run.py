@@ -1,0 +1,151 @@
+"""What ``fcos-fast benchmark`` does once its options are known: this file needs torch, the options do not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import fcos_fast
+from fcos_fast.cli.benchmark import BenchmarkOptions, Variant
+from fcos_fast.cli.detect import find_images
+from fcos_fast.data import SyntheticConfig, draw_picture, read_image
+from fcos_fast.engine.benchmark import CANDIDATES, STAGES, benchmark, make_talkative
+from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
+from fcos_fast.engine.progress import Progress
+from fcos_fast.models import PRESETS, Detector, build_detector
+from fcos_fast.models.transform import image_size
+from fcos_fast.precision import choose_device, choose_precision
+
+EXPLANATION = """as seen: what the model's resizing and padding make of the (first) picture
+times in ms, of stages the median; images/s at the median; found: detections per picture"""
+
+
+def run(options: BenchmarkOptions, sizes: Sequence[tuple[int, int] | None]) -> dict[str, Any]:
+    """Print machine, model and table of times, and return them.
+
+    Args:
+        options: of the subcommand.
+        sizes: (height, width) of the generated images; None: the user's own.
+    """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = choose_device(options.device)
+    model, about = _model(options)
+    model.to(device)
+    report = {"machine": machine(device), "model": about, "rows": []}
+    print("\n".join(f"{name:9} {value}" for name, value in {**report["machine"], "model": about}.items()))
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sizes:
+            files = find_images([options.images]) if size is None else _draw(Path(folder), size, options)
+            if options.checkpoint is None:
+                model = make_talkative(model, read_image(files[0]).to(device))
+            report["rows"] += _measure(options, model, device, files)
+    print("\n" + table(report["rows"]) + "\n\n" + EXPLANATION)
+    return report
+
+
+def _model(options: BenchmarkOptions) -> tuple[Detector, str]:
+    """The model, and what it is, in words."""
+    if options.checkpoint is not None:
+        model, categories = model_from_checkpoint(load_checkpoint(options.checkpoint))
+        return model, f"{model.config.backbone}, {len(categories)} classes, from {options.checkpoint}"
+    torch.manual_seed(0)
+    model = build_detector(replace(PRESETS[options.preset], backbone=options.backbone))
+    return model, (
+        f"{options.backbone}, preset {options.preset}, {model.config.num_classes} classes, random weights; its last "
+        f"layers are set so that about {CANDIDATES} candidates per picture go to NMS"
+    )
+
+
+def _measure(
+    options: BenchmarkOptions, model: Detector, device: torch.device, files: list[Path]
+) -> list[dict[str, Any]]:
+    dtypes = dict.fromkeys(choose_precision(precision, device)[0] for precision in options.precisions)
+    models = {
+        (str(dtype).removeprefix("torch."), variant): _variant(model, variant, dtype)
+        for dtype, variant in product(dtypes, options.variants)
+    }
+    first = model.transform(read_image(files[0]).to(device))
+    picture = Path(options.images).name if options.images else files[0].stem.split("-")[0]
+    seen = "x".join(map(str, model.transform.padded_size([image_size(first)])))
+    rows = []
+    for batch_size in options.batch_sizes:
+        runs = len(models) * (options.warmup + options.repeats)
+        with Progress(runs, f"{picture}, batch {batch_size}", images=batch_size) as progress:
+            timings = benchmark(
+                models, files, batch_size, options.repeats, options.warmup, on_sample=progress.update
+            )
+        for (precision, variant), timing in timings.items():
+            about = {"pictures": picture, "network_sees": seen, "batch_size": batch_size}
+            rows.append(about | {"precision": precision, "variant": variant} | timing.summary())
+    return rows
+
+
+def _variant(model: Detector, variant: Variant, dtype: torch.dtype) -> tuple[Detector, torch.dtype]:
+    """The model, and the dtype of its autocast."""
+    if variant == "plain":
+        return model.to(memory_format=torch.channels_last), dtype
+    precision = str(dtype).removeprefix("torch.")
+    return model.optimize_for_inference(precision, compile=variant == "compiled"), torch.float32
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A table for people, one line per row."""
+    names = ["pictures", "network_sees", "batch_size", "precision", "variant"]
+    numbers = ["p20_ms", "p50_ms", "p80_ms", "images_per_s", "detections_per_image"]
+    titles = ["pictures", "as seen", "batch", "precision", "variant"]
+    lines = [[*titles, *STAGES, "p20", "p50", "p80", "images/s", "found"]]
+    for row in rows:
+        values = [*row["stages_p50_ms"].values(), *(row[number] for number in numbers)]
+        lines.append([*(str(row[name]) for name in names), *map(_short, values)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < len(names) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def _short(number: float) -> str:
+    """Three digits that count."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a reader must know of a machine to judge a time."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    cpu = names[0] if names else platform.processor() or platform.machine()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],  # of the last minute, in cores
+        "torch": torch.__version__,
+        "fcos_fast": fcos_fast.__version__,
+        "system": platform.platform(),
+    }
+
+
+def _draw(folder: Path, size: tuple[int, int], options: BenchmarkOptions) -> list[Path]:
+    """Generated pictures as JPEG files: as many as the largest batch holds."""
+    side = min(size)
+    config = SyntheticConfig(size, object_size=(side // 16, side // 2))
+    files = []
+    for index in range(max(options.batch_sizes)):
+        files.append(folder / f"{size[0]}x{size[1]}-{index}.jpg")
+        pixels = draw_picture(0, index, config).image
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(files[-1], quality=92)
+    return files

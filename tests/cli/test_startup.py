@@ -1,0 +1,82 @@
+"""What a user is told at once, without waiting for torch: help, the version, and what is wrong with a command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from fcos_fast.models import BACKBONES
+from fcos_fast.models.config import BUILT_IN_BACKBONES
+
+HELP = [
+    *(["--help"], ["--version"], ["train", "--help"], ["evaluate", "--help"], ["detect", "--help"]),
+    *(["convert", "--help"], ["data", "--help"], ["data", "stats", "--help"], ["benchmark", "--help"]),
+    *(["demo", "--help"], ["info", "--help"], ["train", "--preset", "torchvision-retinanet", "--help"]),
+]
+MISTAKES = [
+    *(
+        ["trian"],
+        ["train", "--data.rot", "x"],
+        ["train", "--train.epochs", "many"],
+        ["train", "--train.epochs", "0"],
+    ),
+    *(
+        ["train", "--preset", "torchvison"],
+        ["train", "--model.backbone", "resnet17"],
+        ["train", "--config", "bcdc"],
+    ),
+    *(
+        ["train", "--model.rule.radius", "-1"],
+        ["train", "--optimizer.lr", "-1"],
+        ["train", "--augment.hue", "2"],
+    ),
+    *(
+        ["evaluate"],
+        ["evaluate", "--checkpoint", "x", "--rot", "y"],
+        ["detect", "--checkpoint", "x"],
+        ["convert"],
+    ),
+    *(
+        ["data", "stat"],
+        ["data", "stats", "--pictures", "0"],
+        ["benchmark", "--sizes", "[8]"],
+        ["demo", "--epoch=1"],
+    ),
+    *(["info", "--modle", "x"],),
+]
+CODE = """
+import contextlib, io, json, sys
+from fcos_fast.cli.main import main
+for arguments in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            status = main(arguments)
+        except SystemExit as end:
+            status = end.code
+    print(json.dumps([status, "torch" in sys.modules, bool(out.getvalue()), len(err.getvalue().splitlines())]))
+"""
+
+
+def answers(calls: list[list[str]]) -> dict[str, list]:
+    """Of each call its status, whether torch was imported by then, whether it printed, and its lines on stderr."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", CODE, json.dumps(calls)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return {" ".join(call): line for call, line in zip(calls, lines, strict=True)}
+
+
+def test_help_needs_no_torch():
+    found = answers(HELP)
+    assert found == {call: [0, False, True, 0] for call in found}
+
+
+def test_a_mistake_is_told_without_torch():
+    found = answers(MISTAKES)
+    assert found == {call: [2, False, False, 1] for call in found}
+
+
+def test_names_that_are_known_without_torch_are_the_registered_ones():
+    assert sorted(BUILT_IN_BACKBONES) == sorted(BACKBONES)
