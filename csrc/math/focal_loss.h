@@ -112,7 +112,7 @@ struct FocalLossStar {
   FCOS_HOST_DEVICE LossAndGrad<T> background(T x, T) const { return of_logit(gamma * x - beta); }
   FCOS_HOST_DEVICE LossAndGrad<T> soft(T x, T y) const {
     const T direction = T(2) * y - T(1);
-    const auto at = of_logit(-(gamma * x * direction + beta));
+    const auto at = of_logit(-(gamma * (x * direction) + beta));
     return {at.loss, -direction * at.grad};
   }
 };
