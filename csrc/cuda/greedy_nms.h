@@ -172,7 +172,8 @@ __device__ unsigned long long settle_group(GreedyMemory<Real, Key>& memory, int 
                                            const Candidate<Real>* kept, int64_t count, int64_t most,
                                            Real threshold) {
   const int i = threadIdx.x / kWorkers, worker = threadIdx.x % kWorkers;
-  bool falls = i >= size || memory.fallen[i];
+  // One thread alone reads what it overwrites below; a vote is no barrier for memory.
+  bool falls = i >= size || (worker == 0 && memory.fallen[i]);
   unsigned bits = 0;
   if (i < size) {
     const Candidate<Real> own = memory.group[i];

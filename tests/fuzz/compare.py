@@ -34,5 +34,7 @@ def assert_as_good_as_torch(
         error = torch.where(counted & actual.isfinite(), (actual - exact).abs(), zero).max()
         peer = torch.where(counted, (plain - exact).abs(), zero).max()
         scale = torch.where(counted, exact.abs(), zero).max()
+        if dtype == torch.float64:  # then `exact` is no more exact: what cancels is of the order of 1
+            scale = scale.clamp(min=1)
         bound = 4 * peer + slack * UNIT[dtype] * scale + torch.finfo(dtype).tiny
         assert error <= bound, f"error {error:.3g}, PyTorch's {peer:.3g}, of {scale:.3g}"

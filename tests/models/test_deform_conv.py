@@ -93,7 +93,7 @@ def test_offsets_are_learnt_and_the_fast_copy_finds_the_same(backbone):
 
 
 def test_dcn_in_another_backbone_and_other_stages_are_refused():
-    with pytest.raises(ValueError, match="dcn='v2': darknet19 has no deformable convolutions; take a ResNet"):
+    with pytest.raises(ValueError, match="dcn='v2': darknet19 has no deformable convolutions; use a ResNet"):
         fcos("darknet19", 2, dcn="v2")
     with pytest.raises(ValueError, match=r"dcn_stages=\(6,\); expected some of 2, 3, 4, 5"):
         build_backbone("resnet18", dcn="v2", dcn_stages=(6,))
