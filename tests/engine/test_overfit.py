@@ -14,9 +14,9 @@ from fcos_fast.models import FCOSConfig, RetinaNetConfig
 
 SMALL = {"backbone": "resnet18", "fpn_channels": 64, "head_channels": 64, "head_convs": 2}
 MODELS = {
-    "fcos": FCOSConfig(**SMALL, box_loss_smooth=0.0, centerness_weighted=False, min_size=240, max_size=320),
+    "fcos": FCOSConfig(**SMALL, box_loss_smooth=0.0, centerness_weighted=False, min_size=120, max_size=160),
     "retinanet": RetinaNetConfig(
-        **SMALL, anchor_size=2.0, min_size=240, max_size=320
+        **SMALL, anchor_size=1.0, min_size=120, max_size=160
     ),  # platelets: 20 pixels
 }
 
