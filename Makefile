@@ -44,7 +44,7 @@ $(BUILT): $(READY) $(CXX_FILES)
 	@touch $(BUILT)
 
 test: build
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations=10
 	@echo "== tests passed; skipped ones and their reasons stand above; $(BIN)/fcos-fast info shows what runs"
 
 kill-test: build

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fcos_fast.models.backbone import Backbone
 from fcos_fast.models.config import TIMM_PREFIX
+from fcos_fast.models.darknet import DarkNet19, read_in_order
 from fcos_fast.models.layouts import without_wrapping
 from fcos_fast.models.timm_backbone import TimmBackbone, check_timm_name
 
@@ -25,7 +26,7 @@ def load_pretrained(backbone: Backbone, source: str | Path) -> None:
         source: a file that ``torch.load`` reads with ``weights_only=True``, or a ``.safetensors`` file, with a state
             dict or a checkpoint that holds one; or the name of weights, which are downloaded and kept in a cache:
             torchvision's, as ``ResNet50_Weights.IMAGENET1K_V1``, timm's, as ``timm:resnet50.a1_in1k``, or ``timm`` for
-            those that timm has for a backbone of its own.
+            those that timm has for a backbone of its own. Tensors of a DarkNet19 under other names are read in order.
 
     Raises:
         FileNotFoundError: there is no such file, and it is no name of weights.
@@ -38,6 +39,10 @@ def load_pretrained(backbone: Backbone, source: str | Path) -> None:
     if isinstance(backbone, TimmBackbone):
         own, state = backbone.features, backbone.from_classifier(state)
     known = own.state_dict()
+    if (
+        isinstance(own, DarkNet19) and not known.keys() & state.keys()
+    ):  # DarkNet has no names of its own in the field
+        state = read_in_order(state)
     state = {key: value for key, value in state.items() if key in known or not key.startswith(CLASSIFIERS)}
     problems = {
         "missing": [key for key in known if key not in state and not key.endswith("num_batches_tracked")],

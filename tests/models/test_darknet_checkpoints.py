@@ -10,6 +10,7 @@ from fcos_fast.engine.foreign import read_foreign
 from fcos_fast.models import build_backbone, fcos
 from fcos_fast.models.darknet import read_in_order
 from fcos_fast.models.layouts import find_layout, to_layout
+from fcos_fast.models.pretrained import load_pretrained
 
 SMALL = {"fpn_channels": 32, "head_channels": 32, "head_convs": 4, "min_size": None}
 CONVS = (1, 1, 3, 3, 5, 5)  # of each block, as the paper's table 6 has them between its max pools
@@ -76,6 +77,21 @@ def test_tensors_of_any_names_in_order():
     with torch.no_grad():
         for ours, expected in zip(own(x), backbone.eval()(x), strict=True):
             torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+def test_a_file_of_the_backbone_alone(norm, tmp_path):
+    source = build_backbone("darknet19")
+    names = [*block_names(True, False)]
+    assert len(names) == len(source.state_dict())
+    state = dict(zip(names, source.state_dict().values(), strict=True)) | {
+        "head.weight": torch.zeros(1000, 1024, 1, 1)
+    }
+    torch.save(state, tmp_path / "darknet19.pt")
+    backbone = build_backbone("darknet19", norm=norm)
+    load_pretrained(backbone, tmp_path / "darknet19.pt")
+    for key, value in backbone.state_dict().items():
+        torch.testing.assert_close(value, source.state_dict()[key])
 
 
 def test_other_tensors_are_named(model):
