@@ -4,7 +4,7 @@ Names are imported when they are first used: ``AugmentConfig``, of which the com
 torch.
 """
 
-from importlib import import_module
+from fcos_fast._lazy import lazy_names
 
 _FILES = {
     "augment": ("AugmentConfig",),
@@ -20,18 +20,4 @@ _FILES = {
     "voc": ("load_voc",),
     "yolo": ("load_yolo",),
 }
-_FILE_OF = {name: file for file, names in _FILES.items() for name in names}
-
-__all__ = sorted(_FILE_OF)
-
-
-def __getattr__(name: str):
-    if name not in _FILE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_FILE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazy_names(__name__, _FILES)

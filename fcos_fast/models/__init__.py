@@ -5,8 +5,9 @@ answers ``--help`` and a mistyped option at once.
 """
 
 import sys
-from importlib import import_module
 from types import ModuleType
+
+from fcos_fast._lazy import lazy_names
 
 _FILES = {
     "backbone": ("BACKBONES", "register_backbone"),
@@ -23,28 +24,14 @@ _FILES = {
     "retinanet_head": ("RetinaNetOutputs",),
     "transform": ("ImageBatch",),
 }
-_FILE_OF = {name: file for file, names in _FILES.items() for name in names}
-
-__all__ = sorted(_FILE_OF)
+__getattr__, __dir__, __all__ = lazy_names(__name__, _FILES)
 
 
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: object) -> None:
         """Importing a file sets it as an attribute; ``fcos`` and ``retinanet`` stay the functions in the files."""
-        if not (name in _FILE_OF and isinstance(value, ModuleType)):
+        if not (name in __all__ and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
 
 sys.modules[__name__].__class__ = _Package
-
-
-def __getattr__(name: str):
-    if name not in _FILE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_FILE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
