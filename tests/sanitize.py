@@ -26,6 +26,7 @@ OPTIONS = {
 }
 # Everything that computes; what compiles, traces or repeats takes long and runs the same kernels.
 TESTS = [
+    "tests/fuzz",
     "tests/ops",
     "tests/test_simd.py",
     "-m",
