@@ -10,7 +10,7 @@ UNIT = {torch.float32: 2**-23, torch.float64: 2**-52, torch.bfloat16: 2**-7, tor
 
 
 def assert_as_good_as_torch(
-    actual: Tensor, plain: Tensor, exact: Tensor, dtype: torch.dtype, slack: float = 16
+    actual: Tensor, plain: Tensor, exact: Tensor, dtype: torch.dtype, slack: float = 16, terms: float = 0
 ) -> None:
     """The error is at most four times that of plain PyTorch in the same precision, and a few units.
 
@@ -20,6 +20,7 @@ def assert_as_good_as_torch(
         exact: the reference in float64.
         dtype: in which the result is stored.
         slack: units in the last place of the greatest number that are no error.
+        terms: magnitude of what is added up, where the sum may cancel to less.
     """
     assert actual.shape == exact.shape
     actual, plain, exact = actual.double(), plain.double(), exact.to(dtype).double()
@@ -33,7 +34,7 @@ def assert_as_good_as_torch(
         zero = torch.zeros(())
         error = torch.where(counted & actual.isfinite(), (actual - exact).abs(), zero).max()
         peer = torch.where(counted, (plain - exact).abs(), zero).max()
-        scale = torch.where(counted, exact.abs(), zero).max()
+        scale = torch.where(counted, exact.abs(), zero).max().clamp(min=terms)
         if dtype == torch.float64:  # then `exact` is no more exact: what cancels is of the order of 1
             scale = scale.clamp(min=1)
         bound = 4 * peer + slack * UNIT[dtype] * scale + torch.finfo(dtype).tiny
