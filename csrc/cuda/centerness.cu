@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 Tensor run(const Tensor& ltrb, const Tensor* grad) {
-  const OnDeviceOf device(ltrb);
   check_centerness(ltrb, grad);
+  const OnDeviceOf device(ltrb);
   const ScalarType dtype = ltrb.scalar_type();
   const Tensor rows = torch::stable::contiguous(ltrb);
   const int64_t n = rows.numel() / 4;

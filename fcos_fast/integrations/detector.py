@@ -86,6 +86,8 @@ class AcceleratedDetector:
             return network.sizes, outputs
 
     def _check_replaced(self) -> None:
+        if getattr(self, "_is_replica", False):  # of nn.DataParallel, whose parts are replicas too
+            return
         for name, part in self.acceleration.parts.items():
             present = attrgetter(name)(self)
             if present is not part:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fcos_fast.assignment import IGNORED, MAX_LABEL, GroundTruth
-from fcos_fast.ops._register import in_transform
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -118,7 +117,9 @@ def checks_values(tensor: Tensor) -> bool:
     On the host always; on a device that would cost a synchronisation, so only under FCOS_FAST_CHECK=1. Never while a
     graph is traced or torch.func transforms the caller.
     """
-    if torch.compiler.is_compiling() or in_transform() or type(tensor) not in (Tensor, torch.nn.Parameter):
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if type(tensor) not in (Tensor, torch.nn.Parameter):
         return False
     return tensor.device.type == "cpu" or os.environ.get("FCOS_FAST_CHECK") == "1"
 

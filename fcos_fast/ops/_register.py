@@ -51,8 +51,8 @@ def register_autograd(name: str, backward: Callable, setup_context: Callable, vm
 
     def jvp(ctx, *tangents):
         raise RuntimeError(
-            f"fcos_fast::{name} has no forward-mode derivative (torch.func.jvp, jacfwd); use torch.func.vjp or "
-            'jacrev, or fcos_fast.backend("reference")'
+            f"fcos_fast::{name} has no forward-mode derivative (torch.func.jvp, jacfwd, hessian); use "
+            'fcos_fast.backend("reference"), or, for a first derivative, torch.func.vjp or jacrev'
         )
 
     torch.library.register_autograd(f"fcos_fast::{name}", backward, setup_context=setup_context)

@@ -218,6 +218,14 @@ def test_a_part_that_was_replaced_is_named(build, replace, name, pictures):
     assert_same_step(train_step(fcos_fast.accelerate(model), pictures), expected, 1e-5)
 
 
+def test_a_replica_of_data_parallel_has_replaced_parts(pictures):
+    model = fcos_fast.accelerate(prepare(small_retinanet()))
+    replica = model._replicate_for_data_parallel()
+    for name in ("backbone", "head", "anchor_generator"):
+        setattr(replica, name, getattr(model, name)._replicate_for_data_parallel())
+    assert_same_step(train_step(replica, pictures), train_step(model, pictures), 1e-5)
+
+
 def test_layers_inside_a_part_may_be_replaced(pictures):
     """As fine-tuning to other classes does it."""
     model = fcos_fast.accelerate(prepare(small_fcos()))

@@ -334,6 +334,14 @@ def test_bad_arguments_are_named(inputs, targets, kwargs, error, message):
         ops.sigmoid_focal_loss(inputs, targets, **kwargs)
 
 
+def test_classes_are_checked_beside_forward_mode_too():
+    with (
+        torch.autograd.forward_ad.dual_level(),
+        pytest.raises(ValueError, match="class target 7 with 2 classes"),
+    ):
+        ops.sigmoid_focal_loss(torch.zeros(1, 2), torch.tensor([7]))
+
+
 def test_unchecked_classes_out_of_range_are_background():
     inputs, classes = make_case("cpu", shape=(1, 3, 4, 5))
     wild = classes.clamp(min=-1).clone()
