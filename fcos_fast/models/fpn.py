@@ -29,8 +29,17 @@ class ExtraLevels(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """P5 or C5 to [P6, P7]."""
-        p6 = self.p6(x)
-        return [p6] if self.p7 is None else [p6, self.p7(F.relu(p6))]
+        p6 = self.p6(_two_columns(x))
+        return [p6] if self.p7 is None else [p6, self.p7(_two_columns(F.relu(p6)))]
+
+
+def _two_columns(x: Tensor) -> Tensor:
+    """A column of zeros beside a map of one, which its convolution pads in any case: the result is the same.
+
+    On processors with AMX, the backward pass of a strided bfloat16 convolution of one column gives weights a gradient
+    that differs from call to call and can be NaN (seen with torch 2.14.1).
+    """
+    return F.pad(x, (0, 1)) if x.shape[-1] == 1 and x.device.type == "cpu" else x
 
 
 class FPN(nn.Module):

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fcos_fast.assignment import RULES
 from fcos_fast.models import build_backbone, fcos
-from fcos_fast.models.fpn import FPN, BackboneWithFPN
+from fcos_fast.models.fpn import FPN, BackboneWithFPN, ExtraLevels
 
 CHANNELS = (16, 32, 64)
 
@@ -126,3 +127,21 @@ def test_a_detector_with_other_levels(options, strides):
 def test_levels_without_their_sizes_of_interest_are_refused():
     with pytest.raises(ValueError, match="rule has 4 sizes_of_interest; expected 2 for P3 to P5"):
         fcos("resnet18", 2, max_level=5)
+
+
+@pytest.mark.parametrize("height", [1, 2, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_maps_of_one_column(dtype, height):
+    """Their gradients are finite and the same each time, whatever was in the memory before."""
+    blocks = ExtraLevels(32, 32).to(dtype)
+    x = torch.randn(2, 32, height, 1, dtype=dtype)
+    p6 = F.conv2d(x, blocks.p6.weight, blocks.p6.bias, 2, 1)
+    expected = [p6, F.conv2d(F.relu(p6), blocks.p7.weight, blocks.p7.bias, 2, 1)]
+    torch.testing.assert_close(blocks(x), expected)
+    first = None
+    for i in range(30):
+        torch.full((20_000 * (i % 7 + 1),), torch.nan)  # freed at once
+        grads = torch.autograd.grad(sum(level.sum() for level in blocks(x)), blocks.parameters())
+        assert all(grad.isfinite().all() for grad in grads)
+        first = first or grads
+        assert all(map(torch.equal, grads, first))
