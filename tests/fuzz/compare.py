@@ -35,8 +35,10 @@ def assert_as_good_as_torch(
         error = torch.where(counted & actual.isfinite(), (actual - exact).abs(), zero).max()
         peer = torch.where(counted, (plain - exact).abs(), zero).max()
         scale = torch.where(counted, exact.abs(), zero).max().clamp(min=terms)
-        if dtype == torch.float64:  # then `exact` is no more exact: what cancels is of the order of 1
-            scale = scale.clamp(min=1)
+        if (
+            dtype == torch.float64
+        ):  # then `exact` is no more exact: it rounds itself, and what cancels is of the order of 1
+            scale, slack = scale.clamp(min=1), 16 * slack
         computed = torch.promote_types(dtype, torch.float32)
         # What is next to the smallest normal number may be rounded to it, and divided by a small factor after that.
         least = torch.finfo(dtype).tiny + 16 * torch.finfo(computed).tiny
