@@ -214,21 +214,24 @@ def cuda_extension(home: Path) -> Extension:
     """fcos_fast._C_cuda: no Python module, loaded with torch.ops.load_library."""
     return Extension(
         "fcos_fast._C_cuda",
-        sources("cuda/*.cu"),
+        sources("cuda/*.cu", "cuda/*.cpp"),
         include_dirs=[*cpp_extension.include_paths(), str(home / "include")],
         library_dirs=[*cpp_extension.library_paths(), str(home / "lib64"), str(home / "lib")],
         libraries=["c10", "torch_cpu", "cudart_static", "rt", "dl", "pthread"],
         define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI), ("USE_CUDA", None)],
         extra_compile_args={
-            "cxx": ["-std=c++17", "-O3"],
+            "cxx": ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-Wall"],
             "nvcc": [
                 *(
                     "-std=c++17",
                     "-O3",
+                    "-lineinfo",
                     "-fmad=false",
                     "--expt-relaxed-constexpr",
                     "-Xcompiler=-fvisibility=hidden",
                 ),
+                # torch's flags hide the conversions of 16-bit numbers.
+                *("-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"),
                 *map(gencode, cuda_architectures(home)),
             ],
         },

@@ -4,7 +4,7 @@
 #include <array>
 #include <limits>
 
-#include "box_loss_arguments.h"
+#include "box_loss.h"
 #include "focal_layout.h"
 #include "math/detection_loss.h"
 

@@ -98,8 +98,8 @@ PostprocessArguments read_postprocess(const std::vector<Tensor>& cls_logits,
   a.max_detections = max_detections;
   a.iou_threshold = iou_threshold;
   a.sizes = torch::stable::contiguous(converted(sizes, a.result));
-  a.rule = {box_regression[0].scalar_type(),
-            with_centerness ? centerness[0].scalar_type() : ScalarType::Float,
+  a.rule = {dtype_of(box_regression[0]),
+            with_centerness ? dtype_of(centerness[0]) : Dtype::kFloat32,
             classes,
             rule,
             threshold_on_score,

@@ -15,6 +15,8 @@
 #include <utility>
 #include <vector>
 
+#include "dtype.h"
+
 namespace fcos_fast {
 
 using torch::headeronly::ScalarType;
@@ -71,6 +73,31 @@ inline Tensor in_format_of(const Tensor& out, const Tensor& x) {
   return result;
 }
 
+// Of a type that was checked.
+inline Dtype dtype_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    default:
+      return Dtype::kFloat32;
+  }
+}
+
+inline Dtype dtype_of(const Tensor& t) { return dtype_of(t.scalar_type()); }
+
+template <class T>
+const T* const_data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+template <class T>
+T* mutable_data(Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
 inline bool is_floating_point(ScalarType t) {
   return t == ScalarType::Float || t == ScalarType::Double || t == ScalarType::BFloat16 ||
          t == ScalarType::Half;
@@ -82,6 +109,29 @@ enum class Result { kElements, kSum, kGrad };
 // Sums of 16-bit losses are float32, those of float64 losses float64.
 inline ScalarType sum_type(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// The gradient that flows into a loss: one number per element of the loss, or a scalar, that of their sum, which a GPU
+// reads where it lies.
+struct Upstream {
+  Tensor tensor;
+  const void* scale = nullptr;  // of sum_type(dtype)
+  const void* elements = nullptr;
+};
+
+// Without a gradient both pointers are null. `arrange` brings elements into the memory order of the loss.
+template <class Arrange>
+Upstream upstream_of(const Tensor* grad, ScalarType dtype, const Arrange& arrange) {
+  Upstream upstream;
+  if (grad == nullptr) return upstream;
+  if (grad->dim() == 0) {
+    upstream.tensor = converted(*grad, sum_type(dtype));
+    upstream.scale = upstream.tensor.const_data_ptr();
+  } else {
+    upstream.tensor = arrange(converted(*grad, dtype));
+    upstream.elements = upstream.tensor.const_data_ptr();
+  }
+  return upstream;
 }
 
 }  // namespace fcos_fast

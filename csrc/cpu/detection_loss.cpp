@@ -12,11 +12,11 @@ constexpr int64_t kLocationsPerUnit = 2048;
 
 template <class Real>
 Real read_as(const Tensor& t, int64_t i) {
-  return math::read_element<Real>(t.const_data_ptr(), t.scalar_type(), i);
+  return math::read_element<Real>(t.const_data_ptr(), dtype_of(t), i);
 }
 template <class Real>
 void write_as(Tensor& t, int64_t i, Real value) {
-  math::write_element(t.mutable_data_ptr(), t.scalar_type(), i, value);
+  math::write_element(t.mutable_data_ptr(), dtype_of(t), i, value);
 }
 
 // What an image's loss of a part is multiplied by.
@@ -74,7 +74,7 @@ struct DetectionJob {
       Tensor grad = maps.grads[kClassification][level];
       base.grad = static_cast<char*>(grad.mutable_data_ptr()) + begin;
     }
-    return {{kernels(logits.scalar_type()).focal, parameters.focal, int64_t(logits.element_size()), base},
+    return {{kernels(dtype_of(logits)).focal, parameters.focal, int64_t(logits.element_size()), base},
             focal_layout_of(logits),
             ClassLabels(labels(image, level))};
   }
@@ -140,7 +140,7 @@ struct DetectionJob {
     }
 
     const ScalarType dtype = sizeof(Real) == 8 ? ScalarType::Double : ScalarType::Float;
-    const BoxLossKernel kernel = kernels(dtype).box_loss;
+    const BoxLossKernel kernel = kernels(dtype_of(dtype)).box_loss;
     BoxLossParameters box = parameters.box;
     BoxLossSpan span{pred.data(), target.data(), n, nullptr, 0, loss.data(), nullptr};
     kernel(span, box);

@@ -23,19 +23,15 @@ Tensor run(const Tensor& inputs, const Tensor& targets, const FocalParameters& p
 
   const bool elementwise = want != Result::kSum || with_grad;
   Tensor out = elementwise ? torch::stable::empty_like(x) : new_empty(x, {0}, dtype);
-  FocalJob job{kernels(dtype).focal, parameters, int64_t(x.element_size()), FocalSpan{}};
+  FocalJob job{kernels(dtype_of(dtype)).focal, parameters, int64_t(x.element_size()), FocalSpan{}};
   job.base.x = x.const_data_ptr();
   job.base.with_sum = want == Result::kSum;
   if (want == Result::kElements) job.base.loss = out.mutable_data_ptr();
   if (want == Result::kGrad || with_grad) job.base.grad = out.mutable_data_ptr();
 
-  Upstream upstream;
-  upstream.scale = 1;
-  if (grad != nullptr) {
-    upstream = upstream_of(*grad, dtype, [&](const Tensor& g) { return in_order_of(g, x); });
-  }
+  const Upstream upstream = upstream_of(grad, dtype, [&](const Tensor& g) { return in_order_of(g, x); });
   job.base.upstream = upstream.elements;
-  job.base.scale = upstream.scale;
+  job.base.scale = read_scalar(upstream.scale, dtype_of(dtype));
 
   double total;
   if (dense) {
@@ -51,7 +47,7 @@ Tensor run(const Tensor& inputs, const Tensor& targets, const FocalParameters& p
   }
   if (want == Result::kSum) {
     *sum = new_empty(x, {}, sum_type(dtype));
-    write_scalar(*sum, total);
+    write_scalar(sum->mutable_data_ptr(), dtype_of(dtype), total);
   }
   if (as_it_lies || !elementwise) return out;
   Tensor result = torch::stable::empty_like(inputs);

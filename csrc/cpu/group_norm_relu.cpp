@@ -65,7 +65,7 @@ struct GroupNorm {
 
   GroupNorm(const GroupNormLayout& layout, const Tensor& t, std::vector<Real> w, std::vector<Real> b)
       : d(layout),
-        kernels(fcos_fast::kernels(t.scalar_type()).group_norm_relu),
+        kernels(fcos_fast::kernels(dtype_of(t)).group_norm_relu),
         image_channels(layout.channels),
         element(int64_t(t.element_size())),
         x(static_cast<const char*>(t.const_data_ptr())),

@@ -1,19 +1,14 @@
 // The inner loops that exist once per instruction set, and the choice among them at run time.
 #pragma once
 
-#include <torch/headeronly/core/ScalarType.h>
-
 #include <cstdint>
 
+#include "../dtype.h"
 #include "../math/box_loss.h"
 #include "../math/focal_loss.h"
 #include "../math/group_norm_relu.h"
 
 namespace fcos_fast {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-using torch::headeronly::ScalarType;
 
 // Elements of a focal loss that lie one after the other. Null pointers are what the caller does not have or
 // want.
@@ -123,7 +118,7 @@ struct KernelSet {
 // for.
 const KernelSet& kernel_set();
 
-// Kernels for elements of a floating-point type.
-const Kernels& kernels(ScalarType dtype);
+// Kernels for elements of a type.
+const Kernels& kernels(Dtype dtype);
 
 }  // namespace fcos_fast

@@ -165,7 +165,7 @@ std::tuple<Tensor, Tensor, Tensor> match_anchors(const Tensor& anchors, const Te
                           {float(high_threshold), float(low_threshold)},
                           static_cast<int32_t*>(out_labels.mutable_data_ptr()),
                           static_cast<int32_t*>(out_matched.mutable_data_ptr()),
-                          kernels(ScalarType::Float).match_anchors};
+                          kernels(Dtype::kFloat32).match_anchors};
   check_starts("match_anchors", matching.starts, batch, packed.size(0));
   *static_cast<float*>(positive.mutable_data_ptr()) = float(matching.run(allow_low_quality));
   return {out_labels, out_matched, positive};

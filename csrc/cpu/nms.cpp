@@ -133,7 +133,7 @@ void suppress(const Tensor& boxes, const std::vector<int32_t>& order, const List
   const ScalarType dtype = boxes.scalar_type();
   const double threshold = dtype == ScalarType::Double ? iou_threshold : math::round_down(iou_threshold);
   const Suppression<Real> suppression{static_cast<const Real*>(boxes.const_data_ptr()), order,
-                                      kernels(dtype).overlaps_any, threshold, kept};
+                                      kernels(dtype_of(dtype)).overlaps_any, threshold, kept};
   auto run = [&](int64_t list) {
     suppression.run(lists.ranks.data() + lists.starts[list], lists.starts[list + 1] - lists.starts[list]);
   };

@@ -61,7 +61,7 @@ void for_found(const PostprocessArguments& a, const Unit& unit, const F& f) {
   using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
   const math::FeatureMap& map = a.levels[unit.level].logits;
   const T* logits = static_cast<const T*>(map.data) + unit.image * map.image_stride;
-  const FindLogits find = kernels(a.dtype).find_logits;
+  const FindLogits find = kernels(dtype_of(a.dtype)).find_logits;
   const double lowest = math::lowest_logit(a.rule);
   int32_t found[kScan + 1];
   auto scan = [&](const T* x, int64_t n, const auto& at) {
@@ -162,7 +162,7 @@ math::key_t<Real> key_by_score(const PostprocessArguments& a, int64_t image, mat
   const Place place = place_of(a, math::index_of(key));
   const math::FeatureMap& map = place.level.logits;
   const Real logit = math::read_element<Real>(
-      map.data, a.dtype,
+      map.data, dtype_of(a.dtype),
       image * map.image_stride + place.c * map.channel_stride + place.location * map.location_stride);
   return math::make_key(math::score_of_logit(logit, place.level, image, place.location, a.rule),
                         math::index_of(key));

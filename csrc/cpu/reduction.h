@@ -1,4 +1,4 @@
-// Sums whose bits do not depend on the number of threads, and the gradient that flows into a loss.
+// Sums whose bits do not depend on the number of threads, and the scalars that go into and out of a loss.
 #pragma once
 
 #include <atomic>
@@ -6,6 +6,14 @@
 #include "../tensor.h"
 
 namespace fcos_fast {
+
+// The pointer `bytes` further on; null stays null.
+inline const void* advance(const void* p, int64_t bytes) {
+  return p == nullptr ? nullptr : static_cast<const char*>(p) + bytes;
+}
+inline void* advance(void* p, int64_t bytes) {
+  return p == nullptr ? nullptr : static_cast<char*>(p) + bytes;
+}
 
 // unit(u) for u in [0, units), on all threads; each takes the next unit when it is done with one.
 template <class Unit>
@@ -27,32 +35,18 @@ double sum_units(int64_t units, const Unit& unit) {
   return total;
 }
 
-inline void write_scalar(Tensor& out, double value) {
-  if (out.scalar_type() == ScalarType::Double) {
-    *static_cast<double*>(out.mutable_data_ptr()) = value;
-  } else {
-    *static_cast<float*>(out.mutable_data_ptr()) = float(value);
-  }
+// The number that a scalar gradient has.
+inline double read_scalar(const void* scale, Dtype dtype) {
+  if (scale == nullptr) return 1;
+  return dtype == Dtype::kFloat64 ? *static_cast<const double*>(scale) : *static_cast<const float*>(scale);
 }
 
-// A scalar gradient is that of a sum and goes to every element alike.
-struct Upstream {
-  Tensor tensor;
-  const void* elements = nullptr;
-  double scale = 0;
-};
-
-template <class Arrange>
-Upstream upstream_of(const Tensor& grad, ScalarType dtype, const Arrange& arrange) {
-  Upstream upstream;
-  if (grad.dim() == 0) {
-    upstream.tensor = converted(grad, ScalarType::Double);
-    upstream.scale = *static_cast<const double*>(upstream.tensor.const_data_ptr());
+inline void write_scalar(void* out, Dtype dtype, double value) {
+  if (dtype == Dtype::kFloat64) {
+    *static_cast<double*>(out) = value;
   } else {
-    upstream.tensor = arrange(converted(grad, dtype));
-    upstream.elements = upstream.tensor.const_data_ptr();
+    *static_cast<float*>(out) = float(value);
   }
-  return upstream;
 }
 
 }  // namespace fcos_fast

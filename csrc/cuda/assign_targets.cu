@@ -2,7 +2,7 @@
 // one in registers; then a second, tiny launch adds the blocks' totals in order. The host never learns the
 // number of boxes.
 #include "../assignment_levels.h"
-#include "launch.h"
+#include "launch_torch.h"
 
 namespace fcos_fast {
 namespace {

@@ -1,5 +1,6 @@
-// One pair of boxes per thread.
-#include "../box_loss_arguments.h"
+// As many pairs of boxes per thread as 16 bytes of a box tensor hold.
+#include "../math/box_loss.h"
+
 #include "launch.h"
 
 namespace fcos_fast {
@@ -8,157 +9,118 @@ namespace {
 using math::BoxLossKind;
 
 template <class T>
+constexpr int kPairs = sizeof(T) == 4 ? 1 : 2;
+
+template <class T>
 struct Arguments {
-  const T* pred;
-  const T* target;
+  const T* __restrict__ pred;    // (n, 4)
+  const T* __restrict__ target;  // (n, 4)
   int64_t n;
   bool ltrb;
-  compute_t<T> smooth, eps;
-  const compute_t<T>* scale;
-  const compute_t<T>* upstream;
-  compute_t<T>* loss;
-  T* grad;
-  double* partial;
+  float smooth, eps;
+  const float* __restrict__ scale;     // of the gradient, or
+  const float* __restrict__ upstream;  // (n)
+  float* __restrict__ loss;            // (n)
+  T* __restrict__ grad;                // (n, 4)
+  double* __restrict__ partial;        // sums of the blocks
 };
 
-template <class C, class T>
-__device__ __forceinline__ void read_box(const T* row, bool ltrb, C box[4]) {
+template <int N, class T>
+__device__ __forceinline__ void read_box(const Pack<T, N>& boxes, int i, bool ltrb, float box[4]) {
 #pragma unroll
-  for (int c = 0; c < 4; ++c) box[c] = C(row[c]);
+  for (int side = 0; side < 4; ++side) box[side] = float(boxes.v[4 * i + side]);
   if (ltrb) {
     box[0] = -box[0];
     box[1] = -box[1];
   }
 }
 
-template <class T, BoxLossKind Kind, Result Want>
+enum class Want { kElements, kSum, kGrad };
+
+template <class T, BoxLossKind Kind, Want Wanted>
 __global__ void __launch_bounds__(kThreads) box_loss_kernel(Arguments<T> a) {
-  using C = compute_t<T>;
-  const C scale = Want == Result::kGrad && a.scale != nullptr ? *a.scale : C(1);
+  constexpr int N = kPairs<T>;
+  const float scale = Wanted == Want::kGrad && a.scale != nullptr ? *a.scale : 1.0f;
+  const int64_t stride = int64_t(gridDim.x) * kThreads * N;
   double total = 0;
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < a.n;
-       i += int64_t(gridDim.x) * kThreads) {
-    C p[4], t[4];
-    read_box(a.pred + 4 * i, a.ltrb, p);
-    read_box(a.target + 4 * i, a.ltrb, t);
-    const math::BoxPair<C, Kind> pair(p, t, a.smooth, a.eps);
-    if constexpr (Want == Result::kSum) total += double(pair.loss());
-    if constexpr (Want == Result::kElements) a.loss[i] = pair.loss();
-    if constexpr (Want == Result::kGrad) {
-      C grad[4];
-      pair.grad(a.upstream != nullptr ? a.upstream[i] : scale, grad);
-      if (a.ltrb) {
-        grad[0] = -grad[0];
-        grad[1] = -grad[1];
-      }
+  for (int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * N; first < a.n; first += stride) {
+    const int pairs = int(min(int64_t(N), a.n - first));
+    const auto preds = load_pack<4 * N>(a.pred + 4 * first, 4 * pairs);
+    const auto targets = load_pack<4 * N>(a.target + 4 * first, 4 * pairs);
+    Pack<T, 4 * N> grads;
 #pragma unroll
-      for (int c = 0; c < 4; ++c) a.grad[4 * i + c] = T(grad[c]);
+    for (int i = 0; i < N; ++i) {
+      float p[4], t[4];
+      read_box(preds, i, a.ltrb, p);
+      read_box(targets, i, a.ltrb, t);
+      const math::BoxPair<float, Kind> pair(p, t, a.smooth, a.eps);
+      if constexpr (Wanted == Want::kGrad) {
+        float grad[4];
+        pair.grad(a.upstream != nullptr && i < pairs ? a.upstream[first + i] : scale, grad);
+#pragma unroll
+        for (int side = 0; side < 4; ++side)
+          grads.v[4 * i + side] = T(a.ltrb && side < 2 ? -grad[side] : grad[side]);
+      } else if (i < pairs) {
+        if constexpr (Wanted == Want::kElements) a.loss[first + i] = pair.loss();
+        if constexpr (Wanted == Want::kSum) total += double(pair.loss());
+      }
     }
+    if constexpr (Wanted == Want::kGrad) store_pack(a.grad + 4 * first, grads, 4 * pairs);
   }
-  if constexpr (Want == Result::kSum) {
+  if constexpr (Wanted == Want::kSum) {
     total = block_sum(total);
     if (threadIdx.x == 0) a.partial[blockIdx.x] = total;
   }
 }
 
 template <class T, BoxLossKind Kind>
-void launch(Result want, const Arguments<T>& a, int blocks, cudaStream_t stream) {
-  switch (want) {
-    case Result::kElements:
-      box_loss_kernel<T, Kind, Result::kElements><<<blocks, kThreads, 0, stream>>>(a);
-      break;
-    case Result::kSum:
-      box_loss_kernel<T, Kind, Result::kSum><<<blocks, kThreads, 0, stream>>>(a);
-      break;
-    case Result::kGrad:
-      box_loss_kernel<T, Kind, Result::kGrad><<<blocks, kThreads, 0, stream>>>(a);
-      break;
-  }
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+void launch(const Arguments<T>& a, int blocks, cudaStream_t stream) {
+  const auto kernel = a.loss != nullptr   ? &box_loss_kernel<T, Kind, Want::kElements>
+                      : a.grad != nullptr ? &box_loss_kernel<T, Kind, Want::kGrad>
+                                          : &box_loss_kernel<T, Kind, Want::kSum>;
+  kernel<<<blocks, kThreads, 0, stream>>>(a);
+  check_launch();
 }
 
 template <class T>
-void launch_kind(BoxLossKind kind, Result want, const Arguments<T>& a, int blocks, cudaStream_t stream) {
+void launch_kind(BoxLossKind kind, const Arguments<T>& a, int blocks, cudaStream_t stream) {
   switch (kind) {
     case BoxLossKind::kIou:
-      return launch<T, BoxLossKind::kIou>(want, a, blocks, stream);
+      return launch<T, BoxLossKind::kIou>(a, blocks, stream);
     case BoxLossKind::kLinearIou:
-      return launch<T, BoxLossKind::kLinearIou>(want, a, blocks, stream);
+      return launch<T, BoxLossKind::kLinearIou>(a, blocks, stream);
     case BoxLossKind::kGiou:
-      return launch<T, BoxLossKind::kGiou>(want, a, blocks, stream);
+      return launch<T, BoxLossKind::kGiou>(a, blocks, stream);
     case BoxLossKind::kDiou:
-      return launch<T, BoxLossKind::kDiou>(want, a, blocks, stream);
+      return launch<T, BoxLossKind::kDiou>(a, blocks, stream);
     case BoxLossKind::kCiou:
-      return launch<T, BoxLossKind::kCiou>(want, a, blocks, stream);
+      return launch<T, BoxLossKind::kCiou>(a, blocks, stream);
   }
-}
-
-Tensor run(const Tensor& pred, const Tensor& target, const BoxLossParameters& parameters, Result want,
-           const Tensor* grad) {
-  check_box_pairs(pred, target, grad);
-  const OnDeviceOf device(pred);
-  const ScalarType dtype = pred.scalar_type();
-  const Tensor p = torch::stable::contiguous(pred);
-  const Tensor t = torch::stable::contiguous(converted(target, dtype));
-  const int64_t pairs = p.numel() / 4;
-  std::vector<int64_t> sizes = sizes_of(p);
-  if (want == Result::kElements) sizes.pop_back();
-  if (want == Result::kSum) sizes.clear();
-  Tensor out = new_empty(p, sizes, want == Result::kGrad ? dtype : sum_type(dtype));
-  if (pairs == 0 && want != Result::kSum) return out;
-  Upstream upstream;
-  if (grad != nullptr) {
-    upstream =
-        upstream_of(*grad, sum_type(dtype), [](const Tensor& g) { return torch::stable::contiguous(g); });
-  }
-  const int blocks = std::max(1, blocks_for(pairs));
-  Tensor partial;
-  if (want == Result::kSum) partial = new_empty(p, {blocks}, ScalarType::Double);
-
-  dispatch_floating("box_loss", dtype, [&](auto element) {
-    using T = decltype(element);
-    using C = compute_t<T>;
-    Arguments<T> a{};
-    a.pred = static_cast<const T*>(p.const_data_ptr());
-    a.target = static_cast<const T*>(t.const_data_ptr());
-    a.n = pairs;
-    a.ltrb = parameters.ltrb;
-    a.smooth = C(parameters.smooth);
-    a.eps = C(parameters.eps);
-    a.scale = static_cast<const C*>(upstream.scale);
-    a.upstream = static_cast<const C*>(upstream.elements);
-    if (want == Result::kSum) a.partial = static_cast<double*>(partial.mutable_data_ptr());
-    if (want == Result::kElements) a.loss = static_cast<C*>(out.mutable_data_ptr());
-    if (want == Result::kGrad) a.grad = static_cast<T*>(out.mutable_data_ptr());
-    launch_kind(parameters.kind, want, a, blocks, device.stream());
-    if (want == Result::kSum) {
-      add_partial_sums<<<1, kThreads, 0, device.stream()>>>(a.partial, blocks, 1,
-                                                            static_cast<C*>(out.mutable_data_ptr()));
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
-    }
-  });
-  return out;
-}
-
-Tensor box_loss(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth,
-                double eps) {
-  return run(pred, target, box_loss_parameters(kind, ltrb, smooth, eps), Result::kElements, nullptr);
-}
-Tensor box_loss_sum(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth,
-                    double eps) {
-  return run(pred, target, box_loss_parameters(kind, ltrb, smooth, eps), Result::kSum, nullptr);
-}
-Tensor box_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor& target, int64_t kind,
-                         bool ltrb, double smooth, double eps) {
-  return run(pred, target, box_loss_parameters(kind, ltrb, smooth, eps), Result::kGrad, &grad);
 }
 
 }  // namespace
-}  // namespace fcos_fast
 
-STABLE_TORCH_LIBRARY_IMPL(fcos_fast, CUDA, m) {
-  using namespace fcos_fast;
-  m.impl("box_loss", TORCH_BOX(&box_loss));
-  m.impl("box_loss_sum", TORCH_BOX(&box_loss_sum));
-  m.impl("box_loss_backward", TORCH_BOX(&box_loss_backward));
+void run_box_loss(Cuda device, const BoxLossParameters& parameters, const BoxLossWork& work) {
+  dispatch_to_float32(work.dtype, [&](auto element) {
+    using T = decltype(element);
+    const int blocks = std::max(1, blocks_for((work.n + kPairs<T> - 1) / kPairs<T>));
+    const Arguments<T> a{static_cast<const T*>(work.pred),
+                         static_cast<const T*>(work.target),
+                         work.n,
+                         parameters.ltrb,
+                         float(parameters.smooth),
+                         float(parameters.eps),
+                         static_cast<const float*>(work.scale),
+                         static_cast<const float*>(work.upstream),
+                         static_cast<float*>(work.loss),
+                         static_cast<T*>(work.grad),
+                         work.sum == nullptr ? nullptr : device.scratch<double>(blocks)};
+    launch_kind(parameters.kind, a, blocks, stream_of(device));
+    if (work.sum == nullptr) return;
+    add_partial_sums<<<1, kThreads, 0, stream_of(device)>>>(a.partial, blocks, 1,
+                                                            static_cast<float*>(work.sum));
+    check_launch();
+  });
 }
+
+}  // namespace fcos_fast

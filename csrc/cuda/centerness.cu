@@ -1,68 +1,53 @@
-// One location per thread.
-#include "../centerness_arguments.h"
+// As many locations per thread as 16 bytes of distances hold.
 #include "../math/centerness.h"
+
 #include "launch.h"
 
 namespace fcos_fast {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) centerness_kernel(const T* ltrb, int64_t n, T* out) {
-  using C = compute_t<T>;
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n; i += int64_t(gridDim.x) * kThreads) {
-    const C d[4] = {C(ltrb[4 * i]), C(ltrb[4 * i + 1]), C(ltrb[4 * i + 2]), C(ltrb[4 * i + 3])};
-    out[i] = T(math::centerness(d));
-  }
-}
+constexpr int kRows = 4 / sizeof(T) == 1 ? 1 : 2;
 
-template <class T>
+// ltrb (n, 4); out (n), or with upstream (n) the gradient (n, 4)
+template <class T, bool Grad>
 __global__ void __launch_bounds__(kThreads)
-    centerness_grad_kernel(const T* ltrb, const T* upstream, int64_t n, T* out) {
-  using C = compute_t<T>;
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n; i += int64_t(gridDim.x) * kThreads) {
-    const C d[4] = {C(ltrb[4 * i]), C(ltrb[4 * i + 1]), C(ltrb[4 * i + 2]), C(ltrb[4 * i + 3])};
-    C grad[4];
-    math::centerness_grad(d, C(upstream[i]), grad);
+    centerness_kernel(const T* __restrict__ ltrb, const T* __restrict__ upstream, int64_t n,
+                      T* __restrict__ out) {
+  constexpr int N = kRows<T>;
+  const int64_t stride = int64_t(gridDim.x) * kThreads * N;
+  for (int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * N; first < n; first += stride) {
+    const int rows = int(min(int64_t(N), n - first));
+    const auto d = load_pack<4 * N>(ltrb + 4 * first, 4 * rows);
+    Pack<T, 4 * N> grads;
 #pragma unroll
-    for (int side = 0; side < 4; ++side) out[4 * i + side] = T(grad[side]);
+    for (int i = 0; i < N; ++i) {
+      const float own[4] = {float(d.v[4 * i]), float(d.v[4 * i + 1]), float(d.v[4 * i + 2]),
+                            float(d.v[4 * i + 3])};
+      if constexpr (Grad) {
+        float grad[4];
+        math::centerness_grad(own, i < rows ? float(upstream[first + i]) : 0.0f, grad);
+#pragma unroll
+        for (int side = 0; side < 4; ++side) grads.v[4 * i + side] = T(grad[side]);
+      } else if (i < rows) {
+        out[first + i] = T(math::centerness(own));
+      }
+    }
+    if constexpr (Grad) store_pack(out + 4 * first, grads, 4 * rows);
   }
 }
-
-Tensor run(const Tensor& ltrb, const Tensor* grad) {
-  check_centerness(ltrb, grad);
-  const OnDeviceOf device(ltrb);
-  const ScalarType dtype = ltrb.scalar_type();
-  const Tensor rows = torch::stable::contiguous(ltrb);
-  const int64_t n = rows.numel() / 4;
-  std::vector<int64_t> sizes = sizes_of(rows);
-  if (grad == nullptr) sizes.pop_back();
-  Tensor out = new_empty(rows, sizes, dtype);
-  if (n == 0) return out;
-  Tensor upstream;
-  if (grad != nullptr) upstream = torch::stable::contiguous(converted(*grad, dtype));
-  dispatch_floating("centerness", dtype, [&](auto element) {
-    using T = decltype(element);
-    const T* in = static_cast<const T*>(rows.const_data_ptr());
-    T* result = static_cast<T*>(out.mutable_data_ptr());
-    if (grad == nullptr) {
-      centerness_kernel<<<blocks_for(n), kThreads, 0, device.stream()>>>(in, n, result);
-    } else {
-      centerness_grad_kernel<<<blocks_for(n), kThreads, 0, device.stream()>>>(
-          in, static_cast<const T*>(upstream.const_data_ptr()), n, result);
-    }
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-  });
-  return out;
-}
-
-Tensor centerness(const Tensor& ltrb) { return run(ltrb, nullptr); }
-Tensor centerness_backward(const Tensor& grad, const Tensor& ltrb) { return run(ltrb, &grad); }
 
 }  // namespace
-}  // namespace fcos_fast
 
-STABLE_TORCH_LIBRARY_IMPL(fcos_fast, CUDA, m) {
-  using namespace fcos_fast;
-  m.impl("centerness", TORCH_BOX(&centerness));
-  m.impl("centerness_backward", TORCH_BOX(&centerness_backward));
+void run_centerness(Cuda device, const CenternessWork& work) {
+  dispatch_to_float32(work.dtype, [&](auto element) {
+    using T = decltype(element);
+    const auto *ltrb = static_cast<const T*>(work.ltrb), *upstream = static_cast<const T*>(work.upstream);
+    const auto kernel = upstream == nullptr ? &centerness_kernel<T, false> : &centerness_kernel<T, true>;
+    const int blocks = blocks_for((work.n + kRows<T> - 1) / kRows<T>);
+    kernel<<<blocks, kThreads, 0, stream_of(device)>>>(ltrb, upstream, work.n, static_cast<T*>(work.out));
+    check_launch();
+  });
 }
+
+}  // namespace fcos_fast

@@ -2,7 +2,7 @@
 // the boxes and their quality; each leaves partial sums, which the second launch adds in order. Gradients are final.
 #include "../detection_levels.h"
 #include "../math/element.h"
-#include "launch.h"
+#include "launch_torch.h"
 
 namespace fcos_fast {
 namespace {
@@ -25,7 +25,7 @@ enum class Walk : int {
 struct AnyMap {
   const void* values;
   void* grad;  // or null
-  ScalarType dtype;
+  Dtype dtype;
   int64_t image, channel, location;  // strides in elements
 };
 
@@ -340,7 +340,7 @@ int64_t tiles_for(int64_t items) { return (items + kThreads - 1) / kThreads; }
 AnyMap any_map(const Tensor& values, Tensor* grad) {
   const MapLayout layout = layout_of(values);
   return {values.const_data_ptr(), grad == nullptr ? nullptr : grad->mutable_data_ptr(),
-          values.scalar_type(),    layout.image,
+          dtype_of(values),        layout.image,
           layout.channel,          layout.location};
 }
 
@@ -460,7 +460,7 @@ struct Buffers {
   struct {
     void* values;
     int64_t numel;
-    ScalarType dtype;
+    Dtype dtype;
     int part;
   } of[kLossParts * kMaxLevels];
 };
@@ -483,11 +483,11 @@ __global__ void __launch_bounds__(kThreads)
   const double factor = double(upstream[buffer.part]);
   if (factor == 1) return;
   switch (buffer.dtype) {
-    case ScalarType::Float:
+    case Dtype::kFloat32:
       return multiply<float>(buffer.values, buffer.numel, factor);
-    case ScalarType::BFloat16:
+    case Dtype::kBFloat16:
       return multiply<BFloat16>(buffer.values, buffer.numel, factor);
-    case ScalarType::Half:
+    case Dtype::kFloat16:
       return multiply<Half>(buffer.values, buffer.numel, factor);
     default:
       return multiply<double>(buffer.values, buffer.numel, factor);
@@ -508,7 +508,7 @@ void detection_loss_rescale_(std::vector<Tensor> cls_grads, std::vector<Tensor> 
     STD_TORCH_CHECK(lists[part]->size() <= kMaxLevels, "fcos_fast::detection_loss_rescale_: at most ",
                     kMaxLevels, " levels");
     for (Tensor t : *lists[part]) {
-      buffers.of[count++] = {t.mutable_data_ptr(), t.numel(), t.scalar_type(), part};
+      buffers.of[count++] = {t.mutable_data_ptr(), t.numel(), dtype_of(t), part};
     }
   }
   if (count == 0) return;

@@ -2,7 +2,7 @@
 // sum per block, added in order by a second, tiny launch.
 #include "../focal_layout.h"
 #include "../math/focal_loss.h"
-#include "launch.h"
+#include "launch_torch.h"
 
 namespace fcos_fast {
 namespace {
@@ -151,9 +151,8 @@ Tensor run(const Tensor& inputs, const Tensor& targets, const FocalParameters& p
   const Tensor x = aligned(as_it_lies ? inputs : torch::stable::contiguous(inputs));
   const ScalarType dtype = x.scalar_type();
   Tensor out = want == Result::kSum ? new_empty(x, {}, sum_type(dtype)) : torch::stable::empty_like(x);
-  Upstream upstream;
-  if (grad != nullptr)
-    upstream = upstream_of(*grad, dtype, [&](const Tensor& g) { return aligned(in_order_of(g, x)); });
+  const Upstream upstream =
+      upstream_of(grad, dtype, [&](const Tensor& g) { return aligned(in_order_of(g, x)); });
   const Tensor y = dense ? aligned(in_order_of(converted(targets, dtype), x))
                          : torch::stable::contiguous(targets.scalar_type() == ScalarType::Int
                                                          ? targets

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "../math/nms.h"
-#include "launch.h"
+#include "launch_torch.h"
 
 namespace fcos_fast {
 

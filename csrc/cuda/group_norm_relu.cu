@@ -6,7 +6,7 @@
 #include "../group_norm_layout.h"
 #include "../math/element.h"
 #include "../math/group_norm_relu.h"
-#include "launch.h"
+#include "launch_torch.h"
 
 namespace fcos_fast {
 namespace {
@@ -61,7 +61,7 @@ struct Sizes {
 // weight or bias, in its own type.
 struct Parameter {
   const void* data;  // null where absent
-  ScalarType dtype;
+  Dtype dtype;
 
   template <class C>
   __device__ C at(int64_t i, C absent) const {
@@ -71,7 +71,7 @@ struct Parameter {
 
 struct ParameterGradient {
   void* data;
-  ScalarType dtype;
+  Dtype dtype;
 
   __device__ void set(int64_t i, double value) const {
     if (data != nullptr) math::write_element(data, dtype, i, value);
@@ -502,8 +502,8 @@ std::optional<Tensor> dense(const std::optional<Tensor>& t) {
   return t.has_value() ? std::optional<Tensor>(torch::stable::contiguous(*t)) : std::nullopt;
 }
 Parameter parameter_of(const std::optional<Tensor>& t) {
-  return t.has_value() ? Parameter{t->const_data_ptr(), t->scalar_type()}
-                       : Parameter{nullptr, ScalarType::Float};
+  return t.has_value() ? Parameter{t->const_data_ptr(), dtype_of(*t)}
+                       : Parameter{nullptr, Dtype::kFloat32};
 }
 
 std::tuple<Tensor, Tensor, Tensor> group_norm_relu(const Tensor& input, std::optional<Tensor> weight,
@@ -551,7 +551,7 @@ Tensor new_gradient(const std::optional<Tensor>& parameter, const Tensor& x) {
   return torch::stable::new_zeros(x, {x.size(1)}, parameter->scalar_type());
 }
 ParameterGradient gradient_of(const std::optional<Tensor>& parameter, Tensor& grad) {
-  return {parameter.has_value() ? grad.mutable_data_ptr() : nullptr, grad.scalar_type()};
+  return {parameter.has_value() ? grad.mutable_data_ptr() : nullptr, dtype_of(grad)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> group_norm_relu_backward(const Tensor& grad, const Tensor& input,

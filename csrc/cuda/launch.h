@@ -1,68 +1,32 @@
-// What every CUDA operator needs: the stream, the launch shape, types, vector loads, a sum in a fixed order.
+// What every kernel needs: the launch shape, vector loads, sums in a fixed order. No torch header is read here.
 #pragma once
 
 #include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-#include <torch/headeronly/util/shim_utils.h>
 
-#include <type_traits>
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
 
-#include "../tensor.h"
+#include "../device.h"
+#include "../dtype.h"
 
 namespace fcos_fast {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
 constexpr int kThreads = 256;
-// Blocks of a grid-stride loop. Fixed, not the size of the device, so that sums have the same bits on every
-// run.
+// Blocks of a grid-stride loop. Fixed, not the size of the device, so that sums have the same bits on every run.
 constexpr int64_t kMaxBlocks = 1056;
-
-// Makes the tensor's device current and names its current stream.
-class OnDeviceOf {
- public:
-  explicit OnDeviceOf(const Tensor& t) : guard_(t.get_device_index()) {
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
-    stream_ = static_cast<cudaStream_t>(stream);
-  }
-  cudaStream_t stream() const { return stream_; }
-
- private:
-  torch::stable::accelerator::DeviceGuard guard_;
-  cudaStream_t stream_;
-};
 
 inline int blocks_for(int64_t items) {
   return int(std::min<int64_t>((items + kThreads - 1) / kThreads, kMaxBlocks));
 }
 
-// Computation type: float32 for 16-bit elements.
-template <class T>
-using compute_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
+inline cudaStream_t stream_of(const Cuda& device) { return static_cast<cudaStream_t>(device.stream); }
 
-// Calls f with a value of the element type.
-template <class F>
-void dispatch_floating(const char* op, ScalarType dtype, const F& f) {
-  switch (dtype) {
-    case ScalarType::Float:
-      return f(float());
-    case ScalarType::BFloat16:
-      return f(BFloat16());
-    case ScalarType::Half:
-      return f(Half());
-    case ScalarType::Double:
-      return f(double());
-    default:
-      STD_TORCH_CHECK(false, "fcos_fast::", op, ": expected float32, float64, bfloat16 or float16, got ",
-                      torch::headeronly::toString(dtype));
-  }
+inline void check_cuda(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("fcos_fast: ") + cudaGetErrorString(error));
 }
+inline void check_launch() { check_cuda(cudaGetLastError()); }
 
 // N elements in one memory access; the pointer must be aligned to all of them.
 template <class T, int N>
@@ -89,11 +53,6 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack, int cou
       if (i < count) p[i] = pack.v[i];
     }
   }
-}
-
-// `t` itself where accesses of 16 bytes may begin at its first element (a slice need not), else a copy.
-inline Tensor aligned(const Tensor& t) {
-  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 ? t : torch::stable::clone(t);
 }
 
 // Sum over the block, valid in thread 0. The order is fixed.
@@ -140,26 +99,6 @@ __global__ void add_partial_sums(const double* partial, int64_t n, int columns, 
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) total += partial[i * columns + blockIdx.x];
   total = block_sum(total);
   if (threadIdx.x == 0) out[blockIdx.x] = Out(total);
-}
-
-// The gradient that flows into a loss: a scalar, read on the device, or one number per element of the loss.
-struct Upstream {
-  Tensor tensor;
-  const void* scale = nullptr;  // of the computation type
-  const void* elements = nullptr;
-};
-
-template <class Arrange>
-Upstream upstream_of(const Tensor& grad, ScalarType dtype, const Arrange& arrange) {
-  Upstream upstream;
-  if (grad.dim() == 0) {
-    upstream.tensor = converted(grad, sum_type(dtype));
-    upstream.scale = upstream.tensor.const_data_ptr();
-  } else {
-    upstream.tensor = arrange(converted(grad, dtype));
-    upstream.elements = upstream.tensor.const_data_ptr();
-  }
-  return upstream;
 }
 
 }  // namespace fcos_fast

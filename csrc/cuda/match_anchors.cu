@@ -3,7 +3,7 @@
 // the blocks' counts. The host never learns the number of boxes.
 #include "../ground_truth.h"
 #include "../math/match_anchors.h"
-#include "launch.h"
+#include "launch_torch.h"
 
 namespace fcos_fast {
 namespace {

@@ -6,7 +6,7 @@
 
 #include "../nms_arguments.h"
 #include "../torch_operators.h"
-#include "launch.h"
+#include "launch_torch.h"
 
 namespace fcos_fast {
 namespace {

@@ -13,6 +13,8 @@
 //                 NaN stays NaN
 #pragma once
 
+#include "../device.h"
+#include "../dtype.h"
 #include "elementary.h"
 
 namespace fcos_fast::math {
@@ -28,6 +30,22 @@ struct BoxLossParameters {
   bool ltrb;  // boxes are distances from a location, not xyxy
   double smooth, eps;
 };
+
+struct BoxLossWork {
+  Dtype dtype;
+  const void* pred;    // (n, 4)
+  const void* target;  // (n, 4)
+  int64_t n;
+  // What the losses are multiplied by in the gradient: one number, or (n). Float32 (float64 for float64 boxes), as `loss`.
+  const void* scale;
+  const void* upstream;
+  // One of the three is wanted.
+  void* loss;  // (n)
+  void* sum;
+  void* grad;  // (n, 4)
+};
+void run_box_loss(Cpu, const BoxLossParameters&, const BoxLossWork&);
+void run_box_loss(Cuda, const BoxLossParameters&, const BoxLossWork&);
 
 }  // namespace fcos_fast
 

@@ -8,7 +8,23 @@
 //   outside the box
 #pragma once
 
+#include "../device.h"
+#include "../dtype.h"
 #include "elementary.h"
+
+namespace fcos_fast {
+
+struct CenternessWork {
+  Dtype dtype;
+  const void* ltrb;      // (n, 4)
+  const void* upstream;  // (n), or null
+  int64_t n;
+  void* out;  // centerness (n); with upstream, the gradient (n, 4)
+};
+void run_centerness(Cpu, const CenternessWork&);
+void run_centerness(Cuda, const CenternessWork&);
+
+}  // namespace fcos_fast
 
 namespace fcos_fast::math {
 

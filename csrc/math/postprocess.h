@@ -20,8 +20,6 @@
 //              the same bits, whatever the number of threads
 #pragma once
 
-#include <torch/headeronly/core/ScalarType.h>
-
 #include "element.h"
 #include "nms.h"
 
@@ -47,7 +45,7 @@ struct PostprocessLevel {
 };
 
 struct PostprocessRule {
-  torch::headeronly::ScalarType distances_dtype, centerness_dtype;
+  Dtype distances_dtype, centerness_dtype;
   int64_t classes;
   ScoreRule score;
   bool threshold_on_score, multi_label, topk_per_level, topk_by_classification, class_agnostic;
