@@ -25,11 +25,7 @@ void check_same_device(const char* op, const Tensor& first, const Tensors&... ot
                   ": expected all tensors on one device");
 }
 
-// float64 on a GPU serves checks alone: there the public operators run the reference.
 inline void check_floating(const char* op, const char* name, const Tensor& t) {
-  STD_TORCH_CHECK(
-      !t.is_cuda() || t.scalar_type() != ScalarType::Double, "fcos_fast::", op, ": ", name,
-      " has dtype float64, which has no CUDA kernel; use fcos_fast.ops, which then runs the reference");
   STD_TORCH_CHECK(is_floating_point(t.scalar_type()), "fcos_fast::", op, ": ", name, " has dtype ",
                   torch::headeronly::toString(t.scalar_type()),
                   "; expected float32, float64, bfloat16 or float16");

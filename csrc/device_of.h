@@ -29,6 +29,9 @@ template <>
 class DeviceOf<Cuda> {
  public:
   explicit DeviceOf(const Tensor& t) : like_(t), guard_(t.get_device_index()) {
+    STD_TORCH_CHECK(
+        t.scalar_type() != ScalarType::Double,
+        "fcos_fast: float64 has no CUDA kernels; the functions of fcos_fast.ops run the reference");
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream_));
   }
   DeviceOf(const DeviceOf&) = delete;

@@ -502,8 +502,7 @@ std::optional<Tensor> dense(const std::optional<Tensor>& t) {
   return t.has_value() ? std::optional<Tensor>(torch::stable::contiguous(*t)) : std::nullopt;
 }
 Parameter parameter_of(const std::optional<Tensor>& t) {
-  return t.has_value() ? Parameter{t->const_data_ptr(), dtype_of(*t)}
-                       : Parameter{nullptr, Dtype::kFloat32};
+  return t.has_value() ? Parameter{t->const_data_ptr(), dtype_of(*t)} : Parameter{nullptr, Dtype::kFloat32};
 }
 
 std::tuple<Tensor, Tensor, Tensor> group_norm_relu(const Tensor& input, std::optional<Tensor> weight,

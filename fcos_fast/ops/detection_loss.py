@@ -73,7 +73,7 @@ def detection_loss(
     _check(cls_logits, box_regression, centerness, targets, units, normalizers)
     _checks.check_focal(_OP, alpha, gamma)
     _checks.check_choices(_OP, box_loss=(box_loss, KINDS), quality=(quality, QUALITIES))
-    if not use_native(cls_logits[0]):
+    if not use_native(cls_logits[0], box_regression[0], centerness[0]):
         return reference.detection_loss(
             cls_logits,
             box_regression,

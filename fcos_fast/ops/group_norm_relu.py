@@ -41,7 +41,7 @@ def group_norm_relu(
         TypeError, ValueError: wrong dtype, shape, device or number of groups.
     """
     _check(x, num_groups, weight, bias)
-    if not use_native(x):
+    if not use_native(x, *(t for t in (weight, bias) if t is not None)):
         return reference.group_norm_relu(x, num_groups, weight, bias, eps)
     return call("group_norm_relu", x, weight, bias, num_groups, float(eps))[0]
 

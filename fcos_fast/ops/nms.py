@@ -102,7 +102,7 @@ def nms_padded(
             )
     _checks.check_unit_interval(op, iou_threshold=iou_threshold)
     _checks.check_positive(op, max_detections=max_detections)
-    if not use_native(boxes):
+    if not use_native(boxes, scores):
         return reference.nms_padded(boxes, scores, labels, iou_threshold, max_detections)
     return torch.ops.fcos_fast.nms_padded(
         boxes.detach(), scores.detach(), labels, float(iou_threshold), max_detections

@@ -104,7 +104,7 @@ def postprocess(
         raise ArgumentTypeError(f"{op}: centerness is None; score={score!r} needs it, one map per level")
     _check_maps(op, cls_logits, box_regression, centerness, levels, units)
     sizes = _sizes_on(op, cls_logits[0], sizes)
-    if not use_native(cls_logits[0]):
+    if not use_native(cls_logits[0], box_regression[0]):
         return reference.postprocess(
             cls_logits,
             box_regression,

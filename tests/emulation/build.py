@@ -13,10 +13,11 @@ from torch.utils import cpp_extension
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 OPERATORS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+FRONTS = ROOT / "csrc" / "cuda" / "operators.cpp"
 PTX = {"rcp.approx.ftz.f32": "1.0f / ({})", "ex2.approx.ftz.f32": "exp2f({})"}
 FLAGS = [
     *("-std=c++17", "-O1", "-g1", "-fPIC", "-w", "-fvisibility=hidden", "-ffp-contract=off"),
-    *("-U_FORTIFY_SOURCE", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{HERE}"),
+    *("-U_FORTIFY_SOURCE", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{HERE}"),
     *(f"-I{path}" for path in cpp_extension.include_paths()),
 ]
 WATCH = "-fsanitize=thread,alignment,bounds,shift,signed-integer-overflow,float-cast-overflow,integer-divide-by-zero"
@@ -93,8 +94,8 @@ def build(folder: Path, sources: list[Path]) -> Path:
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
         watch = []
-        if source.suffix == ".cu":
-            watch = [WATCH]
+        if source != HERE / "runtime.cpp":
+            watch = [WATCH] if source.suffix == ".cu" else ["-include", HERE / "cuda_runtime.h"]
             source = folder / "csrc" / "cuda" / source.name
         subprocess.run(["c++", *FLAGS, *watch, "-x", "c++", "-c", source, "-o", target], check=True)
         return target

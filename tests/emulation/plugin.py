@@ -6,7 +6,9 @@ import os
 
 import torch
 
+from fcos_fast import _extension
 from fcos_fast.ops import focal_loss
 
 torch.ops.load_library(os.environ["EMULATED_CUDA"])
 focal_loss._in_one_pass = lambda inputs: False  # as for tensors on a GPU
+_extension.is_on_gpu = lambda tensor: True

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from tests.emulation.build import HERE, OPERATORS, ROOT, build
+from tests.emulation.build import FRONTS, HERE, OPERATORS, ROOT, build
 
 # What only the CPU operators promise, and what repeats a launch too often for an emulation.
 LEFT_OUT = (
@@ -63,7 +63,7 @@ def test_names_the_mistake(mistakes, kernel):
 
 @pytest.fixture(scope="module")
 def operators(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("operators"), OPERATORS)
+    return build(tmp_path_factory.mktemp("operators"), [*OPERATORS, FRONTS])
 
 
 @pytest.mark.skipif("EMULATE" not in os.environ, reason="takes minutes: make emulate")
