@@ -3,13 +3,19 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "assign_targets.h"
 #include "box_loss.h"
 #include "centerness.h"
+#include "match_anchors.h"
 
 namespace fcos_fast {
 
 template <class Device, class Library>
 void register_operators(Library& m) {
+  m.impl("assign_targets", TORCH_BOX(&assign_targets<Device>));
+
+  m.impl("match_anchors", TORCH_BOX(&match_anchors<Device>));
+
   m.impl("centerness", TORCH_BOX(&centerness<Device>));
   m.impl("centerness_backward", TORCH_BOX(&centerness_backward<Device>));
 

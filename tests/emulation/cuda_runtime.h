@@ -53,6 +53,7 @@ int block_barrier(int value, Place here);
 void warp_barrier(unsigned mask, Place here);
 // The values that the lanes of the warp brought; of `bytes`.
 const void* warp_exchange(unsigned mask, const void* value, size_t bytes, const char* kind, Place here);
+void fence();
 void touch(const void* address, size_t bytes, Access access, const void* caller);
 int lane();
 [[noreturn]] void fail(const char* what, Place here);
@@ -107,6 +108,7 @@ inline void __syncthreads(EMULATION_HERE) { emulation::block_barrier(0, here); }
 inline int __syncthreads_count(int x, EMULATION_HERE) { return emulation::block_barrier(x != 0, here); }
 inline int __syncthreads_or(int x, EMULATION_HERE) { return emulation::block_barrier(x != 0, here) != 0; }
 inline int __syncthreads_and(int x, EMULATION_HERE) { return emulation::block_barrier(x == 0, here) == 0; }
+inline void __threadfence() { emulation::fence(); }
 inline void __syncwarp(unsigned mask = ~0u, EMULATION_HERE) { emulation::warp_barrier(mask, here); }
 
 template <class T>
@@ -145,6 +147,11 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
 inline int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll((unsigned long long)x); }
+inline float __int_as_float(int bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
 inline int __float_as_int(float x) {
   int bits;
   memcpy(&bits, &x, sizeof bits);

@@ -51,6 +51,18 @@ __global__ void unwritten(int* out) {
   __shared__ int values[kThreads];
   out[blockIdx.x * kThreads + threadIdx.x] = values[threadIdx.x];
 }
+__device__ unsigned ended;
+__global__ void handed_over(int* out) {
+  out[blockIdx.x] = 1;
+  __threadfence();
+  const bool last = atomicAdd(&ended, 1u) % gridDim.x == gridDim.x - 1;
+  __threadfence();
+  if (last) out[2] = out[0] + out[1];
+}
+__global__ void no_fence(int* out) {
+  out[blockIdx.x] = 1;
+  if (atomicAdd(&ended, 1u) % gridDim.x == gridDim.x - 1) out[2] = out[0] + out[1];
+}
 __global__ void misaligned(int* out) {
   *reinterpret_cast<float4*>(out + 1 + 4 * (blockIdx.x * kThreads + threadIdx.x)) = make_float4(0, 0, 0, 0);
 }
@@ -74,6 +86,8 @@ extern "C" __attribute__((visibility("default"))) const char* complaint(const ch
     if (name == "lanes_missing") lanes_missing<<<2, kThreads>>>(memory);
     if (name == "beyond_shared") beyond_shared<<<2, kThreads>>>(memory);
     if (name == "unwritten") unwritten<<<2, kThreads>>>(memory);
+    if (name == "handed_over") handed_over<<<2, 1>>>(memory);
+    if (name == "no_fence") no_fence<<<2, 1>>>(memory);
     if (name == "misaligned") misaligned<<<2, kThreads>>>(memory);
   } catch (const std::exception& error) {
     said = error.what();

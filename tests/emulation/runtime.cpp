@@ -70,6 +70,13 @@ std::unordered_map<const void*, size_t> variables;
 std::unordered_map<uintptr_t, std::unique_ptr<ShadowPage>> shadows;
 uint32_t interval, block_began, launch_began;
 
+// How blocks hand over what they wrote: a fence, then an atomic in global memory; the one that takes it over, an atomic
+// and then a fence. (It is not asked whether the atomics are of one address.)
+struct Handover {
+  bool fenced, released, acquired;
+} handover;
+bool all_released;  // by the blocks before
+
 Fiber fibers[kMaxThreads];
 Warp warps[kMaxThreads / 32];
 jmp_buf scheduler;
@@ -153,6 +160,7 @@ void run_block(const std::vector<int>& order) {
   arena_used = dynamic_bytes + kGap;
   variables.clear();
   block_began = ++interval;
+  handover = {};
   at_barrier = votes = 0;
   for (int t = 0; t < threads; ++t) fibers[t].state = State::kReady;
   for (Warp& warp : warps) warp.arrived = warp.turn = warp.epoch = 0;
@@ -166,7 +174,10 @@ void run_block(const std::vector<int>& order) {
       }
       done = done && fibers[t].state == State::kDone;
     }
-    if (done) return;
+    if (done) {
+      all_released = all_released && handover.released;
+      return;
+    }
     if (!progress) {
       failure = std::string(kernel_name) + ": some threads wait for others that do not come" + who_waits();
       return;
@@ -231,7 +242,7 @@ Shadow& shadow_of(uintptr_t address) {
 // Did another thread do that, with nothing that puts the two in order?
 bool unordered(uint32_t then, uint16_t thread, uint16_t epoch, uint32_t since) {
   if (then < since) return false;
-  if (then < block_began) return true;  // another block of this launch
+  if (then < block_began) return !(handover.acquired && all_released);  // another block of this launch
   return then == interval && thread != current &&
          !(thread / 32 == current / 32 && epoch < warps[current / 32].epoch);
 }
@@ -296,10 +307,18 @@ const void* warp_exchange(unsigned mask, const void* value, size_t bytes, const 
   return values;
 }
 
+void fence() {
+  handover.fenced = true;
+  handover.acquired = handover.released;  // after an atomic
+}
+
 void touch(const void* p, size_t bytes, Access access, const void* caller) {
   const uintptr_t address = uintptr_t(p);
   if (!in_kernel || address - uintptr_t(stacks) < kStack * kMaxThreads) return;
   const size_t in_arena = address - uintptr_t(arena);
+  if (in_arena >= kArena && access != Access::kRead) {
+    handover.released = access == Access::kAtomic && handover.fenced;
+  }
   for (size_t i = 0; i < bytes; ++i) {
     Shadow& s = shadow_of(address + i);
     // Of shared memory each block has its own.
@@ -359,6 +378,7 @@ void launch(const char* kernel, const std::function<void()>& thread, dim3 grid, 
   gridDim = grid;
   threads = int(size);
   launch_began = ++interval;
+  all_released = true;
   std::mt19937 random(launches);
   const unsigned turn = launches++ % 3;
   const std::vector<int> order = ordered(threads, turn, random);

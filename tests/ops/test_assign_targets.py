@@ -282,9 +282,9 @@ def test_opcheck_and_compile(device):
         gt.starts,
         [4, 5],
         [8.0, 8.0, 8.0, 4.0, 4.0, 0.0, 64.0],
-        0,
-        1,
-        0,
+        "closed",
+        "center_clipped",
+        "area",
         1.5,
     )
     levels = rule.levels(SIZES, IMAGE)
