@@ -13,6 +13,7 @@ from torch.utils import cpp_extension
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 OPERATORS = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+RUNTIME = [HERE / "runtime.cpp", HERE / "tensors.cpp"]
 FRONTS = ROOT / "csrc" / "cuda" / "operators.cpp"
 PTX = {"rcp.approx.ftz.f32": "1.0f / ({})", "ex2.approx.ftz.f32": "exp2f({})"}
 FLAGS = [
@@ -44,6 +45,30 @@ def kernel_before(text: str, at: int) -> int:
             if depth == 0:
                 break
     return i - len(re.search(r"[\w:]*$", text[:i]).group())
+
+
+def parameters(head: str) -> list[str]:
+    """Names of the parameters of this kernel."""
+    head = re.sub(r"//.*", "", head)  # shapes
+    first = head.index("(")
+    flat = re.sub(r"<[^<>]*>", "", head[first + 1 : closing(head, first)])
+    return re.findall(r"(\w+)\s*(?:,|$)", flat)
+
+
+def with_entrances(text: str) -> str:
+    """Every kernel begins with a call of emulation::enter_kernel: its parameters' types and its __launch_bounds__."""
+    done = ""
+    while (at := text.find("__global__")) >= 0:
+        body = text.index("{", at) + 1
+        head, bounds = text[at:body], ""
+        if (found := head.find("__launch_bounds__(")) >= 0:
+            last = closing(head, head.index("(", found))
+            bounds = head[head.index("(", found) + 1 : last].split(",")[0]
+            head = head[:found] + head[last + 1 :]
+        types = ", ".join(f"decltype({name})" for name in parameters(head))
+        done += f"{text[:at]}{head} emulation::enter_kernel<{types}>({bounds});"
+        text = text[body:]
+    return done + text
 
 
 def with_launches(text: str) -> str:
@@ -81,7 +106,7 @@ def translate(text: str) -> str:
     text = re.sub(r"__shared__\s+([^;]+?)\s+(\w+)((?:\[[^;]*\])?);", shared_variable, text)
     text = re.sub(r'asm\("(\S+) %0, %1;" : "=f"\((\w+)\) : "f"\((.+)\)\);', ptx, text)
     text = text.replace("__CUDA_ARCH__", "EMULATED_CUDA_ARCH")
-    return with_launches(text).replace("(fcos_fast, CUDA, m)", "(fcos_fast, CPU, m)")
+    return with_launches(with_entrances(text)).replace("(fcos_fast, CUDA, m)", "(fcos_fast, CPU, m)")
 
 
 def build(folder: Path, sources: list[Path]) -> Path:
@@ -93,15 +118,15 @@ def build(folder: Path, sources: list[Path]) -> Path:
 
     def compile_one(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
-        watch = []
-        if source != HERE / "runtime.cpp":
+        watch = ["-O2", "-UTORCH_TARGET_VERSION"]
+        if source not in RUNTIME:
             watch = [WATCH] if source.suffix == ".cu" else ["-include", HERE / "cuda_runtime.h"]
             source = folder / "csrc" / "cuda" / source.name
         subprocess.run(["c++", *FLAGS, *watch, "-x", "c++", "-c", source, "-o", target], check=True)
         return target
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, [HERE / "runtime.cpp", *sources]))
+        objects = list(pool.map(compile_one, [*RUNTIME, *sources]))
     library = folder / "emulated_cuda.so"
     paths = [f"-L{path}" for path in cpp_extension.library_paths()]
     command = ["c++", "-shared", *objects, *paths, "-lc10", "-ltorch", "-ltorch_cpu", "-ldl", "-o", library]

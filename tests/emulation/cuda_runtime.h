@@ -8,7 +8,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <type_traits>
 
 #define __global__
@@ -16,7 +15,6 @@
 #define __host__
 #define __grid_constant__
 #define __forceinline__ inline
-#define __launch_bounds__(...)
 #define EMULATED_CUDA_ARCH 750  // what build.py writes for __CUDA_ARCH__
 
 struct uint3 {
@@ -45,8 +43,13 @@ struct Place {  // in the source, for messages and to tell barriers apart
 enum class Vote { kSum, kBallot, kNone };
 enum class Access { kRead, kWrite, kAtomic };
 
-void launch(const char* kernel, const std::function<void()>& thread, dim3 grid, dim3 block,
-            size_t shared_bytes = 0, void* stream = nullptr);
+struct Thread {  // what each thread does, with the arguments of the launch
+  void (*run)(const void* closure);
+  const void* closure;
+};
+
+void launch(const char* kernel, Thread thread, dim3 grid, dim3 block, size_t shared_bytes, void* stream);
+void enter_kernel(size_t parameter_bytes, int max_threads);
 void* shared(const void* variable, size_t bytes);
 void* dynamic_shared();
 int block_barrier(int value, Place here);
@@ -96,8 +99,37 @@ __attribute__((noinline, no_sanitize_thread)) T atomic(T* p, const F& f) {
   return old;
 }
 
-struct NoDeviceGuard {
-  explicit NoDeviceGuard(int) {}
+// The first statement of every kernel.
+template <class... Parameters>
+void enter_kernel(int max_threads = 1024) {
+  size_t bytes = 0;
+  ((bytes =
+        (bytes + alignof(Parameters) - 1) / alignof(Parameters) * alignof(Parameters) + sizeof(Parameters)),
+   ...);
+  enter_kernel(bytes, max_threads);
+}
+
+template <class F>
+void launch(const char* kernel, const F& thread, dim3 grid, dim3 block, size_t shared_bytes = 0,
+            void* stream = nullptr) {
+  const auto run = [](const void* closure) { (*static_cast<const F*>(closure))(); };
+  launch(kernel, Thread{run, &thread}, grid, block, shared_bytes, stream);
+}
+
+// ---- the host's side, which is watched too ----
+
+void* current_stream();
+void check_stream(const char* what, void* stream);
+void check_not_capturing(const char* what);
+void launch_is_checked();
+void allow_shared(const char* arguments, int bytes);  // of cudaFuncSetAttribute
+void* allocate(size_t bytes);                         // device memory
+void release(void* memory);
+
+// An operator ends where its guard does.
+struct OperatorGuard {
+  explicit OperatorGuard(int) {}
+  ~OperatorGuard() noexcept(false);
 };
 
 }  // namespace emulation
@@ -187,29 +219,57 @@ T atomicMax(T* p, typename emulation::Same<T>::type x) {
 
 // ---- the host's side ----
 
+// A call that fails throws by itself.
 using cudaStream_t = void*;
 using cudaError_t = int;
 enum { cudaSuccess };
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }  // a launch that fails throws by itself
+inline cudaError_t cudaGetLastError() {
+  emulation::launch_is_checked();
+  return cudaSuccess;
+}
 inline const char* cudaGetErrorString(cudaError_t) { return ""; }
 enum { cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, int, cudaStream_t) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, int kind, cudaStream_t stream) {
+  if (kind == cudaMemcpyDeviceToHost) emulation::check_not_capturing("cudaMemcpyAsync");
+  emulation::check_stream("cudaMemcpyAsync", stream);
   memcpy(to, from, bytes);
-  return 0;
+  return cudaSuccess;
 }
-inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
+  emulation::check_stream("cudaMemsetAsync", stream);
   memset(p, value, bytes);
-  return 0;
+  return cudaSuccess;
 }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return 0; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  emulation::check_not_capturing("cudaStreamSynchronize");
+  return cudaSuccess;
+}
+template <class T>
+cudaError_t cudaMalloc(T** p, size_t bytes) {
+  emulation::check_not_capturing("cudaMalloc");
+  *p = static_cast<T*>(emulation::allocate(bytes));
+  return cudaSuccess;
+}
+inline cudaError_t cudaFree(void* p) {
+  emulation::check_not_capturing("cudaFree");
+  emulation::release(p);
+  return cudaSuccess;
+}
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
+template <class Kernel>
+cudaError_t set_attribute(const char* arguments, Kernel*, int, int bytes) {
+  emulation::allow_shared(arguments, bytes);
+  return cudaSuccess;
+}
+#define cudaFuncSetAttribute(...) set_attribute(#__VA_ARGS__, __VA_ARGS__)
 
-// A launch that fails throws by itself.
 #undef STD_CUDA_CHECK
 #define STD_CUDA_CHECK(call) (void)(call)
 #undef STD_CUDA_KERNEL_LAUNCH_CHECK
-#define STD_CUDA_KERNEL_LAUNCH_CHECK() (void)0
-#define aoti_torch_get_current_cuda_stream(index, stream) (*(stream) = nullptr, AOTI_TORCH_SUCCESS)
+#define STD_CUDA_KERNEL_LAUNCH_CHECK() (void)cudaGetLastError()
+#define aoti_torch_get_current_cuda_stream(index, stream) \
+  (*(stream) = ::emulation::current_stream(), AOTI_TORCH_SUCCESS)
 namespace torch::stable::accelerator {
-using EmulatedDeviceGuard = ::emulation::NoDeviceGuard;
+using EmulatedDeviceGuard = ::emulation::OperatorGuard;
 }
 #define DeviceGuard EmulatedDeviceGuard

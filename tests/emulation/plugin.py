@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import torch
@@ -10,5 +11,7 @@ from fcos_fast import _extension
 from fcos_fast.ops import focal_loss
 
 torch.ops.load_library(os.environ["EMULATED_CUDA"])
+emulation = ctypes.CDLL(os.environ["EMULATED_CUDA"])
+emulation.emulation_watch_tensors()
 focal_loss._in_one_pass = lambda inputs: False  # as for tensors on a GPU
 _extension.is_on_gpu = lambda tensor: True

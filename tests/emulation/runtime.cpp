@@ -1,4 +1,4 @@
-// Runs the threads of a block as fibers, one at a time, blocks one after the other, and watches them.
+// Runs the threads of a block as fibers, one at a time, blocks one after the other, and watches them and their launch.
 //
 // A thread runs until a barrier or a warp operation; then the next one runs. Launches take turns in the order of blocks
 // and threads: forwards, backwards, shuffled. Compilers call __tsan_* for every access to memory and __ubsan_* for
@@ -11,6 +11,8 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <exception>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -24,14 +26,21 @@
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
+extern "C" __attribute__((visibility("hidden"))) char __ehdr_start, _end;  // of this library
+
 namespace emulation {
 namespace {
 
 constexpr size_t kStack = 128 << 10;
 constexpr int kMaxThreads = 1024;
-constexpr size_t kSharedBytes = 48 << 10;  // of static variables
-constexpr size_t kArena = 2 * kSharedBytes + (256 << 10);
-constexpr size_t kGap = 32;  // between shared variables, which nobody may touch
+constexpr size_t kSharedBytes = 48 << 10;     // static and dynamic, unless the kernel asks for more
+constexpr size_t kMaxSharedBytes = 64 << 10;  // what it may ask for on 7.5, the smallest that is built
+const char* const kTooMuchShared = "more shared memory, static and dynamic, than 48 KiB or what it asks for";
+constexpr size_t kParameterBytes = 4 << 10;
+constexpr size_t kArena = 256 << 10;
+constexpr size_t kGap = 32;        // between shared variables, which nobody may touch
+constexpr size_t kRedZone = 1024;  // around a tensor's memory, likewise
+constexpr size_t kPage = 4096;
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpOperation, kDone };
 
@@ -53,21 +62,34 @@ struct Warp {
 };
 
 // The last write to a byte and the reads since. An interval is the time between two barriers of one block.
-struct Shadow {
+struct alignas(16) Shadow {
   uint32_t write_interval, read_interval;
-  uint16_t write_thread, read_thread, write_epoch, read_epoch;
-  bool atomic, read_by_many, read_by_other_blocks;
+  uint16_t write_epoch, read_epoch;
+  uint16_t write_thread : 10, atomic : 1;
+  uint16_t read_thread : 10, read_by_many : 1, read_by_other_blocks : 1;
 };
+static_assert(sizeof(Shadow) == 16 && kMaxThreads <= 1 << 10, "compared and copied as one vector");
+bool same(const Shadow& a, const Shadow& b) { return memcmp(&a, &b, sizeof a) == 0; }
+
 struct ShadowPage {
-  Shadow of[4096];
+  Shadow of[kPage];
+  bool live[kPage];  // does the byte belong to a tensor, or to a constant of the kernels?
+};
+struct CachedPage {
+  uintptr_t number;
+  ShadowPage* page;
 };
 
 char* stacks;
 alignas(128) char arena[kArena];
 bool arena_declared[kArena];
-size_t arena_used, dynamic_bytes;
+size_t arena_used, dynamic_bytes, shared_used;
 std::unordered_map<const void*, size_t> variables;
 std::unordered_map<uintptr_t, std::unique_ptr<ShadowPage>> shadows;
+CachedPage recent_pages[256];
+std::map<uintptr_t, uintptr_t> live_memory;  // begin -> end
+std::mutex memory_changes;
+std::unordered_map<std::string, size_t> shared_limits;  // of kernels that ask for more
 uint32_t interval, block_began, launch_began;
 
 // How blocks hand over what they wrote: a fence, then an atomic in global memory; the one that takes it over, an atomic
@@ -82,9 +104,13 @@ Warp warps[kMaxThreads / 32];
 jmp_buf scheduler;
 int current, threads, at_barrier, votes, vote_result;
 bool in_kernel;
+bool capturing;
 const char* kernel_name;
-const std::function<void()>* thread_body;
+Thread thread_body;
+size_t shared_limit;
 std::string failure;
+std::string unchecked;  // the kernel whose launch nobody has checked
+std::string host_failure;
 std::mutex one_launch;
 unsigned launches;
 
@@ -106,9 +132,13 @@ std::string text_of_address(const void* address) {
   return line;
 }
 
-void yield() {
+void leave_fiber() {
   in_kernel = false;
   if (!_setjmp(fibers[current].resume)) _longjmp(scheduler, 1);
+}
+
+void yield() {
+  leave_fiber();
   in_kernel = true;
 }
 
@@ -121,10 +151,9 @@ void yield() {
 
 void fiber_main() {
   for (;;) {
-    in_kernel = true;
-    (*thread_body)();
+    thread_body.run(thread_body.closure);  // enter_kernel follows, once the arguments are copied
     fibers[current].state = State::kDone;
-    yield();
+    leave_fiber();
   }
 }
 
@@ -154,10 +183,11 @@ std::string who_waits() {
 }
 
 void run_block(const std::vector<int>& order) {
-  memset(arena, 0xCD, sizeof arena);
-  memset(arena_declared, 0, sizeof arena_declared);
+  memset(arena, 0xCD, arena_used);
+  memset(arena_declared, 0, arena_used);
   std::fill_n(arena_declared, dynamic_bytes, true);
   arena_used = dynamic_bytes + kGap;
+  shared_used = dynamic_bytes;
   variables.clear();
   block_began = ++interval;
   handover = {};
@@ -227,16 +257,55 @@ void wait_for_lanes(Warp& warp, Place here) {
   warp.turn ^= 1;
 }
 
-Shadow& shadow_of(uintptr_t address) {
-  static uintptr_t last = 0;
-  static Shadow* last_page = nullptr;
-  if (last_page == nullptr || address >> 12 != last) {
-    auto& page = shadows[address >> 12];
-    if (page == nullptr) page = std::make_unique<ShadowPage>();
-    last = address >> 12;
-    last_page = page->of;
+std::unique_ptr<ShadowPage> new_page(uintptr_t number) {
+  const uintptr_t begin = number * kPage, end = begin + kPage;
+  auto page = std::make_unique<ShadowPage>();
+  const std::lock_guard<std::mutex> lock(memory_changes);
+  auto block = live_memory.lower_bound(end);
+  while (block != live_memory.begin() && (--block)->second > begin) {
+    const uintptr_t from = std::max(block->first, begin), to = std::min(block->second, end);
+    std::fill_n(page->live + (from - begin), to - from, true);
   }
-  return last_page[address & 4095];
+  return page;
+}
+
+ShadowPage& page_of(uintptr_t address) {
+  const uintptr_t number = address / kPage;
+  CachedPage& recent = recent_pages[number % std::size(recent_pages)];
+  if (recent.page == nullptr || recent.number != number) {
+    auto& page = shadows[number];
+    if (page == nullptr) page = new_page(number);
+    recent = {number, page.get()};
+  }
+  return *recent.page;
+}
+
+// The pages are made anew when a kernel touches them.
+void forget_pages(uintptr_t begin, uintptr_t end) {
+  for (uintptr_t number = begin / kPage; number * kPage < end && !shadows.empty(); ++number) {
+    shadows.erase(number);
+    recent_pages[number % std::size(recent_pages)] = {};
+  }
+}
+
+bool is_of_library(uintptr_t address) {
+  return uintptr_t(&__ehdr_start) <= address && address < uintptr_t(&_end);
+}
+
+// A tensor's, or a constant of the kernels. Between two tensors lie more bytes than the steps here.
+bool is_live(uintptr_t address, size_t bytes) {
+  if (is_of_library(address)) return true;
+  for (size_t i = 0; i < bytes; i += kPage / 8) {
+    if (!page_of(address + i).live[(address + i) % kPage]) return false;
+  }
+  return page_of(address + bytes - 1).live[(address + bytes - 1) % kPage];
+}
+
+bool is_declared(size_t in_arena, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += kGap) {
+    if (!arena_declared[in_arena + i]) return false;
+  }
+  return in_arena + bytes <= kArena && arena_declared[in_arena + bytes - 1];
 }
 
 // Did another thread do that, with nothing that puts the two in order?
@@ -265,8 +334,8 @@ void* shared(const void* variable, size_t bytes) {
   if (is_new) {
     found->second = arena_used;
     arena_used += (bytes + kGap + 15) / 16 * 16;
-    if (arena_used > kSharedBytes + dynamic_bytes + kGap * variables.size() + kGap)
-      fail("more than 48 KiB of shared variables");
+    shared_used += (bytes + 15) / 16 * 16;
+    if (shared_used > shared_limit) fail(kTooMuchShared);
     std::fill_n(arena_declared + found->second, bytes, true);
   }
   return arena + found->second;
@@ -307,64 +376,163 @@ const void* warp_exchange(unsigned mask, const void* value, size_t bytes, const 
   return values;
 }
 
+namespace {
+
+struct Touch {
+  uintptr_t address;
+  Access access;
+  const void* caller;
+  bool is_shared;
+};
+
+void check_write(const Shadow& s, const Touch& t, uint32_t since) {
+  if (t.access == Access::kAtomic && s.atomic) return;
+  if (unordered(s.write_interval, s.write_thread, s.write_epoch, since))
+    report(t.access == Access::kRead ? "race: read of another thread's write" : "race: second write",
+           t.address, t.caller);
+}
+
+// The shadow of a byte after the access.
+Shadow after(Shadow s, const Touch& t) {
+  const uint32_t since = t.is_shared ? block_began : launch_began;  // of shared memory each block has its own
+  const uint16_t epoch = warps[current / 32].epoch;
+  if (t.is_shared && t.access != Access::kWrite && s.write_interval < block_began)
+    report("nobody has written what is read", t.address, t.caller);
+  check_write(s, t, since);
+  if (t.access == Access::kRead) {
+    const bool again = s.read_interval == interval;
+    s.read_by_other_blocks =
+        s.read_interval >= since && (s.read_by_other_blocks || s.read_interval < block_began);
+    s.read_by_many = again && (s.read_by_many || s.read_thread != current);
+    s.read_interval = interval;
+    s.read_thread = uint16_t(current);
+    s.read_epoch = epoch;
+  } else {
+    const bool other_blocks = s.read_interval >= since && s.read_by_other_blocks;
+    const bool other_threads = s.read_interval == interval && s.read_by_many && s.read_epoch >= epoch;
+    if (other_blocks || other_threads || unordered(s.read_interval, s.read_thread, s.read_epoch, since))
+      report("race: write of what another thread reads", t.address, t.caller);
+    s.write_interval = interval;
+    s.write_thread = uint16_t(current);
+    s.write_epoch = epoch;
+    s.atomic = t.access == Access::kAtomic;
+  }
+  return s;
+}
+
+void touch_by_host(uintptr_t address, const void* caller) {
+  const std::lock_guard<std::mutex> lock(memory_changes);
+  const auto next = live_memory.upper_bound(address);
+  if (!host_failure.empty() || next == live_memory.begin() || std::prev(next)->second <= address) return;
+  host_failure = "the host touches device memory at " + text_of_address(caller);
+}
+
+}  // namespace
+
 void fence() {
   handover.fenced = true;
   handover.acquired = handover.released;  // after an atomic
 }
 
 void touch(const void* p, size_t bytes, Access access, const void* caller) {
-  const uintptr_t address = uintptr_t(p);
-  if (!in_kernel || address - uintptr_t(stacks) < kStack * kMaxThreads) return;
-  const size_t in_arena = address - uintptr_t(arena);
-  if (in_arena >= kArena && access != Access::kRead) {
+  Touch t = {uintptr_t(p), access, caller, uintptr_t(p) - uintptr_t(arena) < kArena};
+  if (!in_kernel) return touch_by_host(t.address, caller);
+  if (t.address - uintptr_t(stacks) < kStack * kMaxThreads) return;
+  if (t.is_shared ? !is_declared(t.address - uintptr_t(arena), bytes) : !is_live(t.address, bytes))
+    report(t.is_shared ? "out of bounds" : "outside the tensors", t.address, caller);
+  if (!t.is_shared && access != Access::kRead) {
     handover.released = access == Access::kAtomic && handover.fenced;
   }
-  for (size_t i = 0; i < bytes; ++i) {
-    Shadow& s = shadow_of(address + i);
-    // Of shared memory each block has its own.
-    const uint32_t since = in_arena < kArena ? block_began : launch_began;
-    if (in_arena < kArena) {
-      if (!arena_declared[in_arena + i]) report("out of bounds", address, caller);
-      if (access != Access::kWrite && s.write_interval < block_began)
-        report("nobody has written what is read", address, caller);
+  while (bytes > 0) {
+    const size_t in_page = std::min(bytes, kPage - t.address % kPage);
+    Shadow* s = page_of(t.address).of + t.address % kPage;
+    Shadow before = s[0], now = after(before, t);
+    for (size_t i = 0; i < in_page; ++i, ++t.address) {
+      if (!same(s[i], before)) {
+        before = s[i];
+        now = after(before, t);
+      }
+      s[i] = now;
     }
-    const bool both_atomic = access == Access::kAtomic && s.atomic;
-    if (!both_atomic && unordered(s.write_interval, s.write_thread, s.write_epoch, since))
-      report(access == Access::kRead ? "race: read of another thread's write" : "race: second write", address,
-             caller);
-    const uint16_t epoch = warps[current / 32].epoch;
-    if (access == Access::kRead) {
-      const bool again = s.read_interval == interval;
-      s.read_by_other_blocks =
-          s.read_interval >= since && (s.read_by_other_blocks || s.read_interval < block_began);
-      s.read_by_many = again && (s.read_by_many || s.read_thread != current);
-      s.read_interval = interval;
-      s.read_thread = uint16_t(current);
-      s.read_epoch = epoch;
-    } else {
-      const bool other_blocks = s.read_interval >= since && s.read_by_other_blocks;
-      const bool other_threads = s.read_interval == interval && s.read_by_many && s.read_epoch >= epoch;
-      if (other_blocks || other_threads || unordered(s.read_interval, s.read_thread, s.read_epoch, since))
-        report("race: write of what another thread reads", address, caller);
-      s.write_interval = interval;
-      s.write_thread = uint16_t(current);
-      s.write_epoch = epoch;
-      s.atomic = access == Access::kAtomic;
-    }
+    bytes -= in_page;
   }
 }
 
-void launch(const char* kernel, const std::function<void()>& thread, dim3 grid, dim3 block,
-            size_t shared_bytes, void* /*stream*/) {
+void enter_kernel(size_t parameter_bytes, int max_threads) {
+  in_kernel = true;
+  if (parameter_bytes > kParameterBytes) fail("more than 4 KiB of parameters");
+  if (threads > max_threads) fail("more threads in a block than its __launch_bounds__");
+}
+
+void* current_stream() {
+  static char stream;
+  return &stream;
+}
+
+void check_stream(const char* what, void* stream) {
+  if (stream == nullptr)
+    throw std::runtime_error(std::string(what) + " is on the default stream, not on the current one");
+  if (stream != current_stream())
+    throw std::runtime_error(std::string(what) + " is on another stream than the current one");
+}
+
+void check_not_capturing(const char* what) {
+  if (capturing) throw std::runtime_error(std::string(what) + ": the host waits while a graph is captured");
+}
+
+void launch_is_checked() { unchecked.clear(); }
+
+void check_operator() {
+  if (!host_failure.empty()) throw std::runtime_error(std::exchange(host_failure, {}));
+  if (!unchecked.empty())
+    throw std::runtime_error(std::exchange(unchecked, {}) + ": nothing checks whether the launch failed");
+}
+
+OperatorGuard::~OperatorGuard() noexcept(false) {
+  if (std::uncaught_exceptions() == 0) check_operator();
+}
+
+void allow_shared(const char* arguments, int bytes) {
+  if (size_t(bytes) > kMaxSharedBytes)
+    throw std::runtime_error("more than 64 KiB of shared memory are asked for");
+  shared_limits[std::string(arguments, strcspn(arguments, "<,"))] = size_t(bytes);
+}
+
+void* allocate(size_t bytes) {
+  const size_t padded = (bytes + kRedZone - 1) / kRedZone * kRedZone;
+  char* block = static_cast<char*>(std::aligned_alloc(kRedZone, padded + 2 * kRedZone));
+  if (block == nullptr) throw std::bad_alloc();
+  char* memory = block + kRedZone;
+  memset(memory, 0xFF, bytes);  // NaN, or -1
+  const std::lock_guard<std::mutex> lock(memory_changes);
+  live_memory[uintptr_t(memory)] = uintptr_t(memory + bytes);
+  forget_pages(uintptr_t(memory), uintptr_t(memory + bytes));
+  return memory;
+}
+
+void release(void* memory) {
+  if (memory == nullptr) return;
+  const std::lock_guard<std::mutex> lock(memory_changes);
+  const auto block = live_memory.find(uintptr_t(memory));
+  forget_pages(block->first, block->second);
+  live_memory.erase(block);
+  std::free(static_cast<char*>(memory) - kRedZone);
+}
+
+void launch(const char* kernel, Thread thread, dim3 grid, dim3 block, size_t shared_bytes, void* stream) {
   const std::lock_guard<std::mutex> lock(one_launch);
+  check_operator();
   const auto refuse = [&](const std::string& why) {
     throw std::runtime_error(std::string(kernel) + ": " + why);
   };
+  check_stream(kernel, stream);
   const int64_t size = int64_t(block.x) * block.y * block.z;
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || size == 0) refuse("a launch without blocks or threads");
   if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) refuse("a grid that is too large");
   if (size > kMaxThreads || block.z > 64) refuse("a block that is too large");
-  if (shared_bytes > kSharedBytes) refuse("more than 48 KiB of dynamic shared memory");
+  const auto limit = shared_limits.find(kernel);
+  shared_limit = limit == shared_limits.end() ? kSharedBytes : limit->second;
+  if (shared_bytes > shared_limit) refuse(kTooMuchShared);
   if (stacks == nullptr) {
     void* memory = mmap(nullptr, kStack * kMaxThreads, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -372,7 +540,7 @@ void launch(const char* kernel, const std::function<void()>& thread, dim3 grid, 
     stacks = static_cast<char*>(memory);
   }
   kernel_name = kernel;
-  thread_body = &thread;
+  thread_body = thread;
   dynamic_bytes = shared_bytes;
   blockDim = block;
   gridDim = grid;
@@ -390,11 +558,14 @@ void launch(const char* kernel, const std::function<void()>& thread, dim3 grid, 
       throw std::runtime_error(std::exchange(failure, {}));
     }
   }
+  unchecked = kernel;
 }
 
 }  // namespace emulation
 
 extern "C" {
+
+__attribute__((visibility("default"))) void emulation_capture(bool begins) { emulation::capturing = begins; }
 
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}

@@ -32,17 +32,34 @@ LEFT_OUT = (
 )
 MISTAKES = {
     "correct": "",
-    "no_barrier": "in shared memory at mistakes.cu:21",
-    "no_warp_barrier": "in shared memory at mistakes.cu:26",
-    "blocks_write_the_same": "race: second write in global memory at mistakes.cu:28",
+    "no_barrier": "in shared memory at mistakes.cu:23",
+    "no_warp_barrier": "in shared memory at mistakes.cu:28",
+    "blocks_write_the_same": "race: second write in global memory at mistakes.cu:30",
     "barrier_for_some": "some threads wait for others that do not come",
     "two_barriers": "threads of one block are at the barriers",
     "lanes_missing": "some threads wait for others that do not come",
-    "beyond_shared": "out of bounds in shared memory at mistakes.cu:48",
-    "unwritten": "nobody has written what is read in shared memory at mistakes.cu:52",
+    "beyond_shared": "out of bounds in shared memory at mistakes.cu:50",
+    "unwritten": "nobody has written what is read in shared memory at mistakes.cu:54",
+    "misaligned": "type_mismatch_v1 at mistakes.cu:57",
     "handed_over": "",
-    "no_fence": "race: read of another thread's write in global memory at mistakes.cu:",
-    "misaligned": "type_mismatch_v1 at mistakes.cu:67",
+    "no_fence": "race: read of another thread's write in global memory at mistakes.cu:84",
+    "beyond_tensor": "outside the tensors in global memory at mistakes.cu:60",
+    "freed": "outside the tensors in global memory at mistakes.cu:61",
+    "host_variable": "outside the tensors in global memory at mistakes.cu:61",
+    "narrow": "more threads in a block than its __launch_bounds__",
+    "wide_block": "a block that is too large",
+    "high_grid": "a grid that is too large",
+    "much_shared": "more shared memory, static and dynamic, than 48 KiB",
+    "much_shared_asked_for": "",
+    "many_parameters": "more than 4 KiB of parameters",
+    "default_stream": "correct is on the default stream",
+    "other_stream": "correct is on another stream",
+    "memset_on_default_stream": "cudaMemsetAsync is on the default stream",
+    "two_launches_one_check": "correct: nothing checks whether the launch failed",
+    "no_check": "correct: nothing checks whether the launch failed",
+    "host_reads": "the host touches device memory at mistakes.cu:185",
+    "waits_in_capture": "cudaStreamSynchronize: the host waits while a graph is captured",
+    "copies_in_capture": "cudaMemcpyAsync: the host waits while a graph is captured",
 }
 
 pytestmark = pytest.mark.slow
@@ -57,6 +74,7 @@ def mistakes(tmp_path_factory):
 
 @pytest.mark.parametrize("kernel", MISTAKES)
 def test_names_the_mistake(mistakes, kernel):
+    mistakes.emulation_capture(kernel.endswith("in_capture"))
     for _ in range(3):  # forwards, backwards, shuffled
         said = mistakes.complaint(kernel.encode()).decode()
         assert MISTAKES[kernel] in said
