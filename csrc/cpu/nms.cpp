@@ -8,7 +8,7 @@
 #include <limits>
 #include <numeric>
 
-#include "../nms_arguments.h"
+#include "../nms.h"
 #include "greedy_nms.h"
 
 namespace fcos_fast {

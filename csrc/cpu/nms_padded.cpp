@@ -1,5 +1,5 @@
 // An image per thread: keys of score and index, sorted as far as they are wanted, against the boxes kept so far.
-#include "../nms_arguments.h"
+#include "../nms.h"
 #include "greedy_nms.h"
 
 namespace fcos_fast {

@@ -5,7 +5,7 @@
 
 #include <memory>
 
-#include "../postprocess_arguments.h"
+#include "../postprocess.h"
 #include "greedy_nms.h"
 #include "reduction.h"
 

@@ -4,7 +4,7 @@
 // squares of the segments' lengths, not of their sum.
 #include "../math/nms.h"
 
-#include "../nms_arguments.h"
+#include "../nms.h"
 #include "../torch_operators.h"
 #include "launch_torch.h"
 
@@ -226,21 +226,21 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> idxs
   const OnDeviceOf device(boxes);
   if (n == 0) return new_empty(boxes, {0}, ScalarType::Long);
 
-  const Tensor order = order_of_falling(scores);
+  const Tensor order = argsort_descending(scores);
   std::optional<Tensor> classes, ranks;
   if (idxs.has_value())
-    std::tie(classes, ranks) = sorted_rising(rows_at(converted(*idxs, ScalarType::Long), order));
+    std::tie(classes, ranks) = sort_ascending(index_select(converted(*idxs, ScalarType::Long), order));
   const Tensor* classes_pointer = classes.has_value() ? &*classes : nullptr;
   const Tensor* ranks_pointer = ranks.has_value() ? &*ranks : nullptr;
 
   const bool is_double = boxes.scalar_type() == ScalarType::Double;
-  const Tensor columns = rows_at(converted(boxes, is_double ? ScalarType::Double : ScalarType::Float),
-                                 ranks.has_value() ? rows_at(order, *ranks) : order);
+  const Tensor columns = index_select(converted(boxes, is_double ? ScalarType::Double : ScalarType::Float),
+                                      ranks.has_value() ? index_select(order, *ranks) : order);
   const Tensor kept =
       is_double ? suppress<double>(columns, classes_pointer, ranks_pointer, iou_threshold, device.stream())
                 : suppress<float>(columns, classes_pointer, ranks_pointer, math::round_down(iou_threshold),
                                   device.stream());
-  return rows_at(order, places_of_true(kept));  // the size of the result is data: here the host waits
+  return index_select(order, nonzero(kept));  // the size of the result is data: here the host waits
 }
 
 }  // namespace

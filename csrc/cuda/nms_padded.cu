@@ -1,5 +1,5 @@
 // One launch, one block per image.
-#include "../nms_arguments.h"
+#include "../nms.h"
 #include "greedy_nms.h"
 
 namespace fcos_fast {

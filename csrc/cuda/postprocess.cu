@@ -8,7 +8,7 @@
 // 3. detect_kernel, one block per image, decodes and suppresses the selected keys in falling order.
 #include "../math/postprocess.h"
 
-#include "../postprocess_arguments.h"
+#include "../postprocess.h"
 #include "greedy_nms.h"
 
 namespace fcos_fast {

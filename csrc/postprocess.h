@@ -1,4 +1,4 @@
-// Reads the maps, the levels and the rule of postprocess from the arguments of its schema.
+// The front of postprocess: see math/postprocess.h.
 #pragma once
 
 #include <limits>

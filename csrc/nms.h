@@ -1,4 +1,4 @@
-// Checks the arguments of nms and nms_padded.
+// The front of nms and nms_padded: see math/nms.h.
 #pragma once
 
 #include <limits>
