@@ -7,6 +7,8 @@
 #include "box_loss.h"
 #include "centerness.h"
 #include "match_anchors.h"
+#include "nms.h"
+#include "postprocess.h"
 
 namespace fcos_fast {
 
@@ -22,6 +24,11 @@ void register_operators(Library& m) {
   m.impl("box_loss", TORCH_BOX(&box_loss<Device>));
   m.impl("box_loss_sum", TORCH_BOX(&box_loss_sum<Device>));
   m.impl("box_loss_backward", TORCH_BOX(&box_loss_backward<Device>));
+
+  m.impl("nms", TORCH_BOX(&nms<Device>));
+  m.impl("nms_padded", TORCH_BOX(&nms_padded<Device>));
+
+  m.impl("postprocess", TORCH_BOX(&postprocess<Device>));
 }
 
 }  // namespace fcos_fast
