@@ -7,7 +7,7 @@ import functools
 import torch
 
 from benchmarks.case import OURS, Case
-from benchmarks.models.fcos_resnet50 import DTYPE, IMAGES, compared, convolutions, make_batch
+from benchmarks.models.resnet50 import DTYPE, IMAGES, compared, convolutions, make_batch
 
 SIZE = (800, 1066)
 
