@@ -21,7 +21,7 @@ def detect(way):
     return run
 
 
-def check(result, expected):
+def check(result, expected, data):
     """The scores of each image's detections, rank by rank."""
     tolerance = 1e-3 if torch.float32 == DTYPE else 0.05
     for found, peer in zip(result, expected, strict=True):
@@ -41,6 +41,7 @@ CASES = [
         },
         check,
         waits=True,
+        peer_waits=True,
     )
     for title, theirs, ours in compared()
 ]
