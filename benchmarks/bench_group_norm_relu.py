@@ -49,10 +49,11 @@ def rows():
 
 
 def check(result, expected, data):
-    """The peer rounds to bfloat16 on the way, fcos_fast at the end."""
+    """The peer rounds to bfloat16 on the way, fcos_fast at the end; next to 0 that decides about the gradient."""
     (y, grad_x, *grads), (expected_y, expected_grad_x, *expected_grads) = result, expected
     tolerance = 2e-2 if y.dtype == torch.bfloat16 else 1e-4
-    for actual, wanted in ((y, expected_y), (grad_x, expected_grad_x)):
+    same = (y > 0) == (expected_y > 0)
+    for actual, wanted in ((y, expected_y), (grad_x * same, expected_grad_x * same)):
         torch.testing.assert_close(actual, wanted, rtol=tolerance, atol=tolerance)
     for actual, wanted in zip(grads, expected_grads, strict=True):
         scale = wanted.abs().max().item()

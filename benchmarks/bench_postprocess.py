@@ -125,8 +125,9 @@ CASES = [
         functools.partial(make, batch=batch, dtype=dtype, memory_format=memory_format),
         rows(),
         check,
-        peer_waits=True,  # the reference too
+        peer_waits=True,
         devices=(device,),
+        slow_on_cuda=("reference",),
         bytes_moved=lambda cls_logits, *others: nbytes(*cls_logits),
     )
     for device, batch in BATCHES.items()

@@ -10,16 +10,15 @@ from typing import Any
 
 import torch
 
+from benchmarks.rows import COMPILED, FLOOR, OURS, graph_of
+
+__all__ = ["COMPILED", "FLOOR", "OURS", "graph_of"]  # beside what is here
+
 try:
     import torchvision
 except ImportError:
     torchvision = None
 """None where it is not installed; its rows are then missing, and the reference is the peer."""
-
-OURS = "fcos_fast"
-FLOOR = "floor"
-COMPILED = "torch.compile"
-"""The reference, compiled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +69,6 @@ class Case:
 
     def _captured(self) -> list[str]:
         return [OURS] * (not self.waits) + [self.peer] * (not self.peer_waits)
-
-
-def graph_of(row: str) -> str:
-    """The name of the row that replays ``row`` from a CUDA graph."""
-    return f"{row} as CUDA graph"
 
 
 @dataclass(frozen=True)
