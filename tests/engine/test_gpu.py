@@ -71,11 +71,9 @@ def with_nan(images: ImageBatch, model: nn.Module) -> ImageBatch:
     return ImageBatch(tensor, images.sizes, images.extents)
 
 
-def assert_train_alike(
-    model: nn.Module, other: nn.Module, wrapped: nn.Module, device: str, **options
-) -> None:
+def assert_train_alike(model: nn.Module, other: nn.Module, wrapped: nn.Module, device: str) -> None:
     """``model``, and ``other`` by way of ``wrapped``, in six steps, of which one is skipped."""
-    steps = [TrainStep(m, build_optimizer(m, SGD), clip_norm=1.0, **options) for m in (model, wrapped)]
+    steps = [TrainStep(m, build_optimizer(m, SGD), clip_norm=1.0) for m in (model, wrapped)]
     for t in range(6):
         images, targets = batch(t, device)
         if t == 4:
