@@ -42,6 +42,7 @@ def pytest_generate_tests(metafunc):
             )
             for case in metafunc.module.CASES
             for device in devices()
+            if device in case.devices
             for row in case.rows_on(device)
         ]
         metafunc.parametrize(("case", "device", "row"), rows)
