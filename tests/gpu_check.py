@@ -89,9 +89,8 @@ def sanitize(run: Run, tool: str, seconds: float) -> Outcome:
     name = f"compute-sanitizer {tool}"
     if not run.gpu:
         return run.skip(name, "no CUDA device")
-    program = shutil.which("compute-sanitizer") or shutil.which(
-        "compute-sanitizer", path="/usr/local/cuda/bin"
-    )
+    folders = (os.environ.get("PATH", ""), "/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer")
+    program = shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
     if program is None:
         return run.skip(name, "compute-sanitizer is not installed")
     log = run.scratch / f"{tool}.log"
