@@ -134,10 +134,21 @@ def run(jobs: list[Job], device: str, seconds: float, first: int, write) -> None
                 raise
         result = measure(prepared, job.row, seconds)
         write({"job": index, "result": result})
+        if job.row != job.case.peer:
+            forget(prepared, job.row)
         if device == "cuda" and not result.get("error", "AssertionError").startswith("AssertionError"):
             # Out of memory, a capture that failed, a kernel that broke the context: another process takes the next row.
             sys.exit(f"{job.row}: {result['error']}")
     write({"end": True})
+
+
+def forget(prepared: Prepared, row: str) -> None:
+    """Let go of what a row holds: of a training step a model, and the memory of its activations in a CUDA graph."""
+    prepared.calls.pop(row, None)
+    prepared.case.rows.pop(row, None)
+    if prepared.device == "cuda" and prepared.case.operator == "training_step":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def main() -> None:

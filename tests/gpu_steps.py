@@ -24,7 +24,7 @@ from tests.tree import ROOT, copy_tree, package_environment
 REMARKS = 12  # of a step in the summary
 SECONDS = 465  # of everything; what writes the report comes on top, within eight minutes
 PATIENCE = 8  # seconds that a process has to end by itself once it was asked to
-TREE = ROOT / "build" / "gpu"
+TREE = ROOT / "build" / "gpu-tree"
 BAD = ("failed", "out of time")
 
 

@@ -165,9 +165,13 @@ def test_rows_are_written_one_by_one_with_their_bytes():
     assert results[0]["times_faster_than_peer"] == 1
     assert results[1]["error"] == "ZeroDivisionError: division by zero"
     assert results[2]["p50_ms"] > 0
-    lines.clear()
-    gpu.run(list(jobs), "cpu", 0.001, 2, lines.append)
-    assert lines[0] == {"begun": 2}
+    assert list(jobs[0].case.rows) == ["torchvision"]  # the peer is needed to the end
+
+
+def test_a_new_process_begins_behind_what_is_done():
+    lines = []
+    gpu.run(job({"torchvision": torch.clone, OURS: torch.clone}), "cpu", 0.001, 1, lines.append)
+    assert [line for line in lines if "result" not in line] == [{"begun": 1}, {"end": True}]
 
 
 def test_data_that_cannot_be_made_costs_the_rows_of_its_case():

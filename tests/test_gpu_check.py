@@ -152,6 +152,21 @@ def test_a_lost_context_ends_a_run_without_other_processes(run, tmp_path):
     assert "2 of 4 tests did not run" in outcome.remarks
 
 
+def test_a_folder_that_cannot_be_loaded_hides_no_other(run, tmp_path, monkeypatch):
+    folders = [tmp_path / name for name in ("good", "bad")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "test_some.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_right(): pass")
+    (folders[1] / "conftest.py").write_text("import no_such_module")
+    monkeypatch.setattr(gpu_check, "TESTS", list(map(str, folders)))
+    monkeypatch.setattr(gpu_check, "prepare", lambda run: True)
+    monkeypatch.setattr(gpu_check, "sanitize", lambda *arguments: None)
+    monkeypatch.setattr(gpu_check, "installed", lambda module: False)
+    gpu_check.steps(run)
+    assert [outcome.verdict for outcome in run.outcomes[:3]] == ["failed", "passed", "failed"]
+    assert "no_such_module" in run.outcomes[2].remarks[0]
+
+
 def test_a_step_that_takes_too_long_is_stopped_and_hides_no_other(run):
     slow = run.step("slow", 5, [sys.executable, "-c", "import time; time.sleep(60)"])
     assert slow.verdict == "out of time"
