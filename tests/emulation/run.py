@@ -10,16 +10,16 @@ from pathlib import Path
 
 from tests.emulation.build import FRONTS, HERE, OPERATORS, ROOT, build
 
-LEFT_OUT = {
+SKIPPED = {
     "any_number_of_threads": "threads of the CPU operators; repeats large cases too",
     "does_not_grow": "the peak of the process, whose shadow memory grows",
     "memory_is_that_of_the_gradients": "the kernels have scratch memory that the CPU operator does without",
     "unchecked_nonsense or rise": "the CPU operator looks at values for which a GPU would have to wait",
     "with_grad or star_sum or focal_loss_sum or (test_focal_loss and opcheck)": "with_grad is for the CPU alone",
 }
-"""Which tests are not run, as pytest's -k has it, and why.
+"""The tests that are skipped, as pytest's -k has it, and why.
 
-Nor is tests/ops/test_every_operator.py, whose sizes are those of benchmarks: every_operator.py here has small ones.
+tests/ops/test_every_operator.py has sizes of benchmarks and is not run; every_operator.py here has small ones.
 """
 
 
@@ -30,7 +30,7 @@ def run_tests(
     return subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "tests.emulation.plugin", "-q", "--tb=short"),
-            *("-W", "ignore", "-m", "not gpu and not large", "-k", f"not ({' or '.join(LEFT_OUT)})"),
+            *("-W", "ignore", "-m", "not gpu and not large", "-k", f"not ({' or '.join(SKIPPED)})"),
             *arguments,
         ],
         env=os.environ | {"PYTHONPATH": str(ROOT), "EMULATED_CUDA": str(library), "OMP_NUM_THREADS": "1"},

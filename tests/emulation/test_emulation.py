@@ -1,16 +1,19 @@
 """The CUDA operators, run on the CPU one thread at a time, against the tests of the operators.
 
-It shows, on the ways that the tests take: wrong logic and indices; races, missing barriers and lanes; shared memory out
-of bounds or unwritten; misaligned vectors; accesses outside of tensors and scratch memory, also where it was freed;
-launches that are too large, on another stream than the current one, or not checked; the host's hand in device memory;
-and waiting while a graph is captured.
+What it finds, on the paths that the tests take: wrong logic and indices; races, missing barriers and lanes; shared
+memory out of bounds or unwritten; misaligned vectors; accesses outside tensors and scratch memory, and to freed memory;
+launches that are too large, on another stream than the current one, or unchecked; host code of .cu files that touches
+device memory; waiting for the device while a graph is captured.
 
-It does not show that anything works on a GPU. Unseen stay: rounding of the GPU's own instructions, inline PTX and what
-nvcc makes of the code; memory models, and warps whose lanes part and meet otherwise than here; registers, and shared
-variables on ways not taken (tests/test_cuda_resources.py reads both from the binary); an access that leaves one tensor
-by more than a kilobyte and lands in another; global memory that nobody has written, unless a result shows it (it holds
-NaN); the host code of fronts, which may read what it likes, and torch's own operators there, which may wait; scratch
-memory that one stream frees and another reuses; several devices; and every speed.
+It does not show that anything works on a GPU. What it cannot see:
+
+* rounding of the GPU's own instructions, and what nvcc makes of the code;
+* the memory model, and lanes that diverge and converge differently than here;
+* registers, and shared variables on paths not taken (tests/test_cuda_resources.py reads both from the binary);
+* an access that misses its tensor by more than a kilobyte and hits another one;
+* reading global memory that nobody has written, unless a result shows it: new memory holds NaN;
+* host code of the fronts, which may read any tensor, and torch's operators there and in Python, which may wait;
+* memory that is reused on another stream, several devices, and speed.
 """
 
 import ctypes
