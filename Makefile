@@ -13,7 +13,7 @@ help:
 	@echo "make test     run every test"
 	@echo "make fuzz     search for inputs on which an operator and its reference differ (MINUTES=30)"
 	@echo "make kill-test  kill -9 a training run 80 times, and compare its end with that of one left alone (minutes)"
-	@echo "make emulate  run the CUDA kernels on the CPU, a thread at a time, against the operators' tests (many minutes)"
+	@echo "make emulate  run the CUDA kernels on the CPU, a thread at a time, against the operators' tests (minutes)"
 	@echo "make lint     check style: ruff, clang-format"
 	@echo "make bench    time the operators beside their peers (OUT=file.json)"
 	@echo "make gpu-check OUT=FOLDER  build, GPU tests and compute-sanitizer in eight minutes, without .venv or network"
@@ -58,7 +58,7 @@ fuzz: build
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 emulate: build
-	EMULATE=1 $(BIN)/python -m pytest tests/emulation --durations=12
+	$(BIN)/python -m tests.emulation.run
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """What a kernel may cost, read from its machine code for sm_90: nvcc 13.0, not measured on any GPU.
 
-The instructions of an element are those of an ordinary one: `tests.sass.Code.hot` says of which loop, and of which way
-around it. An element is what moves `bytes_per_element` bytes there: of global memory, or, where the loop walks what a
-block has brought into shared memory, of that. ``python -m tests.cuda_budget`` prints what the built binary has.
+Instructions are counted on one path around the hot loop: `tests.sass.Code.hot` chooses both. An element is what moves
+`bytes_per_element` bytes there: of global memory, or, where the loop walks what a block has brought into shared memory,
+of that. ``python -m tests.cuda_budget`` prints what the built binary has.
 """
 
 # ruff: noqa: E501
@@ -32,7 +32,7 @@ class Kernel:
         threads: of a block.
         blocks_per_sm: at once, by registers, threads and static shared memory.
         launches: of the operator's call that runs it.
-        shortest: rare elements have ways of their own in the hot loop, and are not counted; elsewhere the longest way
+        shortest: the hot loop has branches for rare elements, and its shortest path counts; elsewhere the longest path
             around it is.
     """
 
@@ -144,12 +144,12 @@ class Binary:
 
 def measured(kernel: Kernel, usage: sass.Usage, code: sass.Code) -> Kernel:
     """The row with what the binary has."""
-    way = code.hot(kernel.bytes_per_access, kernel.shortest).way
-    elements = way.moved(kernel.bytes_per_access) / (kernel.bytes_per_element or math.inf)
+    trace = code.hot(kernel.bytes_per_access, kernel.shortest).trace
+    elements = trace.moved(kernel.bytes_per_access) / (kernel.bytes_per_element or math.inf)
     multiprocessor = sass.MULTIPROCESSORS[ARCHITECTURE]
     return replace(
         kernel,
-        instructions_per_element=round(len(way.instructions) / elements, 1) if elements else 0,
+        instructions_per_element=round(len(trace.instructions) / elements, 1) if elements else 0,
         registers=usage.registers,
         blocks_per_sm=multiprocessor.resident(kernel.threads, usage.registers, usage.shared),
     )

@@ -1,4 +1,4 @@
-"""Reads the machine code of kernels: what cuobjdump says of a binary, the loops, and the way around the hottest one."""
+"""Reads the machine code of kernels: what cuobjdump prints of a binary, the loops, and a path around the hot one."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Instruction:
 
     @property
     def branches(self) -> bool:
-        """To address_in_text; not where the threads of a warp have parted (BRA.DIV), which is no part of the way."""
+        """To address_in_text; not where the lanes of a warp diverge (BRA.DIV), which is rare."""
         return self.opcode == "BRA" and not self.text.startswith("BRA.DIV")
 
     @property
@@ -120,8 +120,8 @@ class Instruction:
 
 
 @dataclass(frozen=True)
-class Way:
-    """Instructions that one thread runs one after the other."""
+class Trace:
+    """The instructions on a path, as one thread runs them."""
 
     instructions: tuple[Instruction, ...]
 
@@ -142,9 +142,9 @@ class Memory:
         """Is the instruction one?"""
         return instruction.opcode in self.opcodes and instruction.width == self.width
 
-    def count(self, way: Way) -> int:
+    def count(self, trace: Trace) -> int:
         """How many there are."""
-        return sum(map(self.has, way.instructions))
+        return sum(map(self.has, trace.instructions))
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ class Hot:
     """Where a kernel spends its time."""
 
     loop: tuple[Instruction, ...]
-    way: Way
-    """Once around the loop: of the ways with the most accesses the longest, or the shortest."""
+    trace: Trace
+    """Once around the loop: the longest path with the most accesses, or the shortest."""
 
     @property
     def float64(self) -> list[str]:
@@ -179,12 +179,12 @@ class Code:
 
     @cached_property
     def _reached(self) -> set[int]:
-        """What the entrance leads to: subroutines and the ways of parted threads are not followed."""
+        """What the entry leads to; subroutines and the code for diverged lanes are not followed."""
         return set(self._in_order(0, len(self.instructions) - 1, back=()))
 
     @cached_property
     def _back(self) -> set[tuple[int, int]]:
-        """Branches (from, to) back to where every way to them has passed."""
+        """Branches (from, to) back to an instruction that is on every path to them."""
         return {
             (k, first)
             for k, following in enumerate(self.next)
@@ -204,7 +204,7 @@ class Code:
         return sorted(ends.items())
 
     def _passes(self, through: int, to: int) -> bool:
-        """Does every way from the entrance to this instruction pass through that one?"""
+        """Is that instruction on every path from the entry to this one?"""
         seen, open_ends = {0}, [0]
         while open_ends and through not in (0, to):
             for k in self.next[open_ends.pop()]:
@@ -231,8 +231,8 @@ class Code:
                 stack.append((step, iter(self.next[step])))
         return order[::-1]
 
-    def way(self, first: int, last: int, kind: Memory, shortest: bool) -> Way:
-        """From here to there; of the ways with the most accesses of this kind the shortest, or the longest."""
+    def trace(self, first: int, last: int, kind: Memory, shortest: bool) -> Trace:
+        """From first to last: the longest path with the most accesses of this kind, or the shortest."""
         cost = -1 if shortest else 1
         best: dict[int, tuple[int, int]] = {first: (0, 0)}  # accesses, cost
         came: dict[int, int] = {}
@@ -245,10 +245,10 @@ class Code:
         places = [last]
         while places[-1] != first:
             places.append(came[places[-1]])
-        return Way(tuple(self.instructions[k] for k in reversed(places)))
+        return Trace(tuple(self.instructions[k] for k in reversed(places)))
 
     def hot(self, width: int, shortest: bool = False) -> Hot:
-        """The innermost loop with the most accesses of this width to global memory, and the way around it.
+        """The innermost loop with the most accesses of this width to global memory, and a path around it.
 
         Where no innermost loop has one, to shared memory; where there is no loop, the whole kernel.
         """
@@ -260,14 +260,17 @@ class Code:
         ]
         for opcodes in (GLOBAL, SHARED):
             kind = Memory(opcodes, width)
-            loops = [Hot(self._between(*loop), self.way(*loop, kind, shortest)) for loop in innermost]
-            if any(kind.count(loop.way) for loop in loops):
-                return max(loops, key=lambda loop: (kind.count(loop.way), -len(loop.way.instructions)))
+            loops = [Hot(self._between(*loop), self.trace(*loop, kind, shortest)) for loop in innermost]
+            if any(kind.count(loop.trace) for loop in loops):
+                return max(loops, key=lambda loop: (kind.count(loop.trace), -len(loop.trace.instructions)))
         kind = Memory(GLOBAL, width)
         ends = [k for k in sorted(self._reached) if self.instructions[k].opcode == "EXIT"]
-        ways = [self.way(0, end, kind, shortest) for end in ends]
-        most = max(map(kind.count, ways))
-        longest = max((way for way in ways if kind.count(way) == most), key=lambda way: len(way.instructions))
+        traces = [self.trace(0, end, kind, shortest) for end in ends]
+        most = max(map(kind.count, traces))
+        longest = max(
+            (trace for trace in traces if kind.count(trace) == most),
+            key=lambda trace: len(trace.instructions),
+        )
         return Hot(tuple(self.instructions), longest)
 
     def _between(self, first: int, last: int) -> tuple[Instruction, ...]:

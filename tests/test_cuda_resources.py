@@ -8,7 +8,7 @@ from tests import cuda_budget
 from tests.cuda_budget import ARCHITECTURE, FLOAT64, KERNELS, measured
 
 MOST_STATIC_SHARED = 48 * 1024
-MARGIN = 1.05  # of instructions: another nvcc orders and unrolls in its own way
+MARGIN = 1.05  # of instructions: another nvcc orders and unrolls differently
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +68,6 @@ def test_within_its_budget(kernel, kernels, code, record_property):
     assert now.blocks_per_sm >= kernel.blocks_per_sm
     hot = code[used.mangled].hot(kernel.bytes_per_access, kernel.shortest)
     if kernel.bytes_per_element:
-        assert hot.way.moved(kernel.bytes_per_access) > 0, f"no access of {kernel.bytes_per_access} bytes"
+        assert hot.trace.moved(kernel.bytes_per_access) > 0, f"no access of {kernel.bytes_per_access} bytes"
     if kernel.name.split("<")[0] not in FLOAT64:
         assert not hot.float64, "float64 in the hot loop"

@@ -97,31 +97,31 @@ def test_only_what_is_asked_for_is_read(code):
     assert list(code) == ["vectors", "straight"]
 
 
-def test_loops_end_at_the_last_branch_back_that_the_entrance_leads_to(code):
+def test_loops_end_at_the_last_branch_back_that_the_entry_leads_to(code):
     assert code["vectors"].loops == [(1, 8), (9, 13)]
     assert code["straight"].loops == []
 
 
-def test_the_way_around_the_hot_loop(code):
+def test_the_path_around_the_hot_loop(code):
     hot = code["vectors"].hot(16)
-    assert opcodes(hot.way.instructions) == ["LDG", "FADD", "BRA", "DADD", "STG", "BRA", "STG", "BRA"]
-    assert hot.way.moved(16) == 32
+    assert opcodes(hot.trace.instructions) == ["LDG", "FADD", "BRA", "DADD", "STG", "BRA", "STG", "BRA"]
+    assert hot.trace.moved(16) == 32
     assert hot.float64 == ["DADD R8, R8, R8"]
 
 
-def test_the_shortest_way_has_the_accesses_but_not_the_rare_element(code):
+def test_the_shortest_path_has_the_accesses_but_not_the_rare_element(code):
     hot = code["vectors"].hot(16, shortest=True)
-    assert opcodes(hot.way.instructions) == ["LDG", "FADD", "BRA", "BRA", "STG", "BRA"]
+    assert opcodes(hot.trace.instructions) == ["LDG", "FADD", "BRA", "BRA", "STG", "BRA"]
     assert hot.float64, "the rare element's counts all the same"
 
 
 def test_another_width_is_another_loop_and_shared_memory_comes_second(code):
-    assert opcodes(code["vectors"].hot(2).way.instructions) == ["LDG", "BRA", "SHFL", "LDS", "BRA"]
-    assert code["vectors"].hot(8).way.moved(8) == 8
+    assert opcodes(code["vectors"].hot(2).trace.instructions) == ["LDG", "BRA", "SHFL", "LDS", "BRA"]
+    assert code["vectors"].hot(8).trace.moved(8) == 8
 
 
 def test_without_a_loop_the_whole_kernel(code):
-    assert opcodes(code["straight"].hot(4).way.instructions) == ["LDG", "EXIT", "STG", "EXIT"]
+    assert opcodes(code["straight"].hot(4).trace.instructions) == ["LDG", "EXIT", "STG", "EXIT"]
 
 
 @pytest.mark.parametrize(
