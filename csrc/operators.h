@@ -5,6 +5,7 @@
 
 #include "box_loss.h"
 #include "centerness.h"
+#include "group_norm_relu.h"
 
 namespace fcos_fast {
 
@@ -16,6 +17,9 @@ void register_operators(Library& m) {
   m.impl("box_loss", TORCH_BOX(&box_loss<Device>));
   m.impl("box_loss_sum", TORCH_BOX(&box_loss_sum<Device>));
   m.impl("box_loss_backward", TORCH_BOX(&box_loss_backward<Device>));
+
+  m.impl("group_norm_relu", TORCH_BOX(&group_norm_relu<Device>));
+  m.impl("group_norm_relu_backward", TORCH_BOX(&group_norm_relu_backward<Device>));
 }
 
 }  // namespace fcos_fast
