@@ -17,7 +17,6 @@ constexpr int kBlocks = 6;
 #endif
 
 using GroupGradient = math::GroupGradient<float>;
-using Parameter = GroupNormParameter<const void>;
 using ParameterGrad = GroupNormParameter<void>;
 
 // Of x. The locations of an image are divided into chunks.
@@ -37,6 +36,7 @@ struct Shape {
         chunks(unsigned((in.spatial + chunk - 1) / chunk)) {}
 
   __device__ int64_t all_channels() const { return batch * channels; }
+  __device__ float group_size() const { return float(spatial) * float(group_channels); }
   __device__ int size_of_chunk(unsigned k) const {
     return int(min(int64_t(chunk), spatial - int64_t(k) * chunk));
   }
@@ -50,16 +50,22 @@ struct Pair {
 struct Affine {
   float mean, scale, shift;
 
-  __device__ float normalized(float centered) const { return math::normalized(centered, scale, shift); }
+  __device__ float relu(float x) const { return math::relu(math::normalized(x - mean, scale, shift)); }
+  __device__ float relu_grad(float centered, float upstream) const {
+    return math::relu_grad(math::normalized(centered, scale, shift), upstream);
+  }
 };
 
-__device__ float at(const Parameter& p, unsigned channel, float absent) {
-  return p.data == nullptr ? absent : math::read_element<float>(p.data, p.dtype, channel);
-}
-__device__ Affine affine_of(unsigned channel, float mean, float rstd, const Parameter& weight,
-                            const Parameter& bias) {
-  return {mean, rstd * at(weight, channel, 1), at(bias, channel, 0)};
-}
+struct Parameters {
+  GroupNormParameter<const void> weight, bias;
+
+  static __device__ float at(const GroupNormParameter<const void>& p, unsigned channel, float absent) {
+    return p.data == nullptr ? absent : math::read_element<float>(p.data, p.dtype, channel);
+  }
+  __device__ Affine affine(unsigned channel, float mean, float rstd) const {
+    return {mean, rstd * at(weight, channel, 1), at(bias, channel, 0)};
+  }
+};
 
 __device__ __forceinline__ float warp_total(float x) {
   for (int bits = 16; bits > 0; bits /= 2) x += __shfl_xor_sync(0xffffffffu, x, bits);
@@ -89,9 +95,6 @@ __device__ float mean_of_first(const T* x, int count, int stride) {
   return sum / float(n);
 }
 
-template <int N>
-using Count = std::integral_constant<int, N>;
-
 struct Launch {
   dim3 grid, block;
   int shared_bytes;
@@ -118,15 +121,17 @@ class ContiguousChunk {
         begin((int64_t(image) * s.channels + channel) * s.spatial + int64_t(y) * s.chunk),
         count(s.size_of_chunk(y)) {}
 
-  // f(position, number of elements) for what this thread reads, of so many tensors.
-  template <int kTensors, class F>
-  __device__ __forceinline__ void visit(const F& f) const {
-    constexpr int kAtOnce = 4 / kTensors;
+  // f(position, a pack of each tensor) for all that this thread reads.
+  template <class F, class... Tensors>
+  __device__ __forceinline__ void visit(const F& f, Tensors... tensors) const {
+    constexpr int kAtOnce = 4 / sizeof...(tensors);
     const int head = min(int(-begin & (kPack - 1)), count), tail = count - (count - head) % kPack;
     const int lane = threadIdx.x, edge = lane < kPack ? lane : tail + lane - kPack;
 #pragma unroll kAtOnce
-    for (int at = head + lane * kPack; at < tail; at += kStride) f(begin + at, Count<kPack>());
-    if (edge < (lane < kPack ? head : count)) f(begin + edge, Count<1>());
+    for (int at = head + lane * kPack; at < tail; at += kStride) {
+      f(begin + at, load_pack<kPack>(tensors + begin + at, kPack)...);
+    }
+    if (edge < (lane < kPack ? head : count)) f(begin + edge, load_pack<1>(tensors + begin + edge, 1)...);
   }
   // own[k] = of(channel) for those that this thread reads.
   template <class S, class Of>
@@ -163,8 +168,8 @@ class ChannelsLastChunk {
   static constexpr int kSumsBlocks = std::min(kBlocks, 5);  // two sums per channel: 40 registers would spill
 
   static int64_t size(const GroupNormInput& in) {
-    constexpr int64_t kRounds = 8, kBlocks = 2 * kMaxBlocks;
-    const int64_t chunks = std::max<int64_t>(1, kBlocks / in.batch), each = rows(in.channels);
+    constexpr int64_t kRounds = 8, kAllChunks = 2 * kMaxBlocks;
+    const int64_t chunks = std::max<int64_t>(1, kAllChunks / in.batch), each = rows(in.channels);
     return std::max(kRounds, in.spatial / (chunks * each) + 1) * each;
   }
   static Launch launch(const Shape& s) {
@@ -179,13 +184,13 @@ class ChannelsLastChunk {
         begin((int64_t(x) * s.spatial + int64_t(y) * s.chunk) * s.channels),
         count(s.size_of_chunk(y)) {}
 
-  template <int kTensors, class F>
-  __device__ __forceinline__ void visit(const F& f) const {
-    constexpr int kAtOnce = 32 / (kTensors * kChannels * sizeof(T));
+  template <class F, class... Tensors>
+  __device__ __forceinline__ void visit(const F& f, Tensors... tensors) const {
+    constexpr int kAtOnce = 8 / sizeof(T) / sizeof...(tensors);
     int64_t at = begin + thread() * kChannels;
 #pragma unroll kAtOnce
     for (int rounds = (count + rows() - 1 - int(threadIdx.y)) / rows(); rounds > 0; --rounds) {
-      f(at, Count<kChannels>());
+      f(at, load_pack<kChannels>(tensors + at, kChannels)...);
       at += rows() * channels();
     }
   }
@@ -239,26 +244,23 @@ class ChannelsLastChunk {
 
 template <class T, class Chunk>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    moments_kernel(Shape s,
-                   const T* __restrict__ x,       // (B, C, spatial) or (B, spatial, C)
-                   Pair* __restrict__ partial) {  // (chunks, B, C)
+    moments_kernel(Shape s, const T* __restrict__ x, Pair* __restrict__ partial) {  // (chunks, B, C)
   constexpr int K = Chunk::kChannels;
   const Chunk chunk(s, blockIdx.x, blockIdx.y);
   if (chunk.channel >= s.channels) return;
   float near[K], sums[K] = {}, squares[K] = {};
   const auto sample = [&](unsigned channel) { return chunk.sample(x, channel); };
   chunk.spread(sample, near);
-  chunk.template visit<1>([&](int64_t at, auto count) {
-    constexpr int N = decltype(count)::value;
-    const auto pack = load_pack<N>(x + at, N);
+  const auto add = [&](int64_t, auto pack) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
+    for (int i = 0; i < int(sizeof pack.v / sizeof(T)); ++i) {
       const int k = i % K;
       const float d = float(pack.v[i]) - near[k];
       sums[k] += d;
       squares[k] = math::multiply_add(d, d, squares[k]);
     }
-  });
+  };
+  chunk.visit(add, x);
   partial += (blockIdx.y * s.batch + chunk.image) * s.channels;
   chunk.add_up(sums, squares, [&](unsigned channel, const Pair& all) {
     const float mean = all.a / float(chunk.count), m2 = all.b - all.a * mean;
@@ -266,37 +268,41 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   });
 }
 
+// f(channel within the group, chunk, partial result) for all of a group, shared out to a row of threads.
+template <class F>
+__device__ __forceinline__ void each_part(const Shape& s, const Pair* partial, int64_t group, const F& f) {
+  for (unsigned j = threadIdx.x; j < s.chunks * s.group_channels; j += blockDim.x) {
+    const unsigned k = j / s.group_channels, c = j % s.group_channels;
+    f(c, k, partial[k * s.all_channels() + group * s.group_channels + c]);
+  }
+}
+
 // A row of threads per group.
-__global__ void __launch_bounds__(kThreads) merge_moments_kernel(Shape s, const Pair* __restrict__ partial,
-                                                                 float eps, Parameter weight, Parameter bias,
-                                                                 float* __restrict__ mean,       // (B, G)
-                                                                 float* __restrict__ rstd,       // (B, G)
-                                                                 Affine* __restrict__ affine) {  // (B, C)
+__global__ void __launch_bounds__(kThreads)
+    merge_moments_kernel(Shape s, const Pair* __restrict__ partial, Parameters parameters, float eps,
+                         float* __restrict__ mean, float* __restrict__ rstd,  // (B, G)
+                         Affine* __restrict__ affine) {                       // (B, C)
   const int64_t group = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
   if (group >= s.batch * s.groups) return;
-  const Pair* own = partial + group * s.group_channels;
-  const unsigned n = s.chunks * s.group_channels;
-  const float anchor = own->a;  // near every mean, so that what is added below is small
+  const float anchor =
+      partial[group * s.group_channels].a;  // near every mean, so that the sum below is small
   float sum = 0, m2 = 0;
-  for (unsigned j = threadIdx.x; j < n; j += blockDim.x) {
-    const unsigned k = j / s.group_channels, c = j % s.group_channels;
-    sum += float(s.size_of_chunk(k)) * (own[k * s.all_channels() + c].a - anchor);
-  }
-  const float count = float(s.spatial) * float(s.group_channels), offset = row_total(sum) / count;
-  for (unsigned j = threadIdx.x; j < n; j += blockDim.x) {
-    const unsigned k = j / s.group_channels, c = j % s.group_channels;
-    const Pair moments = own[k * s.all_channels() + c];
+  each_part(s, partial, group, [&](unsigned, unsigned k, const Pair& moments) {
+    sum += float(s.size_of_chunk(k)) * (moments.a - anchor);
+  });
+  const float offset = row_total(sum) / s.group_size();
+  each_part(s, partial, group, [&](unsigned, unsigned k, const Pair& moments) {
     const float step = moments.a - anchor - offset;
     m2 += math::multiply_add(float(s.size_of_chunk(k)) * step, step, moments.b);
-  }
-  const float group_mean = anchor + offset, group_rstd = 1 / sqrtf(row_total(m2) / count + eps);
+  });
+  const float group_mean = anchor + offset, group_rstd = 1 / sqrtf(row_total(m2) / s.group_size() + eps);
   if (threadIdx.x == 0) {
     mean[group] = group_mean;
     rstd[group] = group_rstd;
   }
   const unsigned first = unsigned(group % s.groups) * s.group_channels;
   for (unsigned c = threadIdx.x; c < s.group_channels; c += blockDim.x) {
-    affine[group * s.group_channels + c] = affine_of(first + c, group_mean, group_rstd, weight, bias);
+    affine[group * s.group_channels + c] = parameters.affine(first + c, group_mean, group_rstd);
   }
 }
 
@@ -310,78 +316,68 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   Affine own[K];
 #pragma unroll
   for (int k = 0; k < K; ++k) own[k] = affine[int64_t(chunk.image) * s.channels + chunk.channel + k];
-  chunk.template visit<1>([&](int64_t at, auto count) {
-    constexpr int N = decltype(count)::value;
-    auto pack = load_pack<N>(x + at, N);
+  const auto apply = [&](int64_t at, auto pack) {
+    constexpr int N = sizeof pack.v / sizeof(T);
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-      const Affine& a = own[i % K];
-      pack.v[i] = T(math::relu(a.normalized(float(pack.v[i]) - a.mean)));
-    }
+    for (int i = 0; i < N; ++i) pack.v[i] = T(own[i % K].relu(float(pack.v[i])));
     store_pack(y + at, pack, N);
-  });
+  };
+  chunk.visit(apply, x);
 }
 
 // ---- backward ----
 
 template <class T, class Chunk>
 __global__ void __launch_bounds__(kThreads, Chunk::kSumsBlocks)
-    grad_sums_kernel(Shape s, const T* __restrict__ x, const T* __restrict__ upstream,
-                     const float* __restrict__ mean,  // (B, G)
-                     const float* __restrict__ rstd,  // (B, G)
-                     Parameter weight, Parameter bias,
-                     Pair* __restrict__ partial) {  // (chunks, B, C)
+    grad_sums_kernel(Shape s, const T* __restrict__ x, const T* __restrict__ upstream, Parameters parameters,
+                     const float* __restrict__ mean, const float* __restrict__ rstd,  // (B, G)
+                     Pair* __restrict__ partial) {                                    // (chunks, B, C)
   constexpr int K = Chunk::kChannels;
   const Chunk chunk(s, blockIdx.x, blockIdx.y);
   if (chunk.channel >= s.channels) return;
   Affine own[K];
+  float sums[K] = {}, centered_sums[K] = {};
   const auto affine = [&](unsigned channel) {
     const int64_t group = int64_t(chunk.image) * s.groups + channel / s.group_channels;
-    return affine_of(channel, mean[group], rstd[group], weight, bias);
+    return parameters.affine(channel, mean[group], rstd[group]);
   };
   chunk.spread(affine, own);
-  float sums[K] = {}, centered_sums[K] = {};
-  chunk.template visit<2>([&](int64_t at, auto count) {
-    constexpr int N = decltype(count)::value;
-    const auto pack = load_pack<N>(x + at, N), flow = load_pack<N>(upstream + at, N);
+  const auto add = [&](int64_t, auto pack, auto flow) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
+    for (int i = 0; i < int(sizeof pack.v / sizeof(T)); ++i) {
       const int k = i % K;
       const float centered = float(pack.v[i]) - own[k].mean;
-      const float g = math::relu_grad(own[k].normalized(centered), float(flow.v[i]));
+      const float g = own[k].relu_grad(centered, float(flow.v[i]));
       sums[k] += g;
       centered_sums[k] = math::multiply_add(g, centered, centered_sums[k]);
     }
-  });
+  };
+  chunk.visit(add, x, upstream);
   partial += (blockIdx.y * s.batch + chunk.image) * s.channels;
   chunk.add_up(sums, centered_sums, [&](unsigned channel, const Pair& all) { partial[channel] = all; });
 }
 
 // A row of threads per group, then one per channel.
 __global__ void __launch_bounds__(kThreads)
-    merge_sums_kernel(Shape s, const Pair* __restrict__ partial, const float* __restrict__ mean,
-                      const float* __restrict__ rstd, Parameter weight, Parameter bias,
-                      Affine* __restrict__ affine,           // (B, C)
-                      GroupGradient* __restrict__ gradient,  // (B, G)
-                      ParameterGrad grad_weight, ParameterGrad grad_bias) {
+    merge_sums_kernel(Shape s, const Pair* __restrict__ partial, Parameters parameters,
+                      const float* __restrict__ mean, const float* __restrict__ rstd,  // (B, G)
+                      Affine* __restrict__ affine,                                     // (B, C)
+                      GroupGradient* __restrict__ gradient,                            // (B, G)
+                      ParameterGrad grad_weight, ParameterGrad grad_bias) {            // (C)
   const int64_t groups = s.batch * s.groups, row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
   float sum = 0, centered_sum = 0;
   if (row < groups) {
-    const Pair* own = partial + row * s.group_channels;
     const unsigned first = unsigned(row % s.groups) * s.group_channels;
-    for (unsigned j = threadIdx.x; j < s.chunks * s.group_channels; j += blockDim.x) {
-      const unsigned c = j % s.group_channels;
-      const Pair sums = own[j / s.group_channels * s.all_channels() + c];
-      const float w = at(weight, first + c, 1);
+    each_part(s, partial, row, [&](unsigned c, unsigned, const Pair& sums) {
+      const float w = Parameters::at(parameters.weight, first + c, 1);
       sum += w * sums.a;
       centered_sum += w * sums.b;
-    }
+    });
     sum = row_total(sum);
     centered_sum = row_total(centered_sum);
-    const float count = float(s.spatial) * float(s.group_channels);
-    if (threadIdx.x == 0) gradient[row] = math::group_gradient(sum, centered_sum, count, rstd[row]);
+    if (threadIdx.x == 0) gradient[row] = math::group_gradient(sum, centered_sum, s.group_size(), rstd[row]);
     for (unsigned c = threadIdx.x; c < s.group_channels; c += blockDim.x) {
-      affine[row * s.group_channels + c] = affine_of(first + c, mean[row], rstd[row], weight, bias);
+      affine[row * s.group_channels + c] = parameters.affine(first + c, mean[row], rstd[row]);
     }
   } else if (row < groups + s.channels) {
     const unsigned channel = unsigned(row - groups);
@@ -394,10 +390,11 @@ __global__ void __launch_bounds__(kThreads)
     sum = row_total(sum);
     centered_sum = row_total(centered_sum);
     if (threadIdx.x > 0) return;
-    if (grad_bias.data != nullptr) math::write_element(grad_bias.data, grad_bias.dtype, channel, sum);
-    if (grad_weight.data != nullptr) {
-      math::write_element(grad_weight.data, grad_weight.dtype, channel, centered_sum);
-    }
+    const auto write = [&](const ParameterGrad& grad, float value) {
+      if (grad.data != nullptr) math::write_element(grad.data, grad.dtype, channel, value);
+    };
+    write(grad_bias, sum);
+    write(grad_weight, centered_sum);
   }
 }
 
@@ -416,44 +413,40 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     own[k] = affine[int64_t(chunk.image) * s.channels + channel];
     of_group[k] = gradient[int64_t(chunk.image) * s.groups + channel / s.group_channels];
   }
-  chunk.template visit<2>([&](int64_t at, auto count) {
-    constexpr int N = decltype(count)::value;
-    auto pack = load_pack<N>(x + at, N);
-    const auto flow = load_pack<N>(upstream + at, N);
+  const auto apply = [&](int64_t at, auto pack, auto flow) {
+    constexpr int N = sizeof pack.v / sizeof(T);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
       const int k = i % K;
       const float centered = float(pack.v[i]) - own[k].mean;
-      const float g = math::relu_grad(own[k].normalized(centered), float(flow.v[i]));
+      const float g = own[k].relu_grad(centered, float(flow.v[i]));
       const float of_all = math::multiply_add(centered, of_group[k].slope, of_group[k].offset);
       pack.v[i] = T(math::multiply_add(own[k].scale, g, -of_all));
     }
     store_pack(grad + at, pack, N);
-  });
+  };
+  chunk.visit(apply, x, upstream);
 }
 
 // ---- host ----
 
-// f(element, chunk): a value of the element type, and a null pointer to how it is read.
+// f(null pointer to the element type, and to how it is read).
 template <class F>
 void dispatch_chunk(const GroupNormInput& in, const F& f) {
   dispatch_to_float32(in.dtype, [&](auto element) {
     using T = decltype(element);
-    if (in.channels_last) {
-      f(element, static_cast<ChannelsLastChunk<T>*>(nullptr));
-    } else {
-      f(element, static_cast<ContiguousChunk<T>*>(nullptr));
-    }
+    if (in.channels_last) return f(element, static_cast<ChannelsLastChunk<T>*>(nullptr));
+    f(element, static_cast<ContiguousChunk<T>*>(nullptr));
   });
 }
 
+// Threads in rows: a warp for each, or the whole block where there is much to merge.
 struct MergeLaunch {
-  dim3 grid, block;
+  dim3 block, grid;
 
-  MergeLaunch(const Shape& s, int64_t rows) {
-    block = int64_t(s.chunks) * s.group_channels > 128 ? dim3(kThreads) : dim3(32, kThreads / 32);
-    grid = dim3(unsigned((rows + block.y - 1) / block.y));
-  }
+  MergeLaunch(const Shape& s, int64_t rows)
+      : block(int64_t(s.chunks) * s.group_channels > 128 ? dim3(kThreads) : dim3(32, kThreads / 32)),
+        grid(unsigned((rows + block.y - 1) / block.y)) {}
 };
 
 }  // namespace
@@ -465,18 +458,17 @@ void run_group_norm_relu(Cuda device, const GroupNormInput& in, const GroupNormR
     const Shape s(in, Chunk::size(in));
     const Launch launch = Chunk::launch(s);
     const MergeLaunch merge(s, in.batch * in.groups);
+    const cudaStream_t stream = stream_of(device);
     const auto* x = static_cast<const T*>(in.x);
     auto* partial = device.scratch<Pair>(s.chunks * in.batch * in.channels);
     auto* affine = device.scratch<Affine>(in.batch * in.channels);
-    moments_kernel<T, Chunk>
-        <<<launch.grid, launch.block, launch.shared_bytes, stream_of(device)>>>(s, x, partial);
+    moments_kernel<T, Chunk><<<launch.grid, launch.block, launch.shared_bytes, stream>>>(s, x, partial);
     check_launch();
-    merge_moments_kernel<<<merge.grid, merge.block, 0, stream_of(device)>>>(
-        s, partial, float(result.eps), in.weight, in.bias, static_cast<float*>(result.mean),
+    merge_moments_kernel<<<merge.grid, merge.block, 0, stream>>>(
+        s, partial, Parameters{in.weight, in.bias}, float(result.eps), static_cast<float*>(result.mean),
         static_cast<float*>(result.rstd), affine);
     check_launch();
-    apply_kernel<T, Chunk>
-        <<<launch.grid, launch.block, 0, stream_of(device)>>>(s, affine, x, static_cast<T*>(result.y));
+    apply_kernel<T, Chunk><<<launch.grid, launch.block, 0, stream>>>(s, affine, x, static_cast<T*>(result.y));
     check_launch();
   });
 }
@@ -488,19 +480,21 @@ void run_group_norm_relu_backward(Cuda device, const GroupNormInput& in, const G
     const Shape s(in, Chunk::size(in));
     const Launch launch = Chunk::launch(s);
     const MergeLaunch merge(s, in.batch * in.groups + in.channels);
+    const cudaStream_t stream = stream_of(device);
+    const Parameters parameters{in.weight, in.bias};
     const auto *x = static_cast<const T*>(in.x), *upstream = static_cast<const T*>(grad.upstream);
     const auto *mean = static_cast<const float*>(grad.mean), *rstd = static_cast<const float*>(grad.rstd);
     auto* partial = device.scratch<Pair>(s.chunks * in.batch * in.channels);
     auto* affine = device.scratch<Affine>(in.batch * in.channels);
     auto* gradient = device.scratch<GroupGradient>(in.batch * in.groups);
-    grad_sums_kernel<T, Chunk><<<launch.grid, launch.block, launch.shared_bytes, stream_of(device)>>>(
-        s, x, upstream, mean, rstd, in.weight, in.bias, partial);
+    grad_sums_kernel<T, Chunk><<<launch.grid, launch.block, launch.shared_bytes, stream>>>(
+        s, x, upstream, parameters, mean, rstd, partial);
     check_launch();
-    merge_sums_kernel<<<merge.grid, merge.block, 0, stream_of(device)>>>(
-        s, partial, mean, rstd, in.weight, in.bias, affine, gradient, grad.weight, grad.bias);
+    merge_sums_kernel<<<merge.grid, merge.block, 0, stream>>>(s, partial, parameters, mean, rstd, affine,
+                                                              gradient, grad.weight, grad.bias);
     check_launch();
-    grad_apply_kernel<T, Chunk><<<launch.grid, launch.block, 0, stream_of(device)>>>(
-        s, affine, gradient, x, upstream, static_cast<T*>(grad.x));
+    grad_apply_kernel<T, Chunk>
+        <<<launch.grid, launch.block, 0, stream>>>(s, affine, gradient, x, upstream, static_cast<T*>(grad.x));
     check_launch();
   });
 }
