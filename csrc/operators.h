@@ -9,6 +9,7 @@
 #include "match_anchors.h"
 #include "nms.h"
 #include "postprocess.h"
+#include "group_norm_relu.h"
 
 namespace fcos_fast {
 
@@ -29,6 +30,8 @@ void register_operators(Library& m) {
   m.impl("nms_padded", TORCH_BOX(&nms_padded<Device>));
 
   m.impl("postprocess", TORCH_BOX(&postprocess<Device>));
+  m.impl("group_norm_relu", TORCH_BOX(&group_norm_relu<Device>));
+  m.impl("group_norm_relu_backward", TORCH_BOX(&group_norm_relu_backward<Device>));
 }
 
 }  // namespace fcos_fast
