@@ -2,6 +2,7 @@
 #pragma once
 
 #include "checks.h"
+#include "memory_format.h"
 
 namespace fcos_fast {
 

@@ -278,7 +278,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_relu(const Tensor& input, std::opt
     write(mean, norm.mean);
     write(rstd, norm.rstd);
   });
-  return {in_format_of(y, input), mean, rstd};
+  return {in_order_of(y, input), mean, rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor> group_norm_relu_backward(const Tensor& grad, const Tensor& input,
@@ -301,7 +301,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_relu_backward(const Tensor& grad, 
     grad_bias = parameter_gradient<Real>(bias, x, norm.sums);
     grad_weight = parameter_gradient<Real>(weight, x, norm.normalized_sums());
   });
-  return {in_format_of(grad_x, input), grad_weight, grad_bias};
+  return {in_order_of(grad_x, input), grad_weight, grad_bias};
 }
 
 }  // namespace

@@ -515,7 +515,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_relu(const Tensor& input, std::opt
   Tensor y = torch::stable::empty_like(x);
   const ScalarType real = sum_type(x.scalar_type());
   if (x.numel() == 0) {
-    return {in_format_of(y, input), torch::stable::new_zeros(x, {x.size(0), groups}, real),
+    return {in_order_of(y, input), torch::stable::new_zeros(x, {x.size(0), groups}, real),
             torch::stable::new_zeros(x, {x.size(0), groups}, real)};
   }
   Tensor mean = new_empty(x, {x.size(0), groups}, real), rstd = new_empty(x, {x.size(0), groups}, real);
@@ -542,7 +542,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_relu(const Tensor& input, std::opt
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     });
   });
-  return {in_format_of(y, input), mean, rstd};
+  return {in_order_of(y, input), mean, rstd};
 }
 
 Tensor new_gradient(const std::optional<Tensor>& parameter, const Tensor& x) {
@@ -567,7 +567,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_relu_backward(const Tensor& grad, 
   const auto w = dense(weight), b = dense(bias);
   Tensor grad_x = torch::stable::empty_like(x);
   Tensor grad_weight = new_gradient(weight, x), grad_bias = new_gradient(bias, x);
-  if (x.numel() == 0) return {in_format_of(grad_x, input), grad_weight, grad_bias};
+  if (x.numel() == 0) return {in_order_of(grad_x, input), grad_weight, grad_bias};
 
   const Plan plan(x, mean.size(1));
   const int64_t chunks = plan.sums.blocks();
@@ -605,7 +605,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_relu_backward(const Tensor& grad, 
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     });
   });
-  return {in_format_of(grad_x, input), grad_weight, grad_bias};
+  return {in_order_of(grad_x, input), grad_weight, grad_bias};
 }
 
 }  // namespace
