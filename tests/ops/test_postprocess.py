@@ -323,6 +323,34 @@ def test_more_candidates_than_any_list_holds(multi_label, topk_over, topk_by, de
     assert_same(unlimited, all_pairs)
 
 
+@pytest.mark.parametrize("topk", [1, 7, 1000, 9000, 20_000, 39_999])
+def test_the_topk_of_more_than_any_list_holds_is_exact(topk, device):
+    """The candidates on both sides of where the top-k by classification ends have the best scores."""
+    side = 200
+    logits = torch.randperm(side * side) / (side * side) - 1
+    order = logits.argsort(descending=True)
+    centerness = torch.full_like(logits, -20.0)
+    centerness[order[max(0, topk - 10) : topk + 10]] = 20.0
+    found = ops.postprocess(
+        [logits.reshape(1, 1, side, side).to(device)],
+        [torch.ones(1, 4, side, side, device=device)],
+        [centerness.reshape(1, 1, side, side).to(device)],
+        [replace(LEVELS[0], height=side, width=side, step=(10.0, 10.0), offset=(5.0, 5.0))],
+        [(10 * side, 10 * side)],
+        units=[1],
+        score="product",
+        score_threshold=0.0,
+        topk_candidates=topk,
+        topk_by="classification",
+        max_detections=min(10, topk),
+    )
+    corners = found.boxes[0, :, :2].cpu()
+    assert found.counts.item() == min(10, topk)
+    assert (corners[:, 1] // 10 * side + corners[:, 0] // 10).tolist() == order[
+        max(0, topk - 10) : topk
+    ].tolist()
+
+
 def test_nan_is_no_candidate_and_a_box_with_nan_stays(device):
     outputs = make_outputs(device=device)
     generator = torch.Generator().manual_seed(1)
