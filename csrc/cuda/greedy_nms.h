@@ -2,9 +2,9 @@
 // order. Keys are taken a tile at a time, so an early end saves the rest.
 //
 // The first tile, which is mostly the only one, is spread over the device: one block sorts it and decodes its boxes
-// (sort_first_tile), a block per eight pairs of groups compares them (compare_first_tile), and the last of these blocks to
-// come settles the image (suppress_image): first by those comparisons, then, where boxes are still wanted, one tile after
-// the other against the boxes kept so far.
+// (sort_first_tile), many compare them in pairs of groups (compare_first_tile), and the last of these blocks to come settles
+// the image (suppress_image): first by those comparisons, then, where boxes are still wanted, one tile after the other
+// against the boxes kept so far.
 //
 // Results depend on the keys alone, not on the order in which threads and blocks meet them.
 #pragma once
@@ -20,6 +20,7 @@ constexpr int kGroup = 64;   // candidates that are settled together
 constexpr int kWorkers = 8;  // neighbouring threads that look at one of them
 constexpr int kImageThreads = kGroup * kWorkers;
 constexpr int kTile = 2 * kImageThreads;  // keys that are sorted together
+constexpr int64_t kCompareBlocks = 528;   // of all images: four for each of 132 multiprocessors
 constexpr int kNearKept = 256;            // kept boxes in shared memory; the others lie in global memory
 static_assert(kWorkers == 8 && kGroup == 64, "a byte of the group's 64 bits per worker");
 
@@ -184,9 +185,9 @@ struct FirstTiles {
         arrived(device.scratch<unsigned>(batch)) {}
 
   // Of compare_first_tile, in each image.
-  int compare_blocks() const {
-    const int groups = length / kGroup;
-    return (groups * (groups + 1) / 2 + kWorkers - 1) / kWorkers;
+  int compare_blocks(int64_t batch) const {
+    const int64_t groups = length / kGroup, pairs = groups * (groups + 1) / 2;
+    return int(std::max<int64_t>(1, std::min<int64_t>(pairs, kCompareBlocks / batch)));
   }
 
   __device__ const unsigned long long* suppressors_of(int64_t image, int candidate) const {
@@ -231,11 +232,27 @@ __device__ void sort_first_tile(const Problem& problem, int64_t image, const Fir
   }
 }
 
-// Loads the image's first tile and compares eight pairs of its groups.
+// Bit k: the tile's candidate `first` + k, one before `own`, suppresses it if it is kept.
 template <class Label>
-__device__ void compare_first_tile(const FirstTiles<Label>& first, int64_t image, int block, float threshold,
-                                   Tile<Label>& tile) {
-  const int size = int(first.sizes[image]);
+__device__ __forceinline__ unsigned char suppressor_bits(const Tile<Label>& tile, int own, int first,
+                                                         float threshold) {
+  const float4 box = tile.boxes[own];
+  const Label label = tile.labels[own];
+  unsigned bits = 0;
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    const int other = first + k;
+    if (other < own && tile.labels[other] == label && overlaps(tile.boxes[other], box, threshold))
+      bits |= 1u << k;
+  }
+  return (unsigned char)bits;
+}
+
+// Loads the image's first tile and compares its pairs of groups from `block` on, one in so many `blocks`.
+template <class Label>
+__device__ void compare_first_tile(const FirstTiles<Label>& first, int64_t image, int block, int blocks,
+                                   float threshold, Tile<Label>& tile) {
+  const int size = int(first.sizes[image]), groups = (size + kGroup - 1) / kGroup;
   for (int i = threadIdx.x; i < size; i += kImageThreads) {
     const int64_t at = image * first.length + i;
     tile.keys[i] = first.keys[at];
@@ -243,22 +260,16 @@ __device__ void compare_first_tile(const FirstTiles<Label>& first, int64_t image
     tile.labels[i] = first.labels[at];
   }
   __syncthreads();
-  // Pairs (0, 0), (1, 0), (1, 1), (2, 0), ...
-  const int pair = block * kWorkers + int(threadIdx.x) / kGroup;
-  int row = 0;
-  while ((row + 1) * (row + 2) / 2 <= pair) ++row;
-  const int column = pair - row * (row + 1) / 2;
-  const int own = row * kGroup + int(threadIdx.x) % kGroup;
-  if (own >= size) return;
-  const float4 box = tile.boxes[own];
-  const Label label = tile.labels[own];
-  const int begin = column * kGroup, end = min(begin + kGroup, own);
-  unsigned long long bits = 0;
-  for (int other = begin; other < end; ++other) {
-    if (tile.labels[other] == label && overlaps(tile.boxes[other], box, threshold))
-      bits |= 1ull << (other - begin);
+  const int in_group = int(threadIdx.x) / kWorkers, worker = int(threadIdx.x) % kWorkers;
+  for (int pair = block; pair < groups * (groups + 1) / 2; pair += blocks) {
+    int row = 0;  // of (0, 0), (1, 0), (1, 1), (2, 0), ...
+    while ((row + 1) * (row + 2) / 2 <= pair) ++row;
+    const int column = pair - row * (row + 1) / 2, own = row * kGroup + in_group;
+    if (own >= size) continue;
+    auto* words = first.suppressors + (image * first.length + own) * (first.length / kGroup);
+    reinterpret_cast<unsigned char*>(words + column)[worker] =
+        suppressor_bits(tile, own, column * kGroup + worker * kWorkers, threshold);
   }
-  first.suppressors[(image * first.length + own) * (first.length / kGroup) + column] = bits;
 }
 
 // ---- suppression ----
@@ -400,15 +411,7 @@ __device__ void suppress_further_tiles(const Problem& problem, Key last, Kept<La
               found = kept.labels[j] == label && overlaps(kept.boxes[j], box, threshold);
             return found;
           },
-          [&](int i, int worker) {
-            const int from = begin + worker * kWorkers, end = min(from + kWorkers, i);
-            unsigned bits = 0;
-            for (int j = from; j < end; ++j) {
-              if (tile.labels[j] == tile.labels[i] && overlaps(tile.boxes[j], tile.boxes[i], threshold))
-                bits |= 1u << (j - from);
-            }
-            return (unsigned char)bits;
-          });
+          [&](int i, int worker) { return suppressor_bits(tile, i, begin + worker * kWorkers, threshold); });
     }
     const Key least = size > 0 ? tile.keys[size - 1] : 0;
     keep_chosen(problem, memory, first_slot, kept.count);

@@ -132,21 +132,13 @@ __device__ __forceinline__ OwnWords load_own_words(const unsigned long long* mas
           high < n ? mask[high * words + word] : 0};
 }
 
-// `bits`, and word v of the rows of `rest` from `first_row` on, several in flight at a time.
-__device__ __forceinline__ unsigned long long with_rows(unsigned long long bits, unsigned long long rest,
-                                                        const unsigned long long* first_row, int64_t words,
-                                                        int64_t v) {
-  while (rest != 0) {
-    unsigned long long rows[kRows];
-#pragma unroll
-    for (int j = 0; j < kRows; ++j) {
-      rows[j] = rest != 0 ? first_row[(__ffsll((long long)rest) - 1) * words + v] : 0;
-      rest &= rest - 1;
-    }
-#pragma unroll
-    for (int j = 0; j < kRows; ++j) bits |= rows[j];
-  }
-  return bits;
+// The places of the bits in order, the last one repeated up to a multiple of kRows. For threads below kWord.
+__device__ __forceinline__ void list_bits(unsigned long long bits, unsigned char* places) {
+  const int own = threadIdx.x, count = __popcll(bits);
+  if (!(bits >> own & 1)) return;
+  const int place = __popcll(bits & ((1ull << own) - 1));
+  places[place] = (unsigned char)own;
+  for (int i = count; place == count - 1 && i % kRows != 0; ++i) places[i] = (unsigned char)own;
 }
 
 // kept[r]: is the box of rank r, by falling score, kept? `ranks` of the boxes in the segments' order; null: the same.
@@ -158,6 +150,8 @@ __global__ void __launch_bounds__(kWalkThreads)
                 unsigned long long* suppressed,     // (chunks of all segments)
                 bool* __restrict__ kept) {          // (N)
   __shared__ unsigned long long next_suppressed;
+  __shared__ alignas(kRows) unsigned char rows[kWord];  // of the survivors
+  static_assert(kRows == 8, "as many bytes as one access reads");
   const int64_t count = *segments.count;
   const int lane = threadIdx.x % 32;
   for (int64_t s = blockIdx.x; s < count; s += gridDim.x) {
@@ -174,18 +168,28 @@ __global__ void __launch_bounds__(kWalkThreads)
       if (w + 1 < words) next = load_own_words(own_mask, words, w + 1, n);
       const auto survivors = resolve(own.low_there && !(gone >> lane & 1), own.low,
                                      own.high_there && !(gone >> (lane + 32) & 1), own.high);
-      __syncthreads();  // all have read `next_suppressed`
+      if (threadIdx.x < kWord) list_bits(survivors, rows);
+      __syncthreads();  // all have read `next_suppressed`; `rows` are listed
       const unsigned long long* first_row = own_mask + w * kWord * words;
       // A thread keeps its words of `own_suppressed` from step to step, so that no other one waits for them.
       for (int64_t v = words - 1 - threadIdx.x; v > w; v -= kWalkThreads) {
-        const auto bits = with_rows(own_suppressed[v], survivors, first_row, words, v);
+        unsigned long long bits = own_suppressed[v];
+        for (int j = 0; j < __popcll(survivors); j += kRows) {
+          const auto eight = *reinterpret_cast<const unsigned long long*>(rows + j);
+          unsigned long long found[kRows];
+#pragma unroll
+          for (int k = 0; k < kRows; ++k)
+            found[k] = first_row[v + (eight >> 8 * k & 255) * (unsigned long long)(unsigned(words))];
+#pragma unroll
+          for (int k = 0; k < kRows; ++k) bits |= found[k];
+        }
         own_suppressed[v] = bits;
         if (v == w + 1) next_suppressed = bits;
       }
       const int64_t i = w * kWord + threadIdx.x;
       if (threadIdx.x < kWord && i < n)
         kept[ranks == nullptr ? start + i : ranks[start + i]] = survivors >> threadIdx.x & 1;
-      __syncthreads();  // `next_suppressed` is settled
+      __syncthreads();  // `next_suppressed` is settled, `rows` are done with
     }
   }
 }

@@ -1,5 +1,5 @@
-// Two launches: a block per image sorts its first tile, then the tile's pairs of groups are compared and the images
-// settled: see greedy_nms.h.
+// Two launches: a block per image sorts its first tile, then several compare it, and the last settles the image: see
+// greedy_nms.h.
 #include "greedy_nms.h"
 
 namespace fcos_fast {
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kImageThreads, 2)
                     int64_t* __restrict__ counts) {
   __shared__ GreedyMemory<Label> memory;
   const int64_t image = blockIdx.x;
-  compare_first_tile(first, image, int(blockIdx.y), threshold, memory.tile);
+  compare_first_tile(first, image, int(blockIdx.y), int(gridDim.y), threshold, memory.tile);
   if (!is_last_block(&first.arrived[image], gridDim.y)) return;
   const PaddedImage problem = images.of(image);
   const int count = suppress_image(problem, first, image, kept.of(image), threshold, memory);
@@ -79,7 +79,7 @@ void run_nms_padded(Cuda device, const NmsPaddedWork& work) {
   sort_kernel<<<unsigned(work.batch), kImageThreads, 0, stream>>>(images, first);
   check_launch();
   const Kept<Label> kept(device, work.batch, std::min(work.n, work.max_detections));
-  const dim3 grid{unsigned(work.batch), unsigned(first.compare_blocks())};
+  const dim3 grid{unsigned(work.batch), unsigned(first.compare_blocks(work.batch))};
   suppress_kernel<<<grid, kImageThreads, 0, stream>>>(images, first, kept,
                                                       math::round_down(work.iou_threshold), work.counts);
   check_launch();

@@ -357,7 +357,7 @@ __global__ void __launch_bounds__(kImageThreads, 2)
                   float threshold) {
   __shared__ GreedyMemory<Label> memory;
   const int64_t image = blockIdx.x, most = work.rule.max_detections;
-  compare_first_tile(first, image, int(blockIdx.y), threshold, memory.tile);
+  compare_first_tile(first, image, int(blockIdx.y), int(gridDim.y), threshold, memory.tile);
   if (!is_last_block(&first.arrived[image], gridDim.y)) return;
   const int count =
       suppress_image(DetectedImage{work, image}, first, image, kept.of(image), threshold, memory);
@@ -447,7 +447,7 @@ void run(const Cuda& device, const PostprocessWork& arguments) {
                          unsigned(std::max<int64_t>(1, std::min<int64_t>(parts, kSelectBlocks / segments)))};
   select_kernel<T><<<select_grid, kImageThreads, 0, stream>>>(work, first);
   check_launch();
-  const dim3 detect_grid{unsigned(batch), unsigned(first.compare_blocks())};
+  const dim3 detect_grid{unsigned(batch), unsigned(first.compare_blocks(batch))};
   const Kept<Label> kept(device, batch, work.rule.max_detections);
   detect_kernel<<<detect_grid, kImageThreads, 0, stream>>>(work, first, kept,
                                                            math::round_down(work.rule.iou_threshold));
