@@ -1,5 +1,6 @@
 import itertools
 import math
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -506,6 +507,14 @@ def test_compiles_and_exports(device):
     assert_same(exported(*outputs, sizes), detect(*outputs, sizes))
 
 
+def test_a_graph_is_given_sizes_as_a_tensor(monkeypatch):
+    """As a replay would copy them again from host memory, which may be another's by then."""
+    like = SimpleNamespace(is_cuda=True, device="cuda:0", shape=(2,))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(ValueError, match=r"sizes is a sequence and a CUDA graph .* tensor on cuda:0"):
+        sys.modules[ops.postprocess.__module__]._sizes_on("postprocess", like, SIZES)
+
+
 @pytest.mark.gpu
 def test_a_cuda_graph_holds_it_and_nothing_waits():
     outputs = make_outputs(device="cuda")
@@ -519,6 +528,8 @@ def test_a_cuda_graph_holds_it_and_nothing_waits():
         torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
+        with pytest.raises(ValueError, match="sizes is a sequence and a CUDA graph is being captured"):
+            ops.postprocess(*outputs, LEVELS, SIZES, units=STRIDES)
         found = run()
     for maps, others in zip(outputs, make_outputs(device="cuda", seed=1), strict=True):
         for x, other in zip(maps, others, strict=True):
