@@ -45,9 +45,9 @@ def main(names: list[str]) -> int:
     tests = [ROOT / "tests" / "ops" / f"test_{name}.py" for name in names or [o.stem for o in OPERATORS]]
     with tempfile.TemporaryDirectory() as folder:
         library = build(Path(folder) / "emulation", [*OPERATORS, FRONTS])
-        every = HERE / "every_operator.py"
+        of_all = (HERE / "every_operator.py", HERE / "hostile.py")
         parallel = ("-n", "2", "--dist", "worksteal", "--durations=10", "--timeout=300")
-        return run_tests(library, *parallel, every, *tests).returncode
+        return run_tests(library, *parallel, *of_all, *tests).returncode
 
 
 if __name__ == "__main__":
