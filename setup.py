@@ -139,7 +139,7 @@ def of_these_gpus() -> list[str]:
 
 
 def cuda_architectures(home: Path) -> list[str]:
-    """Targets such as sm_90 and compute_90: of TORCH_CUDA_ARCH_LIST, else those of torch that nvcc knows, and PTX."""
+    """Targets such as sm_90 and compute_90: of TORCH_CUDA_ARCH_LIST, else torch's, one per major version, and PTX."""
     if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
         entries = listed_architectures(listed)
         numbers = [entry.removesuffix("+PTX").replace(".", "") for entry in entries]
@@ -147,9 +147,17 @@ def cuda_architectures(home: Path) -> list[str]:
     else:
         known = re.findall(r"compute_(\d+)\b", run(str(home / "bin" / "nvcc"), "--list-gpu-arch"))
         of_torch = re.findall(r"sm_(\d+)\b", torch._C._cuda_getArchFlags() or "")
-        numbers = [number for number in of_torch if number in known] or ["80", "90"]
+        numbers = one_per_major([number for number in of_torch if number in known] or ["80", "90"])
         ptx = numbers[-1:]
     return [f"sm_{number}" for number in numbers] + [f"compute_{number}" for number in ptx]
+
+
+def one_per_major(numbers: list[str]) -> list[str]:
+    """The first minor version of each major one: its machine code runs on the later ones too."""
+    first: dict[str, str] = {}
+    for number in sorted(numbers, key=int):
+        first.setdefault(number[:-1], number)
+    return list(first.values())
 
 
 def gencode(target: str) -> str:
@@ -172,23 +180,36 @@ def sources(*patterns: str) -> list[str]:
     )
 
 
+def write_build_facts(cuda_home: Path | None) -> Path:
+    """Write build_facts.h, which module.cpp alone reads, so that no other file is compiled again; its folder."""
+    facts = {
+        "SOURCE_HASH": runpy.run_path(str(ROOT / "fcos_fast" / "_source_hash.py"))["source_hash"](),
+        "BUILD_TORCH": torch.__version__,
+        "CUDA_TARGETS": " ".join(cuda_architectures(cuda_home) if cuda_home else []),
+    }
+    text = "".join(f'#define FCOS_FAST_{name} "{value}"\n' for name, value in facts.items())
+    header = ROOT / "build" / "generated" / "build_facts.h"
+    header.parent.mkdir(parents=True, exist_ok=True)
+    if not header.exists() or header.read_text() != text:
+        header.write_text(text)
+    return header.parent
+
+
 def cpu_extension(cuda_home: Path | None) -> Extension:
     """fcos_fast._C, which also knows what fcos_fast._C_cuda was built for."""
     import pybind11
 
-    hash_of_sources = runpy.run_path(str(ROOT / "fcos_fast" / "_source_hash.py"))["source_hash"]()
     return Extension(
         "fcos_fast._C",
         sources("*.cpp", "cpu/*.cpp"),
-        include_dirs=[pybind11.get_include(), *cpp_extension.include_paths()],
+        include_dirs=[
+            pybind11.get_include(),
+            *cpp_extension.include_paths(),
+            str(write_build_facts(cuda_home)),
+        ],
         library_dirs=cpp_extension.library_paths(),
         libraries=["c10", "torch", "torch_cpu"],
-        define_macros=[
-            ("TORCH_TARGET_VERSION", STABLE_ABI),
-            ("FCOS_FAST_SOURCE_HASH", f'"{hash_of_sources}"'),
-            ("FCOS_FAST_BUILD_TORCH", f'"{torch.__version__}"'),
-            ("FCOS_FAST_CUDA_TARGETS", f'"{" ".join(cuda_architectures(cuda_home) if cuda_home else [])}"'),
-        ],
+        define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI)],
         extra_compile_args={
             "cxx": [
                 *(
@@ -276,10 +297,15 @@ if {"build_ext", "bdist_wheel", "editable_wheel", "develop", "install"} & set(sy
 
 
 class Build(cpp_extension.BuildExtension):
-    """A build without CUDA leaves no older _C_cuda beside the new _C of an editable install."""
+    """Objects stay in build/, so that a change compiles what it touches, also after an editable install."""
+
+    def finalize_options(self) -> None:
+        """Keep the objects of each Python apart; ninja sees other flags and other headers by itself."""
+        super().finalize_options()
+        self.build_temp = str(ROOT / "build" / f"temp-{sys.implementation.cache_tag}")
 
     def run(self) -> None:
-        """Build, then remove what is stale."""
+        """Build, then remove what is stale: a build without CUDA leaves no older _C_cuda beside the new _C."""
         super().run()
         if self.inplace and cuda_home is None:
             for binary in (ROOT / "fcos_fast").glob("_C_cuda.*"):

@@ -2,6 +2,9 @@
 // direct call through torch.ops, or one with tensors of two devices, from reading what is not there.
 #pragma once
 
+#include <limits>
+#include <string>
+
 #include "tensor.h"
 
 namespace fcos_fast {
@@ -49,6 +52,40 @@ inline void check_range(const char* op, const char* name, int64_t value, int64_t
 inline void check_number(const char* op, const char* name, double value, double low, double high) {
   STD_TORCH_CHECK(low <= value && value <= high, "fcos_fast::", op, ": ", name, "=", value,
                   "; expected a number of ", low, " to ", high);
+}
+
+// A choice that Python names; `names` stand in the order of the enumeration.
+template <class Enum, size_t N>
+Enum read_choice(const char* op, const char* name, const std::string& choice, const char* const (&names)[N]) {
+  std::string known;
+  for (size_t i = 0; i < N; ++i) {
+    if (choice == names[i]) return Enum(i);
+    known += std::string(i == 0 ? "" : ", ") + names[i];
+  }
+  STD_TORCH_CHECK(false, "fcos_fast::", op, ": ", name, "='", choice, "'; expected one of ", known);
+}
+
+// A packed batch of boxes.
+inline void check_ground_truth(const char* op, const Tensor& boxes, const Tensor& labels,
+                               const Tensor& starts) {
+  check_same_device(op, boxes, labels, starts);
+  STD_TORCH_CHECK(boxes.scalar_type() == ScalarType::Float && boxes.dim() == 2 && boxes.size(1) == 4,
+                  "fcos_fast::", op, ": expected float32 boxes (M, 4)");
+  STD_TORCH_CHECK(
+      labels.scalar_type() == ScalarType::Long && labels.dim() == 1 && labels.size(0) == boxes.size(0),
+      "fcos_fast::", op, ": expected int64 labels (M,)");
+  STD_TORCH_CHECK(starts.scalar_type() == ScalarType::Long && starts.dim() == 1 && starts.size(0) >= 2,
+                  "fcos_fast::", op, ": expected int64 starts (B + 1,) of at least one image");
+  STD_TORCH_CHECK(boxes.size(0) <= std::numeric_limits<int32_t>::max(), "fcos_fast::", op,
+                  ": more than 2^31 - 1 boxes");
+}
+
+// On the host.
+inline void check_starts(const char* op, const int64_t* starts, int64_t batch, int64_t boxes) {
+  for (int64_t b = 0; b < batch; ++b) {
+    STD_TORCH_CHECK(0 <= starts[b] && starts[b] <= starts[b + 1] && starts[b + 1] <= boxes, "fcos_fast::", op,
+                    ": starts must rise from 0 to the number of boxes");
+  }
 }
 
 }  // namespace fcos_fast

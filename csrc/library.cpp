@@ -22,7 +22,7 @@ STABLE_TORCH_LIBRARY(fcos_fast, m) {
   // math/assign_targets.h
   m.def(
       "assign_targets(Tensor boxes, Tensor labels, Tensor starts, int[] sizes, float[] geometry, "
-      "int range_test, int sampling, int tie_break, float radius) -> "
+      "str range_test, str sampling, str tie_break, float radius) -> "
       "(Tensor labels, Tensor matched, Tensor ltrb, Tensor centerness, Tensor totals)");
 
   // math/match_anchors.h

@@ -3,17 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "build_facts.h"  // written by setup.py
 #include "cpu/kernels.h"
-
-#ifndef FCOS_FAST_SOURCE_HASH
-#define FCOS_FAST_SOURCE_HASH "unknown"
-#endif
-#ifndef FCOS_FAST_BUILD_TORCH
-#define FCOS_FAST_BUILD_TORCH "unknown"
-#endif
-#ifndef FCOS_FAST_CUDA_TARGETS
-#define FCOS_FAST_CUDA_TARGETS ""
-#endif
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts of fcos_fast, and its CPU operators.";

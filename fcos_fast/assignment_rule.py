@@ -24,7 +24,7 @@ RULE_CHOICES: dict[str, tuple[str, ...]] = {
     "sampling": get_args(Sampling),
     "tie_break": get_args(TieBreak),
 }
-"""The choices of an :class:`AssignmentRule`, in the order of the enumerations of csrc/math/assign_targets.h."""
+"""The choices of an :class:`AssignmentRule`; csrc/math/assign_targets.h has the same names."""
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ class KeptBoxes {
 template <class Real>
 class GreedyNms {
  public:
-  GreedyNms(ScalarType dtype, double iou_threshold)
-      : overlaps_any_(kernels(dtype_of(dtype)).overlaps_any),
+  GreedyNms(Dtype dtype, double iou_threshold)
+      : overlaps_any_(kernels(dtype).overlaps_any),
         threshold_(std::is_same_v<Real, double> ? iou_threshold : math::round_down(iou_threshold)) {}
 
   // Is the box kept? Boxes of another label do not matter.

@@ -1,7 +1,8 @@
 // Block after block of anchors against the boxes of every image. What is kept is the greatest IoU of each box in each
 // block: it tells which blocks hold a box's best anchors, and these few are looked at once more.
 #include "../math/match_anchors.h"
-#include "../ground_truth.h"
+
+#include "../checks.h"
 #include "kernels.h"
 
 namespace fcos_fast {
@@ -32,17 +33,11 @@ bool may_overlap(const AnchorBlock& block, const float* box) {
 }
 
 struct Matching {
-  const float* anchors;
-  int64_t anchor_count, batch;
+  const MatchAnchorsWork& work;
   std::vector<float> boxes;  // x1, y1, x2, y2, area; area 0 where the box takes part in nothing
-  const int64_t* labels;
-  const int64_t* starts;
-  math::MatchThresholds thresholds;
-  int32_t* out_labels;
-  int32_t* out_matched;
   MatchKernels kernels;
 
-  int64_t blocks() const { return (anchor_count + kBlock - 1) / kBlock; }
+  int64_t blocks() const { return (work.anchor_count + kBlock - 1) / kBlock; }
   int64_t box_count() const { return int64_t(boxes.size() / 5); }
 
   // Matches a block of anchors in an image. greatest: per box, of this block. Where best_of_boxes is given, anchors that
@@ -53,7 +48,7 @@ struct Matching {
     int32_t matched[kBlock];
     uint8_t low_quality[kBlock] = {};
     bool any_box = false;
-    for (int64_t m = starts[image]; m < starts[image + 1]; ++m) {
+    for (int64_t m = work.starts[image]; m < work.starts[image + 1]; ++m) {
       const float* box = &boxes[5 * m];
       if (box[4] == 0) continue;
       if (!any_box) std::fill(matched, matched + kBlock, int32_t(m));
@@ -72,12 +67,13 @@ struct Matching {
 
   int64_t write(int64_t first, int64_t image, const float* best, const int32_t* matched,
                 const uint8_t* low_quality) const {
-    const int64_t at = image * anchor_count + first, count = std::min<int64_t>(kBlock, anchor_count - first);
+    const int64_t at = image * work.anchor_count + first,
+                  count = std::min<int64_t>(kBlock, work.anchor_count - first);
     int64_t positive = 0;
     for (int64_t i = 0; i < count; ++i) {
-      const int32_t row = math::decide_match(matched[i], best[i], low_quality[i] != 0, thresholds);
-      out_matched[at + i] = row;
-      out_labels[at + i] = row >= 0 ? math::narrow_label(labels[row]) : row;
+      const int32_t row = math::decide_match(matched[i], best[i], low_quality[i] != 0, work.thresholds);
+      work.out_matched[at + i] = row;
+      work.out_labels[at + i] = row >= 0 ? math::narrow_label(work.labels[row]) : row;
       positive += row >= 0;
     }
     return positive;
@@ -91,24 +87,24 @@ struct Matching {
     });
   }
 
-  int64_t run(bool allow_low_quality) const {
+  int64_t run() const {
     std::vector<float> greatest(blocks() * box_count());
-    std::vector<int64_t> positive(blocks() * batch);
+    std::vector<int64_t> positive(blocks() * work.batch);
     auto match_all = [&](const float* best_of_boxes) {
       for_each_block([&](int64_t b) {
         float* own = greatest.data() + b * box_count();
         std::optional<AnchorBlock> block;
-        for (int64_t image = 0; image < batch; ++image) {
+        for (int64_t image = 0; image < work.batch; ++image) {
           if (best_of_boxes != nullptr && !reaches(own, best_of_boxes, image)) continue;
           if (!block)
-            block =
-                load_block(anchors, b * kBlock, int(std::min<int64_t>(kBlock, anchor_count - b * kBlock)));
-          positive[b * batch + image] = match(*block, b * kBlock, image, own, best_of_boxes);
+            block = load_block(work.anchors, b * kBlock,
+                               int(std::min<int64_t>(kBlock, work.anchor_count - b * kBlock)));
+          positive[b * work.batch + image] = match(*block, b * kBlock, image, own, best_of_boxes);
         }
       });
     };
     match_all(nullptr);
-    if (allow_low_quality && anchor_count > 0) match_all(best_of(greatest).data());
+    if (work.allow_low_quality && work.anchor_count > 0) match_all(best_of(greatest).data());
     int64_t total = 0;
     for (int64_t count : positive) total += count;
     return total;
@@ -116,7 +112,7 @@ struct Matching {
 
   // Does a block hold a best anchor of any box of the image?
   bool reaches(const float* greatest, const float* best_of_boxes, int64_t image) const {
-    for (int64_t m = starts[image]; m < starts[image + 1]; ++m) {
+    for (int64_t m = work.starts[image]; m < work.starts[image + 1]; ++m) {
       if (greatest[m] == best_of_boxes[m] && boxes[5 * m + 4] != 0) return true;
     }
     return false;
@@ -134,46 +130,18 @@ struct Matching {
   }
 };
 
-std::tuple<Tensor, Tensor, Tensor> match_anchors(const Tensor& anchors, const Tensor& boxes,
-                                                 const Tensor& labels, const Tensor& starts,
-                                                 double high_threshold, double low_threshold,
-                                                 bool allow_low_quality) {
-  check_anchors(anchors, boxes, high_threshold, low_threshold);
-  check_ground_truth("match_anchors", boxes, labels, starts);
-  const int64_t batch = starts.numel() - 1, count = anchors.size(0);
-  const Tensor candidates = torch::stable::contiguous(anchors);
-  const Tensor packed = torch::stable::contiguous(boxes);
-  const Tensor classes = torch::stable::contiguous(labels);
-  const Tensor bounds = torch::stable::contiguous(starts);
-  Tensor out_labels = new_empty(anchors, {batch, count}, ScalarType::Int);
-  Tensor out_matched = new_empty(anchors, {batch, count}, ScalarType::Int);
-  Tensor positive = new_empty(anchors, {}, ScalarType::Float);
+}  // namespace
 
+void run_match_anchors(Cpu, const MatchAnchorsWork& work) {
+  check_starts("match_anchors", work.starts, work.batch, work.box_count);
   std::vector<float> columns;
-  const float* rows = static_cast<const float*>(packed.const_data_ptr());
-  for (const float* box = rows; box != rows + packed.numel(); box += 4) {
+  for (const float* box = work.boxes; box != work.boxes + 4 * work.box_count; box += 4) {
     const float area = math::box_area(box[0], box[1], box[2], box[3]);
     columns.insert(columns.end(), box, box + 4);
     columns.push_back(math::may_match(box, area) ? area : 0);
   }
-  const Matching matching{static_cast<const float*>(candidates.const_data_ptr()),
-                          count,
-                          batch,
-                          std::move(columns),
-                          static_cast<const int64_t*>(classes.const_data_ptr()),
-                          static_cast<const int64_t*>(bounds.const_data_ptr()),
-                          {float(high_threshold), float(low_threshold)},
-                          static_cast<int32_t*>(out_labels.mutable_data_ptr()),
-                          static_cast<int32_t*>(out_matched.mutable_data_ptr()),
-                          kernels(Dtype::kFloat32).match_anchors};
-  check_starts("match_anchors", matching.starts, batch, packed.size(0));
-  *static_cast<float*>(positive.mutable_data_ptr()) = float(matching.run(allow_low_quality));
-  return {out_labels, out_matched, positive};
+  *work.num_positive =
+      float(Matching{work, std::move(columns), kernels(Dtype::kFloat32).match_anchors}.run());
 }
 
-}  // namespace
 }  // namespace fcos_fast
-
-STABLE_TORCH_LIBRARY_IMPL(fcos_fast, CPU, m) {
-  m.impl("match_anchors", TORCH_BOX(&fcos_fast::match_anchors));
-}

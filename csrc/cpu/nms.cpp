@@ -8,8 +8,8 @@
 #include <limits>
 #include <numeric>
 
-#include "../nms_arguments.h"
 #include "greedy_nms.h"
+#include "reduction.h"
 
 namespace fcos_fast {
 namespace {
@@ -50,13 +50,10 @@ std::vector<int32_t> order_by_score(const double* scores, int64_t n) {
   return order;
 }
 
-std::vector<int32_t> order_by_score(const Tensor& scores) {
-  if (scores.scalar_type() == ScalarType::Double) {
-    const Tensor values = torch::stable::contiguous(scores);
-    return order_by_score(static_cast<const double*>(values.const_data_ptr()), values.numel());
-  }
-  const Tensor values = torch::stable::contiguous(converted(scores, ScalarType::Float));
-  return order_by_score(static_cast<const float*>(values.const_data_ptr()), values.numel());
+std::vector<int32_t> order_by_score(const NmsWork& work) {
+  if (work.scores_dtype == Dtype::kFloat64)
+    return order_by_score(static_cast<const double*>(work.scores), work.n);
+  return order_by_score(static_cast<const float*>(work.scores), work.n);
 }
 
 // Candidates of one class after the other, each class in order of score.
@@ -65,14 +62,12 @@ struct Lists {
   std::vector<int64_t> starts;  // of the lists, and the end
 };
 
-Lists split_by_class(const std::vector<int32_t>& order, const std::optional<Tensor>& idxs) {
+Lists split_by_class(const std::vector<int32_t>& order, const int64_t* idxs) {
   const int64_t n = int64_t(order.size());
   Lists lists{std::vector<int32_t>(n), {0}};
   std::iota(lists.ranks.begin(), lists.ranks.end(), 0);
-  if (idxs.has_value()) {
-    const Tensor classes = torch::stable::contiguous(converted(*idxs, ScalarType::Long));
-    const auto* values = static_cast<const int64_t*>(classes.const_data_ptr());
-    auto class_of = [&](int32_t rank) { return values[order[rank]]; };
+  if (idxs != nullptr) {
+    auto class_of = [&](int32_t rank) { return idxs[order[rank]]; };
     std::stable_sort(lists.ranks.begin(), lists.ranks.end(),
                      [&](int32_t a, int32_t b) { return class_of(a) < class_of(b); });
     for (int64_t i = 1; i < n; ++i) {
@@ -128,12 +123,12 @@ struct Suppression {
 };
 
 template <class Real>
-void suppress(const Tensor& boxes, const std::vector<int32_t>& order, const Lists& lists,
-              double iou_threshold, std::vector<uint8_t>& kept) {
-  const ScalarType dtype = boxes.scalar_type();
-  const double threshold = dtype == ScalarType::Double ? iou_threshold : math::round_down(iou_threshold);
-  const Suppression<Real> suppression{static_cast<const Real*>(boxes.const_data_ptr()), order,
-                                      kernels(dtype_of(dtype)).overlaps_any, threshold, kept};
+void suppress(const NmsWork& work, const std::vector<int32_t>& order, const Lists& lists,
+              std::vector<uint8_t>& kept) {
+  const double threshold =
+      std::is_same_v<Real, double> ? work.iou_threshold : math::round_down(work.iou_threshold);
+  const Suppression<Real> suppression{static_cast<const Real*>(work.boxes), order,
+                                      kernels(work.boxes_dtype).overlaps_any, threshold, kept};
   auto run = [&](int64_t list) {
     suppression.run(lists.ranks.data() + lists.starts[list], lists.starts[list + 1] - lists.starts[list]);
   };
@@ -150,27 +145,18 @@ void suppress(const Tensor& boxes, const std::vector<int32_t>& order, const List
   });
 }
 
-Tensor nms(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> idxs, double iou_threshold) {
-  check_nms(boxes, scores, idxs, iou_threshold);
-  const int64_t n = boxes.size(0);
-  const auto order = order_by_score(scores);
-  const Lists lists = split_by_class(order, idxs);
-  std::vector<uint8_t> kept(n, 0);
-  if (boxes.scalar_type() == ScalarType::Double) {
-    suppress<double>(torch::stable::contiguous(boxes), order, lists, iou_threshold, kept);
-  } else {
-    suppress<float>(torch::stable::contiguous(converted(boxes, ScalarType::Float)), order, lists,
-                    iou_threshold, kept);
+}  // namespace
+
+std::vector<int64_t> run_nms(Cpu, const NmsWork& work) {
+  const auto order = order_by_score(work);
+  const Lists lists = split_by_class(order, work.idxs);
+  std::vector<uint8_t> kept(work.n, 0);
+  (work.boxes_dtype == Dtype::kFloat64 ? suppress<double> : suppress<float>)(work, order, lists, kept);
+  std::vector<int64_t> indices;
+  for (int64_t rank = 0; rank < work.n; ++rank) {
+    if (kept[rank]) indices.push_back(order[rank]);
   }
-  Tensor out = new_empty(boxes, {std::count(kept.begin(), kept.end(), 1)}, ScalarType::Long);
-  auto* indices = static_cast<int64_t*>(out.mutable_data_ptr());
-  for (int64_t rank = 0; rank < n; ++rank) {
-    if (kept[rank]) *indices++ = order[rank];
-  }
-  return out;
+  return indices;
 }
 
-}  // namespace
 }  // namespace fcos_fast
-
-STABLE_TORCH_LIBRARY_IMPL(fcos_fast, CPU, m) { m.impl("nms", TORCH_BOX(&fcos_fast::nms)); }

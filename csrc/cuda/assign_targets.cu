@@ -1,8 +1,9 @@
-// One launch for the whole batch: a thread per location, the image's boxes through shared memory, the best
-// one in registers; then a second, tiny launch adds the blocks' totals in order. The host never learns the
-// number of boxes.
-#include "../assignment_levels.h"
-#include "launch_torch.h"
+// One launch for the whole batch: a thread per location, a block per tile of a level. The image's boxes pass by, 256 at a
+// time: those that can meet the tile are listed, in order, and only they are held against its locations. The block that
+// ends last adds the totals in order. The host never learns the number of boxes.
+#include "../math/assign_targets.h"
+
+#include "launch.h"
 
 namespace fcos_fast {
 namespace {
@@ -10,60 +11,103 @@ namespace {
 using namespace math;
 
 constexpr int kMaxLevels = 16;
-constexpr int kBoxesAtOnce = kThreads;
+constexpr int kTileWidth = 32, kTileHeight = kThreads / kTileWidth;  // a warp writes one row
+constexpr int64_t kMaxImages = 65535;                                // of a grid's second dimension
 
 struct Levels {
   int count;
   AssignmentLevel level[kMaxLevels];
+  int32_t first_tile[kMaxLevels + 1];
+  int32_t tiles_per_row[kMaxLevels];
 };
 
-struct Outputs {
-  int32_t* labels;
-  int32_t* matched;
-  float4* ltrb;
-  float* centerness;
-  double* partial;  // (blocks, 2): positives, centerness
+struct Arguments {
+  const float4* __restrict__ boxes;    // (M)
+  const int64_t* __restrict__ labels;  // (M)
+  const int64_t* __restrict__ starts;  // (B + 1)
+  int64_t box_count, locations;
+  AssignmentRule rule;
+  int32_t* __restrict__ out_labels;    // (B, P)
+  int32_t* __restrict__ out_matched;   // (B, P)
+  float4* __restrict__ out_ltrb;       // (B, P)
+  float* __restrict__ out_centerness;  // (B, P)
+  double* partial;                     // (blocks, 2): positives, centerness
+  unsigned* ended;                     // blocks
+  float* __restrict__ totals;          // (2)
 };
+
+// A box in shared memory.
+struct Box {
+  float4 corners;
+  float preference;
+};
+
+// The locations of a tile lie in [x1, x2] and [y1, y2].
+struct Tile {
+  float x1, y1, x2, y2;
+};
+
+// False only if no location of the tile can take the box.
+__device__ __forceinline__ bool may_meet(const float box[4], const Tile& tile, const AssignmentLevel& level,
+                                         const AssignmentRule& rule) {
+  if (!level_may_take(box, level)) return false;
+  float left, right, top, bottom;
+  sampling_region(box, level, rule, 0, &left, &right);
+  sampling_region(box, level, rule, 1, &top, &bottom);
+  // A cell beside the region pays for rounding.
+  const float slack_x = absolute(level.step_x), slack_y = absolute(level.step_y);
+  return tile.x2 + slack_x > left && tile.x1 - slack_x < right && tile.y2 + slack_y > top &&
+         tile.y1 - slack_y < bottom;
+}
+
+__device__ __forceinline__ Tile tile_of(const AssignmentLevel& level, int32_t row, int32_t column) {
+  const float xa = location_x(level, column),
+              xb = location_x(level, min(column + kTileWidth, level.width) - 1);
+  const float ya = location_y(level, row), yb = location_y(level, min(row + kTileHeight, level.height) - 1);
+  return {smaller(xa, xb), smaller(ya, yb), larger(xa, xb), larger(ya, yb)};
+}
 
 __global__ void __launch_bounds__(kThreads)
-    assign_kernel(const float4* boxes, const int64_t* labels, const int64_t* starts, int64_t box_count,
-                  int64_t locations, const __grid_constant__ Levels levels, AssignmentRule rule,
-                  Outputs out) {
-  __shared__ float4 shared_boxes[kBoxesAtOnce];
-  __shared__ float shared_preference[kBoxesAtOnce];
+    assign_kernel(const __grid_constant__ Levels levels, const __grid_constant__ Arguments a) {
+  __shared__ Box boxes[kThreads];
+  __shared__ int meeting[kThreads];
   const int64_t image = blockIdx.y;
-  const int64_t location = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  const bool exists = location < locations;
-  // Bounds that lie are clamped: nothing is read outside `boxes`.
-  const int64_t begin = max(int64_t(0), min(starts[image], box_count));
-  const int64_t end = max(begin, min(starts[image + 1], box_count));
-
   int l = 0;
-  while (l + 1 < levels.count && location >= levels.level[l + 1].first) ++l;
+  while (l + 1 < levels.count && int32_t(blockIdx.x) >= levels.first_tile[l + 1]) ++l;
   const AssignmentLevel level = levels.level[l];
-  const int64_t within = location - level.first;
-  const int32_t row = int32_t(within / max(1, level.width));
-  const float x = location_x(level, int32_t(within - int64_t(row) * level.width)), y = location_y(level, row);
+  const int32_t tile_index = int32_t(blockIdx.x) - levels.first_tile[l], per_row = levels.tiles_per_row[l];
+  const int32_t tile_row = tile_index / per_row;
+  const int32_t first_row = tile_row * kTileHeight,
+                first_column = (tile_index - tile_row * per_row) * kTileWidth;
+  const int32_t row = first_row + int32_t(threadIdx.x) / kTileWidth;
+  const int32_t column = first_column + int32_t(threadIdx.x) % kTileWidth;
+  const bool exists = row < level.height && column < level.width;
+  const float x = location_x(level, column), y = location_y(level, row);
+  const Tile tile = tile_of(level, first_row, first_column);
 
-  float best = no_preference(rule);
+  // Bounds that lie are clamped: nothing is read outside `boxes`.
+  const int64_t begin = max(int64_t(0), min(a.starts[image], a.box_count));
+  const int64_t end = max(begin, min(a.starts[image + 1], a.box_count));
+  float best = no_preference(a.rule);
   int32_t matched = -1;
-  for (int64_t first = begin; first < end; first += kBoxesAtOnce) {
-    const int count = int(min(int64_t(kBoxesAtOnce), end - first));
-    __syncthreads();
-    if (threadIdx.x < count) {
-      const float4 b = boxes[first + threadIdx.x];
+  for (int64_t first = begin; first < end; first += kThreads) {
+    bool meets = false;
+    __syncthreads();  // the boxes before are done with
+    if (first + threadIdx.x < end) {
+      const float4 b = a.boxes[first + threadIdx.x];
       const float box[4] = {b.x, b.y, b.z, b.w};
-      shared_boxes[threadIdx.x] = b;
-      shared_preference[threadIdx.x] = preference(box, rule);
+      boxes[threadIdx.x] = {b, preference(box, a.rule)};
+      meets = may_meet(box, tile, level, a.rule);
     }
-    __syncthreads();
+    const int count = list_in_order(meets, meeting);
     for (int k = 0; k < count; ++k) {
-      if (!(shared_preference[k] > best)) continue;
-      const float4 b = shared_boxes[k];
+      const Box& candidate = boxes[meeting[k]];
+      if (!(candidate.preference > best)) continue;
+      const float4 b = candidate.corners;
       const float box[4] = {b.x, b.y, b.z, b.w};
-      if (may_take(x, y, box, level, rule)) {
-        best = shared_preference[k];
-        matched = int32_t(first + k);
+      if (exists && may_take(x, y, box, level, a.rule)) {
+        best = candidate.preference;
+        matched = int32_t(first + meeting[k]);
       }
     }
   }
@@ -72,69 +116,75 @@ __global__ void __launch_bounds__(kThreads)
   if (exists) {
     float d[4] = {0, 0, 0, 0};
     if (matched >= 0) {
-      const float4 b = boxes[matched];
+      const float4 b = a.boxes[matched];
       const float box[4] = {b.x, b.y, b.z, b.w};
       distances(x, y, box, d);
       quality = centerness(d);
     }
-    const int64_t at = image * locations + location;
-    out.labels[at] = matched >= 0 ? narrow_label(labels[matched]) : -1;
-    out.matched[at] = matched;
-    out.ltrb[at] = make_float4(d[0], d[1], d[2], d[3]);
-    out.centerness[at] = quality;
+    const int64_t at = image * a.locations + level.first + int64_t(row) * level.width + column;
+    a.out_labels[at] = matched >= 0 ? narrow_label(a.labels[matched]) : -1;
+    a.out_matched[at] = matched;
+    a.out_ltrb[at] = make_float4(d[0], d[1], d[2], d[3]);
+    a.out_centerness[at] = quality;
   }
-  const double positives = block_sum(exists && matched >= 0 ? 1.0 : 0.0);
+  const int positives = __syncthreads_count(matched >= 0);
   const double centerness_sum = block_sum(double(quality));
+  const unsigned blocks = gridDim.x * gridDim.y;
   if (threadIdx.x == 0) {
-    const int64_t block = image * gridDim.x + blockIdx.x;
-    out.partial[2 * block] = positives;
-    out.partial[2 * block + 1] = centerness_sum;
+    double* own = a.partial + 2 * (image * gridDim.x + blockIdx.x);
+    own[0] = positives;
+    own[1] = centerness_sum;
+  }
+  if (!is_last_block(a.ended, blocks)) return;
+  for (int column_of_sums = 0; column_of_sums < 2; ++column_of_sums) {
+    const double total = sum_of_partials(a.partial, blocks, 2, column_of_sums);
+    if (threadIdx.x == 0) a.totals[column_of_sums] = float(total);
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assign_targets(
-    const Tensor& boxes, const Tensor& labels, const Tensor& starts, std::vector<int64_t> sizes,
-    std::vector<double> geometry, int64_t range_test, int64_t sampling, int64_t tie_break, double radius) {
-  check_ground_truth("assign_targets", boxes, labels, starts);
-  const AssignmentRule rule = read_rule(range_test, sampling, tie_break);
-  const OnDeviceOf device(boxes);
-  const auto read = read_levels(sizes, geometry, radius);
-  STD_TORCH_CHECK(read.size() <= kMaxLevels, "fcos_fast::assign_targets: at most ", kMaxLevels,
-                  " levels, got ", read.size());
-  Levels levels{int(read.size()), {}};
-  std::copy(read.begin(), read.end(), levels.level);
-  const int64_t batch = starts.numel() - 1;
-  const int64_t locations = count_locations(read);
-  STD_TORCH_CHECK(batch <= 65535, "fcos_fast::assign_targets: at most 65535 images, got ", batch);
-  const Tensor packed = aligned(torch::stable::contiguous(boxes));
-  const Tensor classes = torch::stable::contiguous(labels);
-  const Tensor bounds = torch::stable::contiguous(starts);
-  AssignmentOutputs out = new_outputs(boxes, batch, locations);
+static_assert(sizeof(Levels) + sizeof(Arguments) <= 4096, "a kernel's parameters end at 4 KiB");
 
-  const int64_t blocks = (locations + kThreads - 1) / kThreads;
-  Tensor partial = new_empty(boxes, {batch * blocks, 2}, ScalarType::Double);
-  auto* sums = static_cast<double*>(partial.mutable_data_ptr());
-  if (batch * blocks > 0) {
-    const Outputs pointers{static_cast<int32_t*>(out.labels.mutable_data_ptr()),
-                           static_cast<int32_t*>(out.matched.mutable_data_ptr()),
-                           static_cast<float4*>(out.ltrb.mutable_data_ptr()),
-                           static_cast<float*>(out.centerness.mutable_data_ptr()), sums};
-    assign_kernel<<<dim3(unsigned(blocks), unsigned(batch)), kThreads, 0, device.stream()>>>(
-        static_cast<const float4*>(packed.const_data_ptr()),
-        static_cast<const int64_t*>(classes.const_data_ptr()),
-        static_cast<const int64_t*>(bounds.const_data_ptr()), packed.size(0), locations, levels, rule,
-        pointers);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+Levels with_tiles(const AssignTargetsWork& work) {
+  Levels levels{};
+  levels.count = work.level_count;
+  int64_t tiles = 0;
+  for (int l = 0; l < work.level_count; ++l) {
+    const AssignmentLevel& level = work.levels[l];
+    levels.level[l] = level;
+    levels.first_tile[l] = int32_t(tiles);
+    levels.tiles_per_row[l] = (level.width + kTileWidth - 1) / kTileWidth;
+    tiles += int64_t(levels.tiles_per_row[l]) * ((level.height + kTileHeight - 1) / kTileHeight);
+    check_limit("assign_targets", "tiles of 256 locations", tiles, 0x7fffffff);
   }
-  add_partial_sums<<<2, kThreads, 0, device.stream()>>>(sums, batch * blocks, 2,
-                                                        static_cast<float*>(out.totals.mutable_data_ptr()));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {out.labels, out.matched, out.ltrb, out.centerness, out.totals};
+  levels.first_tile[work.level_count] = int32_t(tiles);
+  return levels;
 }
 
 }  // namespace
-}  // namespace fcos_fast
 
-STABLE_TORCH_LIBRARY_IMPL(fcos_fast, CUDA, m) {
-  m.impl("assign_targets", TORCH_BOX(&fcos_fast::assign_targets));
+void run_assign_targets(Cuda device, const AssignTargetsWork& work) {
+  check_limit("assign_targets", "levels", work.level_count, kMaxLevels);
+  check_limit("assign_targets", "images", work.batch, kMaxImages);
+  const Levels levels = with_tiles(work);
+  const unsigned tiles = unsigned(levels.first_tile[work.level_count]), batch = unsigned(work.batch);
+  if (tiles == 0)
+    return check_cuda(cudaMemsetAsync(work.out_totals, 0, 2 * sizeof(float), stream_of(device)));
+  check_limit("assign_targets", "tiles of all images", int64_t(tiles) * batch, 0xffffffff);
+  const Arguments arguments{reinterpret_cast<const float4*>(work.boxes),
+                            work.labels,
+                            work.starts,
+                            work.box_count,
+                            work.locations,
+                            work.rule,
+                            work.out_labels,
+                            work.out_matched,
+                            reinterpret_cast<float4*>(work.out_ltrb),
+                            work.out_centerness,
+                            device.scratch<double>(2 * int64_t(tiles) * batch),
+                            zeroed_scratch<unsigned>(device, 1),
+                            work.out_totals};
+  assign_kernel<<<dim3(tiles, batch), kThreads, 0, stream_of(device)>>>(levels, arguments);
+  check_launch();
 }
+
+}  // namespace fcos_fast

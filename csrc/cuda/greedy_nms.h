@@ -6,7 +6,7 @@
 #pragma once
 
 #include "../math/nms.h"
-#include "launch_torch.h"
+#include "launch.h"
 
 namespace fcos_fast {
 
@@ -151,7 +151,8 @@ struct Candidate {
 };
 
 template <class Real>
-__device__ __forceinline__ bool fells(const Candidate<Real>& a, const Candidate<Real>& b, Real threshold) {
+__device__ __forceinline__ bool suppresses(const Candidate<Real>& a, const Candidate<Real>& b,
+                                           Real threshold) {
   return a.label == b.label && math::overlaps(a.box, b.box, threshold);
 }
 
@@ -161,8 +162,8 @@ struct GreedyMemory {
   Key tile[kTile];
   int tile_size;
   Candidate<Real> group[kGroup];
-  unsigned char fallen[kGroup];
-  unsigned long long fells[kGroup];  // bit k: candidate k of the group, a later one
+  unsigned char suppressed[kGroup];
+  unsigned long long suppresses[kGroup];  // bit k: candidate k of the group, a later one
   unsigned long long kept;
 };
 
@@ -173,31 +174,32 @@ __device__ unsigned long long settle_group(GreedyMemory<Real, Key>& memory, int 
                                            Real threshold) {
   const int i = threadIdx.x / kWorkers, worker = threadIdx.x % kWorkers;
   // One thread alone reads what it overwrites below; a vote is no barrier for memory.
-  bool falls = i >= size || (worker == 0 && memory.fallen[i]);
+  bool is_suppressed = i >= size || (worker == 0 && memory.suppressed[i]);
   unsigned bits = 0;
   if (i < size) {
     const Candidate<Real> own = memory.group[i];
     // Kept boxes are few and read by all threads in step: the first cache serves them as shared memory would, and holds
     // any number.
-    for (int64_t j = worker; j < count && !falls; j += kWorkers) falls = fells(kept[j], own, threshold);
+    for (int64_t j = worker; j < count && !is_suppressed; j += kWorkers)
+      is_suppressed = suppresses(kept[j], own, threshold);
     const int first = worker * kWorkers;
     for (int k = 0; k < kWorkers; ++k) {
       const int other = first + k;
-      if (other > i && other < size && fells(own, memory.group[other], threshold)) bits |= 1u << k;
+      if (other > i && other < size && suppresses(own, memory.group[other], threshold)) bits |= 1u << k;
     }
   }
-  reinterpret_cast<unsigned char*>(&memory.fells[i])[worker] = (unsigned char)bits;
-  const unsigned votes = __ballot_sync(kWholeWarp, falls);
-  if (worker == 0) memory.fallen[i] = i >= size || (votes >> (threadIdx.x % 32) & 0xffu) != 0;
+  reinterpret_cast<unsigned char*>(&memory.suppresses[i])[worker] = (unsigned char)bits;
+  const unsigned votes = __ballot_sync(kWholeWarp, is_suppressed);
+  if (worker == 0) memory.suppressed[i] = i >= size || (votes >> (threadIdx.x % 32) & 0xffu) != 0;
   __syncthreads();
   if (threadIdx.x < 32) {
-    const unsigned low = __ballot_sync(kWholeWarp, !memory.fallen[threadIdx.x]);
-    const unsigned high = __ballot_sync(kWholeWarp, !memory.fallen[threadIdx.x + 32]);
+    const unsigned low = __ballot_sync(kWholeWarp, !memory.suppressed[threadIdx.x]);
+    const unsigned high = __ballot_sync(kWholeWarp, !memory.suppressed[threadIdx.x + 32]);
     unsigned long long alive = (unsigned long long)high << 32 | low, chosen = 0;
     while (alive != 0 && count + __popcll(chosen) < most) {
       const int best = __ffsll((long long)alive) - 1;
       chosen |= 1ull << best;
-      alive &= ~(memory.fells[best] | 1ull << best);
+      alive &= ~(memory.suppresses[best] | 1ull << best);
     }
     if (threadIdx.x == 0) memory.kept = chosen;
   }
@@ -235,7 +237,7 @@ __device__ int64_t suppress_image(const Problem& problem, Candidate<typename Pro
       const int group = min(kGroup, size - begin);
       if (threadIdx.x < group) {
         memory.group[threadIdx.x] = problem.candidate(memory.tile[begin + threadIdx.x]);
-        memory.fallen[threadIdx.x] = !problem.may_be_kept(memory.group[threadIdx.x]);
+        memory.suppressed[threadIdx.x] = !problem.may_be_kept(memory.group[threadIdx.x]);
       }
       __syncthreads();
       const auto chosen = settle_group(memory, group, kept, count, most, threshold);
@@ -251,13 +253,6 @@ __device__ int64_t suppress_image(const Problem& problem, Candidate<typename Pro
     if (unsigned(size) == selection.total) return count;
     last = memory.tile[size - 1] - 1;
   }
-}
-
-// Scratch memory for the kept boxes of all images.
-template <class Real>
-Tensor new_kept(const Tensor& like, int64_t batch, int64_t most) {
-  static_assert(sizeof(Candidate<Real>) % sizeof(int64_t) == 0, "rows of int64");
-  return new_empty(like, {batch, most, int64_t(sizeof(Candidate<Real>) / sizeof(int64_t))}, ScalarType::Long);
 }
 
 }  // namespace fcos_fast

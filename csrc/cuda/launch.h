@@ -28,6 +28,19 @@ inline void check_cuda(cudaError_t error) {
 }
 inline void check_launch() { check_cuda(cudaGetLastError()); }
 
+inline void check_limit(const char* op, const char* name, int64_t value, int64_t most) {
+  if (value <= most) return;
+  throw std::runtime_error(std::string("fcos_fast::") + op + ": " + std::to_string(value) + " " + name +
+                           "; at most " + std::to_string(most) + " on a GPU");
+}
+
+template <class T>
+T* zeroed_scratch(const Cuda& device, int64_t count) {
+  T* memory = device.scratch<T>(count);
+  check_cuda(cudaMemsetAsync(memory, 0, count * sizeof(T), stream_of(device)));
+  return memory;
+}
+
 // N elements in one memory access; the pointer must be aligned to all of them.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
@@ -92,12 +105,48 @@ __device__ __forceinline__ int64_t block_prefix_sum(int64_t x, int64_t* total) {
   return before + inclusive - x;
 }
 
+// Which items of `count` consecutive ones, a thread each, fulfil a condition: their places in `list`, in order, and their
+// number. Every thread of the block of kThreads must call it; `list` is shared.
+__device__ __forceinline__ int list_in_order(bool wanted, int* list) {
+  __shared__ int before[kThreads / 32 + 1];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const unsigned votes = __ballot_sync(0xffffffffu, wanted);
+  __syncthreads();  // the previous list is done with
+  if (lane == 0) before[warp] = __popc(votes);
+  __syncthreads();
+  int first = 0, all = 0;
+#pragma unroll
+  for (int w = 0; w < kThreads / 32; ++w) {
+    if (w < warp) first += before[w];
+    all += before[w];
+  }
+  if (wanted) list[first + __popc(votes & ((1u << lane) - 1))] = int(threadIdx.x);
+  __syncthreads();
+  return all;
+}
+
+// For all threads of the block that ends last, true: then what the other blocks wrote is visible. *ended begins at 0.
+__device__ __forceinline__ bool is_last_block(unsigned* ended, unsigned blocks) {
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicAdd(ended, 1u) == blocks - 1;
+  __syncthreads();
+  __threadfence();
+  return last;
+}
+
+// Sum of partial[0..n)[column], valid in thread 0.
+__device__ __forceinline__ double sum_of_partials(const double* partial, int64_t n, int columns, int column) {
+  double total = 0;
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) total += partial[i * columns + column];
+  return block_sum(total);
+}
+
 // out[k] = sum of partial[0..n)[k], one block per k.
 template <class Out>
 __global__ void add_partial_sums(const double* partial, int64_t n, int columns, Out* out) {
-  double total = 0;
-  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) total += partial[i * columns + blockIdx.x];
-  total = block_sum(total);
+  const double total = sum_of_partials(partial, n, columns, blockIdx.x);
   if (threadIdx.x == 0) out[blockIdx.x] = Out(total);
 }
 

@@ -1,31 +1,39 @@
-// A thread per anchor and image, the image's boxes through shared memory. A first launch finds the greatest IoU of each
-// box, if low-quality matches are wanted; a second one computes the same IoUs again and decides; a third, tiny one adds
-// the blocks' counts. The host never learns the number of boxes.
-#include "../ground_truth.h"
+// A thread per anchor and image. The image's boxes pass by, 256 at a time: those that can meet the block's anchors are
+// listed, in order, and only they are held against them. A first launch finds the greatest IoU of each box, if low-quality
+// matches are wanted; a second one computes the same IoUs again and decides, and its block that ends last writes the
+// count. The host never learns the number of boxes.
 #include "../math/match_anchors.h"
-#include "launch_torch.h"
+
+#include "launch.h"
 
 namespace fcos_fast {
 namespace {
 
-constexpr int kBoxesAtOnce = kThreads;
+constexpr int64_t kMaxImages = 65535;  // of a grid's second dimension
 
-struct Inputs {
-  const float4* anchors;
-  const float4* boxes;
-  const int64_t* starts;
-  int64_t anchor_count, box_count;
+struct Counters {
+  unsigned long long positives;
+  unsigned ended;  // blocks
 };
 
-struct Outputs {
-  int32_t* labels;
-  int32_t* matched;
-  double* positive;  // one per block
+struct Arguments {
+  const float4* __restrict__ anchors;  // (A)
+  const float4* __restrict__ boxes;    // (M)
+  const int64_t* __restrict__ labels;  // (M)
+  const int64_t* __restrict__ starts;  // (B + 1)
+  int64_t anchor_count, box_count;
+  math::MatchThresholds thresholds;
+  // (M) the bits of each box's greatest IoU, which are ordered as the numbers are; null without low-quality matches
+  int* greatest;
+  Counters* counters;                 // begin at 0
+  int32_t* __restrict__ out_labels;   // (B, A)
+  int32_t* __restrict__ out_matched;  // (B, A)
+  float* __restrict__ num_positive;   // ()
 };
 
 struct Box {
   float4 corners;
-  float area;
+  float area;  // 0: takes part in nothing
 };
 
 __device__ __forceinline__ Box with_area(const float4& b) { return {b, math::box_area(b.x, b.y, b.z, b.w)}; }
@@ -37,43 +45,83 @@ __device__ __forceinline__ float iou(const Box& box, const Box& anchor) {
   return math::iou_of_overlap(w, h, box.area, anchor.area);
 }
 
-// Visits the image's boxes in order: prepare(k, box number) by one thread each, visit(k, box number) by all, finish(k,
-// box number) by one. k is the box's place in the tile; boxes[k].area is 0 where it takes part in nothing.
+__device__ __forceinline__ float4 around(const float4& a, const float4& b) {
+  return make_float4(fminf(a.x, b.x), fminf(a.y, b.y), fmaxf(a.z, b.z), fmaxf(a.w, b.w));
+}
+
+// The box around all anchors of the block; a NaN is passed over.
+__device__ float4 bounds_of_block(float4 own) {
+  __shared__ float4 of_warps[kThreads / 32];
+  for (int offset = 16; offset > 0; offset /= 2) {
+    own = around(own, make_float4(__shfl_xor_sync(0xffffffffu, own.x, offset),
+                                  __shfl_xor_sync(0xffffffffu, own.y, offset),
+                                  __shfl_xor_sync(0xffffffffu, own.z, offset),
+                                  __shfl_xor_sync(0xffffffffu, own.w, offset)));
+  }
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = own;
+  __syncthreads();
+  for (int w = 0; w < kThreads / 32; ++w) own = around(own, of_warps[w]);
+  return own;
+}
+
+__device__ __forceinline__ bool may_overlap(const float4& box, const float4& bounds) {
+  return math::overlap(box.x, box.z, bounds.x, bounds.z) > 0.0f &&
+         math::overlap(box.y, box.w, bounds.y, bounds.w) > 0.0f;
+}
+
+// The anchor of this thread, and what surrounds those of the block.
+struct Anchors {
+  int64_t at;
+  bool exists;
+  Box own;
+  float4 bounds;
+
+  __device__ explicit Anchors(const Arguments& a) {
+    at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    exists = at < a.anchor_count;
+    const float4 nowhere = make_float4(INFINITY, INFINITY, -INFINITY, -INFINITY);
+    own = exists ? with_area(a.anchors[at]) : Box{};
+    bounds = bounds_of_block(exists ? own.corners : nowhere);
+  }
+};
+
+// Visits the image's boxes in order: prepare(k, box number, may it meet the block) by one thread each, of boxes that take
+// part; visit(k, box number) by all, of those that can meet the block; finish(k, box number) as prepare. k is the box's
+// place among 256.
 template <class Prepare, class Visit, class Finish>
-__device__ __forceinline__ void for_each_box(const Inputs& in, Box* boxes, const Prepare& prepare,
-                                             const Visit& visit, const Finish& finish) {
+__device__ __forceinline__ void for_each_box(const Arguments& a, const float4& bounds, Box* boxes,
+                                             const Prepare& prepare, const Visit& visit,
+                                             const Finish& finish) {
+  __shared__ int meeting[kThreads];
   // Bounds that lie are clamped: nothing is read outside the boxes.
-  const int64_t begin = max(int64_t(0), min(in.starts[blockIdx.y], in.box_count));
-  const int64_t end = max(begin, min(in.starts[blockIdx.y + 1], in.box_count));
+  const int64_t begin = max(int64_t(0), min(a.starts[blockIdx.y], a.box_count));
+  const int64_t end = max(begin, min(a.starts[blockIdx.y + 1], a.box_count));
   const int thread = threadIdx.x;
-  for (int64_t first = begin; first < end; first += kBoxesAtOnce) {
-    const int count = int(min(int64_t(kBoxesAtOnce), end - first));
-    if (thread < count) {
-      const float4 b = in.boxes[first + thread];
+  for (int64_t first = begin; first < end; first += kThreads) {
+    bool takes_part = false, meets = false;
+    if (first + thread < end) {
+      const float4 b = a.boxes[first + thread];
       const float corners[4] = {b.x, b.y, b.z, b.w};
       boxes[thread] = with_area(b);
-      if (!math::may_match(corners, boxes[thread].area)) boxes[thread].area = 0;
-      prepare(thread, first + thread);
+      takes_part = math::may_match(corners, boxes[thread].area);
+      meets = takes_part && may_overlap(b, bounds);
+      if (takes_part) prepare(thread, first + thread, meets);
     }
+    const int count = list_in_order(meets, meeting);
+    for (int k = 0; k < count; ++k) visit(meeting[k], first + meeting[k]);
     __syncthreads();
-    for (int k = 0; k < count; ++k) {
-      if (boxes[k].area > 0.0f) visit(k, first + k);
-    }
-    __syncthreads();
-    if (thread < count) finish(thread, first + thread);
+    if (takes_part) finish(thread, first + thread);
   }
 }
 
-// greatest: per box, the bits of its greatest IoU; those of numbers that are not negative are ordered as they are.
-__global__ void __launch_bounds__(kThreads) greatest_kernel(Inputs in, int* greatest) {
-  __shared__ Box boxes[kBoxesAtOnce];
-  __shared__ int of_block[kBoxesAtOnce];
-  const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  const Box anchor = at < in.anchor_count ? with_area(in.anchors[at]) : Box{};
+__global__ void __launch_bounds__(kThreads) greatest_kernel(const __grid_constant__ Arguments a) {
+  __shared__ Box boxes[kThreads];
+  __shared__ int of_block[kThreads];
+  const Anchors anchors(a);
   for_each_box(
-      in, boxes, [&](int k, int64_t) { of_block[k] = 0; },
+      a, anchors.bounds, boxes, [&](int k, int64_t, bool) { of_block[k] = 0; },
       [&](int k, int64_t) {
-        const float own = iou(boxes[k], anchor);
+        const float own = iou(boxes[k], anchors.own);
         if (!__any_sync(0xffffffffu, own > 0.0f)) return;
         int bits = own > 0.0f ? __float_as_int(own) : 0;
         for (int offset = 16; offset > 0; offset /= 2) {
@@ -82,26 +130,32 @@ __global__ void __launch_bounds__(kThreads) greatest_kernel(Inputs in, int* grea
         if (threadIdx.x % 32 == 0) atomicMax(&of_block[k], bits);
       },
       [&](int k, int64_t m) {
-        if (of_block[k] > 0) atomicMax(&greatest[m], of_block[k]);
+        if (of_block[k] > 0) atomicMax(&a.greatest[m], of_block[k]);
       });
 }
 
-// greatest: null where low-quality matches are not wanted.
-__global__ void __launch_bounds__(kThreads)
-    match_kernel(Inputs in, const int64_t* labels, const float* greatest, math::MatchThresholds thresholds,
-                 Outputs out) {
-  __shared__ Box boxes[kBoxesAtOnce];
-  __shared__ float best_of_box[kBoxesAtOnce];
-  const int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  const bool exists = at < in.anchor_count;
-  const Box anchor = exists ? with_area(in.anchors[at]) : Box{};
-  float best = -1;
+__global__ void __launch_bounds__(kThreads) match_kernel(const __grid_constant__ Arguments a) {
+  __shared__ Box boxes[kThreads];
+  __shared__ float best_of_box[kThreads];
+  __shared__ int first_box;    // of the image that takes part
+  __shared__ int all_are_low;  // some box overlaps no anchor at all: its greatest IoU is 0, with every anchor
+  if (threadIdx.x == 0) {
+    first_box = 0x7fffffff;
+    all_are_low = 0;
+  }
+  const Anchors anchors(a);
+  float best = 0;
   int32_t row = -1;
   bool low_quality = false;
   for_each_box(
-      in, boxes, [&](int k, int64_t m) { best_of_box[k] = greatest != nullptr ? greatest[m] : -1.0f; },
+      a, anchors.bounds, boxes,
+      [&](int k, int64_t m, bool) {
+        best_of_box[k] = a.greatest != nullptr ? __int_as_float(a.greatest[m]) : -1.0f;
+        if (best_of_box[k] == 0.0f) atomicMax(&all_are_low, 1);
+        atomicMin(&first_box, int(m));
+      },
       [&](int k, int64_t m) {
-        const float own = iou(boxes[k], anchor);
+        const float own = iou(boxes[k], anchors.own);
         low_quality |= own == best_of_box[k];
         if (own > best) {
           best = own;
@@ -109,63 +163,54 @@ __global__ void __launch_bounds__(kThreads)
         }
       },
       [](int, int64_t) {});
-  const int32_t result = math::decide_match(row, best, low_quality, thresholds);
-  if (exists) {
-    out.matched[blockIdx.y * in.anchor_count + at] = result;
-    out.labels[blockIdx.y * in.anchor_count + at] = result >= 0 ? math::narrow_label(labels[result]) : result;
+  __syncthreads();
+  if (row < 0 && first_box != 0x7fffffff) row = first_box;  // of equals, here of IoU 0, the first
+  low_quality |= all_are_low != 0;
+  const int32_t result = math::decide_match(row, best, low_quality, a.thresholds);
+  if (anchors.exists) {
+    const int64_t at = blockIdx.y * a.anchor_count + anchors.at;
+    a.out_matched[at] = result;
+    a.out_labels[at] = result >= 0 ? math::narrow_label(a.labels[result]) : result;
   }
-  const double positive = block_sum(exists && result >= 0 ? 1.0 : 0.0);
-  if (threadIdx.x == 0) out.positive[int64_t(blockIdx.y) * gridDim.x + blockIdx.x] = positive;
-}
-
-std::tuple<Tensor, Tensor, Tensor> match_anchors(const Tensor& anchors, const Tensor& boxes,
-                                                 const Tensor& labels, const Tensor& starts,
-                                                 double high_threshold, double low_threshold,
-                                                 bool allow_low_quality) {
-  check_anchors(anchors, boxes, high_threshold, low_threshold);
-  check_ground_truth("match_anchors", boxes, labels, starts);
-  const OnDeviceOf device(anchors);
-  const int64_t batch = starts.numel() - 1, count = anchors.size(0);
-  STD_TORCH_CHECK(batch <= 65535, "fcos_fast::match_anchors: at most 65535 images, got ", batch);
-  const Tensor candidates = aligned(torch::stable::contiguous(anchors));
-  const Tensor packed = aligned(torch::stable::contiguous(boxes));
-  const Tensor classes = torch::stable::contiguous(labels);
-  const Tensor bounds = torch::stable::contiguous(starts);
-  Tensor out_labels = new_empty(anchors, {batch, count}, ScalarType::Int);
-  Tensor out_matched = new_empty(anchors, {batch, count}, ScalarType::Int);
-  Tensor positive = new_empty(anchors, {}, ScalarType::Float);
-
-  const dim3 grid(unsigned((count + kThreads - 1) / kThreads), unsigned(batch));
-  Tensor partial = new_empty(anchors, {int64_t(grid.x) * batch}, ScalarType::Double);
-  auto* counts = static_cast<double*>(partial.mutable_data_ptr());
-  if (count > 0) {
-    const Inputs in{static_cast<const float4*>(candidates.const_data_ptr()),
-                    static_cast<const float4*>(packed.const_data_ptr()),
-                    static_cast<const int64_t*>(bounds.const_data_ptr()), count, packed.size(0)};
-    Tensor greatest;
-    if (allow_low_quality) {
-      greatest = torch::stable::new_zeros(anchors, {packed.size(0)}, ScalarType::Float);
-      greatest_kernel<<<grid, kThreads, 0, device.stream()>>>(in,
-                                                              static_cast<int*>(greatest.mutable_data_ptr()));
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
-    }
-    match_kernel<<<grid, kThreads, 0, device.stream()>>>(
-        in, static_cast<const int64_t*>(classes.const_data_ptr()),
-        allow_low_quality ? static_cast<const float*>(greatest.const_data_ptr()) : nullptr,
-        {float(high_threshold), float(low_threshold)},
-        {static_cast<int32_t*>(out_labels.mutable_data_ptr()),
-         static_cast<int32_t*>(out_matched.mutable_data_ptr()), counts});
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  const int positives = __syncthreads_count(anchors.exists && result >= 0);
+  if (threadIdx.x != 0) return;
+  atomicAdd(&a.counters->positives, (unsigned long long)positives);
+  __threadfence();
+  if (atomicAdd(&a.counters->ended, 1u) == gridDim.x * gridDim.y - 1) {
+    *a.num_positive = float(atomicAdd(&a.counters->positives, 0ull));
   }
-  add_partial_sums<<<1, kThreads, 0, device.stream()>>>(counts, int64_t(grid.x) * batch, 1,
-                                                        static_cast<float*>(positive.mutable_data_ptr()));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {out_labels, out_matched, positive};
 }
 
 }  // namespace
-}  // namespace fcos_fast
 
-STABLE_TORCH_LIBRARY_IMPL(fcos_fast, CUDA, m) {
-  m.impl("match_anchors", TORCH_BOX(&fcos_fast::match_anchors));
+void run_match_anchors(Cuda device, const MatchAnchorsWork& work) {
+  check_limit("match_anchors", "images", work.batch, kMaxImages);
+  const cudaStream_t stream = stream_of(device);
+  if (work.anchor_count == 0) return check_cuda(cudaMemsetAsync(work.num_positive, 0, sizeof(float), stream));
+  const int64_t blocks = (work.anchor_count + kThreads - 1) / kThreads;
+  check_limit("match_anchors", "blocks of 256 anchors", blocks * work.batch, 0xffffffff);
+  const int64_t greatest = work.allow_low_quality ? work.box_count * int64_t(sizeof(int)) : 0;
+  char* zeros = zeroed_scratch<char>(device, int64_t(sizeof(Counters)) + greatest);
+  const Arguments arguments{
+      reinterpret_cast<const float4*>(work.anchors),
+      reinterpret_cast<const float4*>(work.boxes),
+      work.labels,
+      work.starts,
+      work.anchor_count,
+      work.box_count,
+      work.thresholds,
+      work.allow_low_quality ? reinterpret_cast<int*>(zeros + sizeof(Counters)) : nullptr,
+      reinterpret_cast<Counters*>(zeros),
+      work.out_labels,
+      work.out_matched,
+      work.num_positive};
+  const dim3 grid(unsigned(blocks), unsigned(work.batch));
+  if (work.allow_low_quality && work.box_count > 0) {
+    greatest_kernel<<<grid, kThreads, 0, stream>>>(arguments);
+    check_launch();
+  }
+  match_kernel<<<grid, kThreads, 0, stream>>>(arguments);
+  check_launch();
 }
+
+}  // namespace fcos_fast

@@ -4,9 +4,7 @@
 // squares of the segments' lengths, not of their sum.
 #include "../math/nms.h"
 
-#include "../nms_arguments.h"
-#include "../torch_operators.h"
-#include "launch_torch.h"
+#include "launch.h"
 
 namespace fcos_fast {
 namespace {
@@ -94,19 +92,17 @@ __device__ __forceinline__ int64_t segment_of(const int64_t* sums, int64_t count
   return low;
 }
 
-template <class Real>
-__device__ __forceinline__ void read_box(const Real* boxes, int64_t i, Real box[5]) {
+__device__ __forceinline__ void read_box(const float* boxes, int64_t i, float box[5]) {
 #pragma unroll
   for (int c = 0; c < 4; ++c) box[c] = boxes[4 * i + c];
   box[4] = math::box_area(box[0], box[1], box[2], box[3]);
 }
 
-// In a segment's mask, row i word w bit k: box 64 w + k comes after box i and falls with it. Only words w >= i / 64 are
+// In a segment's mask, row i word w bit k: box 64 w + k comes after box i and is suppressed by it. Only words w >= i / 64 are
 // written.
-template <class Real>
 __global__ void __launch_bounds__(kWord)
-    compare_kernel(const Real* boxes, Segments segments, Real threshold, unsigned long long* mask) {
-  __shared__ Real others[kWord][5];
+    compare_kernel(const float* boxes, Segments segments, float threshold, unsigned long long* mask) {
+  __shared__ float others[kWord][5];
   const int64_t count = *segments.count, tiles = segments.tiles[count];
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const int64_t s = segment_of(segments.tiles, count, tile);
@@ -119,7 +115,7 @@ __global__ void __launch_bounds__(kWord)
     __syncthreads();
     const int64_t i = row * kWord + threadIdx.x;
     if (i >= n) continue;
-    Real box[5];
+    float box[5];
     read_box(boxes, first + i, box);
     const int boxes_there = int(min(int64_t(kWord), n - column * kWord));
     unsigned long long bits = 0;
@@ -131,18 +127,18 @@ __global__ void __launch_bounds__(kWord)
 }
 
 // kept[r]: is the box of rank r, by falling score, kept? `ranks` of the boxes in the segments' order; null: the same.
-// `fallen` is scratch, a word per chunk.
+// `suppressed` is scratch, a word per chunk.
 __global__ void __launch_bounds__(kWalkThreads)
     walk_kernel(const unsigned long long* mask, Segments segments, const int64_t* ranks,
-                unsigned long long* fallen, bool* kept) {
+                unsigned long long* suppressed, bool* kept) {
   __shared__ unsigned long long diagonal[kWord];
   __shared__ unsigned long long kept_bits;
   const int64_t count = *segments.count;
   for (int64_t s = blockIdx.x; s < count; s += gridDim.x) {
     const int64_t start = segments.start[s], n = segments.start[s + 1] - start, words = chunks_of(n);
     const unsigned long long* own_mask = mask + segments.words[s];
-    unsigned long long* own_fallen = fallen + segments.chunks[s];
-    for (int64_t w = threadIdx.x; w < words; w += kWalkThreads) own_fallen[w] = 0;
+    unsigned long long* own_suppressed = suppressed + segments.chunks[s];
+    for (int64_t w = threadIdx.x; w < words; w += kWalkThreads) own_suppressed[w] = 0;
     __syncthreads();
     for (int64_t w = 0; w < words; ++w) {
       const int64_t first = w * kWord;
@@ -150,7 +146,7 @@ __global__ void __launch_bounds__(kWalkThreads)
       if (threadIdx.x < boxes) diagonal[threadIdx.x] = own_mask[(first + threadIdx.x) * words + w];
       __syncthreads();
       if (threadIdx.x == 0) {
-        unsigned long long gone = own_fallen[w], survivors = 0;
+        unsigned long long gone = own_suppressed[w], survivors = 0;
         for (int k = 0; k < boxes; ++k) {
           if (gone >> k & 1) continue;
           survivors |= 1ull << k;
@@ -165,13 +161,13 @@ __global__ void __launch_bounds__(kWalkThreads)
         kept[ranks == nullptr ? i : ranks[i]] = survivors >> threadIdx.x & 1;
       }
       for (int64_t v = w + 1 + threadIdx.x; v < words; v += kWalkThreads) {
-        unsigned long long bits = own_fallen[v];
+        unsigned long long bits = own_suppressed[v];
         for (unsigned long long rest = survivors; rest != 0; rest &= rest - 1) {
           bits |= own_mask[(first + __ffsll((long long)rest) - 1) * words + v];
         }
-        own_fallen[v] = bits;
+        own_suppressed[v] = bits;
       }
-      __syncthreads();  // `own_fallen` of the next word, and `diagonal`, are settled
+      __syncthreads();  // `own_suppressed` of the next word, and `diagonal`, are settled
     }
   }
 }
@@ -181,69 +177,33 @@ int64_t mask_words(const Segments& segments, int64_t n, bool one_segment, cudaSt
   const int64_t most = n * ((n + kWord - 1) / kWord);
   if (one_segment || most <= kMaxBlindWords) return most;
   int64_t count, words;
-  auto read = [&](int64_t* to, const int64_t* from) {
-    STD_CUDA_CHECK(cudaMemcpyAsync(to, from, sizeof *to, cudaMemcpyDeviceToHost, stream));
-    STD_CUDA_CHECK(cudaStreamSynchronize(stream));
+  const auto read = [&](int64_t* to, const int64_t* from) {
+    check_cuda(cudaMemcpyAsync(to, from, sizeof *to, cudaMemcpyDeviceToHost, stream));
+    check_cuda(cudaStreamSynchronize(stream));
   };
   read(&count, segments.count);
   read(&words, segments.words + count);
   return words;
 }
 
-// Which ranks are kept. `boxes` stand in the segments' order.
-template <class Real>
-Tensor suppress(const Tensor& boxes, const Tensor* classes, const Tensor* ranks, Real threshold,
-                cudaStream_t stream) {
-  const int64_t n = boxes.size(0);
-  auto pointer = [](const Tensor* t) {
-    return t == nullptr ? nullptr : static_cast<const int64_t*>(t->const_data_ptr());
-  };
-  Tensor plan = new_empty(boxes, {1 + 4 * (n + 1)}, ScalarType::Long);
-  auto* numbers = static_cast<int64_t*>(plan.mutable_data_ptr());
-  const Segments segments{numbers, numbers + 1, numbers + 1 + (n + 1), numbers + 1 + 2 * (n + 1),
-                          numbers + 1 + 3 * (n + 1)};
-  plan_kernel<<<1, kPlanThreads, 0, stream>>>(pointer(classes), n, segments);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-
-  Tensor mask = new_empty(boxes, {mask_words(segments, n, classes == nullptr, stream)}, ScalarType::Long);
-  auto* bits = static_cast<unsigned long long*>(mask.mutable_data_ptr());
-  compare_kernel<<<kCompareBlocks, kWord, 0, stream>>>(static_cast<const Real*>(boxes.const_data_ptr()),
-                                                       segments, threshold, bits);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-
-  Tensor fallen = new_empty(boxes, {n}, ScalarType::Long);
-  Tensor kept = new_empty(boxes, {n}, ScalarType::Bool);
-  walk_kernel<<<classes == nullptr ? 1 : kWalkBlocks, kWalkThreads, 0, stream>>>(
-      bits, segments, pointer(ranks), static_cast<unsigned long long*>(fallen.mutable_data_ptr()),
-      static_cast<bool*>(kept.mutable_data_ptr()));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return kept;
-}
-
-Tensor nms(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> idxs, double iou_threshold) {
-  check_nms(boxes, scores, idxs, iou_threshold);
-  const int64_t n = boxes.size(0);
-  const OnDeviceOf device(boxes);
-  if (n == 0) return new_empty(boxes, {0}, ScalarType::Long);
-
-  const Tensor order = order_of_falling(scores);
-  std::optional<Tensor> classes, ranks;
-  if (idxs.has_value())
-    std::tie(classes, ranks) = sorted_rising(rows_at(converted(*idxs, ScalarType::Long), order));
-  const Tensor* classes_pointer = classes.has_value() ? &*classes : nullptr;
-  const Tensor* ranks_pointer = ranks.has_value() ? &*ranks : nullptr;
-
-  const bool is_double = boxes.scalar_type() == ScalarType::Double;
-  const Tensor columns = rows_at(converted(boxes, is_double ? ScalarType::Double : ScalarType::Float),
-                                 ranks.has_value() ? rows_at(order, *ranks) : order);
-  const Tensor kept =
-      is_double ? suppress<double>(columns, classes_pointer, ranks_pointer, iou_threshold, device.stream())
-                : suppress<float>(columns, classes_pointer, ranks_pointer, math::round_down(iou_threshold),
-                                  device.stream());
-  return rows_at(order, places_of_true(kept));  // the size of the result is data: here the host waits
-}
-
 }  // namespace
-}  // namespace fcos_fast
 
-STABLE_TORCH_LIBRARY_IMPL(fcos_fast, CUDA, m) { m.impl("nms", TORCH_BOX(&fcos_fast::nms)); }
+void run_nms(Cuda device, const SortedNmsWork& work) {
+  const cudaStream_t stream = stream_of(device);
+  const bool one_segment = work.classes == nullptr;
+  const auto numbers = [&] { return device.scratch<int64_t>(work.n + 1); };
+  const Segments segments{device.scratch<int64_t>(1), numbers(), numbers(), numbers(), numbers()};
+  plan_kernel<<<1, kPlanThreads, 0, stream>>>(work.classes, work.n, segments);
+  check_launch();
+  const int64_t words = mask_words(segments, work.n, one_segment, stream);
+  auto* mask = device.scratch<unsigned long long>(words);
+  const float threshold = math::round_down(work.iou_threshold);
+  compare_kernel<<<kCompareBlocks, kWord, 0, stream>>>(work.boxes, segments, threshold, mask);
+  check_launch();
+  auto* suppressed = device.scratch<unsigned long long>(work.n);
+  walk_kernel<<<one_segment ? 1 : kWalkBlocks, kWalkThreads, 0, stream>>>(mask, segments, work.ranks,
+                                                                          suppressed, work.kept);
+  check_launch();
+}
+
+}  // namespace fcos_fast

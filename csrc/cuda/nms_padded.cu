@@ -1,5 +1,4 @@
 // One launch, one block per image.
-#include "../nms_arguments.h"
 #include "greedy_nms.h"
 
 namespace fcos_fast {
@@ -46,45 +45,16 @@ __global__ void __launch_bounds__(kImageThreads, 1)
   if (threadIdx.x == 0) counts[b] = count;
 }
 
-template <class Real, class Score>
-void run(const Tensor& boxes, const Tensor& scores, const int64_t* labels, Real threshold, Tensor& indices,
-         Tensor& counts, cudaStream_t stream) {
-  const int64_t batch = boxes.size(0), most = indices.size(1);
-  Tensor kept = new_kept<Real>(boxes, batch, most);
-  const PaddedImage<Real, Score> image{static_cast<const Real*>(boxes.const_data_ptr()),
-                                       static_cast<const Score*>(scores.const_data_ptr()), labels,
-                                       boxes.size(1), static_cast<int64_t*>(indices.mutable_data_ptr())};
-  suppress_kernel<<<unsigned(batch), kImageThreads, 0, stream>>>(
-      image, threshold, most, static_cast<Candidate<Real>*>(kept.mutable_data_ptr()),
-      static_cast<int64_t*>(counts.mutable_data_ptr()));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-std::tuple<Tensor, Tensor> nms_padded(const Tensor& boxes, const Tensor& scores, std::optional<Tensor> labels,
-                                      double iou_threshold, int64_t max_detections) {
-  check_nms_padded(boxes, scores, labels, iou_threshold, max_detections);
-  const OnDeviceOf device(boxes);
-  Tensor indices = new_empty(boxes, {boxes.size(0), max_detections}, ScalarType::Long);
-  Tensor counts = new_empty(boxes, {boxes.size(0)}, ScalarType::Long);
-  if (boxes.size(0) == 0) return {indices, counts};
-
-  const Tensor b = torch::stable::contiguous(converted(boxes, sum_type(boxes.scalar_type())));
-  const Tensor s = torch::stable::contiguous(converted(scores, sum_type(scores.scalar_type())));
-  Tensor classes;
-  if (labels.has_value()) classes = torch::stable::contiguous(converted(*labels, ScalarType::Long));
-  const auto* l = labels.has_value() ? static_cast<const int64_t*>(classes.const_data_ptr()) : nullptr;
-  const bool double_scores = s.scalar_type() == ScalarType::Double;
-  if (b.scalar_type() == ScalarType::Double) {
-    (double_scores ? run<double, double> : run<double, float>)(b, s, l, iou_threshold, indices, counts,
-                                                               device.stream());
-  } else {
-    (double_scores ? run<float, double> : run<float, float>)(b, s, l, math::round_down(iou_threshold),
-                                                             indices, counts, device.stream());
-  }
-  return {indices, counts};
-}
-
 }  // namespace
-}  // namespace fcos_fast
 
-STABLE_TORCH_LIBRARY_IMPL(fcos_fast, CUDA, m) { m.impl("nms_padded", TORCH_BOX(&fcos_fast::nms_padded)); }
+void run_nms_padded(Cuda device, const NmsPaddedWork& work) {
+  const PaddedImage<float, float> image{static_cast<const float*>(work.boxes),
+                                        static_cast<const float*>(work.scores), work.labels, work.n,
+                                        work.indices};
+  auto* kept = device.scratch<Candidate<float>>(work.batch * work.max_detections);
+  suppress_kernel<<<unsigned(work.batch), kImageThreads, 0, stream_of(device)>>>(
+      image, math::round_down(work.iou_threshold), work.max_detections, kept, work.counts);
+  check_launch();
+}
+
+}  // namespace fcos_fast

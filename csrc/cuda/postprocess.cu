@@ -8,16 +8,15 @@
 // 3. detect_kernel, one block per image, decodes and suppresses the selected keys in falling order.
 #include "../math/postprocess.h"
 
-#include "../postprocess_arguments.h"
 #include "greedy_nms.h"
 
 namespace fcos_fast {
 namespace {
 
+using math::kMaxLevels;
 using math::PostprocessLevel;
 using math::PostprocessRule;
 
-constexpr int kMaxLevels = 16;
 constexpr int kPacks = 4;               // of 16 bytes that a thread of filter_kernel reads
 constexpr int64_t kListLength = 16384;  // keys of a segment that are not worth reading the maps again
 
@@ -94,32 +93,6 @@ __device__ __forceinline__ math::key_t<Real> key_of_item(const Work<Real>& work,
   const math::FeatureMap& map = work.level[l].logits;
   return key_at(work, l, image, item,
                 Real((static_cast<const T*>(map.data) + image * map.image_stride)[item]));
-}
-
-// Where a key's index points to.
-struct Place {
-  int l;
-  uint32_t location, c;  // the location among those of the level
-};
-
-template <class Real>
-__device__ __forceinline__ Place place_of(const Work<Real>& work, uint32_t index) {
-  const uint32_t classes = uint32_t(work.rule.classes), at = index / classes;
-  int l = 0;
-  while (l + 1 < work.levels && at >= work.level[l + 1].first) ++l;
-  return {l, uint32_t(at - work.level[l].first), index - at * classes};
-}
-
-// The key by the score, of one by the classification.
-template <class T, class Real>
-__device__ math::key_t<Real> key_by_score(const Work<Real>& work, int64_t image, math::key_t<Real> key) {
-  const Place place = place_of(work, math::index_of(key));
-  const PostprocessLevel& level = work.level[place.l];
-  const math::FeatureMap& map = level.logits;
-  const T* x = static_cast<const T*>(map.data) + image * map.image_stride;
-  const Real logit = Real(x[place.c * map.channel_stride + place.location * map.location_stride]);
-  return math::make_key(math::score_of_logit(logit, level, image, place.location, work.rule),
-                        math::index_of(key));
 }
 
 // ---- 1: filter ----
@@ -247,7 +220,8 @@ __global__ void __launch_bounds__(kImageThreads, 1) select_kernel(const __grid_c
     const int64_t image = work.rule.topk_per_level ? segment / work.levels : segment;
     __syncthreads();
     for (unsigned i = threadIdx.x; i < count; i += blockDim.x) {
-      list[i] = list[i] >= cutoff ? key_by_score<T>(work, image, list[i]) : Key(0);
+      list[i] =
+          list[i] >= cutoff ? math::key_by_score(work.level, work.levels, work.rule, image, list[i]) : Key(0);
     }
     cutoff = 1;
   }
@@ -280,8 +254,8 @@ struct DetectedImage {
     }
   }
   __device__ int64_t read_box(Key key, Real box[4]) const {  // returns the label
-    const Place place = place_of(work, math::index_of(key));
-    math::decode_box(work.level[place.l], image, place.location, work.rule, box);
+    const math::Place place = math::place_of(work.level, work.levels, work.rule, math::index_of(key));
+    math::decode_box(work.level[place.level], image, place.location, work.rule, box);
     if (work.rule.clip_before_nms) math::clip_box(work.rule, size, box);
     return place.c;
   }
@@ -348,94 +322,54 @@ int64_t lay_out_blocks(Work<Real>& work) {
 }
 
 template <class T>
-void run(const PostprocessArguments& a, PostprocessOutputs& out, cudaStream_t stream) {
+void run(const Cuda& device, const PostprocessWork& arguments) {
   using Real = compute_t<T>;
   using Key = math::key_t<Real>;
+  const cudaStream_t stream = stream_of(device);
+  const PostprocessRule& rule = arguments.rule;
   Work<Real> work{};
-  work.levels = int(a.levels.size());
-  std::copy(a.levels.begin(), a.levels.end(), work.level);
-  work.rule = a.rule;
-  work.lowest = Real(math::lowest_logit(a.rule));
+  work.levels = int(arguments.levels.size());
+  std::copy(arguments.levels.begin(), arguments.levels.end(), work.level);
+  work.rule = rule;
+  work.lowest = Real(math::lowest_logit(rule));
   int64_t items = 0;  // at most, of a segment
-  for (const PostprocessLevel& level : a.levels) {
-    const int64_t own = level.locations * (a.rule.multi_label ? a.rule.classes : 1);
-    items = a.rule.topk_per_level ? std::max(items, own) : items + own;
+  for (const PostprocessLevel& level : arguments.levels) {
+    const int64_t own = level.locations * (rule.multi_label ? rule.classes : 1);
+    items = rule.topk_per_level ? std::max(items, own) : items + own;
   }
-  work.topk = uint32_t(a.topk);
+  work.topk = uint32_t(rule.topk);
   work.capacity = uint32_t(std::min<int64_t>(items, std::max<int64_t>(kListLength, work.topk)));
-  const int64_t segments = a.batch * (a.rule.topk_per_level ? work.levels : 1);
-  constexpr int64_t kWords = sizeof(Key) / sizeof(int64_t);
-  Tensor counts = torch::stable::new_zeros(out.counts, std::vector<int64_t>{segments}, ScalarType::Int);
-  Tensor lists = new_empty(out.counts, {segments, work.capacity, kWords}, ScalarType::Long);
-  Tensor cutoffs = new_empty(out.counts, {segments, kWords}, ScalarType::Long);
-  Tensor kept = new_kept<Real>(out.counts, a.batch, a.max_detections);
-  work.counts = static_cast<uint32_t*>(counts.mutable_data_ptr());
-  work.lists = static_cast<Key*>(lists.mutable_data_ptr());
-  work.cutoffs = static_cast<Key*>(cutoffs.mutable_data_ptr());
+  const int64_t segments = arguments.batch * (rule.topk_per_level ? work.levels : 1);
+  work.counts = device.scratch<uint32_t>(segments);
+  check_cuda(cudaMemsetAsync(work.counts, 0, segments * sizeof *work.counts, stream));
+  work.lists = device.scratch<Key>(segments * work.capacity);
+  work.cutoffs = device.scratch<Key>(segments);
 
   const int64_t blocks = lay_out_blocks<T>(work);
   if (items > 0) {
-    const dim3 grid{unsigned(blocks), unsigned(a.batch)};
-    if (a.rule.multi_label) {
+    const dim3 grid{unsigned(blocks), unsigned(arguments.batch)};
+    if (rule.multi_label) {
       filter_kernel<T><<<grid, kThreads, 0, stream>>>(work);
     } else {
       filter_best_kernel<T><<<grid, kThreads, 0, stream>>>(work);
     }
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    check_launch();
   }
   select_kernel<T><<<unsigned(segments), kImageThreads, 0, stream>>>(work);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  const Results<Real> results{static_cast<Real*>(out.boxes.mutable_data_ptr()),
-                              static_cast<Real*>(out.scores.mutable_data_ptr()),
-                              static_cast<int64_t*>(out.labels.mutable_data_ptr()),
-                              static_cast<int64_t*>(out.counts.mutable_data_ptr())};
-  const Real threshold =
-      std::is_same_v<Real, double> ? Real(a.iou_threshold) : Real(math::round_down(a.iou_threshold));
-  detect_kernel<Real><<<unsigned(a.batch), kImageThreads, 0, stream>>>(
-      work, static_cast<const Real*>(a.sizes.const_data_ptr()), threshold, a.max_detections,
-      static_cast<Candidate<Real>*>(kept.mutable_data_ptr()), results);
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess(
-    std::vector<Tensor> cls_logits, std::vector<Tensor> box_regression, std::vector<Tensor> centerness,
-    const Tensor& sizes, std::vector<double> geometry, int64_t score, double score_threshold,
-    bool threshold_on_score, bool multi_label, int64_t topk, bool topk_per_level, bool topk_by_classification,
-    double iou_threshold, bool class_agnostic, int64_t max_detections, bool inclusive_boxes,
-    bool clip_before_nms, bool drop_empty) {
-  STD_TORCH_CHECK(!cls_logits.empty() && cls_logits.size() <= kMaxLevels, "fcos_fast::postprocess: 1 to ",
-                  kMaxLevels, " levels, got ", cls_logits.size());
-  const OnDeviceOf device(cls_logits[0]);
-  // An image's logits fill one stretch of memory, planes of locations or rows of classes.
-  const auto dense = [](const math::FeatureMap& map, const Tensor& t) {
-    const int64_t classes = t.size(1), locations = t.size(2) * t.size(3);
-    return (map.location_stride == 1 && (map.channel_stride == locations || classes == 1)) ||
-           (map.channel_stride == 1 && map.location_stride == classes);
-  };
-  const auto a = read_postprocess(cls_logits, box_regression, centerness, sizes, geometry, score,
-                                  score_threshold, threshold_on_score, multi_label, topk, topk_per_level,
-                                  topk_by_classification, iou_threshold, class_agnostic, max_detections,
-                                  inclusive_boxes, clip_before_nms, drop_empty, dense);
-  STD_TORCH_CHECK(a.batch <= 65535, "fcos_fast::postprocess: at most 65535 images, got ", a.batch);
-  PostprocessOutputs out = new_outputs(cls_logits[0], a);
-  if (a.batch == 0) return {out.boxes, out.scores, out.labels, out.counts};
-  switch (a.dtype) {
-    case ScalarType::Float:
-      run<float>(a, out, device.stream());
-      break;
-    case ScalarType::BFloat16:
-      run<BFloat16>(a, out, device.stream());
-      break;
-    case ScalarType::Half:
-      run<Half>(a, out, device.stream());
-      break;
-    default:
-      run<double>(a, out, device.stream());
-  }
-  return {out.boxes, out.scores, out.labels, out.counts};
+  check_launch();
+  const Results<Real> results{static_cast<Real*>(arguments.boxes), static_cast<Real*>(arguments.scores),
+                              arguments.labels, arguments.counts};
+  auto* kept = device.scratch<Candidate<Real>>(arguments.batch * rule.max_detections);
+  detect_kernel<Real><<<unsigned(arguments.batch), kImageThreads, 0, stream>>>(
+      work, static_cast<const Real*>(arguments.sizes), math::round_down(rule.iou_threshold),
+      rule.max_detections, kept, results);
+  check_launch();
 }
 
 }  // namespace
-}  // namespace fcos_fast
 
-STABLE_TORCH_LIBRARY_IMPL(fcos_fast, CUDA, m) { m.impl("postprocess", TORCH_BOX(&fcos_fast::postprocess)); }
+void run_postprocess(Cuda device, const PostprocessWork& work) {
+  dispatch_to_float32(work.rule.logits_dtype, [&](auto element) { run<decltype(element)>(device, work); });
+}
+
+}  // namespace fcos_fast

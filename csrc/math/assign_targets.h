@@ -13,14 +13,19 @@
 //   degenerate a box without an area, with a NaN, or of 1e8 pixels^2 or more is never assigned; no gradient
 #pragma once
 
+#include <algorithm>
+
 #include "centerness.h"
 #include "label.h"
 
 namespace fcos_fast::math {
 
-enum class RangeTest : int64_t { kClosed, kOpen, kLeftOpen };
-enum class Sampling : int64_t { kBox, kCenterClipped, kCenter, kCircle };
-enum class TieBreak : int64_t { kArea, kQuantizedArea };
+enum class RangeTest { kClosed, kOpen, kLeftOpen };
+constexpr const char* kRangeTests[] = {"closed", "open", "left_open"};
+enum class Sampling { kBox, kCenterClipped, kCenter, kCircle };
+constexpr const char* kSamplings[] = {"box", "center_clipped", "center", "circle"};
+enum class TieBreak { kArea, kQuantizedArea };
+constexpr const char* kTieBreaks[] = {"area", "quantized_area"};
 
 struct AssignmentRule {
   RangeTest range_test;
@@ -86,6 +91,26 @@ FCOS_HOST_DEVICE bool may_take(float x, float y, const float box[4], const Assig
   return false;
 }
 
+// False only if no location of the level can take the box; spares the search.
+FCOS_HOST_DEVICE bool level_may_take(const float box[4], const AssignmentLevel& level) {
+  const float w = box[2] - box[0], h = box[3] - box[1];
+  if (!(w > 0.0f) || !(h > 0.0f)) return false;
+  // Inside a box the greatest distance lies between half its longer side and the whole of it.
+  const float side = larger(w, h), slack = 1e-4f * side + 1e-3f;
+  return 0.5f * side - slack <= level.upper && side + slack >= level.lower;
+}
+
+// The box's sampling region along x (axis 0) or y (axis 1): no location outside it can take the box, but for rounding.
+FCOS_HOST_DEVICE void sampling_region(const float box[4], const AssignmentLevel& level,
+                                      const AssignmentRule& rule, int axis, float* low, float* high) {
+  *low = box[axis];
+  *high = box[axis + 2];
+  if (rule.sampling == Sampling::kBox) return;
+  const float center = (*low + *high) / 2.0f;
+  *low = larger(*low, center - level.reach);
+  *high = smaller(*high, center + level.reach);
+}
+
 // The greater preference wins, the first of equals; it must exceed no_preference().
 FCOS_HOST_DEVICE float preference(const float box[4], const AssignmentRule& rule) {
   const float area = (box[2] - box[0]) * (box[3] - box[1]);
@@ -96,3 +121,24 @@ FCOS_HOST_DEVICE float no_preference(const AssignmentRule& rule) {
 }
 
 }  // namespace fcos_fast::math
+
+namespace fcos_fast {
+
+struct AssignTargetsWork {
+  const float* boxes;     // (M, 4)
+  const int64_t* labels;  // (M)
+  const int64_t* starts;  // (B + 1)
+  int64_t box_count, batch, locations;
+  const math::AssignmentLevel* levels;  // on the host
+  int level_count;
+  math::AssignmentRule rule;
+  int32_t* out_labels;    // (B, P)
+  int32_t* out_matched;   // (B, P)
+  float* out_ltrb;        // (B, P, 4)
+  float* out_centerness;  // (B, P)
+  float* out_totals;      // (2)
+};
+void run_assign_targets(Cpu, const AssignTargetsWork&);
+void run_assign_targets(Cuda, const AssignTargetsWork&);
+
+}  // namespace fcos_fast

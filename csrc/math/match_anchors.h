@@ -15,6 +15,7 @@
 //   order      there are only maxima and counts: the same bits for any order
 #pragma once
 
+#include "../device.h"
 #include "label.h"
 #include "nms.h"
 
@@ -49,3 +50,22 @@ FCOS_HOST_DEVICE int32_t decide_match(int32_t row, float iou, bool low_quality, 
 }
 
 }  // namespace fcos_fast::math
+
+namespace fcos_fast {
+
+struct MatchAnchorsWork {
+  const float* anchors;   // (A, 4)
+  const float* boxes;     // (M, 4)
+  const int64_t* labels;  // (M)
+  const int64_t* starts;  // (B + 1)
+  int64_t anchor_count, box_count, batch;
+  math::MatchThresholds thresholds;
+  bool allow_low_quality;
+  int32_t* out_labels;   // (B, A)
+  int32_t* out_matched;  // (B, A)
+  float* num_positive;   // ()
+};
+void run_match_anchors(Cpu, const MatchAnchorsWork&);
+void run_match_anchors(Cuda, const MatchAnchorsWork&);
+
+}  // namespace fcos_fast

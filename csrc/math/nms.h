@@ -4,10 +4,10 @@
 //   boxes    (N, 4) xyxy; scores (N,); idxs (N,) any integers: boxes of different idxs never suppress each other
 //   result   int64 indices of the kept boxes by falling score; of equal scores the lower index comes first; NaN
 //            scores count as the greatest, as in torch.sort
-//   rule     a box falls when its IoU with a kept box of a higher score is greater than iou_threshold
+//   rule     a box is suppressed when its IoU with a kept box of a higher score is greater than iou_threshold
 //   exact    areas and IoU are computed on the coordinates themselves (no offset per class) in float32, or float64
 //            for float64 boxes, rounded after each operation as torchvision's are; the threshold is a float64 number
-//   odd      a box with a NaN neither falls nor fells; boxes that do not overlap have IoU 0, also where both areas
+//   odd      a box with a NaN is not suppressed and suppresses none; boxes that do not overlap have IoU 0, also where both areas
 //            are 0 and the quotient is 0/0
 //
 // nms_padded(boxes, scores, labels, iou_threshold, max_detections)
@@ -18,8 +18,50 @@
 #pragma once
 
 #include <type_traits>
+#include <vector>
 
+#include "../device.h"
+#include "../dtype.h"
 #include "elementary.h"
+
+namespace fcos_fast {
+
+struct NmsWork {
+  Dtype boxes_dtype, scores_dtype;  // float32 or float64
+  const void* boxes;                // (N, 4)
+  const void* scores;               // (N)
+  const int64_t* idxs;              // (N), or null
+  int64_t n;
+  double iou_threshold;
+};
+// Indices of the kept boxes by falling score.
+std::vector<int64_t> run_nms(Cpu, const NmsWork&);
+
+// On a GPU, where torch sorts.
+struct SortedNmsWork {
+  const float* boxes;      // (N, 4), class after class, each by falling score
+  const int64_t* classes;  // (N) of these boxes; null: all are of one
+  const int64_t* ranks;    // (N) of these boxes among all, by falling score; null: they are in order
+  int64_t n;               // at least 1
+  double iou_threshold;
+  bool* kept;  // (N) by rank
+};
+void run_nms(Cuda, const SortedNmsWork&);
+
+struct NmsPaddedWork {
+  Dtype boxes_dtype, scores_dtype;  // float32, on the CPU also float64
+  const void* boxes;                // (B, N, 4)
+  const void* scores;               // (B, N)
+  const int64_t* labels;            // (B, N), or null
+  int64_t batch, n, max_detections;
+  double iou_threshold;
+  int64_t* indices;  // (B, max_detections)
+  int64_t* counts;   // (B)
+};
+void run_nms_padded(Cpu, const NmsPaddedWork&);
+void run_nms_padded(Cuda, const NmsPaddedWork&);
+
+}  // namespace fcos_fast
 
 namespace fcos_fast::math {
 

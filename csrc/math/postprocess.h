@@ -20,10 +20,14 @@
 //              the same bits, whatever the number of threads
 #pragma once
 
+#include <vector>
+
 #include "element.h"
 #include "nms.h"
 
 namespace fcos_fast::math {
+
+constexpr int kMaxLevels = 16;
 
 enum class ScoreRule : int32_t {
   kSqrt,
@@ -45,13 +49,40 @@ struct PostprocessLevel {
 };
 
 struct PostprocessRule {
-  Dtype distances_dtype, centerness_dtype;
-  int64_t classes;
   ScoreRule score;
-  bool threshold_on_score, multi_label, topk_per_level, topk_by_classification, class_agnostic;
-  bool inclusive_boxes, clip_before_nms, drop_empty;
   double score_threshold;
+  bool threshold_on_score, multi_label;
+  int64_t topk;
+  bool topk_per_level, topk_by_classification;
+  double iou_threshold;
+  bool class_agnostic;
+  int64_t max_detections;
+  bool inclusive_boxes, clip_before_nms, drop_empty;
+  int64_t classes;
+  Dtype logits_dtype, distances_dtype, centerness_dtype;
 };
+
+}  // namespace fcos_fast::math
+
+namespace fcos_fast {
+
+// Sizes and results are float32, float64 where the logits are.
+struct PostprocessWork {
+  std::vector<math::PostprocessLevel> levels;  // at most kMaxLevels
+  math::PostprocessRule rule;
+  int64_t batch;      // at least 1
+  const void* sizes;  // (B, 2)
+  void* boxes;        // (B, max_detections, 4)
+  void* scores;       // (B, max_detections)
+  int64_t* labels;    // (B, max_detections)
+  int64_t* counts;    // (B)
+};
+void run_postprocess(Cpu, const PostprocessWork&);
+void run_postprocess(Cuda, const PostprocessWork&);
+
+}  // namespace fcos_fast
+
+namespace fcos_fast::math {
 
 template <class T>
 FCOS_HOST_DEVICE T probability(T x) {
@@ -89,6 +120,33 @@ FCOS_HOST_DEVICE Real score_of_logit(Real logit, const PostprocessLevel& level, 
 template <class Real>
 FCOS_HOST_DEVICE Real rank_of(Real score, Real logit, const PostprocessRule& rule) {
   return rule.topk_by_classification ? probability(logit) : score;
+}
+
+// Where a key's index points to.
+struct Place {
+  int32_t level;
+  uint32_t location, c;  // the location among those of the level
+};
+
+FCOS_HOST_DEVICE Place place_of(const PostprocessLevel* levels, int64_t count, const PostprocessRule& rule,
+                                uint32_t index) {
+  const uint32_t classes = uint32_t(rule.classes), location = index / classes;
+  int32_t l = 0;
+  while (l + 1 < count && location >= levels[l + 1].first) ++l;
+  return {l, uint32_t(location - levels[l].first), index - location * classes};
+}
+
+// The key by the score, of one by the classification.
+template <class Key>
+FCOS_HOST_DEVICE Key key_by_score(const PostprocessLevel* levels, int64_t count, const PostprocessRule& rule,
+                                  int64_t image, Key key) {
+  using Real = decltype(score_of(key));
+  const Place place = place_of(levels, count, rule, index_of(key));
+  const FeatureMap& map = levels[place.level].logits;
+  const Real logit = read_element<Real>(
+      map.data, rule.logits_dtype,
+      image * map.image_stride + place.c * map.channel_stride + place.location * map.location_stride);
+  return make_key(score_of_logit(logit, levels[place.level], image, place.location, rule), index_of(key));
 }
 
 template <class Real>

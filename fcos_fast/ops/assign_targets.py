@@ -8,7 +8,7 @@ import torch
 
 from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
-from fcos_fast.assignment import MAX_SIDE, RULE_CHOICES, AssignmentRule, GroundTruth, Level, Targets
+from fcos_fast.assignment import MAX_SIDE, AssignmentRule, GroundTruth, Level, Targets
 from fcos_fast.ops import _checks
 from fcos_fast.ops._checks import ArgumentValueError
 from fcos_fast.ops._register import register_fake
@@ -43,15 +43,17 @@ def assign_targets(gt: GroundTruth, levels: Sequence[Level], rule: AssignmentRul
     ]
     return Targets(
         *torch.ops.fcos_fast.assign_targets(
-            gt.boxes, gt.labels, gt.starts, sizes, geometry, *_rule_numbers(rule), float(rule.radius)
+            gt.boxes,
+            gt.labels,
+            gt.starts,
+            sizes,
+            geometry,
+            rule.range_test,
+            rule.sampling,
+            rule.tie_break,
+            float(rule.radius),
         )
     )
-
-
-def _rule_numbers(rule: AssignmentRule) -> tuple[int, ...]:
-    """The rule's choices as the enumerations of csrc/math/assign_targets.h, which has them in the same order."""
-    names = ("range_test", "sampling", "tie_break")
-    return tuple(RULE_CHOICES[name].index(getattr(rule, name)) for name in names)
 
 
 def _check(gt: GroundTruth, levels: Sequence[Level]) -> None:

@@ -4,6 +4,8 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <cmath>
 #include <cstdint>
@@ -28,6 +30,17 @@ struct alignas(16) float4 {
   float x, y, z, w;
 };
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+template <class T>
+struct Pair {
+  T x, y;
+};
+inline Pair<torch::headeronly::BFloat16> __floats2bfloat162_rn(float x, float y) { return {x, y}; }
+inline Pair<torch::headeronly::Half> __floats2half2_rn(float x, float y) { return {x, y}; }
 
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
@@ -56,6 +69,7 @@ int block_barrier(int value, Place here);
 void warp_barrier(unsigned mask, Place here);
 // The values that the lanes of the warp brought; of `bytes`.
 const void* warp_exchange(unsigned mask, const void* value, size_t bytes, const char* kind, Place here);
+void fence();
 void touch(const void* address, size_t bytes, Access access, const void* caller);
 int lane();
 [[noreturn]] void fail(const char* what, Place here);
@@ -139,6 +153,7 @@ inline void __syncthreads(EMULATION_HERE) { emulation::block_barrier(0, here); }
 inline int __syncthreads_count(int x, EMULATION_HERE) { return emulation::block_barrier(x != 0, here); }
 inline int __syncthreads_or(int x, EMULATION_HERE) { return emulation::block_barrier(x != 0, here) != 0; }
 inline int __syncthreads_and(int x, EMULATION_HERE) { return emulation::block_barrier(x == 0, here) == 0; }
+inline void __threadfence() { emulation::fence(); }
 inline void __syncwarp(unsigned mask = ~0u, EMULATION_HERE) { emulation::warp_barrier(mask, here); }
 
 template <class T>
@@ -177,11 +192,22 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __ffsll(long long x) { return __builtin_ffsll(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(unsigned(x)); }
 inline int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll((unsigned long long)x); }
+inline float __int_as_float(int bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
 inline int __float_as_int(float x) {
   int bits;
   memcpy(&bits, &x, sizeof bits);
   return bits;
 }
+inline float __int_as_float(int bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+inline int __vimin_s32_relu(int a, int b) { return a < b ? (a > 0 ? a : 0) : (b > 0 ? b : 0); }
 template <class A, class B>
 constexpr auto min(A a, B b) {
   using T = std::common_type_t<A, B>;
@@ -195,6 +221,11 @@ constexpr auto max(A a, B b) {
 template <class T>
 T __ldg(const T* p) {
   return *p;
+}
+
+template <class T>
+void __stcg(T* p, T x) {
+  *p = x;
 }
 
 template <class T>

@@ -71,6 +71,19 @@ struct Many {
 };
 __global__ void parameters(Many many, int* out) { out[threadIdx.x] = many.values[threadIdx.x]; }
 
+// The block that ends last reads what the other one wrote; out[9] counts, from 0.
+__global__ void handed_over(int* out) {
+  out[blockIdx.x] = 1;
+  __threadfence();
+  const bool last = atomicAdd(&out[9], 1) == int(gridDim.x) - 1;
+  __threadfence();
+  if (last) out[2] = out[0] + out[1];
+}
+__global__ void no_fence(int* out) {
+  out[blockIdx.x] = 1;
+  if (atomicAdd(&out[9], 1) == int(gridDim.x) - 1) out[2] = out[0] + out[1];
+}
+
 constexpr size_t kBytes = 8 * kThreads * sizeof(int);
 
 // Four times what `correct` writes.
@@ -175,6 +188,18 @@ const std::map<std::string, Mistake> mistakes = {
      [](int* out, cudaStream_t stream) {
        int here;
        cudaMemcpyAsync(&here, out, sizeof here, cudaMemcpyDeviceToHost, stream);
+     }},
+    {"handed_over",
+     [](int* out, cudaStream_t stream) {
+       cudaMemsetAsync(out, 0, kBytes, stream);
+       handed_over<<<2, 1, 0, stream>>>(out);
+       check_launch();
+     }},
+    {"no_fence",
+     [](int* out, cudaStream_t stream) {
+       cudaMemsetAsync(out, 0, kBytes, stream);
+       no_fence<<<2, 1, 0, stream>>>(out);
+       check_launch();
      }},
 };
 

@@ -92,6 +92,13 @@ std::mutex memory_changes;
 std::unordered_map<std::string, size_t> shared_limits;  // of kernels that ask for more
 uint32_t interval, block_began, launch_began;
 
+// How blocks hand over what they wrote: a fence, then an atomic in global memory; the one that takes it over, an atomic
+// and then a fence. (It is not asked whether the atomics are of one address.)
+struct Handover {
+  bool fenced, released, acquired;
+} handover;
+bool all_released;  // by the blocks before
+
 Fiber fibers[kMaxThreads];
 Warp warps[kMaxThreads / 32];
 jmp_buf scheduler;
@@ -183,6 +190,7 @@ void run_block(const std::vector<int>& order) {
   shared_used = dynamic_bytes;
   variables.clear();
   block_began = ++interval;
+  handover = {};
   at_barrier = votes = 0;
   for (int t = 0; t < threads; ++t) fibers[t].state = State::kReady;
   for (Warp& warp : warps) warp.arrived = warp.turn = warp.epoch = 0;
@@ -196,7 +204,10 @@ void run_block(const std::vector<int>& order) {
       }
       done = done && fibers[t].state == State::kDone;
     }
-    if (done) return;
+    if (done) {
+      all_released = all_released && handover.released;
+      return;
+    }
     if (!progress) {
       failure = std::string(kernel_name) + ": some threads wait for others that do not come" + who_waits();
       return;
@@ -300,7 +311,7 @@ bool is_declared(size_t in_arena, size_t bytes) {
 // Did another thread do that, with nothing that puts the two in order?
 bool unordered(uint32_t then, uint16_t thread, uint16_t epoch, uint32_t since) {
   if (then < since) return false;
-  if (then < block_began) return true;  // another block of this launch
+  if (then < block_began) return !(handover.acquired && all_released);  // another block of this launch
   return then == interval && thread != current &&
          !(thread / 32 == current / 32 && epoch < warps[current / 32].epoch);
 }
@@ -418,12 +429,20 @@ void touch_by_host(uintptr_t address, const void* caller) {
 
 }  // namespace
 
+void fence() {
+  handover.fenced = true;
+  handover.acquired = handover.released;  // after an atomic
+}
+
 void touch(const void* p, size_t bytes, Access access, const void* caller) {
   Touch t = {uintptr_t(p), access, caller, uintptr_t(p) - uintptr_t(arena) < kArena};
   if (!in_kernel) return touch_by_host(t.address, caller);
   if (t.address - uintptr_t(stacks) < kStack * kMaxThreads) return;
   if (t.is_shared ? !is_declared(t.address - uintptr_t(arena), bytes) : !is_live(t.address, bytes))
     report(t.is_shared ? "out of bounds" : "outside the tensors", t.address, caller);
+  if (!t.is_shared && access != Access::kRead) {
+    handover.released = access == Access::kAtomic && handover.fenced;
+  }
   while (bytes > 0) {
     const size_t in_page = std::min(bytes, kPage - t.address % kPage);
     Shadow* s = page_of(t.address).of + t.address % kPage;
@@ -527,6 +546,7 @@ void launch(const char* kernel, Thread thread, dim3 grid, dim3 block, size_t sha
   gridDim = grid;
   threads = int(size);
   launch_began = ++interval;
+  all_released = true;
   std::mt19937 random(launches);
   const unsigned turn = launches++ % 3;
   const std::vector<int> order = ordered(threads, turn, random);

@@ -36,6 +36,8 @@ MISTAKES = {
     "beyond_shared": "out of bounds in shared memory at mistakes.cu:50",
     "unwritten": "nobody has written what is read in shared memory at mistakes.cu:54",
     "misaligned": "type_mismatch_v1 at mistakes.cu:57",
+    "handed_over": "",
+    "no_fence": "race: read of another thread's write in global memory at mistakes.cu:84",
     "beyond_tensor": "outside the tensors in global memory at mistakes.cu:60",
     "freed": "outside the tensors in global memory at mistakes.cu:61",
     "host_variable": "outside the tensors in global memory at mistakes.cu:61",
@@ -50,7 +52,7 @@ MISTAKES = {
     "memset_on_default_stream": "cudaMemsetAsync is on the default stream",
     "two_launches_one_check": "correct: nothing checks whether the launch failed",
     "no_check": "correct: nothing checks whether the launch failed",
-    "host_reads": "the host touches device memory at mistakes.cu:172",
+    "host_reads": "the host touches device memory at mistakes.cu:185",
     "waits_in_capture": "cudaStreamSynchronize: the host waits while a graph is captured",
     "copies_in_capture": "cudaMemcpyAsync: the host waits while a graph is captured",
 }

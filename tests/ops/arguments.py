@@ -62,7 +62,7 @@ def valid_arguments() -> dict[str, tuple]:
                 for level in LEVELS
                 for g in (level.stride, *level.step, *level.offset, *level.size_range)
             ],
-            *(0, 1, 0, 1.5),
+            *("closed", "center_clipped", "area", 1.5),
         ),
         "match_anchors": (torch.rand(9, 4) * 9 + torch.tensor([0, 0, 9, 9]), *gt.tensors, 0.5, 0.4, True),
         "centerness": (pred,),

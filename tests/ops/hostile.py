@@ -64,6 +64,9 @@ def hostile_values(value: object) -> Iterator[tuple[str, object, bool]]:
     elif isinstance(value, float):
         for other in (float("nan"), float("inf"), float("-inf"), -1.0, 0.0, 1e308, -1e308):
             yield str(other), other, other != other
+    elif isinstance(value, str):
+        for other in ("", "nonsense", f"{value}\0", "x" * 100_000):
+            yield repr(other[:20]), other, True
     elif isinstance(value, list):
         yield "empty", [], False
         yield "shorter", value[:-1], False

@@ -282,9 +282,9 @@ def test_opcheck_and_compile(device):
         gt.starts,
         [4, 5],
         [8.0, 8.0, 8.0, 4.0, 4.0, 0.0, 64.0],
-        0,
-        1,
-        0,
+        "closed",
+        "center_clipped",
+        "area",
         1.5,
     )
     levels = rule.levels(SIZES, IMAGE)
@@ -336,9 +336,9 @@ def test_unchecked_nonsense_is_never_assigned_and_never_read_out_of_bounds():
         torch.tensor([0, 4]),
         [8, 8],
         [8.0, 8.0, 8.0, 4.0, 4.0, 0.0, 64.0],
-        0,
-        0,
-        0,
+        "closed",
+        "box",
+        "area",
         1.5,
     )
     assert set(out[0].flatten().tolist()) == {-1, 3}
@@ -349,8 +349,8 @@ def test_unchecked_nonsense_is_never_assigned_and_never_read_out_of_bounds():
             torch.tensor([0, 9]),
             [8, 8],
             [8.0, 8.0, 8.0, 4.0, 4.0, 0.0, 64.0],
-            0,
-            0,
-            0,
+            "closed",
+            "box",
+            "area",
             1.5,
         )

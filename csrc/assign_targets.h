@@ -1,26 +1,16 @@
-// Reads the levels and the rule of assign_targets from the arguments of its schema.
+// The front of assign_targets: see math/assign_targets.h.
 #pragma once
 
 #include <limits>
-#include <vector>
 
-#include "ground_truth.h"
+#include "device_of.h"
 #include "math/assign_targets.h"
-#include "tensor.h"
 
 namespace fcos_fast {
 
 // Columns and rows are float32 numbers in the arithmetic, exact up to here.
 constexpr int64_t kMaxSide = int64_t(1) << 24;
 constexpr int64_t kMaxLocations = int64_t(1) << 40;
-
-inline math::AssignmentRule read_rule(int64_t range_test, int64_t sampling, int64_t tie_break) {
-  const char* op = "assign_targets";
-  check_range(op, "range_test", range_test, 0, int64_t(math::RangeTest::kLeftOpen));
-  check_range(op, "sampling", sampling, 0, int64_t(math::Sampling::kCircle));
-  check_range(op, "tie_break", tie_break, 0, int64_t(math::TieBreak::kQuantizedArea));
-  return {math::RangeTest(range_test), math::Sampling(sampling), math::TieBreak(tie_break)};
-}
 
 inline std::vector<math::AssignmentLevel> read_levels(const std::vector<int64_t>& sizes,
                                                       const std::vector<double>& geometry, double radius) {
@@ -58,15 +48,33 @@ inline int64_t count_locations(const std::vector<math::AssignmentLevel>& levels)
   return levels.empty() ? 0 : levels.back().first + int64_t(levels.back().height) * levels.back().width;
 }
 
-struct AssignmentOutputs {
-  Tensor labels, matched, ltrb, centerness, totals;
-};
-
-inline AssignmentOutputs new_outputs(const Tensor& boxes, int64_t batch, int64_t locations) {
-  return {new_empty(boxes, {batch, locations}, ScalarType::Int),
-          new_empty(boxes, {batch, locations}, ScalarType::Int),
-          new_empty(boxes, {batch, locations, 4}, ScalarType::Float),
-          new_empty(boxes, {batch, locations}, ScalarType::Float), new_empty(boxes, {2}, ScalarType::Float)};
+template <class Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> assign_targets(
+    const Tensor& boxes, const Tensor& labels, const Tensor& starts, std::vector<int64_t> sizes,
+    std::vector<double> geometry, std::string range_test, std::string sampling, std::string tie_break,
+    double radius) {
+  const char* op = "assign_targets";
+  check_ground_truth(op, boxes, labels, starts);
+  const math::AssignmentRule rule{
+      read_choice<math::RangeTest>(op, "range_test", range_test, math::kRangeTests),
+      read_choice<math::Sampling>(op, "sampling", sampling, math::kSamplings),
+      read_choice<math::TieBreak>(op, "tie_break", tie_break, math::kTieBreaks)};
+  const auto levels = read_levels(sizes, geometry, radius);
+  DeviceOf<Device> device(boxes);
+  const int64_t batch = starts.numel() - 1, locations = count_locations(levels);
+  const Tensor packed = device.aligned(torch::stable::contiguous(boxes));
+  const Tensor classes = torch::stable::contiguous(labels), bounds = torch::stable::contiguous(starts);
+  Tensor out_labels = new_empty(boxes, {batch, locations}, ScalarType::Int);
+  Tensor matched = new_empty(boxes, {batch, locations}, ScalarType::Int);
+  Tensor ltrb = new_empty(boxes, {batch, locations, 4}, ScalarType::Float);
+  Tensor centerness = new_empty(boxes, {batch, locations}, ScalarType::Float);
+  Tensor totals = new_empty(boxes, {2}, ScalarType::Float);
+  run_assign_targets(
+      *device, {const_data<float>(packed), const_data<int64_t>(classes), const_data<int64_t>(bounds),
+                packed.size(0), batch, locations, levels.data(), int(levels.size()), rule,
+                mutable_data<int32_t>(out_labels), mutable_data<int32_t>(matched), mutable_data<float>(ltrb),
+                mutable_data<float>(centerness), mutable_data<float>(totals)});
+  return {out_labels, matched, ltrb, centerness, totals};
 }
 
 }  // namespace fcos_fast
