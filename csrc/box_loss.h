@@ -6,12 +6,11 @@
 
 namespace fcos_fast {
 
-inline BoxLossParameters box_loss_parameters(int64_t kind, bool ltrb, double smooth, double eps) {
+inline BoxLossParameters box_loss_parameters(const std::string& kind, bool ltrb, double smooth, double eps) {
   const char* op = "box_loss";
-  check_range(op, "kind", kind, 0, int64_t(math::BoxLossKind::kCiou));
   check_number(op, "smooth", smooth, 0, INFINITY);
   check_number(op, "eps", eps, 0, INFINITY);
-  return {math::BoxLossKind(kind), ltrb, smooth, eps};
+  return {read_choice<math::BoxLossKind>(op, "kind", kind, math::kBoxLossKinds), ltrb, smooth, eps};
 }
 
 inline void check_box_pairs(const Tensor& pred, const Tensor& target, const Tensor* grad) {
@@ -53,18 +52,18 @@ Tensor box_loss_result(const Tensor& pred, const Tensor& target, const BoxLossPa
 }
 
 template <class Device>
-Tensor box_loss(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth,
+Tensor box_loss(const Tensor& pred, const Tensor& target, std::string kind, bool ltrb, double smooth,
                 double eps) {
   return box_loss_result<Device>(pred, target, box_loss_parameters(kind, ltrb, smooth, eps),
                                  Result::kElements);
 }
 template <class Device>
-Tensor box_loss_sum(const Tensor& pred, const Tensor& target, int64_t kind, bool ltrb, double smooth,
+Tensor box_loss_sum(const Tensor& pred, const Tensor& target, std::string kind, bool ltrb, double smooth,
                     double eps) {
   return box_loss_result<Device>(pred, target, box_loss_parameters(kind, ltrb, smooth, eps), Result::kSum);
 }
 template <class Device>
-Tensor box_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor& target, int64_t kind,
+Tensor box_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor& target, std::string kind,
                          bool ltrb, double smooth, double eps) {
   return box_loss_result<Device>(pred, target, box_loss_parameters(kind, ltrb, smooth, eps), Result::kGrad,
                                  &grad);

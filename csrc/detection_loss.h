@@ -96,8 +96,8 @@ inline DetectionTargets read_targets(const Tensor& labels, const Tensor& ltrb, c
 
 // From the numbers of the schema, in its order.
 inline DetectionLossParameters read_parameters(const std::vector<double>& units, size_t levels, double alpha,
-                                               double gamma, int64_t box_kind, double smooth, double eps,
-                                               bool weighted, bool iou_quality) {
+                                               double gamma, const std::string& box_kind, double smooth,
+                                               double eps, bool weighted, bool iou_quality) {
   STD_TORCH_CHECK(units.size() == levels, "fcos_fast::detection_loss: expected one unit per level");
   constexpr double kLeast = std::numeric_limits<float>::min(), kMost = std::numeric_limits<float>::max();
   for (const double unit : units) check_number("detection_loss", "unit", unit, kLeast, kMost);
@@ -147,7 +147,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>
     std::vector<Tensor> cls_logits, std::vector<Tensor> box_regression, std::vector<Tensor> centerness,
     const Tensor& labels, const Tensor& ltrb, const Tensor& quality, const Tensor& totals,
     std::optional<Tensor> normalizers, std::vector<double> units, double alpha, double gamma,
-    int64_t box_kind, double smooth, double eps, bool weighted, bool iou_quality, bool with_grad) {
+    std::string box_kind, double smooth, double eps, bool weighted, bool iou_quality, bool with_grad) {
   check_detection_maps({&cls_logits, &box_regression, &centerness});
   DeviceOf<Device> device(cls_logits[0]);
   const auto targets = read_targets(labels, ltrb, quality, totals, normalizers, cls_logits);
@@ -184,7 +184,7 @@ MapLists detection_loss_backward(const Tensor& upstream, std::vector<Tensor> cls
                                  std::vector<Tensor> box_regression, std::vector<Tensor> centerness,
                                  const Tensor& labels, const Tensor& ltrb, const Tensor& quality,
                                  const Tensor& totals, std::optional<Tensor> normalizers,
-                                 std::vector<double> units, double alpha, double gamma, int64_t box_kind,
+                                 std::vector<double> units, double alpha, double gamma, std::string box_kind,
                                  double smooth, double eps, bool weighted, bool iou_quality) {
   check_detection_maps({&cls_logits, &box_regression, &centerness});
   check_upstream(upstream, cls_logits[0]);

@@ -35,21 +35,21 @@ STABLE_TORCH_LIBRARY(fcos_fast, m) {
   m.def("centerness_backward(Tensor grad, Tensor ltrb) -> Tensor");
 
   // math/box_loss.h
-  m.def("box_loss(Tensor pred, Tensor target, int kind, bool ltrb, float smooth, float eps) -> Tensor");
-  m.def("box_loss_sum(Tensor pred, Tensor target, int kind, bool ltrb, float smooth, float eps) -> Tensor");
+  m.def("box_loss(Tensor pred, Tensor target, str kind, bool ltrb, float smooth, float eps) -> Tensor");
+  m.def("box_loss_sum(Tensor pred, Tensor target, str kind, bool ltrb, float smooth, float eps) -> Tensor");
   m.def(
-      "box_loss_backward(Tensor grad, Tensor pred, Tensor target, int kind, bool ltrb, float smooth, float eps) -> Tensor");
+      "box_loss_backward(Tensor grad, Tensor pred, Tensor target, str kind, bool ltrb, float smooth, float eps) -> Tensor");
 
   // math/detection_loss.h
   m.def(
       "detection_loss(Tensor[] cls_logits, Tensor[] box_regression, Tensor[] centerness, Tensor labels, Tensor ltrb, "
-      "Tensor quality, Tensor totals, Tensor? normalizers, float[] units, float alpha, float gamma, int box_kind, "
+      "Tensor quality, Tensor totals, Tensor? normalizers, float[] units, float alpha, float gamma, str box_kind, "
       "float smooth, float eps, bool weighted, bool iou_quality, bool with_grad) -> "
       "(Tensor losses, Tensor[] cls_grads, Tensor[] box_grads, Tensor[] centerness_grads)");
   m.def(
       "detection_loss_backward(Tensor upstream, Tensor[] cls_logits, Tensor[] box_regression, Tensor[] centerness, "
       "Tensor labels, Tensor ltrb, Tensor quality, Tensor totals, Tensor? normalizers, float[] units, float alpha, "
-      "float gamma, int box_kind, float smooth, float eps, bool weighted, bool iou_quality) -> "
+      "float gamma, str box_kind, float smooth, float eps, bool weighted, bool iou_quality) -> "
       "(Tensor[] cls_grads, Tensor[] box_grads, Tensor[] centerness_grads)");
   m.def(
       "detection_loss_rescale_(Tensor(a!)[] cls_grads, Tensor(b!)[] box_grads, Tensor(c!)[] centerness_grads, "
@@ -72,7 +72,7 @@ STABLE_TORCH_LIBRARY(fcos_fast, m) {
   // math/postprocess.h
   m.def(
       "postprocess(Tensor[] cls_logits, Tensor[] box_regression, Tensor[] centerness, Tensor sizes, float[] geometry, "
-      "int score, float score_threshold, bool threshold_on_score, bool multi_label, int topk, bool topk_per_level, "
+      "str score, float score_threshold, bool threshold_on_score, bool multi_label, int topk, bool topk_per_level, "
       "bool topk_by_classification, float iou_threshold, bool class_agnostic, int max_detections, "
       "bool inclusive_boxes, bool clip_before_nms, bool drop_empty) -> "
       "(Tensor boxes, Tensor scores, Tensor labels, Tensor counts)");

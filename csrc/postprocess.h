@@ -117,13 +117,13 @@ std::vector<math::PostprocessLevel> levels_of(const Device& device, const std::v
 template <class Device>
 std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess(
     const std::vector<Tensor>& cls_logits, const std::vector<Tensor>& box_regression,
-    std::vector<Tensor> centerness, const Tensor& sizes, const std::vector<double>& geometry, int64_t score,
-    double score_threshold, bool threshold_on_score, bool multi_label, int64_t topk, bool topk_per_level,
-    bool topk_by_classification, double iou_threshold, bool class_agnostic, int64_t max_detections,
-    bool inclusive_boxes, bool clip_before_nms, bool drop_empty) {
+    std::vector<Tensor> centerness, const Tensor& sizes, const std::vector<double>& geometry,
+    std::string score, double score_threshold, bool threshold_on_score, bool multi_label, int64_t topk,
+    bool topk_per_level, bool topk_by_classification, double iou_threshold, bool class_agnostic,
+    int64_t max_detections, bool inclusive_boxes, bool clip_before_nms, bool drop_empty) {
   using math::ScoreRule;
-  check_range("postprocess", "score", score, 0, int64_t(ScoreRule::kClassification));
-  if (ScoreRule(score) == ScoreRule::kClassification) {
+  const auto score_rule = read_choice<ScoreRule>("postprocess", "score", score, math::kScoreRules);
+  if (score_rule == ScoreRule::kClassification) {
     centerness.clear();
   } else {
     STD_TORCH_CHECK(!centerness.empty(), "fcos_fast::postprocess: no centerness");
@@ -131,7 +131,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess(
   check_postprocess(cls_logits, box_regression, centerness, sizes, geometry);
   const Tensor& first = cls_logits[0];
   math::PostprocessRule rule;
-  rule.score = ScoreRule(score);
+  rule.score = score_rule;
   rule.score_threshold = score_threshold;
   rule.threshold_on_score = threshold_on_score;
   rule.multi_label = multi_label;

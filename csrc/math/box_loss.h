@@ -19,7 +19,8 @@
 
 namespace fcos_fast::math {
 
-enum class BoxLossKind : int64_t { kIou, kLinearIou, kGiou, kDiou, kCiou };
+enum class BoxLossKind { kIou, kLinearIou, kGiou, kDiou, kCiou };
+constexpr const char* kBoxLossKinds[] = {"iou", "linear_iou", "giou", "diou", "ciou"};
 
 }  // namespace fcos_fast::math
 

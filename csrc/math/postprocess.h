@@ -29,11 +29,8 @@ namespace fcos_fast::math {
 
 constexpr int kMaxLevels = 16;
 
-enum class ScoreRule : int32_t {
-  kSqrt,
-  kProduct,
-  kClassification
-};  // in the order of fcos_fast/ops/postprocess.py
+enum class ScoreRule { kSqrt, kProduct, kClassification };
+constexpr const char* kScoreRules[] = {"sqrt", "product", "classification"};
 
 // Feature maps (B, channels, H, W) whose locations, row by row, are equally far apart in memory. In elements.
 struct FeatureMap {

@@ -62,7 +62,7 @@ def box_loss(
         )
     dtype = torch.promote_types(pred.dtype, target.dtype)
     pred, target = pred.to(dtype), target.to(dtype)
-    arguments = (pred, target, KINDS.index(kind), box_format == "ltrb", float(smooth), float(eps))
+    arguments = (pred, target, kind, box_format == "ltrb", float(smooth), float(eps))
     if reduction == "none":
         return call("box_loss", *arguments)
     if in_transform():

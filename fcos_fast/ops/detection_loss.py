@@ -101,7 +101,7 @@ def detection_loss(
         [float(unit) for unit in units],
         float(alpha),
         float(gamma),
-        KINDS.index(box_loss),
+        box_loss,
         float(box_loss_smooth),
         float(box_loss_eps),
         centerness_weighted,

@@ -136,7 +136,7 @@ def postprocess(
             *([x.detach() for x in maps or ()] for maps in (cls_logits, box_regression, centerness)),
             sizes,
             geometry,
-            SCORES.index(score),
+            score,
             float(score_threshold),
             threshold_on == "score",
             multi_label,

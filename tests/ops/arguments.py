@@ -42,10 +42,10 @@ def valid_arguments() -> dict[str, tuple]:
     idxs = torch.randint(0, 2, (BATCH, 7))
     x, weight = torch.randn(BATCH, 8, 3, 3), torch.rand(8)
     _, mean, rstd = torch.ops.fcos_fast.group_norm_relu(x, weight, weight, 2, 1e-5)
-    box = (2, True, 0.0, 1e-7)
+    box = ("giou", True, 0.0, 1e-7)
     loss = (
         *(logits, regression, quality, targets.labels, targets.ltrb, targets.centerness, targets.totals),
-        *(torch.ones(3, BATCH), [float(s) for s in STRIDES], 0.25, 2.0, 2, 0.0, 1e-7, True, True),
+        *(torch.ones(3, BATCH), [float(s) for s in STRIDES], 0.25, 2.0, "giou", 0.0, 1e-7, True, True),
     )
     return {
         "sigmoid_focal_loss": (inputs, labels, 0.25, 2.0),
@@ -84,6 +84,6 @@ def valid_arguments() -> dict[str, tuple]:
                 for level, s in zip(LEVELS, STRIDES, strict=True)
                 for g in (*level.step, *level.offset, s)
             ],
-            *(0, 0.05, True, True, 20, True, False, 0.6, False, 10, False, True, False),
+            *("sqrt", 0.05, True, True, 20, True, False, 0.6, False, 10, False, True, False),
         ),
     }

@@ -149,7 +149,7 @@ def test_a_backward_of_a_backward_is_refused(device):
         grad.sum().backward()
 
 
-@pytest.mark.parametrize("kind", range(len(KINDS)))
+@pytest.mark.parametrize("kind", KINDS)
 def test_opcheck(kind, device):
     pred, target = make_pairs((7,), device=device)
     opcheck("box_loss", pred, target, kind, False, 0.0, 1e-7)

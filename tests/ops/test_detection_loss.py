@@ -411,7 +411,7 @@ def test_only_some_maps_want_a_gradient(device):
 def _arguments(device, with_grad, layout="nchw"):
     maps, t = make_maps(device=device, layout=layout), make_targets(device)
     maps = tuple([x.detach() for x in part] for part in maps)
-    numbers = ([float(s) for s in STRIDES], 0.25, 2.0, 2, 0.0, 1e-7, True, False)
+    numbers = ([float(s) for s in STRIDES], 0.25, 2.0, "giou", 0.0, 1e-7, True, False)
     return (
         *maps,
         t.labels,

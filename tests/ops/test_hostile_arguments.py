@@ -71,13 +71,13 @@ def test_a_label_that_int32_does_not_hold_becomes_no_other_class(label, device):
 @pytest.mark.parametrize(
     ("op", "index", "value", "message"),
     [
-        ("box_loss", 2, 7, "kind=7; expected 0..4"),
-        ("box_loss_backward", 3, -1, "kind=-1; expected 0..4"),
-        ("detection_loss", 11, 7, "kind=7; expected 0..4"),
+        ("box_loss", 2, "gIoU", "kind='gIoU'; expected one of iou, linear_iou, giou, diou, ciou"),
+        ("box_loss_backward", 3, "", "kind=''; expected one of iou"),
+        ("detection_loss", 11, "giou ", "kind='giou '; expected one of iou"),
         ("assign_targets", 5, "half_open", "range_test='half_open'; expected one of closed, open, left_open"),
         ("assign_targets", 6, "centre", "sampling='centre'; expected one of box, center_clipped"),
         ("assign_targets", 7, "", "tie_break=''; expected one of area"),
-        ("postprocess", 5, 3, "score=3; expected 0..2"),
+        ("postprocess", 5, "sum", "score='sum'; expected one of sqrt, product, classification"),
         ("detection_loss_rescale_", 3, torch.ones(2), r"expected upstream \(3,\)"),
         ("detection_loss", 1, [x.to(torch.int8) for x in maps(4)], "a map has dtype Char"),
         ("detection_loss_rescale_", 0, [torch.ones(2, 1).expand(2, 4)], "has gaps or overlaps"),

@@ -483,9 +483,9 @@ def test_opcheck(device):
     outputs = make_outputs(levels, device=device)
     geometry = [float(x) for level in levels for x in (*level.step, *level.offset, 8)]
     sizes = torch.tensor(SIZES, device=device)
-    rule = (0, 0.2, True, True, 100, True, False, 0.6, False, 10, False, True, False)
+    rule = ("sqrt", 0.2, True, True, 100, True, False, 0.6, False, 10, False, True, False)
     opcheck("postprocess", *outputs, sizes, geometry, *rule)
-    rule = (2, 0.2, True, False, 100, False, True, 0.6, True, 10, True, False, True)
+    rule = ("classification", 0.2, True, False, 100, False, True, 0.6, True, 10, True, False, True)
     opcheck("postprocess", *outputs[:2], [], sizes, geometry, *rule)
 
 
