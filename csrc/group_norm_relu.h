@@ -3,6 +3,7 @@
 
 #include "device_of.h"
 #include "math/group_norm_relu.h"
+#include "memory_format.h"
 
 namespace fcos_fast {
 
@@ -93,11 +94,11 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_relu(const Tensor& input, std::opt
   const auto statistics = [&] { return new_empty(a.x, {a.x.size(0), groups}, a.real()); };
   Tensor mean = statistics(), rstd = statistics();
   if (y.numel() == 0) {
-    return {in_format_of(y, input), torch::stable::zero_(mean), torch::stable::zero_(rstd)};
+    return {in_order_of(y, input), torch::stable::zero_(mean), torch::stable::zero_(rstd)};
   }
   run_group_norm_relu(*device, a.input(groups),
                       {eps, y.mutable_data_ptr(), mean.mutable_data_ptr(), rstd.mutable_data_ptr()});
-  return {in_format_of(y, input), mean, rstd};
+  return {in_order_of(y, input), mean, rstd};
 }
 
 template <class Device>
@@ -116,26 +117,22 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_relu_backward(const Tensor& grad, 
     return new_empty(a.x, {a.x.size(1)}, parameter_type(*parameter, a.x));
   };
   Tensor grad_x = torch::stable::empty_like(a.x), grad_weight = gradient(weight), grad_bias = gradient(bias);
-  const auto results = [&] {
-    const auto in_type_of = [](const std::optional<Tensor>& parameter, const Tensor& grad) {
-      return parameter.has_value() ? converted(grad, parameter->scalar_type()) : grad;
-    };
-    return std::tuple(in_format_of(grad_x, input), in_type_of(weight, grad_weight),
-                      in_type_of(bias, grad_bias));
+  const auto parameter = [](const std::optional<Tensor>& of, Tensor& grad) -> GroupNormParameter<void> {
+    return {of.has_value() ? grad.mutable_data_ptr() : nullptr, dtype_of(grad)};
   };
   if (grad_x.numel() == 0) {
     torch::stable::zero_(grad_weight);
     torch::stable::zero_(grad_bias);
-    return results();
+  } else {
+    run_group_norm_relu_backward(
+        *device, a.input(mean.size(1)),
+        {upstream.const_data_ptr(), means.const_data_ptr(), rstds.const_data_ptr(), grad_x.mutable_data_ptr(),
+         parameter(weight, grad_weight), parameter(bias, grad_bias)});
   }
-  const auto parameter = [](const std::optional<Tensor>& of, Tensor& grad) -> GroupNormParameter<void> {
-    return {of.has_value() ? grad.mutable_data_ptr() : nullptr, dtype_of(grad)};
+  const auto in_type_of = [](const std::optional<Tensor>& parameter, const Tensor& grad) {
+    return parameter.has_value() ? converted(grad, parameter->scalar_type()) : grad;
   };
-  run_group_norm_relu_backward(
-      *device, a.input(mean.size(1)),
-      {upstream.const_data_ptr(), means.const_data_ptr(), rstds.const_data_ptr(), grad_x.mutable_data_ptr(),
-       parameter(weight, grad_weight), parameter(bias, grad_bias)});
-  return results();
+  return {in_order_of(grad_x, input), in_type_of(weight, grad_weight), in_type_of(bias, grad_bias)};
 }
 
 }  // namespace fcos_fast

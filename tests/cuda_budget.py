@@ -99,7 +99,7 @@ KERNELS = [
     Kernel("merge_sums_kernel", "group_norm_relu.cu", "float32", 15.2, 8, 4, 31, 256, 8, 3),
     Kernel("greatest_kernel", "match_anchors.cu", "float32", 71, 16, 16, 28, 256, 8, 3),
     Kernel("match_kernel", "match_anchors.cu", "float32", 52.2, 16, 16, 29, 256, 8, 3),
-    Kernel("compare_kernel<float>", "nms.cu", "float32", 49.2, 20, 4, 38, 64, 25, 3),
+    Kernel("compare_kernel<float>", "nms.cu", "float32", 49.2, 20, 4, 38, 64, 24, 3),
     Kernel("walk_kernel", "nms.cu", "bool", 1.6, 8, 8, 32, 512, 4, 3),
     Kernel("suppress_kernel<float,float>", "nms_padded.cu", "float32", 0, 0, 4, 47, 512, 2, 1),
     Kernel("filter_kernel<float,float>", "postprocess.cu", "float32", 10.5, 4, 16, 31, 256, 8, 3, shortest=True),

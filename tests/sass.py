@@ -301,7 +301,8 @@ class Multiprocessor:
         """Blocks at once."""
         warps = -(-threads // 32)
         of_warp = -(-registers * 32 // 256) * 256
-        most = [self.blocks, self.threads // (warps * 32), self.registers // of_warp // warps]
+        resident_warps = 4 * (self.registers // 4 // of_warp)  # each quarter has its own registers
+        most = [self.blocks, self.threads // (warps * 32), resident_warps // warps]
         reserved = 1024  # of each block
         return min([*most, *([self.shared // (shared + reserved)] if shared else [])])
 

@@ -130,6 +130,7 @@ def test_without_a_loop_the_whole_kernel(code):
         (256, 64, 0, 4),  # registers
         (256, 32, 0, 8),  # threads
         (256, 33, 0, 6),  # registers, of which a warp gets 256 at a time
+        (64, 38, 0, 24),  # registers, of which each quarter has its own
         (32, 16, 0, 32),  # blocks
         (256, 32, 48 << 10, 4),  # shared memory, and 1 KiB of each block
     ],
