@@ -45,8 +45,14 @@ inline bool is_channels_last(const Tensor& x) {
   return x.size(1) == 1 || x.stride(1) == 1;
 }
 
-inline std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
-  return t.has_value() ? std::optional<Tensor>(torch::stable::contiguous(*t)) : std::nullopt;
+// weight or bias is read in its own type, which need not be that of x, but in float64 only where the computation is.
+inline ScalarType parameter_type(const Tensor& parameter, const Tensor& x) {
+  return parameter.scalar_type() == ScalarType::Double ? sum_type(x.scalar_type()) : parameter.scalar_type();
+}
+
+inline std::optional<Tensor> parameter_of(const std::optional<Tensor>& t, const Tensor& x) {
+  if (!t.has_value()) return std::nullopt;
+  return torch::stable::contiguous(converted(*t, parameter_type(*t, x)));
 }
 
 // The tensors that the kernels read, and what they are told of them.
@@ -61,8 +67,8 @@ struct GroupNormArguments {
       : channels_last(input.size(1) > 1 && is_channels_last(input) &&
                       reads_channels_last(*device, input.size(1))),
         x(device.aligned(channels_last ? input : torch::stable::contiguous(input))),
-        weight(contiguous(weight)),
-        bias(contiguous(bias)) {}
+        weight(parameter_of(weight, x)),
+        bias(parameter_of(bias, x)) {}
 
   ScalarType real() const { return sum_type(x.scalar_type()); }
 
@@ -108,20 +114,25 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_relu_backward(const Tensor& grad, 
   const Tensor rstds = torch::stable::contiguous(converted(rstd, a.real()));
   const auto gradient = [&](const std::optional<Tensor>& parameter) {
     if (!parameter.has_value()) return new_empty(a.x, {0}, a.x.scalar_type());
-    return new_empty(a.x, {a.x.size(1)}, parameter->scalar_type());
+    return new_empty(a.x, {a.x.size(1)}, parameter_type(*parameter, a.x));
   };
   Tensor grad_x = torch::stable::empty_like(a.x), grad_weight = gradient(weight), grad_bias = gradient(bias);
-  if (grad_x.numel() == 0) {
-    return {in_order_of(grad_x, input), torch::stable::zero_(grad_weight), torch::stable::zero_(grad_bias)};
-  }
   const auto parameter = [](const std::optional<Tensor>& of, Tensor& grad) -> GroupNormParameter<void> {
     return {of.has_value() ? grad.mutable_data_ptr() : nullptr, dtype_of(grad)};
   };
-  run_group_norm_relu_backward(
-      *device, a.input(mean.size(1)),
-      {upstream.const_data_ptr(), means.const_data_ptr(), rstds.const_data_ptr(), grad_x.mutable_data_ptr(),
-       parameter(weight, grad_weight), parameter(bias, grad_bias)});
-  return {in_order_of(grad_x, input), grad_weight, grad_bias};
+  if (grad_x.numel() == 0) {
+    torch::stable::zero_(grad_weight);
+    torch::stable::zero_(grad_bias);
+  } else {
+    run_group_norm_relu_backward(
+        *device, a.input(mean.size(1)),
+        {upstream.const_data_ptr(), means.const_data_ptr(), rstds.const_data_ptr(), grad_x.mutable_data_ptr(),
+         parameter(weight, grad_weight), parameter(bias, grad_bias)});
+  }
+  const auto in_type_of = [](const std::optional<Tensor>& parameter, const Tensor& grad) {
+    return parameter.has_value() ? converted(grad, parameter->scalar_type()) : grad;
+  };
+  return {in_order_of(grad_x, input), in_type_of(weight, grad_weight), in_type_of(bias, grad_bias)};
 }
 
 }  // namespace fcos_fast

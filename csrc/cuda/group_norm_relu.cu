@@ -2,7 +2,6 @@
 // second merges those of each group in order, the third reads x again and writes.
 #include "../math/group_norm_relu.h"
 
-#include "../math/element.h"
 #include "launch.h"
 
 namespace fcos_fast {
@@ -60,7 +59,15 @@ struct Parameters {
   GroupNormParameter<const void> weight, bias;
 
   static __device__ float at(const GroupNormParameter<const void>& p, unsigned channel, float absent) {
-    return p.data == nullptr ? absent : math::read_element<float>(p.data, p.dtype, channel);
+    if (p.data == nullptr) return absent;
+    switch (p.dtype) {
+      case Dtype::kBFloat16:
+        return float(static_cast<const BFloat16*>(p.data)[channel]);
+      case Dtype::kFloat16:
+        return float(static_cast<const Half*>(p.data)[channel]);
+      default:
+        return static_cast<const float*>(p.data)[channel];
+    }
   }
   __device__ Affine affine(unsigned channel, float mean, float rstd) const {
     return {mean, rstd * at(weight, channel, 1), at(bias, channel, 0)};
@@ -357,6 +364,20 @@ __global__ void __launch_bounds__(kThreads, Chunk::kSumsBlocks)
   chunk.add_up(sums, centered_sums, [&](unsigned channel, const Pair& all) { partial[channel] = all; });
 }
 
+__device__ void write(const ParameterGrad& grad, unsigned channel, float value) {
+  if (grad.data == nullptr) return;
+  switch (grad.dtype) {
+    case Dtype::kBFloat16:
+      static_cast<BFloat16*>(grad.data)[channel] = BFloat16(value);
+      break;
+    case Dtype::kFloat16:
+      static_cast<Half*>(grad.data)[channel] = Half(value);
+      break;
+    default:
+      static_cast<float*>(grad.data)[channel] = value;
+  }
+}
+
 // A row of threads per group, then one per channel.
 __global__ void __launch_bounds__(kThreads)
     merge_sums_kernel(Shape s, const Pair* __restrict__ partial, Parameters parameters,
@@ -390,11 +411,8 @@ __global__ void __launch_bounds__(kThreads)
     sum = row_total(sum);
     centered_sum = row_total(centered_sum);
     if (threadIdx.x > 0) return;
-    const auto write = [&](const ParameterGrad& grad, float value) {
-      if (grad.data != nullptr) math::write_element(grad.data, grad.dtype, channel, value);
-    };
-    write(grad_bias, sum);
-    write(grad_weight, centered_sum);
+    write(grad_bias, channel, sum);
+    write(grad_weight, channel, centered_sum);
   }
 }
 
