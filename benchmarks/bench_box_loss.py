@@ -6,8 +6,9 @@ import functools
 
 import torch
 
-from benchmarks.case import COMPILED, OURS, Case, close, loss_and_gradients, nbytes, torchvision
+from benchmarks.case import Case, close, loss_and_gradients, nbytes, torchvision
 from benchmarks.data import jittered, random_boxes
+from benchmarks.rows import COMPILED, OURS
 from fcos_fast import ops, reference
 
 PEERS = {

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.case import OURS, Case
+from benchmarks.case import Case
 from benchmarks.report import gpu_markdown, with_prediction
+from benchmarks.rows import OURS
 from tests import gpu_bench, gpu_steps
 from tests.tree import ROOT
 
