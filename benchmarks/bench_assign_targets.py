@@ -13,8 +13,9 @@ from types import SimpleNamespace
 
 import torch
 
-from benchmarks.case import OURS, Case, torchvision
+from benchmarks.case import Case, torchvision
 from benchmarks.data import FEATURE_SIZES, IMAGE, random_boxes
+from benchmarks.rows import OURS
 from fcos_fast import ops, reference
 from fcos_fast.assignment import RULES, GroundTruth, Targets
 

@@ -6,7 +6,8 @@ import functools
 
 import torch
 
-from benchmarks.case import COMPILED, OURS, Case, close, loss_and_gradients, nbytes
+from benchmarks.case import Case, close, loss_and_gradients, nbytes
+from benchmarks.rows import COMPILED, OURS
 from fcos_fast import ops, reference
 
 

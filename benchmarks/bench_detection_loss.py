@@ -10,8 +10,9 @@ import functools
 
 import torch
 
-from benchmarks.case import COMPILED, OURS, Case, nbytes, torchvision
+from benchmarks.case import Case, nbytes, torchvision
 from benchmarks.data import BATCHES, STRIDES, random_boxes
+from benchmarks.rows import COMPILED, OURS
 from fcos_fast import ops, reference
 from fcos_fast.assignment import RULES, GroundTruth
 

@@ -10,8 +10,9 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from benchmarks.case import COMPILED, OURS, Case, loss_and_gradients, nbytes, torchvision
+from benchmarks.case import Case, loss_and_gradients, nbytes, torchvision
 from benchmarks.data import BATCHES
+from benchmarks.rows import COMPILED, OURS
 from fcos_fast import ops, reference
 
 

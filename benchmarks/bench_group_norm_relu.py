@@ -11,8 +11,9 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from benchmarks.case import COMPILED, OURS, Case, nbytes
+from benchmarks.case import Case, nbytes
 from benchmarks.data import BATCHES
+from benchmarks.rows import COMPILED, OURS
 from fcos_fast import ops, reference
 
 CHANNELS, GROUPS = 256, 32

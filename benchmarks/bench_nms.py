@@ -11,9 +11,10 @@ import functools
 
 import torch
 
-from benchmarks.case import OURS, Case, torchvision
+from benchmarks.case import Case, torchvision
 from benchmarks.data import clustered_boxes, distinct_scores, jittered, random_boxes
 from benchmarks.nms_agreement import assert_agree, assert_greedy
+from benchmarks.rows import OURS
 from fcos_fast import ops, reference
 
 THRESHOLD = 0.6

@@ -11,8 +11,9 @@ import functools
 
 import torch
 
-from benchmarks.case import OURS, Case, nbytes, torchvision
+from benchmarks.case import Case, nbytes, torchvision
 from benchmarks.data import BATCHES, STRIDES, Batch
+from benchmarks.rows import OURS
 from fcos_fast import ops, reference
 from fcos_fast.assignment import RULES, Level
 

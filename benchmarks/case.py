@@ -10,9 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.rows import COMPILED, FLOOR, OURS, graph_of
-
-__all__ = ["COMPILED", "FLOOR", "OURS", "graph_of"]  # beside what is here
+from benchmarks.rows import FLOOR, OURS, graph_of
 
 try:
     import torchvision

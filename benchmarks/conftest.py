@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.case import OURS, devices, prepare, torchvision
+from benchmarks.case import devices, prepare, torchvision
 from benchmarks.machine import machine
 from benchmarks.report import markdown, result_of, write_json
+from benchmarks.rows import OURS
 from benchmarks.timing import time_in_turns
 from fcos_fast._extension import backend
 

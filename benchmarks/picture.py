@@ -6,8 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from benchmarks.case import COMPILED, FLOOR, OURS
 from benchmarks.report import number, work_of
+from benchmarks.rows import COMPILED, FLOOR, OURS
 
 COLORS = {"reference": "#b8b8b8", COMPILED: "#8da9c4", OURS: "#d1495b"}
 

@@ -33,8 +33,8 @@ class Rows:
         begun: the row that is being measured, or was when its process ended; None before the first.
     """
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, file: Path, device: str):
+        self.file, self.device = file, device
         file.touch()
         self.plan: list[dict] = []
         self.left_out = 0
@@ -67,7 +67,7 @@ class Rows:
     def fail(self, why: str) -> None:
         """The row that was running has no result because of that."""
         row = {key: value for key, value in self.running.items() if key != "seconds"}
-        self.results[self.begun] = row | {"device": "cuda", "error": why}
+        self.results[self.begun] = row | {"device": self.device, "error": why}
 
     @property
     def next(self) -> int:
@@ -84,15 +84,14 @@ def steps(run: Run) -> None:
 
 def measure(run: Run, command: list = COMMAND) -> Outcome:
     """The rows as one step; a new process measures what comes behind a row that ended or outlasted its process."""
-    rows = Rows(run.scratch / "rows.jsonl")
+    rows = Rows(run.scratch / "rows.jsonl", "cuda" if run.gpu else "cpu")
     outcome = Outcome("rows")
     run.extra = lambda: report(run, rows)
     begin = run.clock()
     tell(f"rows ... (at most {run.left():.0f} s)")
     while not rows.ended and run.left() > DRAIN and (not rows.plan or rows.next < len(rows.plan)):
         first = rows.next
-        device = "cuda" if run.gpu else "cpu"
-        process = run.begin([*command, rows.file, "--device", device, "--first", first])
+        process = run.begin([*command, rows.file, "--device", rows.device, "--first", first])
         why = watch(run, rows, process)
         if rows.next == first and why != NO_TIME:  # it did not come to a row
             outcome.failed += 1
@@ -112,7 +111,7 @@ def watch(run: Run, rows: Rows, process: subprocess.Popen) -> str:
             since = run.clock()
             run.write()
             continue  # there may be more
-        limit = run.share(rows.running["seconds"] if rows.running else STARTING)
+        limit = run.scaled(rows.running["seconds"] if rows.running else STARTING)
         if status is not None:
             why = f"the process ended with {status}"
         elif run.left() <= DRAIN:
@@ -125,7 +124,7 @@ def watch(run: Run, rows: Rows, process: subprocess.Popen) -> str:
             end(process, 0)
             rows.read()
         if rows.running and why != NO_TIME:
-            rows.fail(f"{why}; {last_line(run, process)}")
+            rows.fail(why if status is None else f"{why}; {last_line(run, process)}")
         return why
 
 
@@ -157,6 +156,8 @@ def count(rows: Rows, outcome: Outcome) -> None:
     outcome.skipped = {why: number for why, number in skipped.items() if number}
     if outcome.failed:
         outcome.verdict = "failed"
+    elif not outcome.passed:
+        outcome.verdict = "out of time"
 
 
 def report(run: Run, rows: Rows) -> tuple[dict, str]:

@@ -21,8 +21,8 @@ from benchmarks import (
     bench_nms,
     bench_postprocess,
 )
-from benchmarks.case import OURS
 from benchmarks.data import Batch
+from benchmarks.rows import OURS
 from fcos_fast._extension import backend
 
 BATCH = Batch(2, (200, 264), 5)

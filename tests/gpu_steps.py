@@ -6,6 +6,7 @@ Both run with the Python and torch that are there, without network, ``.git``, ``
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -90,9 +91,13 @@ class Run:
         """Seconds until everything is to be done."""
         return self.seconds - (self.clock() - self.start)
 
+    def scaled(self, seconds: float) -> float:
+        """What so many seconds of ``SECONDS`` are of the time that this run has."""
+        return seconds * self.seconds / SECONDS
+
     def share(self, seconds: float) -> float:
-        """So many seconds of ``SECONDS``, but not more than are left."""
-        return min(seconds * self.seconds / SECONDS, self.left())
+        """The same, but not more than is left."""
+        return min(self.scaled(seconds), self.left())
 
     def step(
         self,
@@ -194,12 +199,14 @@ class Run:
 
 def end(process: subprocess.Popen, seconds: float) -> int | None:
     """Exit status, or None where it had to be stopped: asked first, so that it still writes what it knows."""
-    for signal_number, patience in ((signal.SIGINT, seconds), (signal.SIGKILL, PATIENCE), (None, None)):
-        try:
-            status = process.wait(patience)
-            return status if signal_number == signal.SIGINT else None
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal_number)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(seconds)
+    for number in (signal.SIGINT, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        # Not longer even where it was killed: a process can hang in the driver.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
     return None
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.case import OURS, Case
+from benchmarks.case import Case
 from benchmarks.report import gpu_markdown, with_prediction
+from benchmarks.rows import OURS
 from tests import gpu_bench, gpu_steps
 from tests.tree import ROOT
 
@@ -58,7 +59,7 @@ def measured(tmp_path, monkeypatch):
         script.write_text(SCRIPT.replace("ROWS", repr(json.dumps(rows))).replace("LIMIT", str(limit)))
         with gpu_steps.Run("gpu-bench", tmp_path / "out", seconds=gpu_steps.SECONDS) as run:
             run.seconds = seconds
-            run.share = lambda wanted: min(wanted, run.left())  # steps keep their whole time
+            run.scaled = lambda wanted: wanted  # rows keep their whole time
             run.machine = {
                 **{
                     "gpu": {"name": "Card", "driver_version": "1"},
@@ -82,7 +83,7 @@ def test_a_row_costs_no_other(measured):
     results = {result["row"]: result for result in report["benchmarks"]}
     assert list(results) == [name for name, _ in rows]
     assert results["a"]["error"] == "the process ended with 139; Segmentation fault: here"
-    assert results["b"]["error"].startswith("stopped after 3 s")
+    assert results["b"]["error"] == "stopped after 3 s"
     assert results["c"]["p50_ms"] == results["e"]["p50_ms"] == 2.0
     assert (outcome.verdict, outcome.passed, outcome.failed) == ("failed", 3, 1)
     assert outcome.skipped == {"failed, but is not ours": 2}
@@ -96,6 +97,8 @@ def test_no_time_for_all(measured):
     assert [result["row"] for result in report["benchmarks"]] == ["torchvision", "a"]
     assert (outcome.verdict, outcome.passed, outcome.failed) == ("passed", 2, 0)
     assert outcome.skipped == {"no time left": 2}
+    outcome, _ = measured(rows[2:], limit=60, seconds=9)
+    assert (outcome.verdict, outcome.passed) == ("out of time", 0)
 
 
 def test_a_process_that_does_not_begin_says_why(measured, tmp_path, monkeypatch):

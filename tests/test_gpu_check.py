@@ -68,6 +68,29 @@ def test_reports_of_compute_sanitizer_fail_where_they_are_about_ours(text, faile
     assert (remark in outcome.remarks[0]) if remark else not outcome.remarks
 
 
+@pytest.mark.parametrize(
+    ("text", "status", "verdict"),
+    [(CLEAN, 0, "passed"), (OURS, 0, "failed"), (CLEAN, 1, "failed"), (UNSUPPORTED, 1, "skipped")],
+)
+def test_a_run_of_compute_sanitizer(run, tmp_path, monkeypatch, text, status, verdict):
+    """A script in its place, which writes its log and ends as it would."""
+    (tmp_path / "text").write_text(text)
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(
+        f'#!/bin/sh\nwhile [ "$1" != --log-file ]; do shift; done\ncp {tmp_path}/text "$2"\nexit {status}\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert gpu_check.sanitize(run, "memcheck", 60).remarks == ["no CUDA device"]
+    run.machine = {
+        "gpu": {"name": "Card", "driver_version": "1"},
+        "torch": "2",
+        "cuda": "13",
+        "commit": "abc",
+    }
+    assert gpu_check.sanitize(run, "memcheck", 60).verdict == verdict
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_steps, "TREE", ROOT)

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from benchmarks.case import COMPILED, OURS, Case, graph_of
+from benchmarks.case import Case
 from benchmarks.models.resnet50 import (
     CLASSES,
     DEVICE,
@@ -23,6 +23,7 @@ from benchmarks.models.resnet50 import (
     make_batch,
     ways,
 )
+from benchmarks.rows import COMPILED, OURS, graph_of
 from fcos_fast.engine.step import TrainStep
 from fcos_fast.models import fcos, retinanet
 from fcos_fast.models.packing import BatchPacker

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -159,22 +160,24 @@ def test_a_whole_run(tiny, device, cuda_graphs, capsys):
 @pytest.mark.gpu
 def test_batches_are_copied_while_the_step_before_still_runs(monkeypatch):
     streams = []
-    make = torch.cuda.Stream
 
     def remember(*arguments):
-        streams.append(make(*arguments))
+        streams.append(torch.cuda.Stream(*arguments))
         return streams[-1]
 
-    monkeypatch.setattr(prefetch_module.torch.cuda, "Stream", remember)
+    cuda = SimpleNamespace(
+        Stream=remember, stream=torch.cuda.stream, current_stream=torch.cuda.current_stream
+    )
+    monkeypatch.setattr(prefetch_module, "torch", SimpleNamespace(cuda=cuda))
     batches = [tuple(part.pin_memory() for part in batch(t, "cpu")) for t in range(2)]
     loader = prefetch_module.prefetch(batches, torch.device("cuda"))
     next(loader)
     torch.cuda.synchronize()
-    torch.cuda._sleep(2_000_000_000)  # the step: about a second
+    torch.cuda._sleep(4_000_000_000)  # the step: about two seconds
     step = torch.cuda.Event()
     step.record()
     images, _ = next(loader)
-    deadline = time.monotonic() + 0.5
+    deadline = time.monotonic() + 1.0
     while not streams[0].query() and time.monotonic() < deadline:
         time.sleep(0.001)
     assert streams[0].query(), "the copy waits for the step"

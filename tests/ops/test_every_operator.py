@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.case import OURS, Case, Graph, all_cases, prepare
+from benchmarks.case import Case, Graph, all_cases, prepare
+from benchmarks.rows import OURS
 from fcos_fast import backend
 
 CASES = list({case.operator: case for case in reversed(all_cases())}.values())[::-1]

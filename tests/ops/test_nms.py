@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.nms_agreement import assert_agree
 from fcos_fast import ops, reference
 from tests.ops.opcheck import opcheck
 
@@ -77,6 +78,17 @@ def test_a_box_suppresses_others_that_are_as_much_wider_as_the_threshold_allows(
     )
     expected = torchvision.ops.nms(boxes, scores, 0.2)
     assert torch.equal(ops.nms(boxes.to(device), scores.to(device), 0.2).cpu(), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.6])
+@pytest.mark.parametrize(("count", "clusters"), [(700, 0), (5000, 90), (20_000, 300)])
+def test_equals_torchvision_on_cuda_but_next_to_the_threshold(count, clusters, threshold, torchvision):
+    """Its kernel rounds otherwise than its CPU operator, which ours equals."""
+    boxes, _ = make_boxes(count, "cuda", clusters=clusters)
+    scores = torch.randperm(count, device="cuda") / count  # of equal ones its order is not defined
+    expected = torchvision.ops.nms(boxes, scores, threshold)
+    assert_agree(ops.nms(boxes, scores, threshold), expected, boxes, scores, threshold)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
