@@ -5,7 +5,7 @@ from fcos_fast import ops, reference
 from tests.ops.opcheck import assert_compiles, opcheck
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-ON_EVERY_DEVICE = [torch.float32, torch.bfloat16, torch.float16]  # natively: float64 on CUDA runs the reference
+ON_EVERY_DEVICE = [torch.float32, torch.bfloat16, torch.float16]  # float64 on CUDA runs the reference
 TOLERANCE = {
     torch.float32: {"rtol": 3e-6, "atol": 2e-7},
     torch.float64: {"rtol": 1e-12, "atol": 1e-14},
