@@ -61,6 +61,7 @@ DetectionMaps read_maps(const DeviceOf<Device>& device, const std::vector<Tensor
   DetectionMaps m;
   for (int part = 0; part < kLossParts; ++part) {
     for (const Tensor& map : *lists[part]) {
+      device.check_dtype(map);
       m.given[part].push_back(map);
       m.maps[part].push_back(device.aligned(dense_map(map)));
       if (with_grad) m.grads[part].push_back(torch::stable::empty_like(m.maps[part].back()));
@@ -175,10 +176,6 @@ inline RescaleWork rescale_work(const std::vector<Tensor>* const (&parts)[kLossP
   return work;
 }
 
-inline Tensor factors_of(const Tensor& upstream, ScalarType dtype) {
-  return torch::stable::contiguous(converted(upstream, dtype));
-}
-
 template <class Device>
 MapLists detection_loss_backward(const Tensor& upstream, std::vector<Tensor> cls_logits,
                                  std::vector<Tensor> box_regression, std::vector<Tensor> centerness,
@@ -193,7 +190,8 @@ MapLists detection_loss_backward(const Tensor& upstream, std::vector<Tensor> cls
   const auto parameters =
       read_parameters(units, cls_logits.size(), alpha, gamma, box_kind, smooth, eps, weighted, iou_quality);
   DetectionMaps maps = read_maps(device, cls_logits, box_regression, centerness, true);
-  const Tensor factors = factors_of(upstream, sum_type(cls_logits[0].scalar_type()));
+  const ScalarType sums = sum_type(cls_logits[0].scalar_type());
+  const Tensor factors = torch::stable::contiguous(converted(upstream, sums));
   DetectionLossWork work = detection_work(maps, targets, units);
   work.upstream = factors.const_data_ptr();
   run_detection_loss(*device, parameters, work);
@@ -215,12 +213,14 @@ void detection_loss_rescale_(std::vector<Tensor> cls_grads, std::vector<Tensor> 
     for (const Tensor& grad : *list) {
       check_upstream(upstream, grad);
       check_floating(op, "a gradient", grad);
+      DeviceOf<Device>::check_dtype(grad);
       STD_TORCH_CHECK(is_dense(grad), "fcos_fast::detection_loss_rescale_: a gradient has gaps or overlaps");
     }
   }
   if (cls_grads.empty() && box_grads.empty() && centerness_grads.empty()) return;
   DeviceOf<Device> device(upstream);
-  const Tensor factors = factors_of(upstream, sum_type(upstream.scalar_type()));
+  const ScalarType dtype = sum_type(upstream.scalar_type());
+  const Tensor factors = torch::stable::contiguous(converted(upstream, dtype));
   run_rescale(*device, rescale_work(lists, factors));
 }
 

@@ -19,6 +19,7 @@ template <>
 class DeviceOf<Cpu> {
  public:
   explicit DeviceOf(const Tensor&) {}
+  static void check_dtype(const Tensor&) {}
   Cpu operator*() const { return {}; }
   const Tensor& aligned(const Tensor& t) const { return t; }
 };
@@ -29,12 +30,17 @@ template <>
 class DeviceOf<Cuda> {
  public:
   explicit DeviceOf(const Tensor& t) : like_(t), guard_(t.get_device_index()) {
-    STD_TORCH_CHECK(
-        t.scalar_type() != ScalarType::Double,
-        "fcos_fast: float64 has no CUDA kernels; the functions of fcos_fast.ops run the reference");
+    check_dtype(t);
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream_));
   }
   DeviceOf(const DeviceOf&) = delete;
+
+  // Of the first tensor that is done already; here, of others whose type is their own.
+  static void check_dtype(const Tensor& t) {
+    STD_TORCH_CHECK(
+        t.scalar_type() != ScalarType::Double,
+        "fcos_fast: float64 has no CUDA kernels; the functions of fcos_fast.ops run the reference");
+  }
 
   Cuda operator*() { return {stream_, &allocate, this}; }
 

@@ -13,7 +13,6 @@ namespace fcos_fast {
 enum class Want { kElements, kSum, kGrad, kGradOfElements, kSumAndGrad };
 
 constexpr bool sums(Want want) { return want == Want::kSum || want == Want::kSumAndGrad; }
-constexpr bool grads(Want want) { return want != Want::kElements && want != Want::kSum; }
 
 constexpr int kFocalThreads = 256, kSumThreads = 1024;
 constexpr int kPacksPerThread = 8;  // a thread adds so few losses that float32 holds their sum
@@ -27,8 +26,8 @@ struct ClassMap {
   int64_t images, locations, label_stride;
   int32_t classes;
   bool channels_last;
-  uint32_t
-      label_bytes_per_step;  // the packs of a thread stand whole rows apart and some elements: see prepare_rows
+  // What lies between two packs of a thread: whole rows, in bytes of labels, and some elements. See prepare_rows.
+  uint32_t label_bytes_per_step;
   int32_t elements_per_step;
 };
 
@@ -52,7 +51,7 @@ __host__ __device__ int64_t row_tiles_per_image(const ClassMap<T>& map) {
   return (map.locations * map.classes + elements - 1) / elements;
 }
 
-// These two quotients would cost more instructions in the kernel than all other indices.
+// In the kernel these would be computed for each pack again.
 template <class T>
 void prepare_rows(ClassMap<T>& map) {
   const int32_t step = kFocalThreads * pack_of(map);

@@ -11,7 +11,7 @@ namespace {
 using math::BoxLossKind;
 
 constexpr int kRescaleThreads = 256;
-constexpr int kRescaleBlocks = 264;  // per gradient; few, for they usually have nothing to do
+constexpr int64_t kMostRescaleBlocks = 264;  // per gradient; few, for they usually have nothing to do
 
 template <class T>
 struct Level {
@@ -306,7 +306,12 @@ __global__ void __launch_bounds__(kRescaleThreads) rescale_kernel(const __grid_c
 }  // namespace
 
 void run_rescale(Cuda device, const RescaleWork& work) {
-  const dim3 grid(kRescaleBlocks, unsigned(work.count));
+  constexpr int64_t kElementsPerBlock = kRescaleThreads * Vector<BFloat16>::kSize;
+  int64_t most = 0;
+  for (int i = 0; i < work.count; ++i) most = std::max(most, work.gradients[i].numel);
+  if (most == 0) return;
+  const int64_t blocks = std::min((most + kElementsPerBlock - 1) / kElementsPerBlock, kMostRescaleBlocks);
+  const dim3 grid(unsigned(blocks), unsigned(work.count));
   rescale_kernel<<<grid, kRescaleThreads, 0, stream_of(device)>>>(work);
   check_launch();
 }
