@@ -6,17 +6,18 @@ READY := $(VENV)/.ready
 BUILT := $(VENV)/.built
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help setup build test fuzz kill-test emulate lint format demo bccd bench gpu-check sanitize clean
+.PHONY: help setup build test fuzz kill-test emulate lint format demo bccd bench gpu-check gpu-bench sanitize clean
 
 help:
 	@echo "make demo     train a small FCOS on generated pictures and look at what it learnt (minutes)"
 	@echo "make test     run every test"
 	@echo "make fuzz     search for inputs on which an operator and its reference differ (MINUTES=30)"
 	@echo "make kill-test  kill -9 a training run 80 times, and compare its end with that of one left alone (minutes)"
-	@echo "make emulate  run the CUDA kernels on the CPU, a thread at a time, against the operators' tests (many minutes)"
+	@echo "make emulate  run the CUDA kernels on the CPU, a thread at a time, against the operators' tests (minutes)"
 	@echo "make lint     check style: ruff, clang-format"
 	@echo "make bench    time the operators beside their peers (OUT=file.json)"
-	@echo "make gpu-check OUT=FOLDER  everything that needs a GPU, without .venv, in nine minutes; elsewhere a rehearsal"
+	@echo "make gpu-check OUT=FOLDER  build, GPU tests and compute-sanitizer in eight minutes, without .venv or network"
+	@echo "make gpu-bench OUT=FOLDER  build and time on a GPU beside its peers, too; without a GPU both are rehearsed"
 	@echo "make sanitize the CPU operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bccd     train and evaluate on photographs of blood cells (DATA=folder of BCCD_Dataset's BCCD)"
 	@echo "make setup    make .venv, build the extensions, install (the others do it when it is missing)"
@@ -57,7 +58,7 @@ fuzz: build
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 emulate: build
-	EMULATE=1 $(BIN)/python -m pytest tests/emulation --durations=12
+	$(BIN)/python -m tests.emulation.run
 
 lint: setup
 	$(BIN)/ruff check .
@@ -82,10 +83,15 @@ bench: build
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet --results $(OUT)
 	$(BIN)/python -m benchmarks.picture $(OUT) $(basename $(OUT)).svg
 
-# Takes the Python, the torch and the nvcc that are there, not .venv: it needs no network.
+# Both take the Python, the torch and the nvcc that are there, not .venv: they need no network.
+gpu-check gpu-bench: BUDGET ?= 465
 gpu-check: OUT ?= build/gpu-check-results
 gpu-check:
-	$(PYTHON) -m tests.gpu_check $(OUT) --commit "$(COMMIT)"
+	$(PYTHON) -m tests.gpu_check $(OUT) --commit "$(COMMIT)" --seconds $(BUDGET)
+
+gpu-bench: OUT ?= build/gpu-bench-results
+gpu-bench:
+	$(PYTHON) -m tests.gpu_bench $(OUT) --commit "$(COMMIT)" --seconds $(BUDGET)
 
 clean:
 	rm -rf build dist *.egg-info fcos_fast/*.so $(READY) $(BUILT)

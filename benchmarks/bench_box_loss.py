@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from benchmarks.case import COMPILED, OURS, Case, loss_and_gradients, torchvision
+from benchmarks.case import COMPILED, OURS, Case, close, loss_and_gradients, nbytes, torchvision
 from benchmarks.data import jittered, random_boxes
 from fcos_fast import ops, reference
 
@@ -44,7 +44,8 @@ CASES = [
         f"{kind}, {count:,} pairs float32",
         functools.partial(make, count=count),
         rows(kind),
-        functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5),
+        close(rtol=1e-4, atol=1e-5),
+        bytes_moved=lambda pred, target: 3 * nbytes(pred),  # both are read, a gradient is written
     )
     for kind in PEERS
     for count in (2_000, 20_000)

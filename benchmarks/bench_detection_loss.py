@@ -1,4 +1,4 @@
-"""The three losses of FCOS and their gradients, from the head's maps of two 800x1088 images and 91 classes.
+"""The three losses of FCOS and their gradients, from the head's maps of a batch.
 
 torchvision's rows begin where its head's convolutions end: they permute and concatenate the levels, then compute the
 losses of its FCOS head. Targets are assigned beforehand.
@@ -10,42 +10,40 @@ import functools
 
 import torch
 
-from benchmarks.case import COMPILED, OURS, Case, torchvision
-from benchmarks.data import random_boxes
+from benchmarks.case import COMPILED, OURS, Case, nbytes, torchvision
+from benchmarks.data import BATCHES, STRIDES, random_boxes
 from fcos_fast import ops, reference
 from fcos_fast.assignment import RULES, GroundTruth
 
-STRIDES = (8, 16, 32, 64, 128)
-SIZE = (800, 1088)
-FEATURE_SIZES = [(-(-SIZE[0] // s), -(-SIZE[1] // s)) for s in STRIDES]
-IMAGES, CLASSES, BOXES = 2, 91, 20
+BOXES = 20  # of an image
 
 
-def make(device, dtype, memory_format):
-    boxes = [random_boxes(BOXES, 16, 400) for _ in range(IMAGES)]
-    gt = GroundTruth.pack(boxes, [torch.randint(1, CLASSES, (BOXES,)) for _ in range(IMAGES)]).to(device)
+def make(device, batch, dtype, memory_format):
+    boxes = [random_boxes(BOXES, 16, 400) for _ in range(batch.images)]
+    labels = [torch.randint(1, batch.classes, (BOXES,)) for _ in boxes]
+    gt = GroundTruth.pack(boxes, labels).to(device)
     rule = RULES["torchvision"]
-    levels = rule.levels(FEATURE_SIZES, SIZE)
+    levels = rule.levels(batch.feature_sizes, batch.size)
     targets = ops.assign_targets(gt, levels, rule)
 
     def maps(channels, mean, spread):
         def one(size):
-            values = mean + spread * torch.randn(IMAGES, channels, *size)
+            values = mean + spread * torch.randn(batch.images, channels, *size)
             return values.to(device, dtype).contiguous(memory_format=memory_format)
 
-        return [one(size) for size in FEATURE_SIZES]
+        return [one(size) for size in batch.feature_sizes]
 
-    outputs = maps(CLASSES, -4, 2), [x.abs() for x in maps(4, 2, 1)], maps(1, 0, 1)
+    outputs = maps(batch.classes, -4, 2), [x.abs() for x in maps(4, 2, 1)], maps(1, 0, 1)
     for part in outputs:
         for x in part:
             x.requires_grad_()
     corners = torch.cat([level.points(device) for level in levels])  # (P, 2)
     strides = torch.cat(
-        [torch.full((h * w,), float(s)) for (h, w), s in zip(FEATURE_SIZES, STRIDES, strict=True)]
+        [torch.full((h * w,), float(s)) for (h, w), s in zip(batch.feature_sizes, STRIDES, strict=True)]
     )
     half = strides.to(device)[:, None] / 2
-    anchors = [torch.cat((corners - half, corners + half), dim=1)] * IMAGES
-    starts = [BOXES * i for i in range(IMAGES)]
+    anchors = [torch.cat((corners - half, corners + half), dim=1)] * batch.images
+    starts = [BOXES * i for i in range(batch.images)]
     matched = [
         torch.where(row >= 0, row - start, -1).long()
         for row, start in zip(targets.matched, starts, strict=True)
@@ -75,26 +73,27 @@ def of_package(package):
 
 
 def of_torchvision(compute_loss):
-    def flatten(maps, channels):
+    def flatten(maps):
         """As the ends of torchvision's two branches do."""
-        rows = [x.view(IMAGES, -1, channels, *x.shape[2:]).permute(0, 3, 4, 1, 2) for x in maps]
-        return torch.cat([x.reshape(IMAGES, -1, channels) for x in rows], dim=1)
+        images, channels = maps[0].shape[:2]
+        rows = [x.view(images, -1, channels, *x.shape[2:]).permute(0, 3, 4, 1, 2) for x in maps]
+        return torch.cat([x.reshape(images, -1, channels) for x in rows], dim=1)
 
     def losses(cls_logits, box_regression, centerness, targets, truth, anchors, matched):
         outputs = {
-            "cls_logits": flatten(cls_logits, CLASSES),
-            "bbox_regression": flatten(box_regression, 4),
-            "bbox_ctrness": flatten(centerness, 1),
+            "cls_logits": flatten(cls_logits),
+            "bbox_regression": flatten(box_regression),
+            "bbox_ctrness": flatten(centerness),
         }
         return compute_loss(truth, outputs, anchors, matched)
 
     return with_gradients(losses)
 
 
-def rows():
+def rows(classes):
     rows = {"reference": of_package(reference), COMPILED: of_package(_Compiled)}
     if torchvision:
-        head = torchvision.models.detection.fcos.FCOSHead(8, 1, CLASSES, num_convs=0)
+        head = torchvision.models.detection.fcos.FCOSHead(8, 1, classes, num_convs=0)
         rows["torchvision"] = of_torchvision(head.compute_loss)
     rows[OURS] = of_package(ops)
     rows["floor: copy of the maps"] = lambda *data: [x.detach().clone() for part in data[:3] for x in part]
@@ -107,7 +106,7 @@ class _Compiled:
     detection_loss = staticmethod(torch.compile(reference.detection_loss))
 
 
-def check(result, expected):
+def check(result, expected, data):
     """The gradients too in float32; in bfloat16 torchvision decodes boxes to whole pixels, fcos_fast does not."""
     if expected[-1].dtype == torch.bfloat16:
         torch.testing.assert_close(
@@ -118,18 +117,27 @@ def check(result, expected):
         assert (ours - theirs).norm() <= 1e-4 * theirs.norm()
 
 
-LAYOUTS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
+def bytes_moved(cls_logits, box_regression, centerness, targets, *_):
+    """The maps are read and their gradients written, the label of every location is read."""
+    return 2 * nbytes(*cls_logits, *box_regression, *centerness) + nbytes(targets.labels)
+
+
+FORMATS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
 
 CASES = [
     Case(
         "detection_loss",
-        f"{IMAGES} images {SIZE[0]}x{SIZE[1]}, {CLASSES} classes, {str(dtype).removeprefix('torch.')}, {layout}",
-        functools.partial(make, dtype=dtype, memory_format=memory_format),
-        rows(),
+        f"{batch}, {str(dtype).removeprefix('torch.')}, {name}",
+        functools.partial(make, batch=batch, dtype=dtype, memory_format=memory_format),
+        rows(batch.classes),
         check,
+        peer_waits=torchvision is not None,
+        devices=(device,),
+        bytes_moved=bytes_moved,
     )
+    for device, batch in BATCHES.items()
     for dtype in (torch.float32, torch.bfloat16)
-    for layout, memory_format in LAYOUTS.items()
+    for name, memory_format in FORMATS.items()
 ]
 
 

@@ -1,4 +1,4 @@
-"""Sum of the focal loss and its gradient, for the logits of two 800x1088 images and the 91 classes of torchvision.
+"""Sum of the focal loss and its gradient, for the logits of a batch.
 
 torchvision takes dense targets only. Beside class targets it gets them ready-made: building them is not in its time.
 """
@@ -10,17 +10,17 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from benchmarks.case import COMPILED, OURS, Case, loss_and_gradients, torchvision
+from benchmarks.case import COMPILED, OURS, Case, loss_and_gradients, nbytes, torchvision
+from benchmarks.data import BATCHES
 from fcos_fast import ops, reference
 
-LOCATIONS, CLASSES = 36_268, 91
 
-
-def make(device, dtype):
-    logits = (2 * torch.randn(LOCATIONS, CLASSES) - 4).to(device, dtype).requires_grad_()
-    classes = torch.randint(CLASSES, (LOCATIONS,))
-    classes[torch.rand(LOCATIONS) > 0.01] = -1  # background
-    one_hot = F.one_hot(classes.clamp(min=0), CLASSES) * (classes >= 0)[:, None]
+def make(device, batch, dtype):
+    shape = batch.locations, batch.classes
+    logits = (2 * torch.randn(shape) - 4).to(device, dtype).requires_grad_()
+    classes = torch.randint(batch.classes, shape[:1])
+    classes[torch.rand(shape[0]) > 0.01] = -1  # background
+    one_hot = F.one_hot(classes.clamp(min=0), batch.classes) * (classes >= 0)[:, None]
     return logits, classes.to(device), one_hot.to(device, dtype)
 
 
@@ -44,24 +44,32 @@ def rows(on_targets):
     return rows
 
 
-def check(result, expected):
-    """torchvision computes bfloat16 in bfloat16, fcos_fast in float32."""
+def check(result, expected, data):
+    """torchvision computes bfloat16 in bfloat16, fcos_fast in float32, which its sum also is."""
     rtol = 5e-2 if expected[1].dtype == torch.bfloat16 else 1e-4
     (loss, grad), (expected_loss, expected_grad) = result, expected
-    torch.testing.assert_close(loss, expected_loss, rtol=rtol, atol=0)
+    torch.testing.assert_close(loss, expected_loss.float(), rtol=rtol, atol=0)
     torch.testing.assert_close(grad, expected_grad, rtol=rtol, atol=rtol / 100)
 
+
+KINDS = {
+    "dense targets": (on_dense, lambda logits, classes, dense: 2 * nbytes(logits) + nbytes(dense)),
+    "class targets": (on_classes, lambda logits, classes, dense: 2 * nbytes(logits) + nbytes(classes)),
+}
 
 CASES = [
     Case(
         "focal_loss",
-        f"{LOCATIONS:,} x {CLASSES} {str(dtype).removeprefix('torch.')}, {kind}",
-        functools.partial(make, dtype=dtype),
+        f"{batch.locations:,} x {batch.classes} {str(dtype).removeprefix('torch.')}, {kind}",
+        functools.partial(make, batch=batch, dtype=dtype),
         rows(on_targets),
         check,
+        devices=(device,),
+        bytes_moved=bytes_moved,
     )
+    for device, batch in BATCHES.items()
     for dtype in (torch.float32, torch.bfloat16)
-    for kind, on_targets in (("dense targets", on_dense), ("class targets", on_classes))
+    for kind, (on_targets, bytes_moved) in KINDS.items()
 ]
 
 

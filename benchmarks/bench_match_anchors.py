@@ -1,4 +1,4 @@
-"""RetinaNet's matching for four images of 800x1344, nine anchors per location on P3 to P7.
+"""RetinaNet's matching for images of 800x1344, nine anchors per location on P3 to P7.
 
 torchvision's is what ``RetinaNet.compute_loss`` does before its head's losses: ``box_iou`` and ``Matcher``, image by
 image. Labels, which fcos_fast and the reference also give, are not in its time.
@@ -10,18 +10,17 @@ import functools
 
 import torch
 
-from benchmarks.case import OURS, Case, torchvision
-from benchmarks.data import FEATURE_SIZES, random_boxes
+from benchmarks.case import OURS, Case, nbytes, torchvision
+from benchmarks.data import FEATURE_SIZES, STRIDES, random_boxes
 from fcos_fast import ops, reference
 from fcos_fast.assignment import AnchorMatches, GroundTruth
 
-IMAGES = 4
-STRIDES = (8, 16, 32, 64, 128)
+IMAGES = {"cpu": 4, "cuda": 16}
 
 
-def make(device, count):
-    boxes = [random_boxes(count, 8, 600).to(device) for _ in range(IMAGES)]
-    labels = [torch.randint(91, (count,)).to(device) for _ in range(IMAGES)]
+def make(device, images, count):
+    boxes = [random_boxes(count, 8, 600).to(device) for _ in range(images)]
+    labels = [torch.randint(91, (count,)).to(device) for _ in range(images)]
     levels = zip(FEATURE_SIZES, STRIDES, strict=True)
     anchors = torch.cat([anchors_of(size, stride) for size, stride in levels])
     return anchors.to(device), GroundTruth.pack(boxes, labels), boxes
@@ -48,12 +47,12 @@ def rows():
         rows["torchvision"] = by_torchvision
     rows[OURS] = lambda anchors, gt, boxes: ops.match_anchors(anchors, gt)
     rows["floor: writing the matches"] = lambda anchors, gt, boxes: torch.zeros(
-        2, IMAGES, len(anchors), dtype=torch.int32, device=anchors.device
+        2, len(boxes), len(anchors), dtype=torch.int32, device=anchors.device
     )
     return rows
 
 
-def check(result, expected, count):
+def check(result, expected, data, count):
     assert torch.equal(matches(result, count), matches(expected, count))
 
 
@@ -67,11 +66,16 @@ def matches(result, count):
 CASES = [
     Case(
         "match_anchors",
-        f"{IMAGES} images 800x1344, {count} boxes each",
-        functools.partial(make, count=count),
+        f"{images} images 800x1344, {count} boxes each",
+        functools.partial(make, images=images, count=count),
         rows(),
         functools.partial(check, count=count),
+        peer_waits=torchvision is not None,
+        devices=(device,),
+        # every anchor is read, a label and a row written for it in each image
+        bytes_moved=lambda anchors, gt, boxes: nbytes(anchors) + len(boxes) * len(anchors) * 2 * 4,
     )
+    for device, images in IMAGES.items()
     for count in (20, 100)
 ]
 

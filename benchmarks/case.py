@@ -10,17 +10,15 @@ from typing import Any
 
 import torch
 
+from benchmarks.rows import COMPILED, FLOOR, OURS, graph_of
+
+__all__ = ["COMPILED", "FLOOR", "OURS", "graph_of"]  # beside what is here
+
 try:
     import torchvision
 except ImportError:
     torchvision = None
 """None where it is not installed; its rows are then missing, and the reference is the peer."""
-
-OURS = "fcos_fast"
-GRAPH = "fcos_fast as CUDA graph"
-FLOOR = "floor"
-COMPILED = "torch.compile"
-"""The reference, compiled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,16 +31,24 @@ class Case:
         data: device -> the arguments of every row, the same numbers each time.
         rows: name -> function of these arguments. ``fcos_fast`` is ours. Names that begin with ``floor`` are the least
             that any implementation must do, and compute nothing.
-        check: (result, expected) -> None; raises AssertionError where a row's result is not its peer's.
+        check: (result, expected, data) -> None; raises AssertionError where a row's result is not its peer's.
         waits: ours waits for the device, because the size of its result is data.
+        peer_waits: so does the peer. What waits cannot be captured as a CUDA graph.
+        devices: where it is timed. Any case can be checked on any device.
+        slow_on_cuda: rows that wait so often that they take seconds on a GPU; they are left out there.
+        bytes_moved: data -> bytes that any implementation must read from and write to memory, in all.
     """
 
     operator: str
     title: str
     data: Callable[[str], Sequence[Any]]
     rows: dict[str, Callable[..., Any]]
-    check: Callable[[Any, Any], None] = torch.testing.assert_close
+    check: Callable[[Any, Any, Sequence[Any]], None]
     waits: bool = False
+    peer_waits: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    slow_on_cuda: tuple[str, ...] = ()
+    bytes_moved: Callable[..., int] | None = None
 
     @property
     def name(self) -> str:
@@ -55,8 +61,14 @@ class Case:
         return next(name for name in ("torchvision", "torch", "reference") if name in self.rows)
 
     def rows_on(self, device: str) -> list[str]:
-        """Names of the rows; on a GPU ours is also timed as one CUDA graph, which costs the host one launch."""
-        return [*self.rows, *([GRAPH] if device == "cuda" and not self.waits else [])]
+        """Names of the rows; on a GPU ours and the peer also as CUDA graphs, which cost the host one launch."""
+        if device != "cuda":
+            return list(self.rows)
+        rows = [row for row in self.rows if row not in self.slow_on_cuda or row == self.peer]
+        return [*rows, *(graph_of(row) for row in self._captured())]
+
+    def _captured(self) -> list[str]:
+        return [OURS] * (not self.waits) + [self.peer] * (not self.peer_waits)
 
 
 @dataclass(frozen=True)
@@ -64,21 +76,28 @@ class Prepared:
     """A case on a device.
 
     Attributes:
+        data: the arguments of every row.
         calls: row -> function without arguments.
         expected: result of the peer.
     """
 
     case: Case
     device: str
+    data: Sequence[Any]
     calls: dict[str, Callable[[], Any]]
     expected: Any
+
+    @property
+    def bytes_moved(self) -> int | None:
+        """Bytes that any implementation must read and write; None where that is not known."""
+        return self.case.bytes_moved and self.case.bytes_moved(*self.data)
 
     def verify(self, row: str) -> None:
         """Compare the row's result with its peer's: a timing of a wrong result is worth nothing."""
         if row.startswith(FLOOR) or row == self.case.peer:
             return
         try:
-            self.case.check(self.calls[row](), self.expected)
+            self.case.check(self.calls[row](), self.expected, self.data)
         except AssertionError as error:
             raise AssertionError(
                 f"{self.case.name} on {self.device}: {row} and {self.case.peer} differ: {error}"
@@ -90,9 +109,20 @@ def prepare(case: Case, device: str) -> Prepared:
     torch.manual_seed(0)
     data = case.data(device)
     calls = {name: (lambda function=function: function(*data)) for name, function in case.rows.items()}
-    if GRAPH in case.rows_on(device):
-        calls[GRAPH] = Graph(calls[OURS])
-    return Prepared(case, device, calls, calls[case.peer]())
+    for row in list(calls):
+        if graph_of(row) in case.rows_on(device):
+            calls[graph_of(row)] = Graph(calls[row])
+    return Prepared(case, device, data, calls, calls[case.peer]())
+
+
+def close(rtol: float, atol: float) -> Callable[[Any, Any, Sequence[Any]], None]:
+    """A check that all numbers of a result are near its peer's."""
+    return lambda result, expected, data: torch.testing.assert_close(result, expected, rtol=rtol, atol=atol)
+
+
+def nbytes(*tensors: torch.Tensor) -> int:
+    """Of all tensors together."""
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 class Graph:
@@ -131,6 +161,11 @@ def all_cases() -> list[Case]:
 def devices() -> list[str]:
     """``cpu``, and ``cuda`` where a GPU is."""
     return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def timed_on(device: str) -> list[Case]:
+    """The cases that are timed there."""
+    return [case for case in all_cases() if device in case.devices]
 
 
 def loss_and_gradients(loss: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch.Tensor, ...]]:

@@ -7,7 +7,6 @@ row after the other, is told the samples by a clock of its own.
 from __future__ import annotations
 
 import functools
-import time
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,6 @@ from benchmarks.report import markdown, result_of, write_json
 from benchmarks.timing import time_in_turns
 from fcos_fast._extension import backend
 
-START = time.monotonic()
-
 
 def pytest_addoption(parser):
     group = parser.getgroup("fcos_fast")
@@ -27,7 +24,6 @@ def pytest_addoption(parser):
     group.addoption(
         "--row-seconds", type=float, default=2.0, help="time of a row, unless three samples take longer"
     )
-    group.addoption("--deadline", type=float, default=float("inf"), help="skip cases after as many seconds")
 
 
 def pytest_generate_tests(metafunc):
@@ -42,6 +38,7 @@ def pytest_generate_tests(metafunc):
             )
             for case in metafunc.module.CASES
             for device in devices()
+            if device in case.devices
             for row in case.rows_on(device)
         ]
         metafunc.parametrize(("case", "device", "row"), rows)
@@ -82,8 +79,6 @@ def time_row(request, benchmark, case, device, row):
 
     def run():
         config = request.config
-        if time.monotonic() - START > config.getoption("--deadline"):
-            pytest.skip("no time left")
         with backend("native"):
             outcome = measure(case, device, selected, config.getoption("--row-seconds"))
         config.stash[RESULTS].append(result_of(case, device, row, outcome))

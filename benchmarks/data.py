@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 IMAGE = (800, 1344)
 """(height, width) of COCO training images after resizing and padding."""
 
-FEATURE_SIZES = [(100, 168), (50, 84), (25, 42), (13, 21), (7, 11)]
-"""(height, width) of P3 to P7 for such an image."""
+STRIDES = (8, 16, 32, 64, 128)
+"""Of P3 to P7."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The work of a head: so many images of a size, with so many classes."""
+
+    images: int
+    size: tuple[int, int]
+    classes: int
+
+    @property
+    def feature_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of P3 to P7."""
+        return [tuple(-(-side // stride) for side in self.size) for stride in STRIDES]
+
+    @property
+    def locations(self) -> int:
+        """Of all levels and images."""
+        return self.images * sum(height * width for height, width in self.feature_sizes)
+
+    def __str__(self) -> str:
+        height, width = self.size
+        return f"{self.images} images {height}x{width}, {self.classes} classes"
+
+
+BATCHES = {"cpu": Batch(2, (800, 1088), 91), "cuda": Batch(16, IMAGE, 80)}
+"""Where it is timed to what: on a GPU so much that no level-2 cache holds it."""
+
+FEATURE_SIZES = BATCHES["cuda"].feature_sizes
+"""(height, width) of P3 to P7 for an image of size ``IMAGE``."""
 
 
 def random_boxes(count: int, smallest: float, largest: float) -> Tensor:

@@ -6,8 +6,12 @@ import json
 import os
 import statistics
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from benchmarks.case import OURS, Case
+from benchmarks.rows import OURS
+
+if TYPE_CHECKING:  # which imports torch
+    from benchmarks.case import Case
 
 
 def result_of(case: Case, device: str, row: str, outcome: dict[str, list[float] | Exception]) -> dict:
@@ -35,6 +39,47 @@ def percentile(samples: list[float], q: float) -> float:
     below, fraction = divmod(q * (len(ordered) - 1), 1)
     above = min(int(below) + 1, len(ordered) - 1)
     return ordered[int(below)] * (1 - fraction) + ordered[above] * fraction
+
+
+def with_prediction(result: dict, copy_gb_per_s: float) -> dict:
+    """The result with the bytes that must be moved over the bandwidth of a copy in the same run, beside its time."""
+    if not result.get("bytes") or "p50_ms" not in result:
+        return result
+    predicted = result["bytes"] / (copy_gb_per_s * 1e6)
+    return result | {
+        "gb_per_s": result["bytes"] / (result["p50_ms"] * 1e6),
+        "predicted_ms": predicted,
+        "share_of_prediction": predicted / result["p50_ms"],
+    }
+
+
+GPU_COLUMNS = {
+    "ms (p20 / p50 / p80)": lambda r: " / ".join(number(r.get(f"p{q}_ms")) for q in (20, 50, 80)),
+    "host ms": lambda r: number(r.get("host_ms")),
+    "MB moved at least": lambda r: number(r["bytes"] / 1e6) if r.get("bytes") else "",
+    "GB/s": lambda r: number(r.get("gb_per_s")),
+    "predicted ms": lambda r: number(r.get("predicted_ms")),
+    "predicted / measured": lambda r: number(r.get("share_of_prediction")),
+    "peer / row": lambda r: number(r.get("times_faster_than_peer")),
+}
+
+
+def gpu_markdown(results: list[dict]) -> str:
+    """All results as one table, measured beside predicted; a row that failed says why."""
+    lines = [
+        f"| work | row | {' | '.join(GPU_COLUMNS)} |",
+        f"|---|---|{'--:|' * len(GPU_COLUMNS)}",
+    ]
+    work = None
+    for result in results:
+        same, work = work == (this := work_of(result)), this
+        row = f"**{result['row']}**" if result["row"].startswith(OURS) else result["row"]
+        title = "" if same else f"`{result['operator']}` {result['case']}"
+        columns = [column(result) for column in GPU_COLUMNS.values()]
+        if "error" in result:
+            columns[0] = f"failed: {result['error']}".replace("|", "/")
+        lines.append(f"| {title} | {row} | {' | '.join(columns)} |")
+    return "\n".join(lines)
 
 
 def markdown(results: list[dict]) -> str:

@@ -8,47 +8,63 @@ from collections.abc import Callable
 
 import torch
 
+Call = Callable[[], object]
+Timer = Callable[[int], float]
+"""Number of calls in a row -> mean milliseconds of one."""
+
 SAMPLE_MS = 1.0
 """On a CPU a sample of a shorter call is the mean of as many calls as take about this long."""
 
+MOST_HOST_MS = 20.0
+"""Of a call that takes the host longer, the rest is not hidden: it may wait for the device."""
+
 
 def time_in_turns(
-    rows: dict[str, Callable[[], object]], device: str, budget_ms: float, least: int = 3, most: int = 100
+    rows: dict[str, Call], device: str, budget_ms: float, least: int = 3, most: int = 100
 ) -> dict[str, list[float]]:
     """Milliseconds per call, sample by sample, for every row.
 
     Each row gets about as many samples as fit into ``budget_ms``, from ``least`` to ``most``; a row of fewer samples
     sits rounds out, evenly over the whole run.
     """
-    time_calls = time_on_gpu if device == "cuda" else time_on_cpu
-    once = {name: warm_up(call, time_calls) for name, call in rows.items()}
+    timers = {name: timer(call, device) for name, call in rows.items()}
+    once = {name: warm_up(timer) for name, timer in timers.items()}
     calls = {name: 1 if device == "cuda" else max(1, round(SAMPLE_MS / once[name])) for name in rows}
     rounds = {name: min(most, max(least, int(budget_ms / (once[name] * calls[name])))) for name in rows}
     every = {name: max(rounds.values()) // rounds[name] for name in rows}
     samples = {name: [] for name in rows}
     for turn in range(max(rounds.values(), default=0)):
-        for name, call in rows.items():
+        for name, timer_of_row in timers.items():
             if turn % every[name] == 0:
-                samples[name].append(time_calls(call, calls[name]))
+                samples[name].append(timer_of_row(calls[name]))
     return samples
 
 
-def time_on_cpu(call: Callable[[], object], calls: int) -> float:
-    """Mean milliseconds of ``calls`` calls in a row, by the clock. Caches are not flushed."""
+def timer(call: Call, device: str) -> Timer:
+    """How a call is timed there."""
+    if device == "cuda":
+        return functools.partial(time_on_gpu, call, host_ms(call))
+    return functools.partial(time_on_cpu, call)
+
+
+def time_on_cpu(call: Call, calls: int) -> float:
+    """By the clock. Caches are not flushed."""
     start = time.perf_counter_ns()
     for _ in range(calls):
         call()
     return (time.perf_counter_ns() - start) / calls / 1e6
 
 
-def time_on_gpu(call: Callable[[], object], calls: int = 1) -> float:
-    """Mean milliseconds of a call between two events on the stream, from a level-2 cache without its data.
+def time_on_gpu(call: Call, host: float, calls: int) -> float:
+    """Between two events on the stream, from a level-2 cache without the data of the call.
 
-    The host prepares the call while the GPU still clears the cache, so that what is measured is the device's time; a
-    host that takes longer than that is in the time.
+    The cache is filled by reading: lines that were written would go back to memory while the call is measured. Then the
+    device sleeps while the host, which needs ``host`` milliseconds for it, queues the call, so that the time is the
+    device's alone; of a call that waits for the device, what the host does after that is in the time.
     """
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    larger_than_cache().zero_()
+    _larger_than_cache().sum()
+    torch.cuda._sleep(int((calls * 1.5 * host + 0.1) * _cycles_per_ms()))
     begin.record()
     for _ in range(calls):
         call()
@@ -57,17 +73,42 @@ def time_on_gpu(call: Callable[[], object], calls: int = 1) -> float:
     return begin.elapsed_time(end) / calls
 
 
+def host_ms(call: Call) -> float:
+    """Milliseconds until the host has queued a call, at most ``MOST_HOST_MS``."""
+    took = 0.0
+    for _ in range(2):  # the first call sets things up
+        torch.cuda.synchronize()
+        start = time.perf_counter_ns()
+        call()
+        took = (time.perf_counter_ns() - start) / 1e6
+    torch.cuda.synchronize()
+    return min(took, MOST_HOST_MS)
+
+
 @functools.cache
-def larger_than_cache() -> torch.Tensor:
-    """A buffer whose writing leaves nothing else in the level-2 cache."""
+def _larger_than_cache() -> torch.Tensor:
+    """A buffer whose reading leaves nothing else in the level-2 cache."""
     size = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-    return torch.empty(4 * size, dtype=torch.uint8, device="cuda")
+    return torch.zeros(size, dtype=torch.float32, device="cuda")  # four times its bytes
 
 
-def warm_up(call: Callable[[], object], time_calls: Callable[[Callable[[], object], int], float]) -> float:
+@functools.cache
+def _cycles_per_ms() -> float:
+    """Of the clock that ``torch.cuda._sleep`` counts."""
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    cycles = 10_000_000
+    for _ in range(2):  # the first wakes the device
+        begin.record()
+        torch.cuda._sleep(cycles)
+        end.record()
+        end.synchronize()
+    return cycles / begin.elapsed_time(end)
+
+
+def warm_up(timer: Timer) -> float:
     """Milliseconds of a warm call; a slow first one (more than a second) is taken as it is."""
-    first = time_calls(call, 1)
-    return first if first > 1000 else max(min(time_calls(call, 1) for _ in range(3)), 1e-4)
+    first = timer(1)
+    return first if first > 1000 else max(min(timer(1) for _ in range(3)), 1e-4)
 
 
 def copy_bandwidth(device: str) -> float:

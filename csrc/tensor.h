@@ -37,40 +37,8 @@ inline Tensor new_empty(const Tensor& like, const std::vector<int64_t>& sizes, S
   return torch::stable::new_empty(like, sizes, dtype);
 }
 
-// Do the elements fill one stretch of memory, each once, in whatever order?
-inline bool is_dense(const Tensor& t) {
-  if (t.numel() == 0) return true;
-  std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
-  for (int64_t d = 0; d < t.dim(); ++d) {
-    if (t.size(d) != 1) dims.emplace_back(t.stride(d), t.size(d));
-  }
-  std::sort(dims.begin(), dims.end());
-  int64_t expected = 1;
-  for (const auto& [stride, size] : dims) {
-    if (stride != expected) return false;
-    expected *= size;
-  }
-  return true;
-}
-
 inline Tensor converted(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
-}
-
-// `t` in the memory order of `like`, which has the same sizes and type.
-inline Tensor in_order_of(const Tensor& t, const Tensor& like) {
-  if (strides_of(t) == strides_of(like)) return t;
-  Tensor ordered = torch::stable::empty_like(like);
-  torch::stable::copy_(ordered, t);
-  return ordered;
-}
-
-// `out`, computed from a copy of x perhaps, in the strides that torch gives a result of x.
-inline Tensor in_format_of(const Tensor& out, const Tensor& x) {
-  if (strides_of(out) == strides_of(x)) return out;
-  Tensor result = torch::stable::empty_like(x);
-  torch::stable::copy_(result, out);
-  return result;
 }
 
 // Of a type that was checked.

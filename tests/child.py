@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.tree import ROOT, package_environment
 
 
 def run_python(code: str, *, package_in: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     """Run ``code`` with the ``fcos_fast`` that lies in the folder, and with no FCOS_FAST_ variables but those given."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("FCOS_FAST_")}
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
-        env=inherited | {"PYTHONPATH": str(package_in)} | environment,
+        env=package_environment(package_in, **environment),
         cwd=package_in,
         capture_output=True,
         text=True,

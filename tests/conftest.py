@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(config, items):
         skipped["large"] = pytest.mark.skip(reason="needs much memory; asked for by -m large")
     for item in items:
         for name, mark in skipped.items():
-            if name in item.keywords:
+            if item.get_closest_marker(name):  # not a keyword, which the name of a folder is too
                 item.add_marker(mark)
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import textwrap
+import time
 
 import pytest
 
-from tests import gpu_check
+from tests import gpu_check, gpu_steps
 from tests.child import assert_runs
+from tests.tree import ROOT, package_environment
 
 CLEAN = """\
 ========= COMPUTE-SANITIZER
@@ -38,6 +44,11 @@ RACE = """\
 =========
 ========= RACECHECK SUMMARY: 1 hazard displayed (1 error, 0 warnings)
 """
+UNSUPPORTED = """\
+========= COMPUTE-SANITIZER
+========= Error: Device not supported. Please refer to the "Supported Devices" section of the documentation
+=========
+"""
 
 
 @pytest.mark.parametrize(
@@ -45,23 +56,27 @@ RACE = """\
     [
         (CLEAN, 0, None),
         (OURS, 1, "Invalid __global__ write of size 4 bytes at void fcos_fast"),
-        (OTHERS, 0, "1 reports about kernels of others"),
+        (OTHERS, 0, "not about a kernel of ours: Uninitialized"),
         (RACE, 1, "Race reported between Write access"),
+        (UNSUPPORTED, 0, "Device not supported"),
     ],
 )
 def test_reports_of_compute_sanitizer_fail_where_they_are_about_ours(text, failed, remark):
-    outcome = gpu_check.Outcome("memcheck")
+    outcome = gpu_steps.Outcome("memcheck")
     gpu_check.count_reports(text, outcome)
     assert outcome.failed == failed
     assert (remark in outcome.remarks[0]) if remark else not outcome.remarks
 
 
 @pytest.fixture
-def check(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_check, "TREE", tmp_path)
-    check = gpu_check.Check(tmp_path, commit="", seconds=60)
-    yield check
-    check.log.close()
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_steps, "TREE", ROOT)
+    with gpu_steps.Run("gpu-check", tmp_path / "out", seconds=gpu_steps.SECONDS) as run:
+        yield run
+
+
+def written(run) -> dict:
+    return json.loads((run.out / "gpu-check.json").read_text())
 
 
 TESTS = """
@@ -73,37 +88,186 @@ def test_broken(missing): pass
 """
 
 
-def test_tests_are_counted_with_reasons(check, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_tests_are_counted_with_reasons(run, tmp_path, processes, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     (tmp_path / "test_some.py").write_text(TESTS)
     (tmp_path / "test_none.py").write_text("import pytest\npytest.importorskip('no_such_module')")
-    outcome = check.pytest("some", 60, str(tmp_path))
-    assert (outcome.verdict, outcome.passed, outcome.failed) == ("failed", 1, 2)
+    (tmp_path / "test_bad.py").write_text("import no_such_module")
+    outcome = gpu_check.run_tests(run, "some", 60, "not gpu", [str(tmp_path)], processes)
+    assert (outcome.verdict, outcome.passed, outcome.failed) == ("failed", 1, 3), outcome
     assert outcome.skipped == {
         "no such thing": 1,
         "could not import 'no_such_module': No module named 'no_such_module'": 1,
     }
-    assert any("test_wrong: assert 1 == 2" in remark for remark in outcome.remarks)
+    said = "\n".join(outcome.remarks)
+    assert "test_wrong: assert 1 == 2" in said
+    assert "test_bad.py: ModuleNotFoundError: No module named 'no_such_module'" in said
+    assert "fixture 'missing' not found" in said
 
 
-def test_a_step_that_takes_too_long_is_stopped_and_hides_no_other(check):
-    slow = check.step("slow", 5, [sys.executable, "-c", "import time; time.sleep(60)"])
+SLOW = """
+import time
+def test_first(): pass
+def test_hangs(): time.sleep(60)
+def test_last(): pass
+"""
+
+
+def test_tests_that_are_stopped_keep_what_is_known(run, tmp_path):
+    (tmp_path / "test_slow.py").write_text(SLOW)
+    outcome = gpu_check.run_tests(run, "slow", 12, "not gpu", [str(tmp_path)])
+    assert (outcome.verdict, outcome.passed, outcome.failed) == ("out of time", 1, 0), outcome
+    assert any(remark.startswith("did not end: ") and "test_hangs" in remark for remark in outcome.remarks)
+    assert "1 of 3 tests did not run" in outcome.remarks
+
+
+LOST = """
+import os
+import pytest
+from tests import gpu_plugin
+lost = []
+gpu_plugin.context_is_lost = lambda: bool(lost)
+def test_before(): pass
+def test_breaks():
+    lost.append(1)
+    raise RuntimeError("an illegal memory access was encountered")
+def test_after_1(): assert not lost
+def test_after_2(): assert not lost
+"""
+
+
+def test_a_lost_context_costs_one_test(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    (tmp_path / "test_lost.py").write_text(LOST)
+    outcome = gpu_check.run_tests(run, "lost", 60, "not gpu", [str(tmp_path)], processes=2)
+    assert (outcome.passed, outcome.failed) == (3, 1), outcome
+    assert "test_breaks: RuntimeError: an illegal memory access" in outcome.remarks[0]
+
+
+def test_a_lost_context_ends_a_run_without_other_processes(run, tmp_path):
+    (tmp_path / "test_lost.py").write_text(LOST)
+    outcome = gpu_check.run_tests(run, "lost", 60, "not gpu", [str(tmp_path)])
+    assert (outcome.passed, outcome.failed) == (1, 1), outcome
+    assert "2 of 4 tests did not run" in outcome.remarks
+
+
+def test_a_folder_that_cannot_be_loaded_hides_no_other(run, tmp_path, monkeypatch):
+    folders = [tmp_path / name for name in ("good", "bad")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "test_some.py").write_text("import pytest\n@pytest.mark.gpu\ndef test_right(): pass")
+    (folders[1] / "conftest.py").write_text("import no_such_module")
+    monkeypatch.setattr(gpu_check, "TESTS", list(map(str, folders)))
+    monkeypatch.setattr(gpu_check, "prepare", lambda run: True)
+    monkeypatch.setattr(gpu_check, "sanitize", lambda *arguments: None)
+    monkeypatch.setattr(gpu_check, "installed", lambda module: False)
+    gpu_check.steps(run)
+    assert [outcome.verdict for outcome in run.outcomes[:3]] == ["failed", "passed", "failed"]
+    assert "no_such_module" in run.outcomes[2].remarks[0]
+
+
+def test_a_step_that_takes_too_long_is_stopped_and_hides_no_other(run):
+    slow = run.step("slow", 5, [sys.executable, "-c", "import time; time.sleep(60)"])
     assert slow.verdict == "out of time"
     assert slow.seconds < 20
-    assert check.step("next", 30, [sys.executable, "-c", ""]).verdict == "passed"
-    assert check.step("wrong", 30, [sys.executable, "-c", "1 / 0"]).verdict == "failed"
-    assert not gpu_check.report(check, {}, {})
-    written = json.loads((check.out / "gpu-check.json").read_text())
-    assert [step["verdict"] for step in written["steps"]] == ["out of time", "passed", "failed"]
-    assert not written["ok"]
+    assert [step["verdict"] for step in written(run)["steps"]] == ["out of time"]  # after every step
+    assert run.step("next", 30, [sys.executable, "-c", ""]).verdict == "passed"
+    assert run.step("wrong", 30, [sys.executable, "-c", "1 / 0"]).verdict == "failed"
+    assert run.finish() == 1
+    assert [step["verdict"] for step in written(run)["steps"]] == ["out of time", "passed", "failed"]
+    assert "ZeroDivisionError: division by zero" in (run.out / "gpu-check.md").read_text()
 
 
-def test_everything_it_runs_can_be_collected_with_torch_numpy_pytest_and_hypothesis_alone():
+def test_steps_share_the_time_that_is_left(tmp_path):
+    """A clock that only the test moves."""
+    now = [0.0]
+    with gpu_steps.Run("gpu-check", tmp_path, seconds=2 * gpu_steps.SECONDS, clock=lambda: now[0]) as run:
+        assert run.share(100) == 200  # twice the time for all is twice the time for each
+        now[0] = 2 * gpu_steps.SECONDS - 30
+        assert run.share(100) == 30
+        now[0] = 2 * gpu_steps.SECONDS - 3
+        late = run.step("late", 100, ["never", "begun"])
+        assert (late.verdict, late.remarks) == ("out of time", ["not begun"])
+
+
+def test_a_run_that_is_killed_has_written_its_steps(tmp_path):
+    code = f"""
+    import sys
+    from pathlib import Path
+    from tests import gpu_steps
+    gpu_steps.TREE = gpu_steps.ROOT
+    run = gpu_steps.Run("gpu-check", Path({str(tmp_path)!r}))
+    run.step("first", 60, [sys.executable, "-c", ""])
+    run.step("second", 60, [sys.executable, "-c", "import time; time.sleep(8)"])
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code)], env=package_environment(ROOT), cwd=ROOT
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "gpu-check.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert [step["step"] for step in json.loads((tmp_path / "gpu-check.json").read_text())["steps"]] == [
+        "first"
+    ]
+
+
+def test_every_gpu_test_is_where_gpu_check_looks():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "--collect-only",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "gpu",
+            "tests",
+        ],
+        cwd=ROOT,
+        env=package_environment(ROOT),
+        capture_output=True,
+        text=True,
+    )
+    files = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    assert {"tests/ops", "tests/engine", "tests/integrations", "tests/models"} <= {
+        "/".join(file.split("/")[:2]) for file in files
+    }
+    assert not [
+        file for file in files if not file.startswith(tuple(f"{folder}/" for folder in gpu_check.TESTS))
+    ]
+
+
+ALONE = {
+    "torch, numpy, pytest and hypothesis": (
+        ("torchvision", "PIL", "matplotlib", "yaml", "jsonargparse", "tqdm", "pycocotools", "expecttest"),
+        [folder for folder in gpu_check.TESTS if folder != "tests/engine"],
+    ),
+    "what a GPU machine of common packages has": (
+        ("jsonargparse", "pycocotools", "faster_coco_eval", "expecttest"),
+        gpu_check.TESTS,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ALONE)
+def test_everything_it_runs_can_be_collected_with(what):
+    missing, folders = ALONE[what]
     assert_runs(
         f"""
         import sys
         import pytest
-        for name in ("torchvision", "PIL", "matplotlib", "yaml", "jsonargparse", "tqdm", "pycocotools", "expecttest"):
+        for name in {missing!r}:
             sys.modules[name] = None  # importing it raises
-        sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *{gpu_check.TESTS!r}]))
+        sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *{folders!r}]))
         """
     )
+
+
+def test_the_small_work_runs_on_the_cpu():
+    assert "done: " in assert_runs("from tests.gpu_small import main; main('cpu')")

@@ -30,6 +30,10 @@ def copy_tree(folder: Path) -> None:
 
 
 def package_environment(folder: Path, **variables: str) -> dict[str, str]:
-    """For a Python whose ``fcos_fast`` is the one in the folder, with no FCOS_FAST_ variables but those given."""
+    """For a Python whose ``fcos_fast`` is the one in the folder, with no FCOS_FAST_ variables but those given.
+
+    The folder comes first on the path; what stood there stays behind it, for torch itself may be found by it.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FCOS_FAST_")}
-    return inherited | {"PYTHONPATH": str(folder)} | variables
+    path = os.pathsep.join(filter(None, (str(folder), inherited.get("PYTHONPATH"))))
+    return inherited | {"PYTHONPATH": path} | variables

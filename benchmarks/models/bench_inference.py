@@ -7,21 +7,20 @@ import functools
 import torch
 
 from benchmarks.case import OURS, Case
-from benchmarks.models.fcos_resnet50 import DTYPE, IMAGES, compared, convolutions, make_batch
+from benchmarks.models.resnet50 import DTYPE, IMAGES, convolutions, make_batch, ways
 
 SIZE = (800, 1088)
 
 
 def detect(way):
     def run(images, _):
-        device = images[0].device
-        with torch.no_grad(), way.autocast(device):
-            return way.ready(device).eval()(images)
+        with torch.no_grad(), way.autocast(images[0].device):
+            return way.ready(images, training=False)(images)
 
     return run
 
 
-def check(result, expected):
+def check(result, expected, data):
     """The scores of each image's detections, rank by rank."""
     tolerance = 1e-3 if torch.float32 == DTYPE else 0.05
     for found, peer in zip(result, expected, strict=True):
@@ -37,12 +36,13 @@ CASES = [
         {
             "torchvision": detect(theirs),
             OURS: detect(ours),
-            "floor: its convolutions": convolutions(False, ours.channels_last),
+            "floor: its convolutions": convolutions("FCOS", False, ours.channels_last),
         },
         check,
         waits=True,
+        peer_waits=True,
     )
-    for title, theirs, ours in compared()
+    for title, (theirs, ours) in ways("FCOS").items()
 ]
 
 

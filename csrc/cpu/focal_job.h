@@ -1,13 +1,16 @@
 // The work of a focal loss, cut into units that may run in any order and on any thread.
 #pragma once
 
-#include "../focal_layout.h"
+#include <algorithm>
+#include <vector>
+
+#include "../math/focal_loss.h"
 #include "kernels.h"
 
 namespace fcos_fast {
 
 // Elements per unit of work, about; fixed, so that sums do not depend on the threads.
-constexpr int64_t kFocalBlock = 16384;
+constexpr int64_t kFocalElements = 16384;
 
 // The whole work; run() does a stretch of it.
 struct FocalJob {
@@ -31,67 +34,40 @@ struct FocalJob {
   }
 };
 
-// Class targets, contiguous int32 or int64. What int32 cannot hold is background, not what its low bits say.
-class ClassLabels {
- public:
-  explicit ClassLabels(const int32_t* values) : narrow_(values) {}
-  explicit ClassLabels(const Tensor& t) {
-    if (t.scalar_type() == ScalarType::Int) {
-      narrow_ = static_cast<const int32_t*>(t.const_data_ptr());
-    } else {
-      wide_ = static_cast<const int64_t*>(t.const_data_ptr());
-    }
-  }
-  int32_t operator[](int64_t i) const {
-    if (narrow_ != nullptr) return narrow_[i];
-    return int32_t(wide_[i]) == wide_[i] ? int32_t(wide_[i]) : -1;
-  }
-  std::vector<int32_t> read(int64_t begin, int64_t n) const {
-    std::vector<int32_t> values(n);
-    for (int64_t i = 0; i < n; ++i) values[i] = (*this)[begin + i];
-    return values;
-  }
-
- private:
-  const int32_t* narrow_ = nullptr;
-  const int64_t* wide_ = nullptr;
-};
-
 // Nearly all elements are background: they run in long spans that ask for no label.
 struct ClassFocalJob {
   FocalJob job;
-  FocalLayout layout;
-  ClassLabels labels;
+  int64_t outer, classes, inner;
+  ClassLabels labels;  // (outer, inner)
 
   int64_t rows_per_unit() const {
-    return std::max<int64_t>(1, kFocalBlock / std::max<int64_t>(1, layout.classes));
+    return std::max<int64_t>(1, kFocalElements / std::max<int64_t>(1, classes));
   }
-  int64_t plane_block() const { return std::max<int64_t>(1024, rows_per_unit()); }
-  int64_t blocks_per_plane() const { return (layout.inner + plane_block() - 1) / plane_block(); }
+  int64_t locations_per_unit() const { return std::max<int64_t>(1024, rows_per_unit()); }
+  int64_t units_per_plane() const { return (inner + locations_per_unit() - 1) / locations_per_unit(); }
 
   int64_t count() const {
-    if (layout.classes == 0) return 0;
-    if (layout.inner != 1) return layout.outer * blocks_per_plane();
-    return (layout.outer + rows_per_unit() - 1) / rows_per_unit();
+    if (classes == 0) return 0;
+    if (inner != 1) return outer * units_per_plane();
+    return (outer + rows_per_unit() - 1) / rows_per_unit();
   }
-  double run(int64_t unit) const { return layout.inner == 1 ? run_rows(unit) : run_planes(unit); }
+  double run(int64_t unit) const { return inner == 1 ? run_rows(unit) : run_planes(unit); }
 
   double run_rows(int64_t unit) const {
-    const int64_t classes = layout.classes;
-    const int64_t first = unit * rows_per_unit(), last = std::min(first + rows_per_unit(), layout.outer);
+    const int64_t first = unit * rows_per_unit(), last = std::min(first + rows_per_unit(), outer);
     int64_t begin = first * classes;
     double total = 0;
     for (int64_t row = first; row < last; ++row) {
       const int32_t label = labels[row];
       const bool foreground = label >= 0 && label < classes;
-      if (!foreground && label != -2) continue;
+      if (!foreground && label != kIgnoredLabel) continue;
       const int64_t at = row * classes + (foreground ? label : 0);
       if (at > begin) total += job.run(begin, at - begin);
       if (foreground) {
         total += job.run(at, 1, &label, label);
         begin = at + 1;
       } else {
-        const std::vector<int32_t> ignored(classes, -2);
+        const std::vector<int32_t> ignored(classes, kIgnoredLabel);
         total += job.run(at, classes, ignored.data());
         begin = at + classes;
       }
@@ -101,18 +77,19 @@ struct ClassFocalJob {
   }
 
   double run_planes(int64_t unit) const {
-    const int64_t o = unit / blocks_per_plane(), i = (unit % blocks_per_plane()) * plane_block();
-    const int64_t n = std::min(plane_block(), layout.inner - i);
-    const auto own = labels.read(o * layout.inner + i, n);
-    std::vector<uint8_t> has_label(layout.classes, 0);
+    const int64_t o = unit / units_per_plane(), i = (unit % units_per_plane()) * locations_per_unit();
+    const int64_t n = std::min(locations_per_unit(), inner - i);
+    std::vector<int32_t> own(n);
+    for (int64_t k = 0; k < n; ++k) own[k] = labels[o * inner + i + k];
+    std::vector<uint8_t> has_label(classes, 0);
     bool has_ignored = false;
     for (const int32_t label : own) {
-      if (label >= 0 && label < layout.classes) has_label[label] = 1;
-      has_ignored |= label == -2;
+      if (label >= 0 && label < classes) has_label[label] = 1;
+      has_ignored |= label == kIgnoredLabel;
     }
     double total = 0;
-    for (int64_t c = 0; c < layout.classes; ++c) {
-      const int64_t begin = (o * layout.classes + c) * layout.inner + i;
+    for (int64_t c = 0; c < classes; ++c) {
+      const int64_t begin = (o * classes + c) * inner + i;
       total += has_ignored || has_label[c] ? job.run(begin, n, own.data(), int32_t(c)) : job.run(begin, n);
     }
     return total;

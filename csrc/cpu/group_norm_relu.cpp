@@ -1,13 +1,21 @@
 // Two passes forward, two backward. An image in channels-last memory, or a group of an image in NCHW memory, is
 // finished before the next one is begun, so that the second pass finds in a cache what the first has read.
-#include "../group_norm_layout.h"
+#include "../math/group_norm_relu.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "../math/element.h"
 #include "kernels.h"
 
 namespace fcos_fast {
 namespace {
 
-using math::GroupGradient;
 using math::Moments;
+using GroupGradient = math::GroupGradient<double>;
 
 // Work is cut without a look at the number of threads: the order of every sum depends on it.
 constexpr int64_t kRowsPerPiece = 128;
@@ -23,7 +31,7 @@ struct Division {
   int64_t piece_size, unit_size, units_per_run;
 
   // Empty tensors have no problem, or problems without a unit.
-  explicit Division(const GroupNormLayout& l) : channels_last(l.channels_last) {
+  explicit Division(const GroupNormInput& l) : channels_last(l.channels_last) {
     channels = std::max<int64_t>(1, channels_last ? l.channels : l.group_channels());
     groups = channels_last ? l.groups : 1;
     problems = l.batch * l.channels / channels;
@@ -49,6 +57,16 @@ void in_parallel(int64_t n, const F& f) {
   });
 }
 
+// weight or bias in the type of the computation; an absent one is empty.
+template <class Real>
+std::vector<Real> numbers_of(const GroupNormParameter<const void>& parameter, int64_t channels) {
+  std::vector<Real> numbers(parameter.data == nullptr ? 0 : channels);
+  for (size_t c = 0; c < numbers.size(); ++c) {
+    numbers[c] = math::read_element<Real>(parameter.data, parameter.dtype, c);
+  }
+  return numbers;
+}
+
 // Real is float, or double where the elements are.
 template <class Real>
 struct GroupNorm {
@@ -56,21 +74,24 @@ struct GroupNorm {
   GroupNormKernels kernels;
   int64_t image_channels, element;  // element: bytes
   const char* x;
-  const char* grad = nullptr;
-  char* out = nullptr;             // y, or the gradient of x
+  const char* grad;
+  char* out;                       // y, or the gradient of x
   std::vector<Real> weight, bias;  // (C,) or empty
-  std::vector<Real> mean, rstd;    // (B, G), which is (problems, groups)
+  const Real* mean = nullptr;      // (B, G), which is (problems, groups)
+  const Real* rstd = nullptr;
   std::vector<double> sums,
       centered_sums;  // (B, C), which is (problems, channels): of g and of g * (x - mean)
 
-  GroupNorm(const GroupNormLayout& layout, const Tensor& t, std::vector<Real> w, std::vector<Real> b)
-      : d(layout),
-        kernels(fcos_fast::kernels(dtype_of(t)).group_norm_relu),
-        image_channels(layout.channels),
-        element(int64_t(t.element_size())),
-        x(static_cast<const char*>(t.const_data_ptr())),
-        weight(std::move(w)),
-        bias(std::move(b)) {}
+  GroupNorm(const GroupNormInput& in, const void* grad, void* out)
+      : d(in),
+        kernels(fcos_fast::kernels(in.dtype).group_norm_relu),
+        image_channels(in.channels),
+        element(size_of(in.dtype)),
+        x(static_cast<const char*>(in.x)),
+        grad(static_cast<const char*>(grad)),
+        out(static_cast<char*>(out)),
+        weight(numbers_of<Real>(in.weight, in.channels)),
+        bias(numbers_of<Real>(in.bias, in.channels)) {}
 
   // One number per run and column.
   struct Columns {
@@ -132,7 +153,7 @@ struct GroupNorm {
     return columns;
   }
 
-  void measure(int64_t problem, double eps) {
+  void measure(int64_t problem, const GroupNormResult& result) const {
     std::vector<Moments> of_units(d.units() * d.groups, Moments{0, 0, 0});
     in_parallel(d.units(), [&](int64_t unit) {
       std::vector<Moments> of_piece(d.groups);
@@ -145,8 +166,9 @@ struct GroupNorm {
     for (int64_t g = 0; g < d.groups; ++g) {
       Moments all{0, 0, 0};
       for (int64_t unit = 0; unit < d.units(); ++unit) all = merged(all, of_units[unit * d.groups + g]);
-      mean[problem * d.groups + g] = Real(all.mean);
-      rstd[problem * d.groups + g] = Real(math::reciprocal_deviation(all, eps));
+      static_cast<Real*>(result.mean)[problem * d.groups + g] = Real(all.mean);
+      static_cast<Real*>(result.rstd)[problem * d.groups + g] =
+          Real(math::reciprocal_deviation(all, result.eps));
     }
   }
 
@@ -157,9 +179,11 @@ struct GroupNorm {
     });
   }
 
-  void forward(double eps) {
+  void forward(const GroupNormResult& result) {
+    mean = static_cast<const Real*>(result.mean);
+    rstd = static_cast<const Real*>(result.rstd);
     for_each_problem([&](int64_t problem) {
-      measure(problem, eps);
+      measure(problem, result);
       apply(problem, columns_of(problem), kernels.apply);
     });
   }
@@ -199,7 +223,9 @@ struct GroupNorm {
     return gradients;
   }
 
-  void backward() {
+  void backward(const GroupNormGrad& gradient) {
+    mean = static_cast<const Real*>(gradient.mean);
+    rstd = static_cast<const Real*>(gradient.rstd);
     sums.assign(d.problems * d.channels, 0);
     centered_sums.assign(d.problems * d.channels, 0);
     for_each_problem([&](int64_t problem) {
@@ -221,93 +247,43 @@ struct GroupNorm {
   }
 };
 
-// Copies in the type of the computation; an absent parameter is empty.
+// (C,) from (B, C), added image by image.
 template <class Real>
-std::vector<Real> numbers_of(const std::optional<Tensor>& t) {
-  if (!t.has_value()) return {};
-  const ScalarType dtype = std::is_same_v<Real, double> ? ScalarType::Double : ScalarType::Float;
-  const Tensor dense = torch::stable::contiguous(converted(*t, dtype));
-  const Real* p = static_cast<const Real*>(dense.const_data_ptr());
-  return std::vector<Real>(p, p + dense.numel());
-}
-
-template <class Real>
-void write(Tensor& out, const std::vector<Real>& numbers) {
-  std::copy(numbers.begin(), numbers.end(), static_cast<Real*>(out.mutable_data_ptr()));
-}
-
-// (C,) in the type of the parameter, from (B, C), added image by image.
-template <class Real>
-Tensor parameter_gradient(const std::optional<Tensor>& parameter, const Tensor& x,
-                          const std::vector<double>& sums) {
-  if (!parameter.has_value()) return new_empty(x, {0}, x.scalar_type());
-  std::vector<Real> totals;
-  for (int64_t c = 0; c < x.size(1); ++c) {
+void write_gradient(const GroupNormParameter<void>& gradient, int64_t batch, int64_t channels,
+                    const std::vector<double>& sums) {
+  if (gradient.data == nullptr) return;
+  for (int64_t c = 0; c < channels; ++c) {
     double total = 0;
-    for (int64_t b = 0; b < x.size(0); ++b) total += sums[b * x.size(1) + c];
-    totals.push_back(Real(total));
+    for (int64_t b = 0; b < batch; ++b) total += sums[b * channels + c];
+    math::write_element(gradient.data, gradient.dtype, c, Real(total));
   }
-  Tensor grad = new_empty(x, {x.size(1)}, sum_type(x.scalar_type()));
-  write(grad, totals);
-  return converted(grad, parameter->scalar_type());
 }
 
 // f(float()), or f(double()) for float64.
 template <class F>
-void dispatch_real(ScalarType dtype, const F& f) {
-  if (dtype == ScalarType::Double) return f(double());
+void dispatch_real(Dtype dtype, const F& f) {
+  if (dtype == Dtype::kFloat64) return f(double());
   f(float());
 }
 
-std::tuple<Tensor, Tensor, Tensor> group_norm_relu(const Tensor& input, std::optional<Tensor> weight,
-                                                   std::optional<Tensor> bias, int64_t groups, double eps) {
-  check_group_norm(input, weight, bias, groups);
-  check_number("group_norm_relu", "eps", eps, 0, INFINITY);
-  const Tensor x = readable(input);
-  Tensor y = torch::stable::empty_like(x);
-  const GroupNormLayout layout = group_norm_layout(x, groups);
-  Tensor mean = new_empty(x, {layout.batch, groups}, sum_type(x.scalar_type()));
-  Tensor rstd = new_empty(x, {layout.batch, groups}, sum_type(x.scalar_type()));
-  dispatch_real(x.scalar_type(), [&](auto real) {
-    using Real = decltype(real);
-    GroupNorm<Real> norm(layout, x, numbers_of<Real>(weight), numbers_of<Real>(bias));
-    norm.out = static_cast<char*>(y.mutable_data_ptr());
-    norm.mean.resize(layout.batch * groups);
-    norm.rstd.resize(layout.batch * groups);
-    norm.forward(eps);
-    write(mean, norm.mean);
-    write(rstd, norm.rstd);
-  });
-  return {in_format_of(y, input), mean, rstd};
-}
-
-std::tuple<Tensor, Tensor, Tensor> group_norm_relu_backward(const Tensor& grad, const Tensor& input,
-                                                            const Tensor& mean, const Tensor& rstd,
-                                                            std::optional<Tensor> weight,
-                                                            std::optional<Tensor> bias) {
-  check_group_norm_grad(grad, input, mean, rstd, weight, bias);
-  const Tensor x = readable(input);
-  const Tensor upstream = in_order_of(converted(grad, x.scalar_type()), x);
-  Tensor grad_x = torch::stable::empty_like(x), grad_weight, grad_bias;
-  const GroupNormLayout layout = group_norm_layout(x, mean.size(1));
-  dispatch_real(x.scalar_type(), [&](auto real) {
-    using Real = decltype(real);
-    GroupNorm<Real> norm(layout, x, numbers_of<Real>(weight), numbers_of<Real>(bias));
-    norm.grad = static_cast<const char*>(upstream.const_data_ptr());
-    norm.out = static_cast<char*>(grad_x.mutable_data_ptr());
-    norm.mean = numbers_of<Real>(mean);
-    norm.rstd = numbers_of<Real>(rstd);
-    norm.backward();
-    grad_bias = parameter_gradient<Real>(bias, x, norm.sums);
-    grad_weight = parameter_gradient<Real>(weight, x, norm.normalized_sums());
-  });
-  return {in_format_of(grad_x, input), grad_weight, grad_bias};
-}
-
 }  // namespace
-}  // namespace fcos_fast
 
-STABLE_TORCH_LIBRARY_IMPL(fcos_fast, CPU, m) {
-  m.impl("group_norm_relu", TORCH_BOX(&fcos_fast::group_norm_relu));
-  m.impl("group_norm_relu_backward", TORCH_BOX(&fcos_fast::group_norm_relu_backward));
+void run_group_norm_relu(Cpu, const GroupNormInput& in, const GroupNormResult& result) {
+  dispatch_real(in.dtype, [&](auto real) {
+    using Real = decltype(real);
+    GroupNorm<Real> norm(in, nullptr, result.y);
+    norm.forward(result);
+  });
 }
+
+void run_group_norm_relu_backward(Cpu, const GroupNormInput& in, const GroupNormGrad& grad) {
+  dispatch_real(in.dtype, [&](auto real) {
+    using Real = decltype(real);
+    GroupNorm<Real> norm(in, grad.upstream, grad.x);
+    norm.backward(grad);
+    write_gradient<Real>(grad.bias, in.batch, in.channels, norm.sums);
+    write_gradient<Real>(grad.weight, in.batch, in.channels, norm.normalized_sums());
+  });
+}
+
+}  // namespace fcos_fast

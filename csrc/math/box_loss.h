@@ -70,6 +70,7 @@ struct BoxPair {
   const T* t;
   T eps;
   T pw, ph, tw, th;
+  T angle_difference;      // of the diagonals, for kCiou
   T overlap_w, overlap_h;  // not clamped
   T enclosing_w, enclosing_h;
   T union_area, iou_over, iou_under, iou;
@@ -77,6 +78,8 @@ struct BoxPair {
   FCOS_HOST_DEVICE BoxPair(const T* pred, const T* target, T smooth, T epsilon)
       : p(pred), t(target), eps(epsilon) {
     pw = p[2] - p[0], ph = p[3] - p[1], tw = t[2] - t[0], th = t[3] - t[1];
+    // First, while few numbers need registers.
+    if constexpr (Kind == BoxLossKind::kCiou) angle_difference = angle(tw, th) - angle(pw, ph);
     overlap_w = smaller(p[2], t[2]) - larger(p[0], t[0]);
     overlap_h = smaller(p[3], t[3]) - larger(p[1], t[1]);
     enclosing_w = larger(p[2], t[2]) - smaller(p[0], t[0]);
@@ -91,7 +94,6 @@ struct BoxPair {
   FCOS_HOST_DEVICE T diagonal() const { return enclosing_w * enclosing_w + enclosing_h * enclosing_h + eps; }
   FCOS_HOST_DEVICE T center_dx() const { return (p[0] + p[2] - t[0] - t[2]) * T(0.5f); }
   FCOS_HOST_DEVICE T center_dy() const { return (p[1] + p[3] - t[1] - t[3]) * T(0.5f); }
-  FCOS_HOST_DEVICE T angle_difference() const { return angle(tw, th) - angle(pw, ph); }
   FCOS_HOST_DEVICE T aspect(T difference) const { return T(4 / (M_PI * M_PI)) * difference * difference; }
   FCOS_HOST_DEVICE T aspect_weight(T v) const {
     return v / (T(1) - iou + v + eps);
@@ -109,7 +111,7 @@ struct BoxPair {
       loss = loss + (dx * dx + dy * dy) / diagonal();
     }
     if constexpr (Kind == BoxLossKind::kCiou) {
-      const T v = aspect(angle_difference());
+      const T v = aspect(angle_difference);
       loss = loss + aspect_weight(v) * v;
     }
     return loss;
@@ -142,11 +144,10 @@ struct BoxPair {
       to_center_y = dy * under;
     }
     if constexpr (Kind == BoxLossKind::kCiou) {
-      const T difference = angle_difference();
-      const T v = aspect(difference);
+      const T v = aspect(angle_difference);
       const T square = pw * pw + ph * ph;
-      const T to_angle =
-          select(square > T(0), T(-2) * T(4 / (M_PI * M_PI)) * aspect_weight(v) * difference / square, T(0));
+      const T to_angle = select(
+          square > T(0), T(-2) * T(4 / (M_PI * M_PI)) * aspect_weight(v) * angle_difference / square, T(0));
       to_w = to_angle * ph;
       to_h = -to_angle * pw;
     }

@@ -35,6 +35,58 @@ namespace fcos_fast {
 
 enum DetectionLossPart : int { kClassification, kBoxes, kQuality, kLossParts };
 
+constexpr int kMaxLevels = 8;
 constexpr double kLeastPositives = 1, kLeastCenternessSum = 1e-6;
+
+struct DetectionLossParameters {
+  FocalParameters focal;
+  BoxLossParameters box;
+  bool weighted, iou_quality;
+};
+
+// A map (B, K, locations) without gaps, NCHW or channels-last.
+struct LevelMap {
+  const void* values;
+  void* grad;  // or null
+  Dtype dtype;
+  int64_t image, channel, location;  // strides in elements
+};
+
+struct DetectionLevel {
+  LevelMap maps[kLossParts];
+  int64_t locations, first_location;
+  double unit;
+};
+
+struct DetectionLossWork {
+  DetectionLevel levels[kMaxLevels];
+  int32_t level_count;
+  int64_t batch, classes, locations;
+  const int32_t* labels;     // (B, P)
+  const float* ltrb;         // (B, P, 4)
+  const float* quality;      // (B, P)
+  const float* totals;       // (2)
+  const float* normalizers;  // (3, B), or null
+  const void* upstream;      // (3), or null for ones; float32 (float64 for float64 logits), as losses
+  void* losses;              // (3), or null
+};
+void run_detection_loss(Cpu, const DetectionLossParameters&, const DetectionLossWork&);
+void run_detection_loss(Cuda, const DetectionLossParameters&, const DetectionLossWork&);
+
+// Multiplies gradients by the number that flows into their part, in place; 0 makes any gradient 0.
+struct RescaleWork {
+  struct Gradient {
+    void* values;
+    int64_t numel;
+    Dtype dtype;
+    int part;
+  } gradients[kLossParts * kMaxLevels];
+  int count;
+  bool only_zero;        // leaves parts alone that another number than 0 flows into
+  const void* upstream;  // (3) float32 or float64
+  Dtype upstream_dtype;
+};
+void run_rescale(Cpu, const RescaleWork&);
+void run_rescale(Cuda, const RescaleWork&);
 
 }  // namespace fcos_fast

@@ -5,7 +5,7 @@
 //   targets  dense: floating point, the shape of inputs; or classes: integer, inputs.shape[:-1],
 //            0..C-1, -1 background, -2 ignored. Any other class counts as background.
 //   result   loss of every element in the type of inputs; *_sum: their sum, float32 (float64 for float64), and with
-//            with_grad (CPU) its gradient from the same pass, else an empty tensor
+//            with_grad its gradient from the same pass, else an empty tensor
 //   gradient to inputs alone; an ignored row has loss and gradient 0, whatever its logits
 //   inside   float32 (float64 for float64); the sum runs over blocks of fixed size, in order, in float64: the same
 //            bits each run and for any number of threads
@@ -13,7 +13,10 @@
 //            0 * inf is NaN, as in torch; NaN stays NaN
 #pragma once
 
+#include "../device.h"
+#include "../dtype.h"
 #include "elementary.h"
+#include "label.h"
 
 namespace fcos_fast {
 
@@ -22,6 +25,25 @@ struct FocalParameters {
   bool star;
   double alpha, gamma, beta;
 };
+
+struct FocalLossWork {
+  Dtype dtype;
+  const void* x;  // n elements without gaps
+  int64_t n;
+  // One target per element, of the same type and order; or the labels (outer, inner) of x (outer, classes, inner).
+  const void* targets;
+  ClassLabels labels;
+  int64_t outer, classes, inner;
+  // What the losses are multiplied by in the gradient: one number, float32 (float64 for float64), or n as x.
+  const void* scale;
+  const void* upstream;
+  // What is wanted: losses as x, their sum, which is as `scale`, the gradient as x; or the last two.
+  void* loss;
+  void* sum;
+  void* grad;
+};
+void run_focal_loss(Cpu, const FocalParameters&, const FocalLossWork&);
+void run_focal_loss(Cuda, const FocalParameters&, const FocalLossWork&);
 
 }  // namespace fcos_fast
 

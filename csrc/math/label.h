@@ -1,9 +1,15 @@
-// Class labels come as int64 and leave as int32.
+// Class labels: int32 or int64 come in, int32 leaves.
 #pragma once
 
 #include <cstdint>
 
 #include "host_device.h"
+
+namespace fcos_fast {
+
+constexpr int32_t kBackgroundLabel = -1, kIgnoredLabel = -2;
+
+}  // namespace fcos_fast
 
 namespace fcos_fast::math {
 
@@ -14,3 +20,21 @@ FCOS_HOST_DEVICE int32_t narrow_label(int64_t label) {
 }
 
 }  // namespace fcos_fast::math
+
+namespace fcos_fast {
+
+// Contiguous class labels of either type.
+struct ClassLabels {
+  const void* data;
+  uint32_t size;  // of one, in bytes: 4 or 8
+
+  FCOS_HOST_DEVICE int32_t operator[](int64_t i) const {
+    if (size == 4) return static_cast<const int32_t*>(data)[i];
+    return math::narrow_label(static_cast<const int64_t*>(data)[i]);
+  }
+  FCOS_HOST_DEVICE ClassLabels operator+(int64_t i) const {
+    return {static_cast<const char*>(data) + i * size, size};
+  }
+};
+
+}  // namespace fcos_fast

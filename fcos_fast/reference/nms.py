@@ -1,4 +1,4 @@
-"""Greedy non-maximum suppression."""
+"""Greedy non-maximum suppression; every IoU is rounded as by torchvision's CPU operator."""
 
 import torch
 from torch import Tensor

@@ -109,6 +109,11 @@ def translate(text: str) -> str:
     return with_launches(with_entrances(text)).replace("(fcos_fast, CUDA, m)", "(fcos_fast, CPU, m)")
 
 
+def library_in(folder: Path) -> Path:
+    """Where build puts it."""
+    return folder / "emulated_cuda.so"
+
+
 def build(folder: Path, sources: list[Path]) -> Path:
     """The library of these CUDA files, built in the folder."""
     shutil.copytree(ROOT / "csrc", folder / "csrc")
@@ -127,7 +132,7 @@ def build(folder: Path, sources: list[Path]) -> Path:
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, [*RUNTIME, *sources]))
-    library = folder / "emulated_cuda.so"
+    library = library_in(folder)
     paths = [f"-L{path}" for path in cpp_extension.library_paths()]
     command = ["c++", "-shared", *objects, *paths, "-lc10", "-ltorch", "-ltorch_cpu", "-ldl", "-o", library]
     subprocess.run(command, check=True)

@@ -4,6 +4,8 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <cmath>
 #include <cstdint>
@@ -28,6 +30,17 @@ struct alignas(16) float4 {
   float x, y, z, w;
 };
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+template <class T>
+struct Pair {
+  T x, y;
+};
+inline Pair<torch::headeronly::BFloat16> __floats2bfloat162_rn(float x, float y) { return {x, y}; }
+inline Pair<torch::headeronly::Half> __floats2half2_rn(float x, float y) { return {x, y}; }
 
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
@@ -189,6 +202,12 @@ inline int __float_as_int(float x) {
   memcpy(&bits, &x, sizeof bits);
   return bits;
 }
+inline float __int_as_float(int bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+inline int __vimin_s32_relu(int a, int b) { return a < b ? (a > 0 ? a : 0) : (b > 0 ? b : 0); }
 template <class A, class B>
 constexpr auto min(A a, B b) {
   using T = std::common_type_t<A, B>;
@@ -202,6 +221,11 @@ constexpr auto max(A a, B b) {
 template <class T>
 T __ldg(const T* p) {
   return *p;
+}
+
+template <class T>
+void __stcg(T* p, T x) {
+  *p = x;
 }
 
 template <class T>

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from fcos_fast import _extension
 from fcos_fast.ops import focal_loss
+from tests.ops.arguments import valid_arguments
+
+
+def outcome(name: str) -> tuple[Any, ...]:
+    """What the operator returns for its valid arguments, and these, into which it may write."""
+    arguments = valid_arguments()[name]
+    return getattr(torch.ops.fcos_fast, name)(*arguments), arguments
+
+
+of_cpu = {name: outcome(name) for name in valid_arguments()}
+"""Outcomes of the CPU operators, before others take their place."""
 
 torch.ops.load_library(os.environ["EMULATED_CUDA"])
-emulation = ctypes.CDLL(os.environ["EMULATED_CUDA"])
-emulation.emulation_watch_tensors()
+_emulation = ctypes.CDLL(os.environ["EMULATED_CUDA"])
+_emulation.emulation_watch_tensors()
 focal_loss._in_one_pass = lambda inputs: False  # as for tensors on a GPU
 _extension.is_on_gpu = lambda tensor: True
+
+
+@contextlib.contextmanager
+def captured() -> Iterator[None]:
+    """Inside, a graph is captured: an operator that waits for the device fails."""
+    _emulation.emulation_capture(True)
+    try:
+        yield
+    finally:
+        _emulation.emulation_capture(False)

@@ -39,7 +39,7 @@ const char* const kTooMuchShared = "more shared memory, static and dynamic, than
 constexpr size_t kParameterBytes = 4 << 10;
 constexpr size_t kArena = 256 << 10;
 constexpr size_t kGap = 32;        // between shared variables, which nobody may touch
-constexpr size_t kRedZone = 1024;  // around a tensor's memory, likewise
+constexpr size_t kRedZone = 1024;  // around the memory of a tensor, too
 constexpr size_t kPage = 4096;
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpOperation, kDone };

@@ -236,3 +236,25 @@ def silent_on(bad: int, timeout: float) -> None:
         if distributed.rank() == bad:
             time.sleep(60)
         dist.all_reduce(torch.zeros(1))
+
+
+def synchronised_norms(device: str) -> None:
+    """A norm's output, gradients and statistics for a rank's half of a batch, beside those for the whole of it."""
+    dist.init_process_group("gloo")
+    generator = torch.Generator().manual_seed(0)
+    x, flow = (torch.randn(4, 8, 5, 7, generator=generator).to(device) for _ in range(2))
+    own = slice(2 * dist.get_rank(), 2 * dist.get_rank() + 2)
+    whole = torch.nn.BatchNorm2d(8).to(device)
+    part = torch.nn.SyncBatchNorm(8).to(device)
+    y, y_own = whole(x.requires_grad_()), part(own_x := x.detach()[own].clone().requires_grad_())
+    y.backward(flow)
+    y_own.backward(flow[own])
+    for a, b in (
+        (y_own, y[own]),
+        (own_x.grad, x.grad[own]),
+        (part.running_mean, whole.running_mean),
+        (part.running_var, whole.running_var),
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    print("the same", flush=True)
+    dist.destroy_process_group()

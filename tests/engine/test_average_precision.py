@@ -8,6 +8,8 @@ import math
 
 import pytest
 import torch
+
+pytest.importorskip("pycocotools")
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 

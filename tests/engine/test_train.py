@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("jsonargparse")
 from fcos_fast.cli.train import parse_train_options
 from fcos_fast.engine import train as train_module
 from fcos_fast.engine.checkpoint import load_checkpoint

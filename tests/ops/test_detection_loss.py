@@ -381,6 +381,23 @@ def test_a_loss_times_zero_gives_gradients_of_zero(device):
     assert all(x.grad is None for x in maps[2])
 
 
+@pytest.mark.parametrize("factor", [0.0, 1.0, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rescaling_gradients_wherever_they_begin(dtype, factor, device):
+    """Of any size and at any address, beside numbers that are not theirs; 0 times NaN is 0 here."""
+    memory = torch.arange(1, 3000, device=device).remainder(251).to(dtype)
+    parts, sizes = [], [(0, 1), (3, 1), (9, 40), (77, 1001)]
+    for begin, size in sizes:
+        parts.append(memory[begin : begin + size].view(1, 1, 1, size))
+    memory[100] = torch.nan
+    expected = memory.clone()
+    for begin, size in sizes:
+        expected[begin : begin + size] = expected[begin : begin + size] * factor if factor else 0
+    factors = torch.tensor([factor, 1.0, 1.0], device=device)
+    torch.ops.fcos_fast.detection_loss_rescale_(parts, [], [], factors)
+    torch.testing.assert_close(memory, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_only_some_maps_want_a_gradient(device):
     maps, targets = make_maps(device=device), make_targets(device)
     expected = losses_and_grads(ops.detection_loss, maps, targets)[1]

@@ -1,0 +1,19 @@
+"""Every registered operator once, while a graph is captured. Needs the plugin; `tests.emulation.run` brings it."""
+
+import contextlib
+
+import pytest
+import torch
+
+from tests.emulation.plugin import captured, of_cpu, outcome
+from tests.ops.test_every_operator import CASES, tensors_in
+
+WAITING = {case.operator for case in CASES if case.waits}
+
+
+@pytest.mark.parametrize("name", sorted(of_cpu))
+def test_equals_the_cpu_operator_and_never_waits(name):
+    with contextlib.nullcontext() if name in WAITING else captured():
+        actual = outcome(name)
+    for a, b in zip(tensors_in(actual), tensors_in(of_cpu[name]), strict=True):
+        torch.testing.assert_close(a, b)

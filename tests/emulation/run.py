@@ -1,0 +1,55 @@
+"""Runs the operators' tests on the emulated kernels: ``python -m tests.emulation.run [operator ...]``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.emulation.build import FRONTS, HERE, OPERATORS, ROOT, build
+
+SKIPPED = {
+    "any_number_of_threads": "threads of the CPU operators; repeats large cases too",
+    "does_not_grow": "the peak of the process, whose shadow memory grows",
+    "memory_is_that_of_the_gradients": "the kernels have scratch memory that the CPU operator does without",
+    "unchecked_nonsense or rise": "the CPU operator looks at values for which a GPU would have to wait",
+    "with_grad or star_sum or focal_loss_sum or (test_focal_loss and opcheck)": "with_grad is for the CPU alone",
+}
+"""The tests that are skipped, as pytest's -k has it, and why.
+
+tests/ops/test_every_operator.py has sizes of benchmarks and is not run; every_operator.py here has small ones.
+"""
+
+
+def run_tests(
+    library: Path, *arguments: str | Path, capture_output: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run pytest with the plugin and these arguments."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "tests.emulation.plugin", "-q", "--tb=short"),
+            *("-W", "ignore", "-m", "not gpu and not large", "-k", f"not ({' or '.join(SKIPPED)})"),
+            *arguments,
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "EMULATED_CUDA": str(library), "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        text=True,
+        capture_output=capture_output,
+    )
+
+
+def main(names: list[str]) -> int:
+    """Build, and run the tests of these operators; of all, where none is named."""
+    tests = [ROOT / "tests" / "ops" / f"test_{name}.py" for name in names or [o.stem for o in OPERATORS]]
+    if not names:
+        tests += [HERE / "every_operator.py", HERE / "hostile.py"]
+    with tempfile.TemporaryDirectory() as folder:
+        library = build(Path(folder) / "emulation", [*OPERATORS, FRONTS])
+        parallel = ("-n", "2", "--dist", "worksteal", "--durations=10", "--timeout=300")
+        return run_tests(library, *parallel, *tests).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

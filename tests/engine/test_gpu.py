@@ -1,0 +1,183 @@
+"""What only a GPU shows of training: nccl, synchronised norms, copies beside a running step, and whole runs in graphs.
+
+What can run on the CPU too does so, by gloo: a GPU machine is not to be the first that runs it.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from fcos_fast.engine import distributed
+from fcos_fast.engine import prefetch as prefetch_module
+from fcos_fast.engine.checkpoint import load_checkpoint
+from fcos_fast.engine.optimizer import OptimizerConfig, build_optimizer
+from fcos_fast.engine.step import TrainStep
+from fcos_fast.engine.train import train
+from fcos_fast.models import BatchPacker, FCOSConfig, ImageBatch, build_detector
+from tests.engine import ranks
+from tests.engine.ranks import run_ranks
+
+MODEL = FCOSConfig(
+    backbone="resnet18",
+    num_classes=3,
+    fpn_channels=32,
+    head_channels=64,
+    head_convs=1,
+    min_size=None,
+    max_size=None,
+)
+SGD = OptimizerConfig(name="sgd", lr=0.01, weight_decay=0.01)
+
+
+@pytest.fixture
+def group(device):
+    """A process group of this process alone: nccl for a GPU."""
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1
+    )
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(autouse=True)
+def _same_kernels_each_time(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def batch(seed: int, device: str):
+    """Two images, packed."""
+    generator = torch.Generator().manual_seed(seed)
+    images = [torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8, generator=generator) for _ in range(2)]
+    targets = [
+        {"boxes": torch.tensor([[4.0, 5 + b, 40, 50], [20, 10, 70, 40]]), "labels": torch.tensor([b, 1])}
+        for b in range(2)
+    ]
+    packed = BatchPacker(MODEL).collate(list(zip(images, targets, strict=True)))
+    return [part.to(device) for part in packed]
+
+
+def with_nan(images: ImageBatch, model: nn.Module) -> ImageBatch:
+    """A pixel that no loss survives."""
+    tensor = model.transform.normalize(images).tensor.clone()
+    tensor[0, 0, 3, 3] = torch.nan
+    return ImageBatch(tensor, images.sizes, images.extents)
+
+
+def assert_train_alike(model: nn.Module, other: nn.Module, wrapped: nn.Module, device: str) -> None:
+    """``model``, and ``other`` by way of ``wrapped``, in six steps, of which one is skipped."""
+    steps = [TrainStep(m, build_optimizer(m, SGD), clip_norm=1.0) for m in (model, wrapped)]
+    for t in range(6):
+        images, targets = batch(t, device)
+        if t == 4:
+            images = with_nan(images, model)
+        for step in steps:
+            step(images, targets)
+    tallies = [step.tally() for step in steps]
+    assert [tally.skipped for tally in tallies] == [1, 1]
+    assert tallies[0].finite == tallies[1].finite == 4
+    expected, found = model.state_dict(), other.state_dict()
+    assert all(value.isfinite().all() for value in found.values())
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def build(device: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build_detector(MODEL).to(device).train()
+
+
+def test_one_process_with_a_process_group_trains_as_one_without(group, device, monkeypatch):
+    """DistributedDataParallel, and the all-reduce of the totals behind the forward pass."""
+    model = build(device)
+    other = copy.deepcopy(model)
+    with monkeypatch.context() as patched:
+        patched.setattr(distributed, "world_size", lambda: 2)  # one process is not wrapped otherwise
+        wrapped = distributed.parallel(other)
+    assert wrapped is not other
+    assert_train_alike(model, other, wrapped, device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cuda"])
+def test_synchronised_norms_of_one_process_are_plain_ones(group, device):
+    model = build(device)
+    other = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    assert any(isinstance(module, nn.SyncBatchNorm) for module in other.modules())
+    assert_train_alike(model, other, other, device)
+
+
+def test_collectives_of_one_process(group, device):
+    """What evaluation and checkpoints exchange."""
+    x = torch.arange(4.0, device=device)
+    assert distributed.broadcast({"a": 1}) == {"a": 1}
+    assert distributed.gather(3) == [3]
+    assert distributed.mean(x).equal(x)
+    work = dist.all_reduce(x, async_op=True)
+    work.wait()
+    assert x.tolist() == [0, 1, 2, 3]
+    model = build(device)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, src=0)
+    assert all(value.equal(before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.gpu
+def test_synchronised_norms_of_two_processes_see_the_whole_batch(tmp_path):
+    """By gloo, which takes one GPU for two processes, as nccl does not."""
+    ended = run_ranks(tmp_path, 2, ranks.synchronised_norms, "cuda", seconds=120)
+    assert all(e.status == 0 and e.out.endswith("the same\n") for e in ended), ended
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_a_whole_run(tiny, device, cuda_graphs, capsys):
+    """From the files to the checkpoint; a GPU's run ends where the CPU's does, but for rounding."""
+    config = replace(tiny, data=replace(tiny.data, val="", workers=0))
+    config = replace(config, train=replace(config.train, epochs=1, precision="float32"))
+    expected = train(replace(config, train=replace(config.train, runs=f"{tiny.train.runs}-cpu")))
+    found = train(
+        replace(
+            config, train=replace(config.train, device=device, cuda_graphs=cuda_graphs and device == "cuda")
+        )
+    )
+    said = capsys.readouterr().out
+    assert "run without graphs" not in said
+    weights = [load_checkpoint(run.folder / "last.pt")["model"] for run in (expected, found)]
+    for key, value in weights[0].items():
+        difference = (weights[1][key].double().cpu() - value.double()).norm()
+        assert difference <= 0.02 * value.double().norm() + 1e-3, key
+
+
+@pytest.mark.gpu
+def test_batches_are_copied_while_the_step_before_still_runs(monkeypatch):
+    streams = []
+    make = torch.cuda.Stream
+
+    def remember(*arguments):
+        streams.append(make(*arguments))
+        return streams[-1]
+
+    monkeypatch.setattr(prefetch_module.torch.cuda, "Stream", remember)
+    batches = [tuple(part.pin_memory() for part in batch(t, "cpu")) for t in range(2)]
+    loader = prefetch_module.prefetch(batches, torch.device("cuda"))
+    next(loader)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(2_000_000_000)  # the step: about a second
+    step = torch.cuda.Event()
+    step.record()
+    images, _ = next(loader)
+    deadline = time.monotonic() + 0.5
+    while not streams[0].query() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert streams[0].query(), "the copy waits for the step"
+    assert not step.query(), "the step had ended before it could tell"
+    torch.cuda.synchronize()
+    assert images.tensor.cpu().equal(batches[1][0].tensor)

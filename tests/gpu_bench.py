@@ -1,0 +1,183 @@
+"""The benchmarks of a GPU, flagships first, in one run of under eight minutes: ``python -m tests.gpu_bench OUT``.
+
+Builds a copy of the tree for the GPU that is there and measures row by row. In the folder OUT: gpu-bench.json, .md (a
+table of measured beside predicted) and .log, written after every row: a run that is stopped keeps what it has. A row
+that takes too long or ends its process costs that row alone. The exit status is 0 where no row of ours failed.
+
+Without a GPU it is a rehearsal: some rows on the CPU, those of the GPU skipped and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.report import gpu_markdown, with_prediction
+from benchmarks.rows import OURS
+from tests.gpu_steps import Outcome, Run, end, prepare, run_from_command_line, tell
+
+STARTING = 90  # seconds until a process has begun its first row
+COMMAND = [sys.executable, "-m", "benchmarks.gpu"]
+DRAIN = 5  # seconds that are kept for what ends a run
+NO_TIME = "no time left"
+
+
+class Rows:
+    """What the measuring processes have written so far.
+
+    Attributes:
+        plan: the rows, in the order in which they are measured.
+        results: of rows, by their place in the plan.
+        begun: the row that is being measured, or was when its process ended; None before the first.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        file.touch()
+        self.plan: list[dict] = []
+        self.left_out = 0
+        self.results: dict[int, dict] = {}
+        self.begun: int | None = None
+        self.ended = False
+        self._read = 0
+
+    def read(self) -> bool:
+        """Read on; is there anything new?"""
+        with self.file.open("rb") as file:
+            file.seek(self._read)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._read += len(whole + newline)
+        for line in map(json.loads, whole.splitlines()):
+            if "plan" in line:
+                self.plan, self.left_out = line["plan"], line["left_out"]
+            elif "begun" in line:
+                self.begun = line["begun"]
+            elif "result" in line:
+                self.results[line["job"]] = line["result"]
+            self.ended = self.ended or "end" in line
+        return bool(newline)
+
+    @property
+    def running(self) -> dict | None:
+        """The row that has begun and has no result."""
+        return self.plan[self.begun] if self.begun is not None and self.begun not in self.results else None
+
+    def fail(self, why: str) -> None:
+        """The row that was running has no result because of that."""
+        row = {key: value for key, value in self.running.items() if key != "seconds"}
+        self.results[self.begun] = row | {"device": "cuda", "error": why}
+
+    @property
+    def next(self) -> int:
+        """The first row that has not been begun."""
+        done = [*self.results, *([] if self.begun is None else [self.begun])]
+        return max(done, default=-1) + 1
+
+
+def steps(run: Run) -> None:
+    """Measure until everything is measured or the time is over."""
+    if prepare(run):
+        measure(run)
+
+
+def measure(run: Run, command: list = COMMAND) -> Outcome:
+    """The rows as one step; a new process measures what comes behind a row that ended or outlasted its process."""
+    rows = Rows(run.scratch / "rows.jsonl")
+    outcome = Outcome("rows")
+    run.extra = lambda: report(run, rows)
+    begin = run.clock()
+    tell(f"rows ... (at most {run.left():.0f} s)")
+    while not rows.ended and run.left() > DRAIN and (not rows.plan or rows.next < len(rows.plan)):
+        first = rows.next
+        device = "cuda" if run.gpu else "cpu"
+        process = run.begin([*command, rows.file, "--device", device, "--first", first])
+        why = watch(run, rows, process)
+        if rows.next == first and why != NO_TIME:  # it did not come to a row
+            outcome.failed += 1
+            outcome.remarks.append(f"{why}: {run.last_lines(process)}")
+            break
+    outcome.seconds = round(run.clock() - begin, 1)
+    count(rows, outcome)
+    return run.add(outcome)
+
+
+def watch(run: Run, rows: Rows, process: subprocess.Popen) -> str:
+    """Follow a process until it ends, or is ended; returns why."""
+    since = run.clock()
+    while True:
+        status = wait_a_little(process)
+        if rows.read():
+            since = run.clock()
+            run.write()
+            continue  # there may be more
+        limit = run.share(rows.running["seconds"] if rows.running else STARTING)
+        if status is not None:
+            why = f"the process ended with {status}"
+        elif run.left() <= DRAIN:
+            why = NO_TIME
+        elif run.clock() - since > limit:
+            why = f"stopped after {run.clock() - since:.0f} s"
+        else:
+            continue
+        if status is None:
+            end(process, 0)
+            rows.read()
+        if rows.running and why != NO_TIME:
+            rows.fail(f"{why}; {last_line(run, process)}")
+        return why
+
+
+def wait_a_little(process: subprocess.Popen) -> int | None:
+    """Its exit status, or None where it still runs."""
+    try:
+        return process.wait(0.2)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def last_line(run: Run, process: subprocess.Popen) -> str:
+    """What a process wrote last, which commonly says why it ended."""
+    return (run.last_lines(process).splitlines() or ["it wrote nothing"])[-1].strip()
+
+
+def count(rows: Rows, outcome: Outcome) -> None:
+    """Rows as tests are counted: a row of ours that failed fails the step, one of another is told."""
+    failed = {index: result for index, result in rows.results.items() if "error" in result}
+    ours = [index for index in failed if rows.plan[index]["row"].startswith(OURS)]
+    outcome.passed = len(rows.results) - len(failed)
+    outcome.failed += len(ours)
+    outcome.remarks += [f"{r['operator']} {r['case']}, {r['row']}: {r['error']}" for r in failed.values()]
+    skipped = {
+        "not measured" if outcome.failed else NO_TIME: len(rows.plan) - len(rows.results),
+        "no CUDA device": rows.left_out,
+        "failed, but is not ours": len(failed) - len(ours),
+    }
+    outcome.skipped = {why: number for why, number in skipped.items() if number}
+    if outcome.failed:
+        outcome.verdict = "failed"
+
+
+def report(run: Run, rows: Rows) -> tuple[dict, str]:
+    """Measured beside predicted."""
+    copies = run.machine.get("copy_gb_per_s") or {}
+    order = {}  # of the works
+    for row in rows.plan:
+        order.setdefault((row["operator"], row["case"]), len(order))
+    results = [
+        with_prediction(result, copies[result["device"]]) if result["device"] in copies else result
+        for _, result in sorted(
+            rows.results.items(), key=lambda item: (order[item[1]["operator"], item[1]["case"]], item[0])
+        )
+    ]
+    copied = ", ".join(f"{speed:,} GB/s on {device}" for device, speed in copies.items())
+    text = (
+        f"A copy in this run: {copied or 'not measured'}. Predicted is the bytes that must be moved over that; what "
+        "moves less or computes more than that is not predicted by it.\n\n" + gpu_markdown(results)
+    )
+    return {"benchmarks": results}, text
+
+
+if __name__ == "__main__":
+    sys.exit(run_from_command_line("gpu-bench", __doc__.splitlines()[0], steps))

@@ -1,0 +1,91 @@
+"""For ``pytest -p tests.gpu_plugin``: outcomes are written as soon as they are known, and a lost GPU costs one test.
+
+``GPU_CHECK_OUTCOMES`` names the file of JSON lines. A kernel's illegal access breaks the CUDA context of the process,
+and every test after it would fail: such a process ends. pytest-xdist starts another; without it the rest does not run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import pytest
+import torch
+
+OUTCOMES = os.environ["GPU_CHECK_OUTCOMES"]
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+
+
+def tell(**line) -> None:
+    """Append a line; with pytest-xdist only the controller does."""
+    if not IS_WORKER:
+        with open(OUTCOMES, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def pytest_collection_finish(session):
+    if session.items:
+        tell(selected=len(session.items))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node, ids):
+    tell(selected=len(ids))
+
+
+def pytest_runtest_logstart(nodeid):
+    tell(begun=nodeid)
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" or not report.passed:
+        tell(test=report.nodeid, outcome=report.outcome, why=reason(report))
+
+
+def pytest_collectreport(report):
+    if not report.passed:
+        tell(test=report.nodeid, outcome=report.outcome, why=reason(report))
+
+
+def reason(report) -> str:
+    """Of a failure the error, of a skip its reason."""
+    if report.passed:
+        return ""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = crash.message if crash else str(report.longrepr)
+    errors = re.findall(r"^E +(.+)$", text, flags=re.MULTILINE)  # of a file that cannot be collected
+    return (errors[-1] if errors else text.strip().partition("\n")[0])[:300]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed and context_is_lost():
+        item.session.stash[LOST] = True
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    result = yield
+    if item.session.stash.get(LOST, False):
+        if IS_WORKER:
+            os._exit(70)
+        item.session.shouldstop = f"the CUDA context is lost since {item.nodeid}"
+    return result
+
+
+LOST = pytest.StashKey[bool]()
+
+
+def context_is_lost() -> bool:
+    """After an illegal access nothing works any more."""
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False

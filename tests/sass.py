@@ -1,0 +1,318 @@
+"""Reads the machine code of kernels: what cuobjdump prints of a binary, the loops, and a path around the hot one."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Container
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+GLOBAL = ("LDG", "STG", "LD", "ST", "LDGSTS", "RED", "ATOMG", "ATOM")
+SHARED = ("LDS", "STS", "ATOMS", "LDGSTS")
+MEMORY = (*GLOBAL, *SHARED)
+FLOAT64 = ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX")
+
+
+def find_cuobjdump() -> Path | None:
+    """That of the toolkit, which not every toolkit has; of the PATH; or of Triton, which comes with torch."""
+    home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
+    candidates = [Path(home) / "bin" / "cuobjdump"]
+    if on_path := shutil.which("cuobjdump"):
+        candidates.append(Path(on_path))
+    if triton := importlib.util.find_spec("triton"):
+        candidates.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+    return next(filter(Path.exists, candidates), None)
+
+
+def run(cuobjdump: Path, *arguments: str | Path) -> str:
+    """What it prints."""
+    return subprocess.run([cuobjdump, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def readable(mangled: str) -> str:
+    """``box_loss_kernel<bfloat16,2,0>``: no namespaces, no types of enumerations, no parameters."""
+    name = torch._C._demangle(mangled).replace("(anonymous namespace)::", "").removeprefix("void ")
+    name = re.sub(r"\([\w:]+\)(?=-?\d)", "", name)
+    name = re.sub(r"\w+::| ", "", name.partition("(")[0])
+    return name.replace("__nv_bfloat16", "bfloat16").replace("__half", "float16")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Of a kernel on one architecture: registers of a thread; bytes."""
+
+    source: str
+    mangled: str
+    architecture: str
+    registers: int
+    stack: int
+    shared: int
+    local: int
+
+    @property
+    def name(self) -> str:
+        """That of ``readable``."""
+        return readable(self.mangled)
+
+
+def read_usage(text: str) -> list[Usage]:
+    """Of every kernel and architecture, from ``cuobjdump -res-usage``."""
+    found, source, architecture = [], "", ""
+    pattern = (
+        r"arch = (\S+)|identifier = (\S+)|Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
+    )
+    for match in re.finditer(pattern, text):
+        architecture = match[1] or architecture
+        source = Path(match[2]).name if match[2] else source
+        if match[3]:
+            found.append(Usage(source, match[3], architecture, *map(int, match.groups()[3:])))
+    return found
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One of a kernel; ``text`` without its predicate."""
+
+    address: int
+    predicate: str
+    text: str
+
+    @property
+    def opcode(self) -> str:
+        """``LDG`` of ``LDG.E.128 R4, [R2]``."""
+        return re.split(r"[.\s]", self.text)[0]
+
+    @property
+    def width(self) -> int:
+        """Bytes of a thread's access to memory."""
+        kinds = self.text.split()[0].split(".")
+        return next((WIDTHS[kind] for kind in kinds if kind in WIDTHS), 4)
+
+    @property
+    def address_in_text(self) -> int | None:
+        """That of a branch, a call or a barrier."""
+        address = re.search(r" 0x([0-9a-f]+)$", self.text)
+        return int(address[1], 16) if address else None
+
+    @property
+    def branches(self) -> bool:
+        """To address_in_text; not where the lanes of a warp diverge (BRA.DIV), which is rare."""
+        return self.opcode == "BRA" and not self.text.startswith("BRA.DIV")
+
+    @property
+    def is_float64(self) -> bool:
+        """Arithmetic or conversion of float64."""
+        return self.opcode in FLOAT64 or re.search(r"\.(F64|RCP64H|RSQ64H)\b", self.text) is not None
+
+    @property
+    def ends(self) -> bool:
+        """Does no thread go on to the next instruction?"""
+        always = not self.predicate and (self.opcode != "BRA" or re.match(r"BRA(\.INC)? 0x", self.text))
+        return bool(always) and self.opcode in ("BRA", "EXIT", "RET", "BRX", "JMP")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The instructions on a path, as one thread runs them."""
+
+    instructions: tuple[Instruction, ...]
+
+    def moved(self, width: int) -> int:
+        """Bytes of global memory, by accesses of this width; of shared memory where it has none to global memory."""
+        kinds = (Memory(opcodes, width) for opcodes in (GLOBAL, SHARED))
+        return next((count * width for kind in kinds if (count := kind.count(self))), 0)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A kind of access."""
+
+    opcodes: tuple[str, ...]
+    width: int
+
+    def has(self, instruction: Instruction) -> bool:
+        """Is the instruction one?"""
+        return instruction.opcode in self.opcodes and instruction.width == self.width
+
+    def count(self, trace: Trace) -> int:
+        """How many there are."""
+        return sum(map(self.has, trace.instructions))
+
+
+@dataclass(frozen=True)
+class Hot:
+    """Where a kernel spends its time."""
+
+    loop: tuple[Instruction, ...]
+    trace: Trace
+    """Once around the loop: the longest path with the most accesses, or the shortest."""
+
+    @property
+    def float64(self) -> list[str]:
+        """Instructions on float64, of rare elements too."""
+        return [i.text for i in self.loop if i.is_float64]
+
+
+class Code:
+    """A kernel's instructions as a graph: each knows which ones may follow."""
+
+    def __init__(self, instructions: list[Instruction]):
+        self.instructions = instructions
+        place = {instruction.address: k for k, instruction in enumerate(instructions)}
+        named = {place.get(i.address_in_text) for i in instructions}
+        after_ends = [k + 1 for k, i in enumerate(instructions[:-1]) if i.ends]
+        tables = [k for k in after_ends if k not in named]  # where a switch may go: nothing else names it
+        self.next: list[list[int]] = []
+        for k, instruction in enumerate(instructions):
+            following = [] if instruction.ends or k + 1 == len(instructions) else [k + 1]
+            if instruction.branches:
+                following.append(place[instruction.address_in_text])
+            self.next.append(tables if instruction.opcode == "BRX" else following)
+
+    @cached_property
+    def _reached(self) -> set[int]:
+        """What the entry leads to; subroutines and the code for diverged lanes are not followed."""
+        return set(self._in_order(0, len(self.instructions) - 1, back=()))
+
+    @cached_property
+    def _back(self) -> set[tuple[int, int]]:
+        """Branches (from, to) back to an instruction that is on every path to them."""
+        return {
+            (k, first)
+            for k, following in enumerate(self.next)
+            for first in following
+            if first <= k and k in self._reached and self._passes(first, k)
+        }
+
+    @cached_property
+    def loops(self) -> list[tuple[int, int]]:
+        """First and last instruction of every loop.
+
+        What the compiler moved behind the last branch back (it expects it to be rare) does not count.
+        """
+        ends: dict[int, int] = {}
+        for k, first in self._back:
+            ends[first] = max(k, ends.get(first, 0))
+        return sorted(ends.items())
+
+    def _passes(self, through: int, to: int) -> bool:
+        """Is that instruction on every path from the entry to this one?"""
+        seen, open_ends = {0}, [0]
+        while open_ends and through not in (0, to):
+            for k in self.next[open_ends.pop()]:
+                if k == to:
+                    return False
+                if k != through and k not in seen:
+                    seen.add(k)
+                    open_ends.append(k)
+        return True
+
+    def _in_order(self, first: int, last: int, back: Container[tuple[int, int]]) -> list[int]:
+        """What can be reached between these two, each after all that may come before it."""
+        order: list[int] = []
+        seen = {first}
+        stack = [(first, iter(self.next[first]))]
+        while stack:
+            k, following = stack[-1]
+            step = next((f for f in following if first < f <= last and f not in seen), None)
+            if step is None:
+                order.append(k)
+                stack.pop()
+            elif (k, step) not in back:
+                seen.add(step)
+                stack.append((step, iter(self.next[step])))
+        return order[::-1]
+
+    def trace(self, first: int, last: int, kind: Memory, shortest: bool) -> Trace:
+        """From first to last: the longest path with the most accesses of this kind, or the shortest."""
+        cost = -1 if shortest else 1
+        best: dict[int, tuple[int, int]] = {first: (0, 0)}  # accesses, cost
+        came: dict[int, int] = {}
+        for k in self._in_order(first, last, self._back):
+            here = best[k][0] + kind.has(self.instructions[k]), best[k][1] + cost
+            for following in self.next[k]:
+                is_inside = first < following <= last and (k, following) not in self._back
+                if is_inside and (following not in best or here > best[following]):
+                    best[following], came[following] = here, k
+        places = [last]
+        while places[-1] != first:
+            places.append(came[places[-1]])
+        return Trace(tuple(self.instructions[k] for k in reversed(places)))
+
+    def hot(self, width: int, shortest: bool = False) -> Hot:
+        """The innermost loop with the most accesses of this width to global memory, and a path around it.
+
+        Where no innermost loop has one, to shared memory; where there is no loop, the whole kernel.
+        """
+        touching = [loop for loop in self.loops if any(i.opcode in MEMORY for i in self._between(*loop))]
+        innermost = [
+            (first, last)
+            for first, last in touching
+            if not any(first <= f and to <= last and (f, to) != (first, last) for f, to in touching)
+        ]
+        for opcodes in (GLOBAL, SHARED):
+            kind = Memory(opcodes, width)
+            loops = [Hot(self._between(*loop), self.trace(*loop, kind, shortest)) for loop in innermost]
+            if any(kind.count(loop.trace) for loop in loops):
+                return max(loops, key=lambda loop: (kind.count(loop.trace), -len(loop.trace.instructions)))
+        kind = Memory(GLOBAL, width)
+        ends = [k for k in sorted(self._reached) if self.instructions[k].opcode == "EXIT"]
+        traces = [self.trace(0, end, kind, shortest) for end in ends]
+        most = max(map(kind.count, traces))
+        longest = max(
+            (trace for trace in traces if kind.count(trace) == most),
+            key=lambda trace: len(trace.instructions),
+        )
+        return Hot(tuple(self.instructions), longest)
+
+    def _between(self, first: int, last: int) -> tuple[Instruction, ...]:
+        return tuple(self.instructions[first : last + 1])
+
+
+def read_code(text: str, mangled: Container[str]) -> dict[str, Code]:
+    """Mangled name of each of these kernels -> its code, from ``cuobjdump -sass`` for one architecture."""
+    found = {}
+    for part in text.split("Function : ")[1:]:
+        name = part[: part.index("\n")]
+        if name in mangled:
+            lines = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(?:@(!?U?P\w+) )?(\S.*?)\s*;", part)
+            found[name] = Code([Instruction(int(at, 16), predicate, text) for at, predicate, text in lines])
+    return found
+
+
+@dataclass(frozen=True)
+class Multiprocessor:
+    """What the blocks on it share."""
+
+    threads: int
+    blocks: int
+    registers: int = 65536
+    shared: int = 0
+
+    def resident(self, threads: int, registers: int, shared: int) -> int:
+        """Blocks at once."""
+        warps = -(-threads // 32)
+        of_warp = -(-registers * 32 // 256) * 256
+        resident_warps = 4 * (self.registers // 4 // of_warp)  # each quarter has its own registers
+        most = [self.blocks, self.threads // (warps * 32), resident_warps // warps]
+        reserved = 1024  # of each block
+        return min([*most, *([self.shared // (shared + reserved)] if shared else [])])
+
+
+MULTIPROCESSORS = {
+    "sm_75": Multiprocessor(threads=1024, blocks=16, shared=64 << 10),
+    "sm_80": Multiprocessor(threads=2048, blocks=32, shared=164 << 10),
+    "sm_86": Multiprocessor(threads=1536, blocks=16, shared=100 << 10),
+    "sm_89": Multiprocessor(threads=1536, blocks=24, shared=100 << 10),
+    "sm_90": Multiprocessor(threads=2048, blocks=32, shared=228 << 10),
+    "sm_100": Multiprocessor(threads=2048, blocks=32, shared=228 << 10),
+    "sm_120": Multiprocessor(threads=1536, blocks=24, shared=100 << 10),
+}

@@ -1,0 +1,139 @@
+"""The reader of machine code, on a few recorded lines."""
+
+import pytest
+
+from tests.sass import MULTIPROCESSORS, Usage, read_code, read_usage, readable
+
+USAGE = """\
+Fatbin elf code:
+================
+arch = sm_75
+identifier = /src/csrc/cuda/some.cu
+
+Resource usage:
+ Common:
+  GLOBAL:28 CONSTANT[4]:224
+ Function _ZN9fcos_fast11some_kernelIfEEvPKT_:
+  REG:33 STACK:16 SHARED:1792 LOCAL:8 CONSTANT[0]:1408 TEXTURE:0 SURFACE:0 SAMPLER:0
+
+Fatbin elf code:
+================
+arch = sm_90
+identifier = /src/csrc/cuda/some.cu
+
+Resource usage:
+ Function _ZN9fcos_fast11some_kernelIfEEvPKT_:
+  REG:24 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:1408 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+
+# A loop over vectors of which one element in many is stored by itself, by code that the compiler put inside; a second
+# loop over single elements; a block that it put behind the end; a shuffle of threads that have parted.
+CODE = """\
+\t\tFunction : vectors
+        /*0000*/                   S2R R0, SR_TID.X ;                        /* 0x00000a00ff017b82 */
+                                                                             /* 0x000fe20000000800 */
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;          /* 0x0000000c02067981 */
+        /*0020*/                   FADD R8, R4, R5 ;                         /* 0x000fe20000000800 */
+        /*0030*/              @!P1 BRA 0x60 ;                                /* 0x000fe20000000800 */
+        /*0040*/                   DADD R8, R8, R8 ;                         /* 0x000fe20000000800 */
+        /*0050*/                   STG.E desc[UR4][R2.64], R8 ;              /* 0x000fe20000000800 */
+        /*0060*/               @P2 BRA 0xf0 ;                                /* 0x000fe20000000800 */
+        /*0070*/                   STG.E.128 desc[UR4][R6.64], R4 ;          /* 0x000fe20000000800 */
+        /*0080*/               @P0 BRA 0x10 ;                                /* 0x000fe20000000800 */
+        /*0090*/                   LDG.E.U16 R4, desc[UR4][R2.64] ;          /* 0x000fe20000000800 */
+        /*00a0*/                   BRA.DIV UR4, 0x110 ;                      /* 0x000fe20000000800 */
+        /*00b0*/                   SHFL.DOWN PT, R17, R7, 0x10, 0x1f ;       /* 0x000fe20000000800 */
+        /*00c0*/                   LDS.64 R4, [R0] ;                         /* 0x000fe20000000800 */
+        /*00d0*/               @P0 BRA 0x90 ;                                /* 0x000fe20000000800 */
+        /*00e0*/                   EXIT ;                                    /* 0x000fe20000000800 */
+        /*00f0*/                   STG.E.128 desc[UR4][R6.64], RZ ;          /* 0x000fe20000000800 */
+        /*0100*/                   BRA 0x80 ;                                /* 0x000fe20000000800 */
+        /*0110*/                   WARPSYNC.COLLECTIVE R10, 0x120 ;          /* 0x000fe20000000800 */
+        /*0120*/                   BRA 0xc0 ;                                /* 0x000fe20000000800 */
+        /*0130*/                   BRA 0x130;                                /* 0x000fe20000000800 */
+\t\tFunction : straight
+        /*0000*/                   LDG.E R4, desc[UR4][R2.64] ;              /* 0x000fe20000000800 */
+        /*0010*/               @P0 EXIT ;                                    /* 0x000fe20000000800 */
+        /*0020*/                   STG.E desc[UR4][R2.64], R4 ;              /* 0x000fe20000000800 */
+        /*0030*/                   EXIT ;                                    /* 0x000fe20000000800 */
+        /*0040*/                   BRA 0x40;                                 /* 0x000fe20000000800 */
+\t\tFunction : unasked
+"""
+
+
+@pytest.fixture(scope="module")
+def code():
+    return read_code(CODE, ["vectors", "straight"])
+
+
+def opcodes(instructions):
+    return [i.opcode for i in instructions]
+
+
+def test_usage_of_every_architecture():
+    mangled = "_ZN9fcos_fast11some_kernelIfEEvPKT_"
+    assert read_usage(USAGE) == [
+        Usage("some.cu", mangled, "sm_75", registers=33, stack=16, shared=1792, local=8),
+        Usage("some.cu", mangled, "sm_90", registers=24, stack=0, shared=0, local=0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mangled", "name"),
+    [
+        ("_ZN9fcos_fast11some_kernelIfEEvPKT_", "some_kernel<float>"),
+        (
+            "_ZN9fcos_fast12_GLOBAL__N_115box_loss_kernelI13__nv_bfloat16LNS_4math11BoxLossKindE2ELb1EEEvi",
+            "box_loss_kernel<bfloat16,2,true>",
+        ),
+        ("_ZN9fcos_fast11walk_kernelEPKl", "walk_kernel"),
+    ],
+)
+def test_readable_names(mangled, name):
+    assert readable(mangled) == name
+
+
+def test_only_what_is_asked_for_is_read(code):
+    assert list(code) == ["vectors", "straight"]
+
+
+def test_loops_end_at_the_last_branch_back_that_the_entry_leads_to(code):
+    assert code["vectors"].loops == [(1, 8), (9, 13)]
+    assert code["straight"].loops == []
+
+
+def test_the_path_around_the_hot_loop(code):
+    hot = code["vectors"].hot(16)
+    assert opcodes(hot.trace.instructions) == ["LDG", "FADD", "BRA", "DADD", "STG", "BRA", "STG", "BRA"]
+    assert hot.trace.moved(16) == 32
+    assert hot.float64 == ["DADD R8, R8, R8"]
+
+
+def test_the_shortest_path_has_the_accesses_but_not_the_rare_element(code):
+    hot = code["vectors"].hot(16, shortest=True)
+    assert opcodes(hot.trace.instructions) == ["LDG", "FADD", "BRA", "BRA", "STG", "BRA"]
+    assert hot.float64, "the rare element's counts all the same"
+
+
+def test_another_width_is_another_loop_and_shared_memory_comes_second(code):
+    assert opcodes(code["vectors"].hot(2).trace.instructions) == ["LDG", "BRA", "SHFL", "LDS", "BRA"]
+    assert code["vectors"].hot(8).trace.moved(8) == 8
+
+
+def test_without_a_loop_the_whole_kernel(code):
+    assert opcodes(code["straight"].hot(4).trace.instructions) == ["LDG", "EXIT", "STG", "EXIT"]
+
+
+@pytest.mark.parametrize(
+    ("threads", "registers", "shared", "blocks"),
+    [
+        (256, 64, 0, 4),  # registers
+        (256, 32, 0, 8),  # threads
+        (256, 33, 0, 6),  # registers, of which a warp gets 256 at a time
+        (64, 38, 0, 24),  # registers, of which each quarter has its own
+        (32, 16, 0, 32),  # blocks
+        (256, 32, 48 << 10, 4),  # shared memory, and 1 KiB of each block
+    ],
+)
+def test_blocks_of_a_multiprocessor(threads, registers, shared, blocks):
+    assert MULTIPROCESSORS["sm_90"].resident(threads, registers, shared) == blocks
