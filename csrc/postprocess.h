@@ -87,20 +87,18 @@ math::FeatureMap feature_map(const Tensor& t, const Accepts& accepts, std::vecto
 }
 
 template <class Device>
-std::vector<math::PostprocessLevel> levels_of(const Device& device, const std::vector<Tensor>& cls_logits,
-                                              const std::vector<Tensor>& box_regression,
-                                              const std::vector<Tensor>& centerness,
-                                              const std::vector<double>& geometry,
-                                              std::vector<Tensor>& copies) {
+std::vector<math::PostprocessLevel<double>> levels_of(
+    const Device& device, const std::vector<Tensor>& cls_logits, const std::vector<Tensor>& box_regression,
+    const std::vector<Tensor>& centerness, const std::vector<double>& geometry, std::vector<Tensor>& copies) {
   const auto scannable = [&](const math::FeatureMap& map, const Tensor& t) {
     return is_scannable(device, map, t);
   };
   const auto any = [](const math::FeatureMap&, const Tensor&) { return true; };
-  std::vector<math::PostprocessLevel> levels;
+  std::vector<math::PostprocessLevel<double>> levels;
   int64_t first = 0;
   for (size_t l = 0; l < cls_logits.size(); ++l) {
     const double* g = &geometry[5 * l];
-    math::PostprocessLevel level{};
+    math::PostprocessLevel<double> level{};
     level.logits = feature_map(cls_logits[l], scannable, copies);
     level.distances = feature_map(box_regression[l], any, copies);
     if (!centerness.empty()) level.centerness = feature_map(centerness[l], any, copies);

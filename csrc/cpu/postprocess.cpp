@@ -90,7 +90,7 @@ void for_found(const PostprocessWork& work, const Unit& unit, const F& f) {
 
 template <class T, class Real>
 std::vector<math::key_t<Real>> best_of(const PostprocessWork& work, const Unit& unit) {
-  const math::PostprocessLevel& level = work.levels[unit.level];
+  const math::PostprocessLevel<double>& level = work.levels[unit.level];
   Greatest<math::key_t<Real>> best(work.rule.topk);
   auto add = [&](int64_t location, int64_t c, Real logit) {
     const Real score = math::score_of_logit(logit, level, unit.image, location, work.rule);

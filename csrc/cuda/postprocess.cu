@@ -15,9 +15,9 @@ namespace fcos_fast {
 namespace {
 
 using math::kMaxLevels;
-using math::PostprocessLevel;
 using math::PostprocessRule;
 using Label = int32_t;
+using PostprocessLevel = math::PostprocessLevel<float>;
 
 constexpr int kPacks = 4;          // of 16 bytes that a thread of filter_kernel reads
 constexpr uint32_t kPart = 16384;  // most items, or keys, that one block takes the top-k of
@@ -239,10 +239,10 @@ __device__ uint32_t select_part(const Work& work, int64_t image, int l, uint32_t
     l = level_of(part, work.first_part, work.levels);
     part -= work.first_part[l];
   }
-  const uint32_t first = part * kPart, items = work.items(l), end = first + min(kPart, items - first);
+  const uint32_t first = part * kPart, count = min(kPart, work.items(l) - first);
   const auto source = [&](const auto& f) {
-    for (int64_t item = first + threadIdx.x; item < end; item += kImageThreads) {
-      const Key key = key_of_item<T>(work, l, image, uint32_t(item));
+    for (uint32_t i = threadIdx.x; i < count; i += kImageThreads) {
+      const Key key = key_of_item<T>(work, l, image, first + i);
       if (key != 0) f(key);
     }
   };
@@ -320,7 +320,7 @@ struct DetectedImage {
 
 // Blocks (segment, some of its parts).
 template <class T>
-__global__ void __launch_bounds__(kImageThreads, 2)
+__global__ void __launch_bounds__(kImageThreads)
     select_kernel(const __grid_constant__ Work work, const FirstTiles<Label> first) {
   __shared__ SelectMemory memory;
   const int64_t segment = blockIdx.x, image = segment / work.segments_of_image();
@@ -410,7 +410,7 @@ void run(const Cuda& device, const PostprocessWork& arguments) {
   const int64_t batch = arguments.batch;
   Work work{};
   work.levels = int(arguments.levels.size());
-  std::copy(arguments.levels.begin(), arguments.levels.end(), work.level);
+  std::transform(arguments.levels.begin(), arguments.levels.end(), work.level, math::with_float32);
   work.rule = arguments.rule;
   work.lowest = float(math::lowest_logit(work.rule));
   work.topk = uint32_t(work.rule.topk);

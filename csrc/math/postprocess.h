@@ -38,12 +38,18 @@ struct FeatureMap {
   int64_t image_stride, channel_stride, location_stride;
 };
 
+template <class Number>
 struct PostprocessLevel {
   FeatureMap logits, distances, centerness;  // the last without data where no score needs it
   int64_t first, locations;  // index of the first location among those of all levels; their number
   int64_t width;
-  double step_y, step_x, offset_y, offset_x, unit;
+  Number step_y, step_x, offset_y, offset_x, unit;
 };
+
+inline PostprocessLevel<float> with_float32(const PostprocessLevel<double>& l) {
+  return {l.logits,        l.distances,     l.centerness,      l.first,           l.locations,  l.width,
+          float(l.step_y), float(l.step_x), float(l.offset_y), float(l.offset_x), float(l.unit)};
+}
 
 struct PostprocessRule {
   ScoreRule score;
@@ -65,7 +71,7 @@ namespace fcos_fast {
 
 // Sizes and results are float32, float64 where the logits are.
 struct PostprocessWork {
-  std::vector<math::PostprocessLevel> levels;  // at most kMaxLevels
+  std::vector<math::PostprocessLevel<double>> levels;  // at most kMaxLevels
   math::PostprocessRule rule;
   int64_t batch;      // at least 1
   const void* sizes;  // (B, 2)
@@ -97,8 +103,8 @@ inline double lowest_logit(const PostprocessRule& rule) {
 }
 
 // The score of a candidate; -1 if it is none.
-template <class Real>
-FCOS_HOST_DEVICE Real score_of_logit(Real logit, const PostprocessLevel& level, int64_t image,
+template <class Real, class Number>
+FCOS_HOST_DEVICE Real score_of_logit(Real logit, const PostprocessLevel<Number>& level, int64_t image,
                                      int64_t location, const PostprocessRule& rule) {
   const Real classification = probability(logit);
   Real score = classification;
@@ -125,8 +131,9 @@ struct Place {
   uint32_t location, c;  // the location among those of the level
 };
 
-FCOS_HOST_DEVICE Place place_of(const PostprocessLevel* levels, int64_t count, const PostprocessRule& rule,
-                                uint32_t index) {
+template <class Number>
+FCOS_HOST_DEVICE Place place_of(const PostprocessLevel<Number>* levels, int64_t count,
+                                const PostprocessRule& rule, uint32_t index) {
   const uint32_t classes = uint32_t(rule.classes), location = index / classes;
   int32_t l = 0;
   while (l + 1 < count && location >= levels[l + 1].first) ++l;
@@ -134,9 +141,9 @@ FCOS_HOST_DEVICE Place place_of(const PostprocessLevel* levels, int64_t count, c
 }
 
 // The key by the score, of one by the classification.
-template <class Key>
-FCOS_HOST_DEVICE Key key_by_score(const PostprocessLevel* levels, int64_t count, const PostprocessRule& rule,
-                                  int64_t image, Key key) {
+template <class Key, class Number>
+FCOS_HOST_DEVICE Key key_by_score(const PostprocessLevel<Number>* levels, int64_t count,
+                                  const PostprocessRule& rule, int64_t image, Key key) {
   using Real = decltype(score_of(key));
   const Place place = place_of(levels, count, rule, index_of(key));
   const FeatureMap& map = levels[place.level].logits;
@@ -153,8 +160,8 @@ FCOS_HOST_DEVICE Real clipped(Real x, Real limit) {  // NaN stays
 }
 
 // x1, y1, x2, y2 in pixels.
-template <class Real>
-FCOS_HOST_DEVICE void decode_box(const PostprocessLevel& level, int64_t image, int64_t location,
+template <class Real, class Number>
+FCOS_HOST_DEVICE void decode_box(const PostprocessLevel<Number>& level, int64_t image, int64_t location,
                                  const PostprocessRule& rule, Real box[4]) {
   const FeatureMap& map = level.distances;
   const int64_t at = image * map.image_stride + location * map.location_stride;
