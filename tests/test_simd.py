@@ -1,4 +1,8 @@
 import functools
+import platform
+import re
+import shutil
+import subprocess
 
 import pytest
 import torch
@@ -155,6 +159,42 @@ def test_matches_equal_torchvision(results, data, torchvision):
     anchors = data["boxes"].round()
     matcher = torchvision.models.detection._utils.Matcher(0.5, 0.4, allow_low_quality_matches=True)
     assert torch.equal(results["match"].long(), matcher(torchvision.ops.box_iou(anchors[:40], anchors)))
+
+
+def instruction_sets_of_functions(binary) -> dict[str, str]:
+    """The widest instruction set of each function's machine code; those of the baseline are missing."""
+    options = ("--disassemble", "--demangle", "--wide")
+    listing = subprocess.run(["objdump", *options, binary], capture_output=True, text=True, check=True).stdout
+    found: dict[str, str] = {}
+    function = ""
+    for line in listing.splitlines():
+        if start := re.fullmatch(r"[0-9a-f]+ <(.+)>:", line):
+            function = start[1]
+        # Address, bytes, mnemonic. In 64-bit code 62 begins EVEX instructions, c4 and c5 VEX ones, and nothing else.
+        elif code := re.match(r"\s*[0-9a-f]+:\t(?:(?:2e|3e|6[457]) )*(62|c4|c5) [0-9a-f ]+\t(\w)", line):
+            is_avx512 = code[1] == "62" or code[2] == "k"  # of masks
+            if is_avx512 or function not in found:
+                found[function] = "avx512" if is_avx512 else "avx2"
+    return found
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other instruction sets")
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump on the PATH")
+def test_wide_instructions_stand_only_in_functions_made_for_them():
+    """One in an inline function of the standard library would be linked into the code of every machine."""
+    from fcos_fast import _C
+
+    found = instruction_sets_of_functions(_C.__file__)
+    for level in ("avx2", "avx512"):
+        assert any(f"fcos_fast::{level}::" in name for name in found), (
+            f"no symbol of {level}: is it stripped?"
+        )
+    stray = {
+        name: level
+        for name, level in found.items()
+        if not any(f"fcos_fast::{made_for}::" in name for made_for in ("avx512", level))
+    }
+    assert stray == {}
 
 
 @pytest.mark.parametrize("call", ["fcos_fast._C.simd()", "fcos_fast.ops.centerness(torch.ones(1, 4))"])

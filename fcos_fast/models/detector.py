@@ -171,8 +171,9 @@ class Detector(nn.Module):
         Batch norms, plain and frozen, are folded into the convolutions, the weights are channels-last and in the
         precision of the device that they lie on (``.to(device)`` first), so that no norm of the backbone and no type
         conversion is left in the forward pass. In float32 on a CPU, large 3x3 convolutions are computed by Winograd's
-        method. Detections change by rounding alone: boxes by a small fraction of a pixel in float32, as under autocast
-        in bfloat16; one whose score lies that near to a threshold can come or go.
+        method; their transformed weights, four times as large, are kept from the first batch on. Detections change by
+        rounding alone: boxes by a small fraction of a pixel in float32, as under autocast in bfloat16; one whose score
+        lies that near to a threshold can come or go.
 
         The copy has another state dict, with a bias in place of each norm, and cannot be trained.
 
@@ -197,7 +198,7 @@ class Detector(nn.Module):
             # Not dynamic: a network compiled for any size is slower than one that is not compiled.
             model.network = torch.compile(model.network, dynamic=False, options={"freezing": True})
         elif device.type == "cpu" and model.inference_dtype == torch.float32:
-            use_winograd(model)
+            use_winograd(model, keep=True)
         return model
 
     def train(self, mode: bool = True) -> Self:

@@ -10,6 +10,7 @@ float32; 16 bits are too few for the transforms.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,15 +58,47 @@ class WinogradConv2d(nn.Conv2d):
         return _Convolution.apply(x, weight, bias)
 
 
-def use_winograd(module: nn.Module) -> list[tuple[nn.Module, type[nn.Module]]]:
+class KeptWinogradConv2d(WinogradConv2d):
+    """For detecting alone: the transformed weight, four times as large as the weight, is kept from call to call.
+
+    It belongs to a version of the weight: loading a state dict, moving the module and any change in place make it
+    anew. As autograd, it does not notice what is written through ``weight.data``.
+    """
+
+    _kept: tuple[Tensor, int, Tensor] | None = None  # the weight, its version, what it was transformed to
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not _is_worth_it(x) or weight.is_inference():  # an inference tensor has no version
+            return super()._conv_forward(x, weight, bias)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+            return super()._conv_forward(x, weight, bias)
+        kept = self._kept
+        if kept is None or kept[0] is not weight or kept[1] != weight._version:
+            kept = self._kept = (weight, weight._version, _transform_weight(weight))
+        return _convolve(x, kept[2], bias)
+
+    def _apply(self, fn, recurse=True):
+        self._kept = None  # a parameter that is moved stays the same object of the same version
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy's weight begins with version 0, whatever was done to this one.
+        return {name: value for name, value in vars(self).items() if name != "_kept"}
+
+
+def use_winograd(module: nn.Module, keep: bool = False) -> list[tuple[nn.Module, type[nn.Module]]]:
     """Let every convolution of ``module`` that gains from it take Winograd's method.
+
+    Args:
+        module: is changed in place.
+        keep: keep transformed weights, for weights that hardly ever change.
 
     Returns:
         The convolutions, each with the class that it had; setting this again undoes it.
     """
     convs = [conv for conv in module.modules() if type(conv) is nn.Conv2d and gains(conv)]
     for conv in convs:
-        conv.__class__ = WinogradConv2d
+        conv.__class__ = KeptWinogradConv2d if keep else WinogradConv2d
     return [(conv, nn.Conv2d) for conv in convs]
 
 
