@@ -44,7 +44,7 @@ def sigmoid_focal_loss(
     op = "sigmoid_focal_loss"
     _check(op, inputs, targets, reduction)
     _checks.check_focal(op, alpha, gamma)
-    if not use_native(inputs):
+    if not use_native(inputs, targets):
         return reference.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
     return _call(op, inputs, targets, (float(alpha), float(gamma)), reduction)
 
@@ -61,7 +61,7 @@ def sigmoid_focal_loss_star(
     _check(op, inputs, targets, reduction)
     if not gamma > 0:
         raise ArgumentValueError(f"{op}: gamma={gamma}; expected more than 0")
-    if not use_native(inputs):
+    if not use_native(inputs, targets):
         return reference.sigmoid_focal_loss_star(inputs, targets, gamma, beta, reduction)
     return _call(op, inputs, targets, (float(gamma), float(beta)), reduction)
 
