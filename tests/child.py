@@ -18,7 +18,7 @@ def run_python(code: str, *, package_in: Path = ROOT, **environment: str) -> sub
         cwd=package_in,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,  # a busy machine imports torch slowly
     )
 
 

@@ -14,12 +14,19 @@ import pytest
 import torch
 
 OUTCOMES = os.environ["GPU_CHECK_OUTCOMES"]
-IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+is_worker = False  # of pytest-xdist
+
+
+def pytest_configure(config):
+    global is_worker
+    is_worker = hasattr(
+        config, "workerinput"
+    )  # the environment may be that of a worker which started this process
 
 
 def tell(**line) -> None:
     """Append a line; with pytest-xdist only the controller does."""
-    if not IS_WORKER:
+    if not is_worker:
         with open(OUTCOMES, "a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -72,7 +79,7 @@ def pytest_runtest_makereport(item, call):
 def pytest_runtest_protocol(item):
     result = yield
     if item.session.stash.get(LOST, False):
-        if IS_WORKER:
+        if is_worker:
             os._exit(70)
         item.session.shouldstop = f"the CUDA context is lost since {item.nodeid}"
     return result
