@@ -24,8 +24,8 @@ void candidate_cells(const float box[4], const AssignmentLevel& level, const Ass
   float low, high;
   sampling_region(box, level, rule, axis, &low, &high);
   const float limit = float(count);
-  const float first = smaller(larger((low - offset) / step - 1.0f, 0.0f), limit);
-  const float last = smaller(larger((high - offset) / step + 2.0f, 0.0f), limit);
+  const float first = min(max((low - offset) / step - 1.0f, 0.0f), limit);
+  const float last = min(max((high - offset) / step + 2.0f, 0.0f), limit);
   *begin = int32_t(first);
   *end = int32_t(last);
 }

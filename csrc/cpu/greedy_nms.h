@@ -74,7 +74,7 @@ void keep_greatest(std::vector<Key>& keys, int64_t count) {
 
 // Calls take(key) from the greatest on until it says false. Keys are sorted in stretches: it mostly ends early.
 template <class Key, class Take>
-void in_falling_order(std::vector<Key>& keys, const Take& take) {
+void in_descending_order(std::vector<Key>& keys, const Take& take) {
   auto sorted = keys.begin();
   for (int64_t stretch = 512; sorted != keys.end(); stretch *= 2) {
     const auto end = keys.end() - sorted > stretch ? sorted + stretch : keys.end();

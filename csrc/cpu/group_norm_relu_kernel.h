@@ -71,7 +71,7 @@ void group_norm_moments(const GroupNormSpan& span, int64_t width, math::Moments*
     for (int r = 0; r < rows; ++r) {
       const V d = load(x + at + r * columns, lanes) - center;
       sum = sum + d;
-      square = multiply_add(d, d, square);
+      square = fma(d, d, square);
     }
     add_to(sums + c, sum, lanes);
     add_to(squares + c, square, lanes);
@@ -133,7 +133,7 @@ void group_norm_grad_sums(const GroupNormSpan& span, int64_t width, double* all_
       const V centered = load(x + i, lanes) - own.mean;
       const V g = own.behind_relu(centered, load(grad + i, lanes));
       sum = sum + g;
-      centered_sum = multiply_add(g, centered, centered_sum);
+      centered_sum = fma(g, centered, centered_sum);
     }
     add_to(sums + c, sum, lanes);
     add_to(centered_sums + c, centered_sum, lanes);
@@ -157,7 +157,7 @@ void group_norm_grad_apply(const GroupNormSpan& span) {
       const int64_t i = at + r * span.columns;
       const V centered = load(x + i, lanes) - own.mean;
       const V g = own.behind_relu(centered, load(grad + i, lanes));
-      store(out + i, multiply_add(own.scale, g, -multiply_add(centered, slope, offset)), lanes);
+      store(out + i, fma(own.scale, g, -fma(centered, slope, offset)), lanes);
     }
   });
 }

@@ -20,8 +20,8 @@ AnchorBlock load_block(const float* anchors, int64_t first, int count) {
     block.x1[i] = a[0], block.y1[i] = a[1], block.x2[i] = a[2], block.y2[i] = a[3];
     block.area[i] = math::box_area(a[0], a[1], a[2], a[3]);
     for (int c = 0; c < 2; ++c) {
-      block.bounds[c] = math::smaller(a[c], block.bounds[c]);
-      block.bounds[c + 2] = math::larger(a[c + 2], block.bounds[c + 2]);
+      block.bounds[c] = math::min(a[c], block.bounds[c]);
+      block.bounds[c + 2] = math::max(a[c + 2], block.bounds[c + 2]);
     }
   }
   return block;
@@ -123,7 +123,7 @@ struct Matching {
     torch::stable::parallel_for(0, box_count(), 64, [&](int64_t begin, int64_t end) {
       for (int64_t b = 0; b < blocks(); ++b) {
         const float* own = greatest.data() + b * box_count();
-        for (int64_t m = begin; m < end; ++m) best[m] = math::larger(own[m], best[m]);
+        for (int64_t m = begin; m < end; ++m) best[m] = math::max(own[m], best[m]);
       }
     });
     return best;

@@ -30,10 +30,10 @@ inline float match_box(const AnchorBlock& anchors, const float* box, int32_t row
     std::memcpy(&rows, matched + i, sizeof(rows));
     rows = better.m ? IntLanes{} + row : rows;
     std::memcpy(matched + i, &rows, sizeof(rows));
-    greatest = math::larger(iou, greatest);
+    greatest = math::max(iou, greatest);
   });
   float result = 0;
-  for (int i = 0; i < kFloats; ++i) result = math::larger(greatest.v[i], result);
+  for (int i = 0; i < kFloats; ++i) result = math::max(greatest.v[i], result);
   return result;
 }
 

@@ -20,9 +20,9 @@ bool overlaps_any(const void* tiles, int64_t begin, int64_t end, const void* box
   for (; tile < last; ++tile) {
     for (int64_t lane = 0; lane < Tile::kBoxes; lane += V::kLanes) {
       auto kept = [lane](const Real* column) { return load(column + lane, V::kLanes); };
-      const V w = smaller(x2, kept(tile->x2)) - larger(x1, kept(tile->x1));
-      const V h = smaller(y2, kept(tile->y2)) - larger(y1, kept(tile->y1));
-      const V intersection = larger(w, zero) * larger(h, zero);
+      const V w = min(x2, kept(tile->x2)) - max(x1, kept(tile->x1));
+      const V h = min(y2, kept(tile->y2)) - max(y1, kept(tile->y1));
+      const V intersection = max(w, zero) * max(h, zero);
       const V union_area = area + kept(tile->area) - intersection;
       if (!any(intersection >= nearly * union_area)) continue;
       if (any((intersection / union_area > limit) & (intersection > zero))) return true;

@@ -23,7 +23,7 @@ int64_t suppress(const Score* scores, const Real* boxes, const int64_t* labels, 
                  GreedyNms<Real> nms, int64_t max_detections, int64_t* indices) {
   auto keys = keys_of(scores, n);
   int64_t count = 0;
-  in_falling_order(keys, [&](auto key) {
+  in_descending_order(keys, [&](auto key) {
     const int64_t i = math::index_of(key);
     if (nms.keep(boxes + 4 * i, labels == nullptr ? 0 : labels[i])) indices[count++] = i;
     return count < max_detections;

@@ -154,7 +154,7 @@ int64_t detect(const PostprocessWork& work, int64_t image, std::vector<math::key
     for (auto& key : keys) key = math::key_by_score(levels, num_levels, work.rule, image, key);
   }
   int64_t count = 0;
-  in_falling_order(keys, [&](auto key) {
+  in_descending_order(keys, [&](auto key) {
     const math::Place place = math::place_of(levels, num_levels, work.rule, math::index_of(key));
     Real* box = out.boxes + 4 * count;
     math::decode_box(levels[place.level], image, place.location, work.rule, box);

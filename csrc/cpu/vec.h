@@ -84,15 +84,15 @@ FCOS_INLINE typename V::Real sum(V x) {
   for (int i = 0; i < V::kLanes; ++i) total += x.v[i];
   return total;
 }
-FCOS_INLINE Vec absolute(Vec x) { return Vec((FloatLanes)((UintLanes)x.v & 0x7fffffffu)); }
+FCOS_INLINE Vec abs(Vec x) { return Vec((FloatLanes)((UintLanes)x.v & 0x7fffffffu)); }
 
 // float64 is for checks and gradients of record, not for speed: its functions are the scalar ones.
-FCOS_INLINE VecDouble absolute(VecDouble x) { return select(x < VecDouble(0.0), -x, x); }
-FCOS_INLINE VecDouble multiply_add(VecDouble a, VecDouble b, VecDouble c) { return a * b + c; }
-FCOS_INLINE VecDouble smaller(VecDouble a, VecDouble b) { return select(a < b, a, b); }
-FCOS_INLINE VecDouble larger(VecDouble a, VecDouble b) { return select(a > b, a, b); }
+FCOS_INLINE VecDouble abs(VecDouble x) { return select(x < VecDouble(0.0), -x, x); }
+FCOS_INLINE VecDouble fma(VecDouble a, VecDouble b, VecDouble c) { return a * b + c; }
+FCOS_INLINE VecDouble min(VecDouble a, VecDouble b) { return select(a < b, a, b); }
+FCOS_INLINE VecDouble max(VecDouble a, VecDouble b) { return select(a > b, a, b); }
 FCOS_INLINE VecDouble reciprocal(VecDouble x) { return VecDouble(1.0) / x; }
-FCOS_INLINE VecDouble square_root(VecDouble x) {
+FCOS_INLINE VecDouble sqrt(VecDouble x) {
   return map_lanes(x, [](double d) { return std::sqrt(d); });
 }
 FCOS_INLINE VecDouble log1p_unit(VecDouble x) {
@@ -101,44 +101,44 @@ FCOS_INLINE VecDouble log1p_unit(VecDouble x) {
 FCOS_INLINE VecDouble log_positive(VecDouble x) {
   return map_lanes(x, [](double d) { return math::log_positive(d); });
 }
-FCOS_INLINE VecDouble angle(VecDouble y, VecDouble x) {
-  for (int i = 0; i < VecDouble::kLanes; ++i) y.v[i] = math::angle(y.v[i], x.v[i]);
+FCOS_INLINE VecDouble atan2(VecDouble y, VecDouble x) {
+  for (int i = 0; i < VecDouble::kLanes; ++i) y.v[i] = math::atan2(y.v[i], x.v[i]);
   return y;
 }
 FCOS_INLINE bool any(VecDouble::Mask mask) { return any_lane<VecDouble>(mask); }
 
 #if FCOS_SIMD_BYTES == 64
-FCOS_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
+FCOS_INLINE Vec fma(Vec a, Vec b, Vec c) {
   return Vec((FloatLanes)_mm512_fmadd_ps((__m512)a.v, (__m512)b.v, (__m512)c.v));
 }
 // One Newton step from 14 bits: under 1 ulp, at half the cost of a division. For x away from 0 and infinity.
 FCOS_INLINE Vec reciprocal(Vec x) {
   const Vec r((FloatLanes)_mm512_rcp14_ps((__m512)x.v));
-  return multiply_add(multiply_add(-x, r, Vec(1.0f)), r, r);
+  return fma(fma(-x, r, Vec(1.0f)), r, r);
 }
-FCOS_INLINE Vec square_root(Vec x) { return Vec((FloatLanes)_mm512_sqrt_ps((__m512)x.v)); }
-FCOS_INLINE Vec smaller(Vec a, Vec b) { return Vec((FloatLanes)_mm512_min_ps((__m512)a.v, (__m512)b.v)); }
-FCOS_INLINE Vec larger(Vec a, Vec b) { return Vec((FloatLanes)_mm512_max_ps((__m512)a.v, (__m512)b.v)); }
+FCOS_INLINE Vec sqrt(Vec x) { return Vec((FloatLanes)_mm512_sqrt_ps((__m512)x.v)); }
+FCOS_INLINE Vec min(Vec a, Vec b) { return Vec((FloatLanes)_mm512_min_ps((__m512)a.v, (__m512)b.v)); }
+FCOS_INLINE Vec max(Vec a, Vec b) { return Vec((FloatLanes)_mm512_max_ps((__m512)a.v, (__m512)b.v)); }
 FCOS_INLINE Vec rounded(Vec x) { return Vec((FloatLanes)_mm512_roundscale_ps((__m512)x.v, 8)); }
 FCOS_INLINE Vec times_power_of_two(Vec x, Vec n) {
   return Vec((FloatLanes)_mm512_scalef_ps((__m512)x.v, (__m512)n.v));
 }
 FCOS_INLINE bool any(Vec::Mask mask) { return _mm512_test_epi32_mask((__m512i)mask.m, (__m512i)mask.m) != 0; }
 #elif FCOS_SIMD_BYTES == 32
-FCOS_INLINE Vec multiply_add(Vec a, Vec b, Vec c) {
+FCOS_INLINE Vec fma(Vec a, Vec b, Vec c) {
   return Vec((FloatLanes)_mm256_fmadd_ps((__m256)a.v, (__m256)b.v, (__m256)c.v));
 }
-FCOS_INLINE Vec square_root(Vec x) { return Vec((FloatLanes)_mm256_sqrt_ps((__m256)x.v)); }
-FCOS_INLINE Vec smaller(Vec a, Vec b) { return Vec((FloatLanes)_mm256_min_ps((__m256)a.v, (__m256)b.v)); }
-FCOS_INLINE Vec larger(Vec a, Vec b) { return Vec((FloatLanes)_mm256_max_ps((__m256)a.v, (__m256)b.v)); }
+FCOS_INLINE Vec sqrt(Vec x) { return Vec((FloatLanes)_mm256_sqrt_ps((__m256)x.v)); }
+FCOS_INLINE Vec min(Vec a, Vec b) { return Vec((FloatLanes)_mm256_min_ps((__m256)a.v, (__m256)b.v)); }
+FCOS_INLINE Vec max(Vec a, Vec b) { return Vec((FloatLanes)_mm256_max_ps((__m256)a.v, (__m256)b.v)); }
 FCOS_INLINE bool any(Vec::Mask mask) { return _mm256_movemask_ps((__m256)mask.m) != 0; }
 #else
-FCOS_INLINE Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
-FCOS_INLINE Vec square_root(Vec x) {
+FCOS_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+FCOS_INLINE Vec sqrt(Vec x) {
   return map_lanes(x, [](float f) { return std::sqrt(f); });
 }
-FCOS_INLINE Vec smaller(Vec a, Vec b) { return select(a < b, a, b); }
-FCOS_INLINE Vec larger(Vec a, Vec b) { return select(a > b, a, b); }
+FCOS_INLINE Vec min(Vec a, Vec b) { return select(a < b, a, b); }
+FCOS_INLINE Vec max(Vec a, Vec b) { return select(a > b, a, b); }
 FCOS_INLINE bool any(Vec::Mask mask) { return any_lane<Vec>(mask); }
 #endif
 
@@ -183,18 +183,16 @@ struct Twice {
   FCOS_INLINE friend Twice select(Mask m, Twice x, Twice y) {
     return {select(m.a, x.a, y.a), select(m.b, x.b, y.b)};
   }
-  FCOS_INLINE friend Twice absolute(Twice x) { return {absolute(x.a), absolute(x.b)}; }
+  FCOS_INLINE friend Twice abs(Twice x) { return {abs(x.a), abs(x.b)}; }
   FCOS_INLINE friend Twice reciprocal(Twice x) { return {reciprocal(x.a), reciprocal(x.b)}; }
-  FCOS_INLINE friend Twice smaller(Twice x, Twice y) { return {smaller(x.a, y.a), smaller(x.b, y.b)}; }
-  FCOS_INLINE friend Twice larger(Twice x, Twice y) { return {larger(x.a, y.a), larger(x.b, y.b)}; }
+  FCOS_INLINE friend Twice min(Twice x, Twice y) { return {min(x.a, y.a), min(x.b, y.b)}; }
+  FCOS_INLINE friend Twice max(Twice x, Twice y) { return {max(x.a, y.a), max(x.b, y.b)}; }
   FCOS_INLINE friend Twice rounded(Twice x) { return {rounded(x.a), rounded(x.b)}; }
   FCOS_INLINE friend Twice times_power_of_two(Twice x, Twice n) {
     return {times_power_of_two(x.a, n.a), times_power_of_two(x.b, n.b)};
   }
   FCOS_INLINE friend Twice log_positive(Twice x) { return {log_positive(x.a), log_positive(x.b)}; }
-  FCOS_INLINE friend Twice multiply_add(Twice x, Twice y, Twice z) {
-    return {multiply_add(x.a, y.a, z.a), multiply_add(x.b, y.b, z.b)};
-  }
+  FCOS_INLINE friend Twice fma(Twice x, Twice y, Twice z) { return {fma(x.a, y.a, z.a), fma(x.b, y.b, z.b)}; }
   FCOS_INLINE friend Real sum(Twice x) { return sum(x.a + x.b); }
 };
 
@@ -205,15 +203,15 @@ using wide_t = std::conditional_t<std::is_same_v<T, double>, VecDouble, Twice<Tw
 // exp(-a) for a >= 0: 2^n * 2^f with |f| <= 1/2. Below 2^-126 the result stays there.
 template <class V>
 FCOS_INLINE V exp_negative(V a) {
-  const V bounded = smaller(V(87.3f), a);  // in this order NaN passes
+  const V bounded = min(V(87.3f), a);  // in this order NaN passes
   const V log2e(-1.44269504f);
   const V n = rounded(bounded * log2e);
-  const V f = multiply_add(bounded, log2e, -n);
+  const V f = fma(bounded, log2e, -n);
   const V f2 = f * f;
-  const V c01 = multiply_add(f, V(6.931470037e-01f), V(1.0f));
-  const V c23 = multiply_add(f, V(5.550733581e-02f), V(2.402224243e-01f));
-  const V c45 = multiply_add(f, V(1.326472731e-03f), V(9.671512991e-03f));
-  const V s = multiply_add(f2, multiply_add(f2, c45, c23), c01);
+  const V c01 = fma(f, V(6.931470037e-01f), V(1.0f));
+  const V c23 = fma(f, V(5.550733581e-02f), V(2.402224243e-01f));
+  const V c45 = fma(f, V(1.326472731e-03f), V(9.671512991e-03f));
+  const V s = fma(f2, fma(f2, c45, c23), c01);
   return times_power_of_two(s, n);
 }
 template <>
@@ -230,30 +228,30 @@ FCOS_INLINE Vec log_positive(Vec w) {
   const Vec m((FloatLanes)((bits & 0x007fffffu) + 0x3f3504f3u));
   const Vec t = m - Vec(1.0f);
   Vec s(-7.621018461e-02f);
-  s = multiply_add(s, t, Vec(1.290460806e-01f));
-  s = multiply_add(s, t, Vec(-1.324347626e-01f));
-  s = multiply_add(s, t, Vec(1.418184475e-01f));
-  s = multiply_add(s, t, Vec(-1.660901213e-01f));
-  s = multiply_add(s, t, Vec(2.000196794e-01f));
-  s = multiply_add(s, t, Vec(-2.500158656e-01f));
-  s = multiply_add(s, t, Vec(3.333332600e-01f));
-  s = multiply_add(s, t, Vec(-4.999998829e-01f));
-  s = multiply_add(s, t, Vec(1.0f));
+  s = fma(s, t, Vec(1.290460806e-01f));
+  s = fma(s, t, Vec(-1.324347626e-01f));
+  s = fma(s, t, Vec(1.418184475e-01f));
+  s = fma(s, t, Vec(-1.660901213e-01f));
+  s = fma(s, t, Vec(2.000196794e-01f));
+  s = fma(s, t, Vec(-2.500158656e-01f));
+  s = fma(s, t, Vec(3.333332600e-01f));
+  s = fma(s, t, Vec(-4.999998829e-01f));
+  s = fma(s, t, Vec(1.0f));
   const Vec exponent(__builtin_convertvector(k, FloatLanes));
-  const Vec result = multiply_add(exponent, Vec(6.93147181e-1f), s * t);
+  const Vec result = fma(exponent, Vec(6.93147181e-1f), s * t);
   return select(x == x, result, x);
 }
 
 // The angle of (x, y) to the x axis, -pi to pi: of the smaller by the larger, then mirrored into its octant.
-FCOS_INLINE Vec angle(Vec y, Vec x) {
-  const Vec zero(0.0f), ax = absolute(x), ay = absolute(y), larger_side = larger(ax, ay);
-  const Vec t = select(larger_side > zero, smaller(ax, ay) / larger_side, larger_side);
+FCOS_INLINE Vec atan2(Vec y, Vec x) {
+  const Vec zero(0.0f), ax = abs(x), ay = abs(y), larger_side = max(ax, ay);
+  const Vec t = select(larger_side > zero, min(ax, ay) / larger_side, larger_side);
   const Vec s = t * t;
   constexpr float c[] = {2.920693019e-03f,  -1.636793092e-02f, 4.321186617e-02f,
                          -7.552214712e-02f, 1.066600457e-01f,  -1.421105564e-01f,
                          1.999377310e-01f,  -3.333315253e-01f, 1.0f};
   Vec p(c[0]);
-  for (int i = 1; i < 9; ++i) p = multiply_add(p, s, Vec(c[i]));
+  for (int i = 1; i < 9; ++i) p = fma(p, s, Vec(c[i]));
   Vec r = t * p;
   r = select(ay > ax, Vec(1.57079633f) - r, r);
   r = select(x < zero, Vec(3.14159265f) - r, r);

@@ -55,7 +55,7 @@ __device__ __forceinline__ bool may_meet(const float box[4], const Tile& tile, c
   sampling_region(box, level, rule, 0, &left, &right);
   sampling_region(box, level, rule, 1, &top, &bottom);
   // A cell beside the region pays for rounding.
-  const float slack_x = absolute(level.step_x), slack_y = absolute(level.step_y);
+  const float slack_x = abs(level.step_x), slack_y = abs(level.step_y);
   return tile.x2 + slack_x > left && tile.x1 - slack_x < right && tile.y2 + slack_y > top &&
          tile.y1 - slack_y < bottom;
 }
@@ -64,7 +64,7 @@ __device__ __forceinline__ Tile tile_of(const AssignmentLevel& level, int32_t ro
   const float xa = location_x(level, column),
               xb = location_x(level, min(column + kTileWidth, level.width) - 1);
   const float ya = location_y(level, row), yb = location_y(level, min(row + kTileHeight, level.height) - 1);
-  return {smaller(xa, xb), smaller(ya, yb), larger(xa, xb), larger(ya, yb)};
+  return {min(xa, xb), min(ya, yb), max(xa, xb), max(ya, yb)};
 }
 
 __global__ void __launch_bounds__(kThreads)

@@ -33,7 +33,7 @@ struct Background<float, math::FocalLossSquare<float>> {
     const auto s = math::sigmoid(x);
     const float softplus = fmaxf(x, 0.0f) + s.log1p_exp;
     const float bounded = fminf(softplus, 1e30f);  // q * inf would not be the limit
-    return {s.p * s.p, softplus, math::multiply_add(2.0f, s.q * bounded, s.p)};
+    return {s.p * s.p, softplus, math::fma(2.0f, s.q * bounded, s.p)};
   }
 };
 
@@ -50,9 +50,9 @@ struct Background<T, math::FocalLossSquare<float>> {
     const float q = 1.0f - p, u = fminf(p, q);
     float series = c[5];
 #pragma unroll
-    for (int i = 4; i >= 0; --i) series = math::multiply_add(series, u, c[i]);
-    const float softplus = math::multiply_add(series, u, clamp_positive(x));
-    return {p * p, softplus, math::multiply_add(2.0f, q * softplus, p)};
+    for (int i = 4; i >= 0; --i) series = math::fma(series, u, c[i]);
+    const float softplus = math::fma(series, u, clamp_positive(x));
+    return {p * p, softplus, math::fma(2.0f, q * softplus, p)};
   }
 
   // min(max(x, 0), greatest number), as the bits of positive numbers are ordered like integers: one instruction.

@@ -109,7 +109,7 @@ class FocalPass {
     for (int i = 0; i < V::kSize; ++i) {
       const FocalTerms terms = background_(x[i]);
       if constexpr (sums(Wanted)) {
-        background_loss_ = math::multiply_add(terms.modulation, terms.cross_entropy, background_loss_);
+        background_loss_ = math::fma(terms.modulation, terms.cross_entropy, background_loss_);
       }
       results[i] = result(terms, Wanted == Want::kGradOfElements ? factor_ * upstream[i] : factor_);
     }

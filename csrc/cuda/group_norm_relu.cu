@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       const int k = i % K;
       const float d = float(pack.v[i]) - near[k];
       sums[k] += d;
-      squares[k] = math::multiply_add(d, d, squares[k]);
+      squares[k] = math::fma(d, d, squares[k]);
     }
   };
   chunk.visit(add, x);
@@ -300,7 +300,7 @@ __global__ void __launch_bounds__(kThreads)
   const float offset = row_total(sum) / s.group_size();
   each_part(s, partial, group, [&](unsigned, unsigned k, const Pair& moments) {
     const float step = moments.a - anchor - offset;
-    m2 += math::multiply_add(float(s.size_of_chunk(k)) * step, step, moments.b);
+    m2 += math::fma(float(s.size_of_chunk(k)) * step, step, moments.b);
   });
   const float group_mean = anchor + offset, group_rstd = 1 / sqrtf(row_total(m2) / s.group_size() + eps);
   if (threadIdx.x == 0) {
@@ -356,7 +356,7 @@ __global__ void __launch_bounds__(kThreads, Chunk::kSumsBlocks)
       const float centered = float(pack.v[i]) - own[k].mean;
       const float g = own[k].relu_grad(centered, float(flow.v[i]));
       sums[k] += g;
-      centered_sums[k] = math::multiply_add(g, centered, centered_sums[k]);
+      centered_sums[k] = math::fma(g, centered, centered_sums[k]);
     }
   };
   chunk.visit(add, x, upstream);
@@ -438,8 +438,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       const int k = i % K;
       const float centered = float(pack.v[i]) - own[k].mean;
       const float g = own[k].relu_grad(centered, float(flow.v[i]));
-      const float of_all = math::multiply_add(centered, of_group[k].slope, of_group[k].offset);
-      pack.v[i] = T(math::multiply_add(own[k].scale, g, -of_all));
+      const float of_all = math::fma(centered, of_group[k].slope, of_group[k].offset);
+      pack.v[i] = T(math::fma(own[k].scale, g, -of_all));
     }
     store_pack(grad + at, pack, N);
   };

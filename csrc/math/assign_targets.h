@@ -57,10 +57,8 @@ FCOS_HOST_DEVICE void distances(float x, float y, const float box[4], float ltrb
   ltrb[3] = box[3] - y;
 }
 
-FCOS_HOST_DEVICE float smallest(const float d[4]) {
-  return smaller(smaller(d[0], d[1]), smaller(d[2], d[3]));
-}
-FCOS_HOST_DEVICE float largest(const float d[4]) { return larger(larger(d[0], d[1]), larger(d[2], d[3])); }
+FCOS_HOST_DEVICE float smallest(const float d[4]) { return min(min(d[0], d[1]), min(d[2], d[3])); }
+FCOS_HOST_DEVICE float largest(const float d[4]) { return max(max(d[0], d[1]), max(d[2], d[3])); }
 
 // May the location take the box?
 FCOS_HOST_DEVICE bool may_take(float x, float y, const float box[4], const AssignmentLevel& level,
@@ -84,9 +82,9 @@ FCOS_HOST_DEVICE bool may_take(float x, float y, const float box[4], const Assig
              (cx + level.reach) - x > 0.0f && (cy + level.reach) - y > 0.0f;
     }
     case Sampling::kCenter:
-      return larger(absolute(x - cx), absolute(y - cy)) < level.reach;
+      return max(abs(x - cx), abs(y - cy)) < level.reach;
     case Sampling::kCircle:
-      return square_root((x - cx) * (x - cx) + (y - cy) * (y - cy)) < level.reach;
+      return sqrt((x - cx) * (x - cx) + (y - cy) * (y - cy)) < level.reach;
   }
   return false;
 }
@@ -96,7 +94,7 @@ FCOS_HOST_DEVICE bool level_may_take(const float box[4], const AssignmentLevel& 
   const float w = box[2] - box[0], h = box[3] - box[1];
   if (!(w > 0.0f) || !(h > 0.0f)) return false;
   // Inside a box the greatest distance lies between half its longer side and the whole of it.
-  const float side = larger(w, h), slack = 1e-4f * side + 1e-3f;
+  const float side = max(w, h), slack = 1e-4f * side + 1e-3f;
   return 0.5f * side - slack <= level.upper && side + slack >= level.lower;
 }
 
@@ -107,8 +105,8 @@ FCOS_HOST_DEVICE void sampling_region(const float box[4], const AssignmentLevel&
   *high = box[axis + 2];
   if (rule.sampling == Sampling::kBox) return;
   const float center = (*low + *high) / 2.0f;
-  *low = larger(*low, center - level.reach);
-  *high = smaller(*high, center + level.reach);
+  *low = max(*low, center - level.reach);
+  *high = min(*high, center + level.reach);
 }
 
 // The greater preference wins, the first of equals; it must exceed no_preference().

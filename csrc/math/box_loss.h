@@ -80,12 +80,12 @@ struct BoxPair {
       : p(pred), t(target), eps(epsilon) {
     pw = p[2] - p[0], ph = p[3] - p[1], tw = t[2] - t[0], th = t[3] - t[1];
     // First, while few numbers need registers.
-    if constexpr (Kind == BoxLossKind::kCiou) angle_difference = angle(tw, th) - angle(pw, ph);
-    overlap_w = smaller(p[2], t[2]) - larger(p[0], t[0]);
-    overlap_h = smaller(p[3], t[3]) - larger(p[1], t[1]);
-    enclosing_w = larger(p[2], t[2]) - smaller(p[0], t[0]);
-    enclosing_h = larger(p[3], t[3]) - smaller(p[1], t[1]);
-    const T intersection = larger(overlap_w, T(0)) * larger(overlap_h, T(0));
+    if constexpr (Kind == BoxLossKind::kCiou) angle_difference = atan2(tw, th) - atan2(pw, ph);
+    overlap_w = min(p[2], t[2]) - max(p[0], t[0]);
+    overlap_h = min(p[3], t[3]) - max(p[1], t[1]);
+    enclosing_w = max(p[2], t[2]) - min(p[0], t[0]);
+    enclosing_h = max(p[3], t[3]) - min(p[1], t[1]);
+    const T intersection = max(overlap_w, T(0)) * max(overlap_h, T(0));
     union_area = pw * ph + tw * th - intersection;
     iou_over = intersection + smooth;
     iou_under = union_area + smooth + eps;
@@ -153,8 +153,8 @@ struct BoxPair {
       to_h = -to_angle * pw;
     }
     // Boxes that only touch pull at nothing.
-    const T to_overlap_w = select(overlap_w > T(0), to_intersection * larger(overlap_h, T(0)), T(0));
-    const T to_overlap_h = select(overlap_h > T(0), to_intersection * larger(overlap_w, T(0)), T(0));
+    const T to_overlap_w = select(overlap_w > T(0), to_intersection * max(overlap_h, T(0)), T(0));
+    const T to_overlap_h = select(overlap_h > T(0), to_intersection * max(overlap_w, T(0)), T(0));
     const T whole_w = to_area * ph + to_w;
     const T whole_h = to_area * pw + to_h;
 

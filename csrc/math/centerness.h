@@ -28,7 +28,7 @@ void run_centerness(Cuda, const CenternessWork&);
 
 namespace fcos_fast::math {
 
-// Inside the box: false for a NaN in any place, which smaller() and larger() might drop.
+// Inside the box: false for a NaN in any place, which min() and max() might drop.
 template <class T>
 FCOS_HOST_DEVICE auto is_inside(const T d[4]) {
   return (d[0] > T(0)) & (d[1] > T(0)) & (d[2] > T(0)) & (d[3] > T(0));
@@ -36,8 +36,8 @@ FCOS_HOST_DEVICE auto is_inside(const T d[4]) {
 
 template <class T>
 FCOS_HOST_DEVICE T centerness(const T d[4]) {
-  const T ratio = (smaller(d[0], d[2]) * smaller(d[1], d[3])) / (larger(d[0], d[2]) * larger(d[1], d[3]));
-  return select(is_inside(d), square_root(ratio), T(0));
+  const T ratio = (min(d[0], d[2]) * min(d[1], d[3])) / (max(d[0], d[2]) * max(d[1], d[3]));
+  return select(is_inside(d), sqrt(ratio), T(0));
 }
 
 // With c = sqrt(min/max * ...): d c / d min = c / (2 min), d c / d max = -c / (2 max).

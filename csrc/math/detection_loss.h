@@ -26,7 +26,7 @@ namespace fcos_fast::math {
 template <class T>
 FCOS_HOST_DEVICE LossAndGrad<T> cross_entropy(T x, T y) {
   const auto s = sigmoid(x);
-  return {larger(x, T(0)) - x * y + s.log1p_exp, s.p - y};
+  return {max(x, T(0)) - x * y + s.log1p_exp, s.p - y};
 }
 
 }  // namespace fcos_fast::math

@@ -12,18 +12,20 @@
 
 namespace fcos_fast::math {
 
-FCOS_HOST_DEVICE float select(bool mask, float a, float b) { return mask ? a : b; }
-FCOS_HOST_DEVICE double select(bool mask, double a, double b) { return mask ? a : b; }
-FCOS_HOST_DEVICE float absolute(float x) { return fabsf(x); }
-FCOS_HOST_DEVICE double absolute(double x) { return fabs(x); }
-FCOS_HOST_DEVICE float square_root(float x) { return sqrtf(x); }
-FCOS_HOST_DEVICE double square_root(double x) { return sqrt(x); }
-FCOS_HOST_DEVICE float angle(float y, float x) { return atan2f(y, x); }
-FCOS_HOST_DEVICE double angle(double y, double x) { return atan2(y, x); }
+template <class T>
+FCOS_HOST_DEVICE T select(bool mask, T a, T b) {
+  return mask ? a : b;
+}
+FCOS_HOST_DEVICE float abs(float x) { return fabsf(x); }
+FCOS_HOST_DEVICE double abs(double x) { return fabs(x); }
+FCOS_HOST_DEVICE float sqrt(float x) { return sqrtf(x); }
+FCOS_HOST_DEVICE double sqrt(double x) { return ::sqrt(x); }
+FCOS_HOST_DEVICE float atan2(float y, float x) { return atan2f(y, x); }
+FCOS_HOST_DEVICE double atan2(double y, double x) { return ::atan2(y, x); }
 
 // A fused multiply-add where the machine has one; plain C++ for the baseline instruction set must not call
 // libm's.
-FCOS_HOST_DEVICE float multiply_add(float a, float b, float c) {
+FCOS_HOST_DEVICE float fma(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
   return fmaf(a, b, c);
 #else
@@ -31,9 +33,9 @@ FCOS_HOST_DEVICE float multiply_add(float a, float b, float c) {
 #endif
 }
 
-FCOS_HOST_DEVICE double multiply_add(double a, double b, double c) {
+FCOS_HOST_DEVICE double fma(double a, double b, double c) {
 #if defined(__CUDA_ARCH__)
-  return fma(a, b, c);
+  return ::fma(a, b, c);
 #else
   return a * b + c;
 #endif
@@ -52,11 +54,11 @@ FCOS_HOST_DEVICE float reciprocal(float x) {
 FCOS_HOST_DEVICE double reciprocal(double x) { return 1.0 / x; }
 
 template <class T>
-FCOS_HOST_DEVICE T smaller(T a, T b) {
+FCOS_HOST_DEVICE T min(T a, T b) {
   return select(a < b, a, b);
 }
 template <class T>
-FCOS_HOST_DEVICE T larger(T a, T b) {
+FCOS_HOST_DEVICE T max(T a, T b) {
   return select(a > b, a, b);
 }
 
@@ -69,14 +71,14 @@ FCOS_HOST_DEVICE T log1p_unit(T e) {
 #if defined(__CUDA_ARCH__)
   T s = T(c[8]);
 #pragma unroll
-  for (int i = 7; i >= 0; --i) s = multiply_add(s, e, T(c[i]));
+  for (int i = 7; i >= 0; --i) s = fma(s, e, T(c[i]));
   return s * e;
 #else
   // In pairs: two products more, a third of the latency.
   const T e2 = e * e, e4 = e2 * e2;
-  const T low = multiply_add(e2, multiply_add(e, T(c[3]), T(c[2])), multiply_add(e, T(c[1]), T(c[0])));
-  const T middle = multiply_add(e2, multiply_add(e, T(c[7]), T(c[6])), multiply_add(e, T(c[5]), T(c[4])));
-  return e * multiply_add(e4, multiply_add(e4, T(c[8]), middle), low);
+  const T low = fma(e2, fma(e, T(c[3]), T(c[2])), fma(e, T(c[1]), T(c[0])));
+  const T middle = fma(e2, fma(e, T(c[7]), T(c[6])), fma(e, T(c[5]), T(c[4])));
+  return e * fma(e4, fma(e4, T(c[8]), middle), low);
 #endif
 }
 FCOS_HOST_DEVICE double log1p_unit(double e) { return log1p(e); }
@@ -91,7 +93,7 @@ FCOS_HOST_DEVICE float exp_negative(float a) {
   return std::exp(-a);
 #endif
 }
-FCOS_HOST_DEVICE double exp_negative(double a) { return exp(-a); }
+FCOS_HOST_DEVICE double exp_negative(double a) { return ::exp(-a); }
 
 // log(w) for w > 0; a smaller w counts as the smallest normal number.
 FCOS_HOST_DEVICE float log_positive(float w) { return logf(w < 1.17549435e-38f ? 1.17549435e-38f : w); }
@@ -100,7 +102,7 @@ FCOS_HOST_DEVICE double log_positive(double w) {
 }
 
 // exp(x) to 1 ulp for every x. No fused operation and no library function: the same bits everywhere.
-FCOS_HOST_DEVICE float exponential(float x) {
+FCOS_HOST_DEVICE float exp(float x) {
   if (x > 88.7228317f) return INFINITY;
   const float bounded = x < -87.3f ? -87.3f : x;                        // NaN passes
   const float n = (bounded * 1.44269504f + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: rounds to an integer
@@ -118,6 +120,6 @@ FCOS_HOST_DEVICE float exponential(float x) {
   memcpy(factors, bits, sizeof bits);
   return s * factors[0] * factors[1];
 }
-FCOS_HOST_DEVICE double exponential(double x) { return exp(x); }
+FCOS_HOST_DEVICE double exp(double x) { return ::exp(x); }
 
 }  // namespace fcos_fast::math

@@ -63,7 +63,7 @@ struct Sigmoid {
 
 template <class T>
 FCOS_HOST_DEVICE Sigmoid<T> sigmoid(T x) {
-  const T e = exp_negative(absolute(x));
+  const T e = exp_negative(abs(x));
   const T r = reciprocal(T(1) + e);
   const T er = e * r;
   const auto positive = x >= T(0);
@@ -85,22 +85,22 @@ struct FocalLoss {
   // A weight of 0 makes the loss 0, whatever the logit.
   FCOS_HOST_DEVICE LossAndGrad<T> background(T x, T weight) const {
     const auto s = sigmoid(x);
-    const T softplus = larger(x, T(0)) + s.log1p_exp;  // -log(1 - p)
-    const T bounded = smaller(softplus, T(1e30f));     // instead of inf, where 0 * inf would not be the limit
-    T w;                                               // weight * p^gamma
+    const T softplus = max(x, T(0)) + s.log1p_exp;  // -log(1 - p)
+    const T bounded = min(softplus, T(1e30f));      // instead of inf, where 0 * inf would not be the limit
+    T w;                                            // weight * p^gamma
     if (Square) {
       w = weight * s.p * s.p;
     } else {
-      w = weight * exp_negative(gamma * smaller(larger(-x, T(0)) + s.log1p_exp, T(1e30f)));
+      w = weight * exp_negative(gamma * min(max(-x, T(0)) + s.log1p_exp, T(1e30f)));
     }
     // Where w is 0 so is the loss, also where softplus is infinite; a NaN is one in p too.
-    return {w * select(w == T(0), s.p, softplus), w * multiply_add(gamma * s.q, bounded, s.p)};
+    return {w * select(w == T(0), s.p, softplus), w * fma(gamma * s.q, bounded, s.p)};
   }
 
   // Any target y in [0, 1].
   FCOS_HOST_DEVICE LossAndGrad<T> soft(T x, T y) const {
     const auto s = sigmoid(x);
-    const T cross_entropy = larger(x, T(0)) - x * y + s.log1p_exp;
+    const T cross_entropy = max(x, T(0)) - x * y + s.log1p_exp;
     const T wrong = s.p * (T(1) - y) + s.q * y;
     const T slope = s.p * s.q * (T(1) - T(2) * y);  // d wrong / d x
     const T weight = positive_weight * y + negative_weight * (T(1) - y);
@@ -112,8 +112,8 @@ struct FocalLoss {
       w = exp_negative(-gamma * log_positive(wrong));
       dw = select(wrong > T(0), gamma * w * slope / wrong, T(0));
     }
-    const T bounded = smaller(cross_entropy, T(1e30f));
-    return {weight * cross_entropy * w, weight * multiply_add(s.p - y, w, bounded * dw)};
+    const T bounded = min(cross_entropy, T(1e30f));
+    return {weight * cross_entropy * w, weight * fma(s.p - y, w, bounded * dw)};
   }
 };
 template <class T>
@@ -129,7 +129,7 @@ struct FocalLossStar {
 
   FCOS_HOST_DEVICE LossAndGrad<T> of_logit(T z) const {  // z = -(gamma * x_t + beta)
     const auto s = sigmoid(z);
-    return {(larger(z, T(0)) + s.log1p_exp) / gamma, s.p};
+    return {(max(z, T(0)) + s.log1p_exp) / gamma, s.p};
   }
   FCOS_HOST_DEVICE LossAndGrad<T> background(T x, T) const { return of_logit(gamma * x - beta); }
   FCOS_HOST_DEVICE LossAndGrad<T> soft(T x, T y) const {

@@ -87,7 +87,7 @@ FCOS_HOST_DEVICE double reciprocal_deviation(const Moments& m, double eps) {
 // The argument of the ReLU. Forward and backward must call it with the same numbers.
 template <class T>
 FCOS_HOST_DEVICE T normalized(T centered, T scale, T shift) {
-  return multiply_add(centered, scale, shift);
+  return fma(centered, scale, shift);
 }
 template <class T>
 FCOS_HOST_DEVICE T relu(T z) {

@@ -31,7 +31,7 @@ FCOS_HOST_DEVICE T iou_of_overlap(T w, T h, T box_area, T anchor_area) {
 // Along one axis; not above 0 where they do not overlap.
 template <class T>
 FCOS_HOST_DEVICE T overlap(T a1, T a2, T b1, T b2) {
-  return smaller(a2, b2) - larger(a1, b1);
+  return min(a2, b2) - max(a1, b1);
 }
 
 FCOS_HOST_DEVICE bool may_match(const float box[4], float area) {

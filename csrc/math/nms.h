@@ -122,8 +122,8 @@ FCOS_HOST_DEVICE T box_area(T x1, T y1, T x2, T y2) {
 
 template <class T>
 FCOS_HOST_DEVICE bool overlaps(const T a[5], const T b[5], T threshold) {  // x1, y1, x2, y2, area
-  const T w = smaller(a[2], b[2]) - larger(a[0], b[0]);
-  const T h = smaller(a[3], b[3]) - larger(a[1], b[1]);
+  const T w = min(a[2], b[2]) - max(a[0], b[0]);
+  const T h = min(a[3], b[3]) - max(a[1], b[1]);
   if (!(w > T(0)) || !(h > T(0))) return false;
   const T intersection = w * h;
   return intersection / (a[4] + b[4] - intersection) > threshold;

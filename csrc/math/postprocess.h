@@ -89,7 +89,7 @@ namespace fcos_fast::math {
 
 template <class T>
 FCOS_HOST_DEVICE T probability(T x) {
-  return T(1) / (T(1) + exponential(-x));
+  return T(1) / (T(1) + exp(-x));
 }
 
 // No logit below it belongs to a candidate. With a margin for the rounding of the scores: what is within its reach is
@@ -113,7 +113,7 @@ FCOS_HOST_DEVICE Real score_of_logit(Real logit, const PostprocessLevel<Number>&
     score =
         score * probability(read_element<Real>(map.data, rule.centerness_dtype,
                                                image * map.image_stride + location * map.location_stride));
-    if (rule.score == ScoreRule::kSqrt) score = square_root(score);
+    if (rule.score == ScoreRule::kSqrt) score = sqrt(score);
   }
   const bool passes = (rule.threshold_on_score ? score : classification) > Real(rule.score_threshold);
   return passes && score >= Real(0) ? score : Real(-1);
