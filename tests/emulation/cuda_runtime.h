@@ -202,11 +202,6 @@ inline int __float_as_int(float x) {
   memcpy(&bits, &x, sizeof bits);
   return bits;
 }
-inline float __int_as_float(int bits) {
-  float x;
-  memcpy(&x, &bits, sizeof x);
-  return x;
-}
 inline int __vimin_s32_relu(int a, int b) { return a < b ? (a > 0 ? a : 0) : (b > 0 ? b : 0); }
 template <class A, class B>
 constexpr auto min(A a, B b) {
