@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kWalkThreads)
                 unsigned long long* suppressed,     // (chunks of all segments)
                 bool* __restrict__ kept) {          // (N)
   __shared__ unsigned long long next_suppressed;
-  __shared__ alignas(kRows) unsigned char rows[kWord];  // of the survivors
+  __shared__ unsigned long long rows[kWord / kRows];  // of the survivors, a byte each
   static_assert(kRows == 8, "as many bytes as one access reads");
   const int64_t count = *segments.count;
   const int lane = threadIdx.x % 32;
@@ -168,14 +168,14 @@ __global__ void __launch_bounds__(kWalkThreads)
       if (w + 1 < words) next = load_own_words(own_mask, words, w + 1, n);
       const auto survivors = resolve(own.low_there && !(gone >> lane & 1), own.low,
                                      own.high_there && !(gone >> (lane + 32) & 1), own.high);
-      if (threadIdx.x < kWord) list_bits(survivors, rows);
+      if (threadIdx.x < kWord) list_bits(survivors, reinterpret_cast<unsigned char*>(rows));
       __syncthreads();  // all have read `next_suppressed`; `rows` are listed
       const unsigned long long* first_row = own_mask + w * kWord * words;
       // A thread keeps its words of `own_suppressed` from step to step, so that no other one waits for them.
       for (int64_t v = words - 1 - threadIdx.x; v > w; v -= kWalkThreads) {
         unsigned long long bits = own_suppressed[v];
         for (int j = 0; j < __popcll(survivors); j += kRows) {
-          const auto eight = *reinterpret_cast<const unsigned long long*>(rows + j);
+          const unsigned long long eight = rows[j / kRows];
           unsigned long long found[kRows];
 #pragma unroll
           for (int k = 0; k < kRows; ++k)
