@@ -11,42 +11,33 @@
 
 namespace fcos_fast {
 
-// Kept boxes as columns; unused places hold a box that overlaps nothing.
 template <class Real>
 class KeptBoxes {
  public:
-  explicit KeptBoxes(int64_t capacity = 16) { reserve(capacity); }
-
   void append(const Real box[5]) {
-    if (size_ + kPadding > stride_) reserve(2 * size_);
-    for (int column = 0; column < 5; ++column) values_[column * stride_ + size_] = box[column];
-    ++size_;
+    constexpr int64_t kBoxes = BoxTile<Real>::kBoxes;
+    if (size_ == kBoxes * int64_t(tiles_.size())) tiles_.push_back(empty_tile());
+    BoxTile<Real>& tile = tiles_.back();
+    const int64_t at = size_++ % kBoxes;
+    tile.x1[at] = box[0], tile.y1[at] = box[1], tile.x2[at] = box[2], tile.y2[at] = box[3];
+    tile.area[at] = box[4];
   }
   int64_t size() const { return size_; }
-  BoxColumns columns() const {
-    const Real* v = values_.data();
-    return {v, v + stride_, v + 2 * stride_, v + 3 * stride_, v + 4 * stride_};
-  }
+  const void* tiles() const { return tiles_.data(); }
 
  private:
-  static constexpr int64_t kPadding = 64;  // at least the lanes of any instruction set
-
-  void reserve(int64_t capacity) {
-    const int64_t stride = capacity + kPadding;
+  static BoxTile<Real> empty_tile() {
     const Real infinity = std::numeric_limits<Real>::infinity();
-    std::vector<Real> values(5 * stride);
-    for (int column = 0; column < 5; ++column) {
-      Real* to = &values[column * stride];
-      const Real* from = values_.data() + column * stride_;
-      std::copy(from, from + size_, to);
-      std::fill(to + size_, to + stride, column < 2 ? infinity : -infinity);
+    BoxTile<Real> tile;
+    for (auto* column : {&tile.x1, &tile.y1, &tile.area}) {
+      std::fill(std::begin(*column), std::end(*column), infinity);
     }
-    values_.swap(values);
-    stride_ = stride;
+    for (auto* column : {&tile.x2, &tile.y2}) std::fill(std::begin(*column), std::end(*column), -infinity);
+    return tile;
   }
 
-  std::vector<Real> values_;
-  int64_t stride_ = 0, size_ = 0;
+  std::vector<BoxTile<Real>> tiles_;
+  int64_t size_ = 0;
 };
 
 // One image's boxes, given in falling order of their scores.
@@ -62,7 +53,7 @@ class GreedyNms {
     const Real box[5] = {xyxy[0], xyxy[1], xyxy[2], xyxy[3],
                          math::box_area(xyxy[0], xyxy[1], xyxy[2], xyxy[3])};
     KeptBoxes<Real>& list = lists_[label];
-    if (overlaps_any_(list.columns(), 0, list.size(), box, threshold_)) return false;
+    if (overlaps_any_(list.tiles(), 0, list.size(), box, threshold_)) return false;
     list.append(box);
     return true;
   }

@@ -44,17 +44,17 @@ using BoxLossKernel = double (*)(const BoxLossSpan&, const BoxLossParameters&);
 // n locations, four distances each. Without upstream: out[n] centerness; with it: out[n, 4] the gradient.
 using CenternessKernel = void (*)(const void* ltrb, const void* upstream, void* out, int64_t n);
 
-// Boxes as structure of arrays, for non-maximum suppression: float64 for float64 boxes, else float32.
-struct BoxColumns {
-  const void* x1;
-  const void* y1;
-  const void* x2;
-  const void* y2;
-  const void* area;
+// Kept boxes of non-maximum suppression; unused places hold a box that overlaps nothing. Real: float, or double for
+// float64 boxes.
+template <class Real>
+struct BoxTile {
+  static constexpr int64_t kBoxes = 16;  // a multiple of any instruction set's lanes
+  alignas(64) Real x1[kBoxes], y1[kBoxes], x2[kBoxes], y2[kBoxes], area[kBoxes];
 };
 
-// Has a box (x1, y1, x2, y2, area) an IoU above the threshold with any of the columns' boxes [begin, end)?
-using OverlapsAny = bool (*)(const BoxColumns&, int64_t begin, int64_t end, const void* box,
+// Has a box (x1, y1, x2, y2, area) an IoU above the threshold with any of the tiles' boxes [begin, end)? It may look
+// at some before `begin` again.
+using OverlapsAny = bool (*)(const void* tiles, int64_t begin, int64_t end, const void* box,
                              double threshold);
 
 // Positions of the logits that are not below `lowest`, in rising order, and their number; `found` has room for n + 1.

@@ -1,6 +1,5 @@
-// Exact greedy suppression by a list of the kept boxes: a candidate, in order of score, is tested against the
-// boxes kept before it, kLanes at a time, and the test ends with the first that fells it. Classes are
-// separate lists.
+// Exact greedy suppression: a candidate, in order of score, is compared with the boxes kept before it, several at a
+// time, until one suppresses it. Classes are separate lists; in a long one a grid finds the kept boxes nearby.
 #include "../math/nms.h"
 
 #include <cmath>
@@ -8,37 +7,34 @@
 #include <limits>
 #include <numeric>
 
-#include "greedy_nms.h"
+#include "kept_grid.h"
 #include "reduction.h"
 
 namespace fcos_fast {
 namespace {
 
-constexpr int64_t kBlock = 512;            // candidates tested in parallel against the boxes kept before them
-constexpr int64_t kManyCandidates = 2048;  // from here on a list is worth all threads
+constexpr int64_t kBlock = 512;            // candidates compared in parallel with the boxes kept before them
+constexpr int64_t kManyCandidates = 2048;  // from here on a list is worth all threads, and a grid
 
 // ---- order ----
 
 // Indices by falling score, the lower index first among equals: a stable radix sort of the float32 bits.
 std::vector<int32_t> order_by_score(const float* scores, int64_t n) {
-  constexpr int kBits = 11, kBuckets = 1 << kBits;
-  std::vector<uint32_t> keys(n), keys_to(n);
-  std::vector<int32_t> order(n), order_to(n);
-  for (int64_t i = 0; i < n; ++i) keys[i] = ~math::ascending(scores[i]);
-  std::iota(order.begin(), order.end(), 0);
-  for (int shift = 0; shift < 32; shift += kBits) {
-    std::vector<int64_t> next(kBuckets + 1, 0);
-    for (int64_t i = 0; i < n; ++i) ++next[((keys[i] >> shift) & (kBuckets - 1)) + 1];
-    std::partial_sum(next.begin(), next.end(), next.begin());
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t to = next[(keys[i] >> shift) & (kBuckets - 1)]++;
-      keys_to[to] = keys[i];
-      order_to[to] = order[i];
-    }
-    keys.swap(keys_to);
-    order.swap(order_to);
+  constexpr int kBits = 11, kBuckets = 1 << kBits, kPasses = 3;
+  std::vector<uint64_t> items(n), sorted(n);  // bits above the index
+  std::vector<int32_t> next(kPasses * kBuckets, 0);
+  auto bucket = [](uint64_t item, int pass) { return (item >> (32 + pass * kBits)) & (kBuckets - 1); };
+  for (int64_t i = 0; i < n; ++i) {
+    items[i] = uint64_t(~math::ascending(scores[i])) << 32 | uint64_t(i);
+    for (int pass = 0; pass < kPasses; ++pass) ++next[pass * kBuckets + bucket(items[i], pass)];
   }
-  return order;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    int32_t* to = &next[pass * kBuckets];
+    std::exclusive_scan(to, to + kBuckets, to, 0);
+    for (const uint64_t item : items) sorted[to[bucket(item, pass)]++] = item;
+    items.swap(sorted);
+  }
+  return std::vector<int32_t>(items.begin(), items.end());  // their lower halves
 }
 
 std::vector<int32_t> order_by_score(const double* scores, int64_t n) {
@@ -83,10 +79,33 @@ Lists split_by_class(const std::vector<int32_t>& order, const int64_t* idxs) {
 template <class Real>
 struct Suppression {
   const Real* boxes;  // (N, 4)
+  BoxExtent<Real> extent;
   const std::vector<int32_t>& order;
   OverlapsAny overlaps_any;
   double threshold;
   std::vector<uint8_t>& kept;  // by rank
+
+  void run(const int32_t* ranks, int64_t n) const {
+    KeptGrid<Real> grid = n < kManyCandidates ? KeptGrid<Real>(threshold) : KeptGrid<Real>(threshold, extent);
+    std::vector<int32_t> compared(n);
+    int64_t known = 0, block = kBlock;  // known: boxes kept so far
+    for (int64_t begin = 0; begin < n;) {
+      const int64_t end = std::min(begin + block, n);
+      // One parallel call per block pays only when there is much to compare.
+      const int64_t grain = n >= kManyCandidates && known >= kBlock ? kBlock / 8 : kBlock;
+      torch::stable::parallel_for(begin, end, grain, [&](int64_t from, int64_t to) {
+        for (int64_t i = from; i < to; ++i) compared[i] = compare(grid, ranks[i]);
+      });
+      const int64_t added = keep_survivors(grid, ranks, compared, begin, end);
+      // Where hardly any box is kept, a longer block leaves little to do in order.
+      if (added < (end - begin) / 16) block *= 2;
+      known += added;
+      begin = end;
+    }
+  }
+
+ private:
+  static constexpr int32_t kSuppressed = -1;
 
   void read(int32_t rank, Real box[5]) const {
     const Real* row = boxes + 4 * int64_t(order[rank]);
@@ -94,31 +113,29 @@ struct Suppression {
     box[4] = math::box_area(row[0], row[1], row[2], row[3]);
   }
 
-  void run(const int32_t* ranks, int64_t n) const {
-    KeptBoxes<Real> list(n);
-    for (int64_t begin = 0; begin < n; begin += kBlock) {
-      const int64_t end = std::min(begin + kBlock, n);
-      const int64_t known = list.size();
-      uint8_t alive[kBlock];
-      // One parallel call per block pays only when there is much to compare with.
-      const int64_t grain = n >= kManyCandidates && known >= kBlock ? kBlock / 8 : kBlock;
-      torch::stable::parallel_for(begin, end, grain, [&](int64_t from, int64_t to) {
-        Real box[5];
-        for (int64_t i = from; i < to; ++i) {
-          read(ranks[i], box);
-          alive[i - begin] = !overlaps_any(list.columns(), 0, known, box, threshold);
-        }
-      });
-      Real box[5];
-      for (int64_t i = begin; i < end; ++i) {
-        if (!alive[i - begin]) continue;
-        read(ranks[i], box);
-        // The boxes before `known` were passed above. A read past the last one meets the padding.
-        if (overlaps_any(list.columns(), known, list.size(), box, threshold)) continue;
-        list.append(box);
-        kept[ranks[i]] = 1;
-      }
+  // With how many kept boxes of its cell a candidate was compared, or kSuppressed.
+  int32_t compare(const KeptGrid<Real>& grid, int32_t rank) const {
+    Real box[5];
+    read(rank, box);
+    const KeptBoxes<Real>& near = grid.near(box);
+    return overlaps_any(near.tiles(), 0, near.size(), box, threshold) ? kSuppressed : int32_t(near.size());
+  }
+
+  int64_t keep_survivors(KeptGrid<Real>& grid, const int32_t* ranks, const std::vector<int32_t>& compared,
+                         int64_t begin, int64_t end) const {
+    int64_t count = 0;
+    Real box[5];
+    for (int64_t i = begin; i < end; ++i) {
+      if (compared[i] == kSuppressed) continue;
+      read(ranks[i], box);
+      const KeptBoxes<Real>& near = grid.near(box);
+      // A read past the last box meets the padding.
+      if (overlaps_any(near.tiles(), compared[i], near.size(), box, threshold)) continue;
+      grid.append(box);
+      kept[ranks[i]] = 1;
+      ++count;
     }
+    return count;
   }
 };
 
@@ -127,8 +144,9 @@ void suppress(const NmsWork& work, const std::vector<int32_t>& order, const List
               std::vector<uint8_t>& kept) {
   const double threshold =
       std::is_same_v<Real, double> ? work.iou_threshold : math::round_down(work.iou_threshold);
-  const Suppression<Real> suppression{static_cast<const Real*>(work.boxes), order,
-                                      kernels(work.boxes_dtype).overlaps_any, threshold, kept};
+  const auto* rows = static_cast<const Real*>(work.boxes);
+  const Suppression<Real> suppression{
+      rows, extent_of(rows, work.n), order, kernels(work.boxes_dtype).overlaps_any, threshold, kept};
   auto run = [&](int64_t list) {
     suppression.run(lists.ranks.data() + lists.starts[list], lists.starts[list + 1] - lists.starts[list]);
   };

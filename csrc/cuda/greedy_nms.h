@@ -1,34 +1,41 @@
-// What one block does with the keys of one image: find those of the greatest scores, sort them, suppress greedily.
+// Greedy suppression in each image of a batch: the keys of the greatest scores are found, sorted, and settled in falling
+// order. Keys are taken a tile at a time, so an early end saves the rest.
 //
-// Greedy suppression keeps boxes in falling order, and only the kept ones matter: nothing is compared but candidates with
-// kept boxes, and within a group of 64 each with each. Keys are sorted a tile at a time, so an early end saves the rest.
-// Results depend on the keys alone, not on the order in which threads meet them.
+// The first tile, which is mostly the only one, is spread over the device: one block sorts it and decodes its boxes
+// (sort_first_tile), many compare them in pairs of groups (compare_first_tile), and the last of these blocks to come settles
+// the image (suppress_image): first by those comparisons, then, where boxes are still wanted, one tile after the other
+// against the boxes kept so far.
+//
+// Results depend on the keys alone, not on the order in which threads and blocks meet them.
 #pragma once
 
-#include "../math/nms.h"
 #include "launch.h"
+#include "suppression.h"
 
 namespace fcos_fast {
 
+using Key = math::key_t<float>;
+
 constexpr int kGroup = 64;   // candidates that are settled together
-constexpr int kWorkers = 8;  // neighbouring threads that compare one of them
-constexpr int kImageThreads =
-    kGroup * kWorkers;                    // of the one block of an image; one fits on a multiprocessor
+constexpr int kWorkers = 8;  // neighbouring threads that look at one of them
+constexpr int kImageThreads = kGroup * kWorkers;
 constexpr int kTile = 2 * kImageThreads;  // keys that are sorted together
-constexpr unsigned kWholeWarp = 0xffffffffu;
+constexpr int64_t kCompareBlocks = 528;   // of all images: four for each of 132 multiprocessors
+constexpr int kNearKept = 256;            // kept boxes in shared memory; the others lie in global memory
+static_assert(kWorkers == 8 && kGroup == 64, "a byte of the group's 64 bits per worker");
 
 // ---- selection ----
 
-template <class Key>
 struct Selection {
   Key cutoff;      // the keys from here on
   unsigned total;  // number of all keys
+  unsigned taken;  // of those from the cutoff on, where they were
 };
 
 struct SelectionMemory {
   unsigned histogram[256];
   unsigned long long least, greatest;  // scores
-  unsigned total, above;
+  unsigned total, above, taken;
   int digit;
 };
 
@@ -86,13 +93,13 @@ __device__ __forceinline__ void find_digit(unsigned wanted, SelectionMemory& mem
 
 // Of the keys that source(f) hands to f, all threads of the block together: a cutoff from which on there are at most
 // `most`, and at least `least` where there are that many. Radix selection from the highest bit in which scores differ.
-template <class Key, class Source>
-__device__ Selection<Key> select_greatest(const Source& source, unsigned most, unsigned least,
-                                          SelectionMemory& memory) {
+template <class Source>
+__device__ Selection select_greatest(const Source& source, unsigned most, unsigned least,
+                                     SelectionMemory& memory) {
   constexpr int kDigit = 8;
   survey(source, memory);
   const unsigned total = memory.total;
-  if (total <= most) return {1, total};
+  if (total <= most) return {1, total, 0};
 
   const unsigned long long differing = memory.least ^ memory.greatest;
   // The digit of the highest bit that differs; what is above it is common to all keys.
@@ -112,7 +119,7 @@ __device__ Selection<Key> select_greatest(const Source& source, unsigned most, u
     __syncthreads();
     above += memory.above;
     // No two keys are equal: the digit at shift 0 leaves nothing to choose.
-    if (above >= least) return {prefix + (Key(memory.digit + 1) << shift), total};
+    if (above >= least) return {prefix + (Key(memory.digit + 1) << shift), total, 0};
     prefix |= Key(memory.digit) << shift;
   }
 }
@@ -120,8 +127,7 @@ __device__ Selection<Key> select_greatest(const Source& source, unsigned most, u
 // ---- sorting ----
 
 // Bitonic sort of keys in shared memory, greatest first; the memory has room for the next power of two.
-template <class Key>
-__device__ void sort_falling(Key* keys, int count) {
+__device__ __forceinline__ void sort_descending(Key* keys, int count) {
   int padded = 1;
   while (padded < count) padded *= 2;
   for (int i = count + threadIdx.x; i < padded; i += blockDim.x) keys[i] = 0;
@@ -131,8 +137,8 @@ __device__ void sort_falling(Key* keys, int count) {
       for (int pair = threadIdx.x; pair < padded / 2; pair += blockDim.x) {
         const int low = 2 * pair - (pair & (stride - 1));
         const Key a = keys[low], b = keys[low + stride];
-        const bool falling = (low & size) == 0;
-        if ((a < b) == falling) {
+        const bool descending = (low & size) == 0;
+        if ((a < b) == descending) {
           keys[low] = b;
           keys[low + stride] = a;
         }
@@ -142,117 +148,289 @@ __device__ void sort_falling(Key* keys, int count) {
   }
 }
 
+// ---- tiles ----
+
+// Problem: Label; each_key(f) hands all keys of the image to f, the threads of the block sharing them; candidate(key, box)
+// returns the label and the box as it is compared; may_be_kept(box); keep(slot, key) writes a result.
+
+template <class Label>
+struct Tile {  // in shared memory
+  Key keys[kTile];
+  float4 boxes[kTile];
+  Label labels[kTile];
+};
+
+// The first tile of each image, in global memory. Bit k of word w of a candidate's suppressors: candidate 64 w + k, of a
+// greater key, suppresses it if it is kept. Words w > candidate / 64 are not written.
+template <class Label>
+struct FirstTiles {
+  int length;                       // room in each, a multiple of kGroup
+  Key* keys;                        // (B, length)
+  float4* boxes;                    // (B, length)
+  Label* labels;                    // (B, length)
+  unsigned long long* suppressors;  // (B, length, length / kGroup)
+  unsigned* sizes;                  // (B)
+  unsigned* totals;                 // (B) of all keys
+  unsigned* arrived;                // (B) blocks of compare_first_tile
+
+  // For images of at most n candidates.
+  FirstTiles(const Cuda& device, int64_t batch, int64_t n)
+      : length(int(std::min<int64_t>(kTile, std::max<int64_t>(1, (n + kGroup - 1) / kGroup) * kGroup))),
+        keys(device.scratch<Key>(batch * length)),
+        boxes(device.scratch<float4>(batch * length)),
+        labels(device.scratch<Label>(batch * length)),
+        suppressors(device.scratch<unsigned long long>(batch * length * (length / kGroup))),
+        sizes(device.scratch<unsigned>(batch)),
+        totals(device.scratch<unsigned>(batch)),
+        arrived(device.scratch<unsigned>(batch)) {}
+
+  // Of compare_first_tile, in each image.
+  int compare_blocks(int64_t batch) const {
+    const int64_t groups = length / kGroup, pairs = groups * (groups + 1) / 2;
+    return int(std::max<int64_t>(1, std::min<int64_t>(pairs, kCompareBlocks / batch)));
+  }
+
+  __device__ const unsigned long long* suppressors_of(int64_t image, int candidate) const {
+    return suppressors + (image * length + candidate) * (length / kGroup);
+  }
+};
+
+// The keys that are not above `last`, in falling order, at most kTile of them.
+template <class Problem>
+__device__ Selection take_greatest(const Problem& problem, Key last, SelectionMemory& memory, Key* keys) {
+  const auto remaining = [&](const auto& f) {
+    problem.each_key([&](Key key) {
+      if (key <= last) f(key);
+    });
+  };
+  Selection selection = select_greatest(remaining, kTile, kTile / 2, memory);
+  if (threadIdx.x == 0) memory.taken = 0;
+  __syncthreads();
+  remaining([&](Key key) {
+    if (key >= selection.cutoff) keys[atomicAdd(&memory.taken, 1u)] = key;
+  });
+  __syncthreads();
+  selection.taken = memory.taken;
+  sort_descending(keys, int(selection.taken));
+  return selection;
+}
+
+// `keys` has room for a tile in shared memory.
+template <class Problem, class Label>
+__device__ void sort_first_tile(const Problem& problem, int64_t image, const FirstTiles<Label>& first,
+                                SelectionMemory& memory, Key* keys) {
+  const Selection selection = take_greatest(problem, ~Key(0), memory, keys);
+  for (unsigned i = threadIdx.x; i < selection.taken; i += kImageThreads) {
+    const int64_t at = image * first.length + i;
+    first.keys[at] = keys[i];
+    first.labels[at] = problem.candidate(keys[i], first.boxes[at]);
+  }
+  if (threadIdx.x == 0) {
+    first.sizes[image] = selection.taken;
+    first.totals[image] = selection.total;
+    first.arrived[image] = 0;
+  }
+}
+
+// Bit k: the tile's candidate `first` + k, one before `own`, suppresses it if it is kept.
+template <class Label>
+__device__ __forceinline__ unsigned char suppressor_bits(const Tile<Label>& tile, int own, int first,
+                                                         float threshold) {
+  const float4 box = tile.boxes[own];
+  const Label label = tile.labels[own];
+  unsigned bits = 0;
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    const int other = first + k;
+    if (other < own && tile.labels[other] == label && overlaps(tile.boxes[other], box, threshold))
+      bits |= 1u << k;
+  }
+  return (unsigned char)bits;
+}
+
+// Loads the image's first tile and compares its pairs of groups from `block` on, one in so many `blocks`.
+template <class Label>
+__device__ void compare_first_tile(const FirstTiles<Label>& first, int64_t image, int block, int blocks,
+                                   float threshold, Tile<Label>& tile) {
+  const int size = int(first.sizes[image]), groups = (size + kGroup - 1) / kGroup;
+  for (int i = threadIdx.x; i < size; i += kImageThreads) {
+    const int64_t at = image * first.length + i;
+    tile.keys[i] = first.keys[at];
+    tile.boxes[i] = first.boxes[at];
+    tile.labels[i] = first.labels[at];
+  }
+  __syncthreads();
+  const int in_group = int(threadIdx.x) / kWorkers, worker = int(threadIdx.x) % kWorkers;
+  for (int pair = block; pair < groups * (groups + 1) / 2; pair += blocks) {
+    int row = 0;  // of (0, 0), (1, 0), (1, 1), (2, 0), ...
+    while ((row + 1) * (row + 2) / 2 <= pair) ++row;
+    const int column = pair - row * (row + 1) / 2, own = row * kGroup + in_group;
+    if (own >= size) continue;
+    auto* words = first.suppressors + (image * first.length + own) * (first.length / kGroup);
+    reinterpret_cast<unsigned char*>(words + column)[worker] =
+        suppressor_bits(tile, own, column * kGroup + worker * kWorkers, threshold);
+  }
+}
+
 // ---- suppression ----
 
-template <class Real>
-struct Candidate {
-  Real box[5];  // x1, y1, x2, y2, area
-  int64_t label;
-};
-
-template <class Real>
-__device__ __forceinline__ bool suppresses(const Candidate<Real>& a, const Candidate<Real>& b,
-                                           Real threshold) {
-  return a.label == b.label && math::overlaps(a.box, b.box, threshold);
-}
-
-template <class Real, class Key>
+template <class Label>
 struct GreedyMemory {
   SelectionMemory selection;
-  Key tile[kTile];
-  int tile_size;
-  Candidate<Real> group[kGroup];
-  unsigned char suppressed[kGroup];
-  unsigned long long suppresses[kGroup];  // bit k: candidate k of the group, a later one
-  unsigned long long kept;
+  Tile<Label> tile;
+  unsigned short chosen[kTile];  // kept candidates of the tile
+  float4 kept_boxes[kNearKept];
+  Label kept_labels[kNearKept];
+  bool suppressed[kGroup];
+  unsigned long long suppressors[kGroup];  // of the same group
 };
 
-// Settles candidates [0, size) of the group against the boxes kept before and against each other; bits of those to keep.
-template <class Real, class Key>
-__device__ unsigned long long settle_group(GreedyMemory<Real, Key>& memory, int size,
-                                           const Candidate<Real>* kept, int64_t count, int64_t most,
-                                           Real threshold) {
-  const int i = threadIdx.x / kWorkers, worker = threadIdx.x % kWorkers;
-  // One thread alone reads what it overwrites below; a vote is no barrier for memory.
-  bool is_suppressed = i >= size || (worker == 0 && memory.suppressed[i]);
-  unsigned bits = 0;
+// The boxes that an image keeps; those from kNearKept on lie in global memory.
+template <class Label>
+struct Kept {
+  int most, room, count = 0;
+  float4* boxes;  // (B, room)
+  Label* labels;  // (B, room)
+
+  Kept(const Cuda& device, int64_t batch, int64_t most)
+      : most(int(most)),
+        room(int(std::max<int64_t>(0, most - kNearKept))),
+        boxes(device.scratch<float4>(batch * room)),
+        labels(device.scratch<Label>(batch * room)) {}
+
+  // Of all images the one.
+  __device__ Kept of(int64_t image) const {
+    Kept one = *this;
+    one.boxes += image * room;
+    one.labels += image * room;
+    return one;
+  }
+};
+
+// Settles the group of candidates from `begin` on. is_suppressed(i, worker): is candidate i suppressed by a box kept
+// before, as far as this worker of eight looks? suppressors(i, worker): a byte, bit k for candidate 8 worker + k of the
+// group. Returns the kept ones to all threads.
+template <class Problem, class Label, class IsSuppressed, class Suppressors>
+__device__ unsigned long long settle_group(const Problem& problem, GreedyMemory<Label>& memory, int begin,
+                                           int size, Kept<Label>& kept, int chosen_before,
+                                           const IsSuppressed& is_suppressed,
+                                           const Suppressors& suppressors) {
+  const int own = int(threadIdx.x) / kWorkers, worker = int(threadIdx.x) % kWorkers, i = begin + own;
+  bool gone = i >= size || (worker == 0 && !problem.may_be_kept(memory.tile.boxes[i]));
   if (i < size) {
-    const Candidate<Real> own = memory.group[i];
-    // Kept boxes are few and read by all threads in step: the first cache serves them as shared memory would, and holds
-    // any number.
-    for (int64_t j = worker; j < count && !is_suppressed; j += kWorkers)
-      is_suppressed = suppresses(kept[j], own, threshold);
-    const int first = worker * kWorkers;
-    for (int k = 0; k < kWorkers; ++k) {
-      const int other = first + k;
-      if (other > i && other < size && suppresses(own, memory.group[other], threshold)) bits |= 1u << k;
-    }
+    gone = is_suppressed(i, worker) || gone;
+    reinterpret_cast<unsigned char*>(&memory.suppressors[own])[worker] = suppressors(i, worker);
   }
-  reinterpret_cast<unsigned char*>(&memory.suppresses[i])[worker] = (unsigned char)bits;
-  const unsigned votes = __ballot_sync(kWholeWarp, is_suppressed);
-  if (worker == 0) memory.suppressed[i] = i >= size || (votes >> (threadIdx.x % 32) & 0xffu) != 0;
+  const unsigned votes = __ballot_sync(kWholeWarp, gone);
+  if (worker == 0) memory.suppressed[own] = (votes >> (threadIdx.x % 32) & 0xffu) != 0;
   __syncthreads();
-  if (threadIdx.x < 32) {
-    const unsigned low = __ballot_sync(kWholeWarp, !memory.suppressed[threadIdx.x]);
-    const unsigned high = __ballot_sync(kWholeWarp, !memory.suppressed[threadIdx.x + 32]);
-    unsigned long long alive = (unsigned long long)high << 32 | low, chosen = 0;
-    while (alive != 0 && count + __popcll(chosen) < most) {
-      const int best = __ffsll((long long)alive) - 1;
-      chosen |= 1ull << best;
-      alive &= ~(memory.suppresses[best] | 1ull << best);
-    }
-    if (threadIdx.x == 0) memory.kept = chosen;
+  const int lane = int(threadIdx.x) % 32;
+  const auto word = [&](int at) { return begin + at < size ? memory.suppressors[at] : 0; };
+  auto chosen = resolve(!memory.suppressed[lane], word(lane), !memory.suppressed[lane + 32], word(lane + 32));
+  while (kept.count + __popcll(chosen) > kept.most) chosen ^= 1ull << (63 - __clzll((long long)chosen));
+  if (threadIdx.x < kGroup && (chosen >> threadIdx.x & 1)) {
+    const int before = __popcll(chosen & ((1ull << threadIdx.x) - 1)), slot = kept.count + before;
+    const int candidate = begin + int(threadIdx.x);
+    memory.chosen[chosen_before + before] = (unsigned short)candidate;
+    const bool is_near = slot < kNearKept;
+    (is_near ? memory.kept_boxes[slot] : kept.boxes[slot - kNearKept]) = memory.tile.boxes[candidate];
+    (is_near ? memory.kept_labels[slot] : kept.labels[slot - kNearKept]) = memory.tile.labels[candidate];
   }
-  __syncthreads();
-  return memory.kept;
+  kept.count += __popcll(chosen);
+  __syncthreads();  // the kept boxes are written, the group is done with
+  return chosen;
 }
 
-// Problem: Real, Key; each_key(f) hands all keys of the image to f, the threads of the block sharing them;
-// candidate(key); may_be_kept(candidate); keep(slot, key) writes a result. Returns the number of kept boxes to all threads.
-// `kept` is scratch memory of `most` candidates.
-template <class Problem>
-__device__ int64_t suppress_image(const Problem& problem, Candidate<typename Problem::Real>* kept,
-                                  int64_t most, typename Problem::Real threshold,
-                                  GreedyMemory<typename Problem::Real, typename Problem::Key>& memory) {
-  using Key = typename Problem::Key;
-  static_assert(kWorkers == 8 && kGroup == 64, "a byte of the group's 64 bits per worker");
-  Key last = ~Key(0);
-  int64_t count = 0;
-  for (;;) {
-    const auto remaining = [&](const auto& f) {
-      problem.each_key([&](Key key) {
-        if (key <= last) f(key);
-      });
-    };
-    const auto selection = select_greatest<Key>(remaining, kTile, kTile / 2, memory.selection);
-    if (threadIdx.x == 0) memory.tile_size = 0;
-    __syncthreads();
-    remaining([&](Key key) {
-      if (key >= selection.cutoff) memory.tile[atomicAdd(&memory.tile_size, 1)] = key;
-    });
-    __syncthreads();
-    const int size = memory.tile_size;
-    sort_falling(memory.tile, size);
-    for (int begin = 0; begin < size; begin += kGroup) {
-      const int group = min(kGroup, size - begin);
-      if (threadIdx.x < group) {
-        memory.group[threadIdx.x] = problem.candidate(memory.tile[begin + threadIdx.x]);
-        memory.suppressed[threadIdx.x] = !problem.may_be_kept(memory.group[threadIdx.x]);
-      }
-      __syncthreads();
-      const auto chosen = settle_group(memory, group, kept, count, most, threshold);
-      if (threadIdx.x < kGroup && (chosen >> threadIdx.x & 1)) {
-        const int64_t slot = count + __popcll(chosen & ((1ull << threadIdx.x) - 1));
-        kept[slot] = memory.group[threadIdx.x];
-        problem.keep(slot, memory.tile[begin + threadIdx.x]);
-      }
-      count += __popcll(chosen);
-      __syncthreads();  // `kept` and the group
-      if (count >= most) return count;
-    }
-    if (unsigned(size) == selection.total) return count;
-    last = memory.tile[size - 1] - 1;
+// Writes the results of the tile's kept candidates.
+template <class Problem, class Label>
+__device__ void keep_chosen(const Problem& problem, const GreedyMemory<Label>& memory, int first_slot,
+                            int end) {
+  for (int slot = first_slot + int(threadIdx.x); slot < end; slot += kImageThreads)
+    problem.keep(slot, memory.tile.keys[memory.chosen[slot - first_slot]]);
+  __syncthreads();  // the tile is done with
+}
+
+// What one worker of a candidate needs of its suppressors in the first tile.
+struct SuppressorWords {
+  unsigned long long low, high;  // words `worker` and `worker` + 8
+  unsigned char own;             // byte `worker` of its own group
+};
+__device__ __forceinline__ SuppressorWords load_suppressors(const unsigned long long* words, int group,
+                                                            int worker) {
+  return {worker < group ? words[worker] : 0, worker + kWorkers < group ? words[worker + kWorkers] : 0,
+          reinterpret_cast<const unsigned char*>(words + group)[worker]};
+}
+
+// The tile of `memory` is the first one, and all its groups were compared.
+template <class Problem, class Label>
+__device__ void suppress_first_tile(const Problem& problem, const FirstTiles<Label>& first, int64_t image,
+                                    Kept<Label>& kept, GreedyMemory<Label>& memory) {
+  const int size = int(first.sizes[image]), worker = int(threadIdx.x) % kWorkers;
+  const auto load = [&](int begin) {
+    const int i = begin + int(threadIdx.x) / kWorkers;
+    return i < size ? load_suppressors(first.suppressors_of(image, i), begin / kGroup, worker)
+                    : SuppressorWords{};
+  };
+  unsigned long long low = 0, high = 0;  // kept candidates of the groups `worker` and `worker` + 8
+  SuppressorWords next = load(0);
+  for (int begin = 0; begin < size && kept.count < kept.most; begin += kGroup) {
+    const SuppressorWords words = next;
+    next = load(begin + kGroup);
+    const auto chosen = settle_group(
+        problem, memory, begin, size, kept, kept.count,
+        [&](int, int) { return ((words.low & low) | (words.high & high)) != 0; },
+        [&](int, int) { return words.own; });
+    if (begin / kGroup == worker) low = chosen;
+    if (begin / kGroup == worker + kWorkers) high = chosen;
   }
+  keep_chosen(problem, memory, 0, kept.count);
+}
+
+// Settles the keys up to `last` tile by tile.
+template <class Problem, class Label>
+__device__ void suppress_further_tiles(const Problem& problem, Key last, Kept<Label>& kept, float threshold,
+                                       GreedyMemory<Label>& memory) {
+  Tile<Label>& tile = memory.tile;
+  for (;;) {
+    const Selection selection = take_greatest(problem, last, memory.selection, tile.keys);
+    const int size = int(selection.taken), first_slot = kept.count;
+    for (int i = threadIdx.x; i < size; i += kImageThreads)
+      tile.labels[i] = problem.candidate(tile.keys[i], tile.boxes[i]);
+    __syncthreads();
+    for (int begin = 0; begin < size && kept.count < kept.most; begin += kGroup) {
+      const int near_count = min(kept.count, kNearKept);
+      settle_group(
+          problem, memory, begin, size, kept, kept.count - first_slot,
+          [&](int i, int worker) {
+            const float4 box = tile.boxes[i];
+            const Label label = tile.labels[i];
+            bool found = false;
+            for (int j = worker; j < near_count && !found; j += kWorkers)
+              found = memory.kept_labels[j] == label && overlaps(memory.kept_boxes[j], box, threshold);
+            for (int j = worker; j < kept.count - kNearKept && !found; j += kWorkers)
+              found = kept.labels[j] == label && overlaps(kept.boxes[j], box, threshold);
+            return found;
+          },
+          [&](int i, int worker) { return suppressor_bits(tile, i, begin + worker * kWorkers, threshold); });
+    }
+    const Key least = size > 0 ? tile.keys[size - 1] : 0;
+    keep_chosen(problem, memory, first_slot, kept.count);
+    if (selection.taken == selection.total || kept.count == kept.most) return;
+    last = least - 1;
+  }
+}
+
+// Of one image, for the block that came last; returns the number of kept boxes to all threads.
+template <class Problem, class Label>
+__device__ int suppress_image(const Problem& problem, const FirstTiles<Label>& first, int64_t image,
+                              Kept<Label> kept, float threshold, GreedyMemory<Label>& memory) {
+  suppress_first_tile(problem, first, image, kept, memory);
+  const unsigned size = first.sizes[image];
+  if (size < first.totals[image] && kept.count < kept.most) {
+    const Key last = first.keys[image * first.length + size - 1] - 1;
+    suppress_further_tiles(problem, last, kept, threshold, memory);
+  }
+  return kept.count;
 }
 
 }  // namespace fcos_fast

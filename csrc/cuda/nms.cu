@@ -1,10 +1,8 @@
-// Sort by score, and stably by class where there are classes. Boxes of one class, a segment, are compared pair by pair
-// into a bit mask, 64 boxes a word; then a block per segment walks its words in order. The walk settles 64 boxes at a
-// time in one warp's reach: one synchronisation per 64 candidates, not per kept box. Work and memory grow with the
-// squares of the segments' lengths, not of their sum.
-#include "../math/nms.h"
-
+// Boxes of one class, a segment, are compared pair by pair into a bit mask, 64 boxes a word; then a block per segment
+// walks its words in order. The walk settles 64 boxes at a time: two synchronisations per 64 candidates, not per kept box.
+// Work and memory grow with the squares of the segments' lengths, not of their sum.
 #include "launch.h"
+#include "suppression.h"
 
 namespace fcos_fast {
 namespace {
@@ -14,6 +12,7 @@ constexpr int kPlanThreads = 1024;        // of the one planning block
 constexpr int kPlanStretch = 8;           // boxes per thread and step
 constexpr int kCompareBlocks = 32 * 132;  // that share the tiles of all segments
 constexpr int kWalkThreads = 512;
+constexpr int kRows = 8;          // of the mask that a thread reads at once
 constexpr int kWalkBlocks = 264;  // that share the segments
 constexpr int64_t kMaxBlindWords = int64_t(1)
                                    << 23;  // of mask (64 MiB) that are allocated without asking for less
@@ -92,17 +91,13 @@ __device__ __forceinline__ int64_t segment_of(const int64_t* sums, int64_t count
   return low;
 }
 
-__device__ __forceinline__ void read_box(const float* boxes, int64_t i, float box[5]) {
-#pragma unroll
-  for (int c = 0; c < 4; ++c) box[c] = boxes[4 * i + c];
-  box[4] = math::box_area(box[0], box[1], box[2], box[3]);
-}
-
-// In a segment's mask, row i word w bit k: box 64 w + k comes after box i and is suppressed by it. Only words w >= i / 64 are
-// written.
+// In a segment's mask, row i word w > i / 64 bit k: box i suppresses box 64 w + k if it is kept. In word w = i / 64, of the
+// box's own group, the other way round: bits of the earlier boxes that suppress it. Other words are not written.
 __global__ void __launch_bounds__(kWord)
-    compare_kernel(const float* boxes, Segments segments, float threshold, unsigned long long* mask) {
-  __shared__ float others[kWord][5];
+    compare_kernel(const float4* __restrict__ boxes,  // (N)
+                   Segments segments, float threshold,
+                   unsigned long long* __restrict__ mask) {  // (words of all segments)
+  __shared__ float4 others[kWord];
   const int64_t count = *segments.count, tiles = segments.tiles[count];
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const int64_t s = segment_of(segments.tiles, count, tile);
@@ -111,63 +106,90 @@ __global__ void __launch_bounds__(kWord)
     if (column < row) continue;
     __syncthreads();  // the previous tile's boxes are done with
     const int64_t other = column * kWord + threadIdx.x;
-    if (other < n) read_box(boxes, first + other, others[threadIdx.x]);
+    if (other < n) others[threadIdx.x] = boxes[first + other];
     __syncthreads();
     const int64_t i = row * kWord + threadIdx.x;
     if (i >= n) continue;
-    float box[5];
-    read_box(boxes, first + i, box);
-    const int boxes_there = int(min(int64_t(kWord), n - column * kWord));
+    const float4 box = boxes[first + i];
+    const int end = row == column ? int(threadIdx.x) : int(min(int64_t(kWord), n - column * kWord));
     unsigned long long bits = 0;
-    for (int k = row == column ? threadIdx.x + 1 : 0; k < boxes_there; ++k) {
-      if (math::overlaps(box, others[k], threshold)) bits |= 1ull << k;
+    for (int k = 0; k < end; ++k) {
+      if (overlaps(box, others[k], threshold)) bits |= 1ull << k;
     }
     mask[segments.words[s] + i * words + column] = bits;
   }
 }
 
+// What a lane brings of a group of 64 boxes: the words of boxes `lane` and `lane` + 32 in the group's own column.
+struct OwnWords {
+  bool low_there, high_there;
+  unsigned long long low, high;
+};
+__device__ __forceinline__ OwnWords load_own_words(const unsigned long long* mask, int64_t words,
+                                                   int64_t word, int64_t n) {
+  const int64_t low = word * kWord + threadIdx.x % 32, high = low + 32;
+  return {low < n, high < n, low < n ? mask[low * words + word] : 0,
+          high < n ? mask[high * words + word] : 0};
+}
+
+// The places of the bits in order, the last one repeated up to a multiple of kRows. For threads below kWord.
+__device__ __forceinline__ void list_bits(unsigned long long bits, unsigned char* places) {
+  const int own = threadIdx.x, count = __popcll(bits);
+  if (!(bits >> own & 1)) return;
+  const int place = __popcll(bits & ((1ull << own) - 1));
+  places[place] = (unsigned char)own;
+  for (int i = count; place == count - 1 && i % kRows != 0; ++i) places[i] = (unsigned char)own;
+}
+
 // kept[r]: is the box of rank r, by falling score, kept? `ranks` of the boxes in the segments' order; null: the same.
 // `suppressed` is scratch, a word per chunk.
 __global__ void __launch_bounds__(kWalkThreads)
-    walk_kernel(const unsigned long long* mask, Segments segments, const int64_t* ranks,
-                unsigned long long* suppressed, bool* kept) {
-  __shared__ unsigned long long diagonal[kWord];
-  __shared__ unsigned long long kept_bits;
+    walk_kernel(const unsigned long long* __restrict__ mask,  // (words of all segments)
+                Segments segments,
+                const int64_t* __restrict__ ranks,  // (N)
+                unsigned long long* suppressed,     // (chunks of all segments)
+                bool* __restrict__ kept) {          // (N)
+  __shared__ unsigned long long next_suppressed;
+  __shared__ alignas(kRows) unsigned char rows[kWord];  // of the survivors
+  static_assert(kRows == 8, "as many bytes as one access reads");
   const int64_t count = *segments.count;
+  const int lane = threadIdx.x % 32;
   for (int64_t s = blockIdx.x; s < count; s += gridDim.x) {
     const int64_t start = segments.start[s], n = segments.start[s + 1] - start, words = chunks_of(n);
     const unsigned long long* own_mask = mask + segments.words[s];
     unsigned long long* own_suppressed = suppressed + segments.chunks[s];
     for (int64_t w = threadIdx.x; w < words; w += kWalkThreads) own_suppressed[w] = 0;
+    if (threadIdx.x == 0) next_suppressed = 0;
     __syncthreads();
+    OwnWords next = load_own_words(own_mask, words, 0, n);
     for (int64_t w = 0; w < words; ++w) {
-      const int64_t first = w * kWord;
-      const int boxes = int(min(int64_t(kWord), n - first));
-      if (threadIdx.x < boxes) diagonal[threadIdx.x] = own_mask[(first + threadIdx.x) * words + w];
-      __syncthreads();
-      if (threadIdx.x == 0) {
-        unsigned long long gone = own_suppressed[w], survivors = 0;
-        for (int k = 0; k < boxes; ++k) {
-          if (gone >> k & 1) continue;
-          survivors |= 1ull << k;
-          gone |= diagonal[k];
-        }
-        kept_bits = survivors;
-      }
-      __syncthreads();
-      const unsigned long long survivors = kept_bits;
-      if (threadIdx.x < boxes) {
-        const int64_t i = start + first + threadIdx.x;
-        kept[ranks == nullptr ? i : ranks[i]] = survivors >> threadIdx.x & 1;
-      }
-      for (int64_t v = w + 1 + threadIdx.x; v < words; v += kWalkThreads) {
+      const OwnWords own = next;
+      const unsigned long long gone = next_suppressed;
+      if (w + 1 < words) next = load_own_words(own_mask, words, w + 1, n);
+      const auto survivors = resolve(own.low_there && !(gone >> lane & 1), own.low,
+                                     own.high_there && !(gone >> (lane + 32) & 1), own.high);
+      if (threadIdx.x < kWord) list_bits(survivors, rows);
+      __syncthreads();  // all have read `next_suppressed`; `rows` are listed
+      const unsigned long long* first_row = own_mask + w * kWord * words;
+      // A thread keeps its words of `own_suppressed` from step to step, so that no other one waits for them.
+      for (int64_t v = words - 1 - threadIdx.x; v > w; v -= kWalkThreads) {
         unsigned long long bits = own_suppressed[v];
-        for (unsigned long long rest = survivors; rest != 0; rest &= rest - 1) {
-          bits |= own_mask[(first + __ffsll((long long)rest) - 1) * words + v];
+        for (int j = 0; j < __popcll(survivors); j += kRows) {
+          const auto eight = *reinterpret_cast<const unsigned long long*>(rows + j);
+          unsigned long long found[kRows];
+#pragma unroll
+          for (int k = 0; k < kRows; ++k)
+            found[k] = first_row[v + (eight >> 8 * k & 255) * (unsigned long long)(unsigned(words))];
+#pragma unroll
+          for (int k = 0; k < kRows; ++k) bits |= found[k];
         }
         own_suppressed[v] = bits;
+        if (v == w + 1) next_suppressed = bits;
       }
-      __syncthreads();  // `own_suppressed` of the next word, and `diagonal`, are settled
+      const int64_t i = w * kWord + threadIdx.x;
+      if (threadIdx.x < kWord && i < n)
+        kept[ranks == nullptr ? start + i : ranks[start + i]] = survivors >> threadIdx.x & 1;
+      __syncthreads();  // `next_suppressed` is settled, `rows` are done with
     }
   }
 }
@@ -198,7 +220,8 @@ void run_nms(Cuda device, const SortedNmsWork& work) {
   const int64_t words = mask_words(segments, work.n, one_segment, stream);
   auto* mask = device.scratch<unsigned long long>(words);
   const float threshold = math::round_down(work.iou_threshold);
-  compare_kernel<<<kCompareBlocks, kWord, 0, stream>>>(work.boxes, segments, threshold, mask);
+  compare_kernel<<<kCompareBlocks, kWord, 0, stream>>>(reinterpret_cast<const float4*>(work.boxes), segments,
+                                                       threshold, mask);
   check_launch();
   auto* suppressed = device.scratch<unsigned long long>(work.n);
   walk_kernel<<<one_segment ? 1 : kWalkBlocks, kWalkThreads, 0, stream>>>(mask, segments, work.ranks,

@@ -1,59 +1,87 @@
-// One launch, one block per image.
+// Two launches: a block per image sorts its first tile, then several compare it, and the last settles the image: see
+// greedy_nms.h.
 #include "greedy_nms.h"
 
 namespace fcos_fast {
 namespace {
 
-template <class RealType, class Score>
 struct PaddedImage {
-  using Real = RealType;
-  using Key = math::key_t<Score>;
-  const Real* boxes;
-  const Score* scores;
-  const int64_t* labels;
-  int64_t n;
-  int64_t* indices;
+  using Label = int64_t;
+  const float* __restrict__ scores;    // (N)
+  const float4* __restrict__ boxes;    // (N)
+  const int64_t* __restrict__ labels;  // (N), or null
+  int64_t n, max_detections;
+  int64_t* __restrict__ indices;  // (max_detections)
 
+  PaddedImage(const NmsPaddedWork& work)
+      : scores(static_cast<const float*>(work.scores)),
+        boxes(static_cast<const float4*>(work.boxes)),
+        labels(work.labels),
+        n(work.n),
+        max_detections(work.max_detections),
+        indices(work.indices) {}
+
+  // Of all images, whose arrays lie one after the other, the one.
+  __device__ PaddedImage of(int64_t image) const {
+    PaddedImage one = *this;
+    one.scores += image * n;
+    one.boxes += image * n;
+    if (labels != nullptr) one.labels += image * n;
+    one.indices += image * max_detections;
+    return one;
+  }
   template <class F>
   __device__ void each_key(const F& f) const {
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
-      if (scores[i] != Score(-INFINITY)) f(math::make_key(scores[i], uint32_t(i)));
+    for (int64_t i = threadIdx.x; i < n; i += kImageThreads) {
+      if (scores[i] != -INFINITY) f(math::make_key(scores[i], uint32_t(i)));
     }
   }
-  __device__ Candidate<Real> candidate(Key key) const {
+  __device__ Label candidate(Key key, float4& box) const {
     const int64_t i = math::index_of(key);
-    const Real* b = boxes + 4 * i;
-    return {{b[0], b[1], b[2], b[3], math::box_area(b[0], b[1], b[2], b[3])},
-            labels == nullptr ? 0 : labels[i]};
+    box = boxes[i];
+    return labels == nullptr ? 0 : labels[i];
   }
-  __device__ bool may_be_kept(const Candidate<Real>&) const { return true; }
+  __device__ bool may_be_kept(const float4&) const { return true; }
   __device__ void keep(int64_t slot, Key key) const { indices[slot] = math::index_of(key); }
 };
 
-template <class Real, class Score>
-__global__ void __launch_bounds__(kImageThreads, 1)
-    suppress_kernel(PaddedImage<Real, Score> image, Real threshold, int64_t most, Candidate<Real>* kept,
-                    int64_t* counts) {
-  __shared__ GreedyMemory<Real, math::key_t<Score>> memory;
-  const int64_t b = blockIdx.x;
-  image.boxes += 4 * b * image.n;
-  image.scores += b * image.n;
-  if (image.labels != nullptr) image.labels += b * image.n;
-  image.indices += b * most;
-  const int64_t count = suppress_image(image, kept + b * most, most, threshold, memory);
-  for (int64_t slot = count + threadIdx.x; slot < most; slot += blockDim.x) image.indices[slot] = -1;
-  if (threadIdx.x == 0) counts[b] = count;
+using Label = PaddedImage::Label;
+
+// A block per image.
+__global__ void __launch_bounds__(kImageThreads, 2) sort_kernel(PaddedImage images, FirstTiles<Label> first) {
+  __shared__ SelectionMemory memory;
+  __shared__ Key keys[kTile];
+  const int64_t image = blockIdx.x;
+  sort_first_tile(images.of(image), image, first, memory, keys);
+}
+
+// Blocks (image, pairs).
+__global__ void __launch_bounds__(kImageThreads, 2)
+    suppress_kernel(PaddedImage images, FirstTiles<Label> first, Kept<Label> kept, float threshold,
+                    int64_t* __restrict__ counts) {
+  __shared__ GreedyMemory<Label> memory;
+  const int64_t image = blockIdx.x;
+  compare_first_tile(first, image, int(blockIdx.y), int(gridDim.y), threshold, memory.tile);
+  if (!is_last_block(&first.arrived[image], gridDim.y)) return;
+  const PaddedImage problem = images.of(image);
+  const int count = suppress_image(problem, first, image, kept.of(image), threshold, memory);
+  for (int64_t slot = count + threadIdx.x; slot < images.max_detections; slot += kImageThreads)
+    problem.indices[slot] = -1;
+  if (threadIdx.x == 0) counts[image] = count;
 }
 
 }  // namespace
 
 void run_nms_padded(Cuda device, const NmsPaddedWork& work) {
-  const PaddedImage<float, float> image{static_cast<const float*>(work.boxes),
-                                        static_cast<const float*>(work.scores), work.labels, work.n,
-                                        work.indices};
-  auto* kept = device.scratch<Candidate<float>>(work.batch * work.max_detections);
-  suppress_kernel<<<unsigned(work.batch), kImageThreads, 0, stream_of(device)>>>(
-      image, math::round_down(work.iou_threshold), work.max_detections, kept, work.counts);
+  const cudaStream_t stream = stream_of(device);
+  const PaddedImage images(work);
+  const FirstTiles<Label> first(device, work.batch, work.n);
+  sort_kernel<<<unsigned(work.batch), kImageThreads, 0, stream>>>(images, first);
+  check_launch();
+  const Kept<Label> kept(device, work.batch, std::min(work.n, work.max_detections));
+  const dim3 grid{unsigned(work.batch), unsigned(first.compare_blocks(work.batch))};
+  suppress_kernel<<<grid, kImageThreads, 0, stream>>>(images, first, kept,
+                                                      math::round_down(work.iou_threshold), work.counts);
   check_launch();
 }
 

@@ -2,10 +2,11 @@
 //
 // 1. filter_kernel reads all logits once, compares them with one bound, and appends the keys of the few candidates to a
 //    list per segment: a level of an image, or all levels of an image, whichever the top-k is over.
-// 2. select_kernel, one block per segment, finds the key where the top-k ends. Where a list was too short for the
-//    candidates, it takes them from the maps again and leaves just the top-k in the list. Where the top-k is of the
-//    classifications, it replaces their keys by those of the scores.
-// 3. detect_kernel, one block per image, decodes and suppresses the selected keys in falling order.
+// 2. select_kernel leaves the top-k in each list. One block does it where the list held all candidates. Where it did not
+//    (a low threshold), candidates are taken from the maps again: a block for each part of 16,384 items leaves the top-k
+//    of the part, and the last of several blocks to come merges theirs, until one is left. Where the top-k is of the
+//    classifications, their keys become those of the scores. The last segment of an image to be done sorts its first tile.
+// 3. detect_kernel compares and suppresses in falling order: see greedy_nms.h.
 #include "../math/postprocess.h"
 
 #include "greedy_nms.h"
@@ -16,51 +17,74 @@ namespace {
 using math::kMaxLevels;
 using math::PostprocessLevel;
 using math::PostprocessRule;
+using Label = int32_t;
 
-constexpr int kPacks = 4;               // of 16 bytes that a thread of filter_kernel reads
-constexpr int64_t kListLength = 16384;  // keys of a segment that are not worth reading the maps again
+constexpr int kPacks = 4;          // of 16 bytes that a thread of filter_kernel reads
+constexpr uint32_t kPart = 16384;  // most items, or keys, that one block takes the top-k of
+constexpr int64_t kSelectBlocks =
+    528;  // about as many of select_kernel: four for each of 132 multiprocessors
 
-template <class RealType>
 struct Work {
-  using Real = RealType;
-  using Key = math::key_t<Real>;
   int levels;
-  uint32_t first_block[kMaxLevels];  // of filter_kernel, by level
   PostprocessLevel level[kMaxLevels];
   PostprocessRule rule;
-  Real lowest;  // logit
-  uint32_t topk, capacity;
-  uint32_t* counts;  // candidates by segment, also those that found no place in the list
-  Key* lists;        // (segments, capacity)
-  Key* cutoffs;      // by segment: where the top-k ends
+  float lowest;                         // logit
+  uint32_t first_block[kMaxLevels];     // of filter_kernel, by level
+  uint32_t first_part[kMaxLevels + 1];  // by level, and the number of all in an image
+  int64_t first_key[kMaxLevels + 1];    // by level, in the lists of an image; 0 where the top-k is of images
+  uint32_t topk, capacity;              // capacity: of a list, which is shorter where there are fewer items
+  uint32_t room;                        // for the top-k of a part
 
+  // A segment is a level of an image, image after image, or an image.
+  uint32_t* counts;      // (segments) candidates, also those that found no place in the list
+  Key* lists;            // (B, first_key[levels])
+  uint32_t* part_sizes;  // (B, first_part[levels])
+  uint32_t* arrived;     // (B, first_part[levels]) blocks that merge
+  uint32_t* selected;    // (segments) keys that select_kernel left in the list
+  uint32_t* done;        // (B) segments
+
+  const float* sizes;      // (B, 2)
+  float* boxes;            // (B, max_detections, 4)
+  float* scores;           // (B, max_detections)
+  int64_t* labels;         // (B, max_detections)
+  int64_t* result_counts;  // (B)
+
+  __host__ __device__ int segments_of_image() const { return rule.topk_per_level ? levels : 1; }
   __device__ int64_t segment(int64_t image, int l) const {
     return rule.topk_per_level ? image * levels + l : image;
   }
-  __device__ uint32_t items(int l) const {
+  __device__ Key* list(int64_t image, int l) const {
+    return lists + image * first_key[levels] + first_key[l];
+  }
+  __host__ __device__ uint32_t items(int l) const {
     return uint32_t(rule.multi_label ? level[l].locations * rule.classes : level[l].locations);
   }
 };
 
-static_assert(sizeof(Work<double>) < 4096, "a kernel's parameters end at 4 KiB");
+static_assert(sizeof(Work) + sizeof(FirstTiles<Label>) + sizeof(Kept<Label>) < 4096,
+              "a kernel's parameters end at 4 KiB");
+
+// The last level whose first block, or part, is not after this one.
+__device__ __forceinline__ int level_of(uint32_t i, const uint32_t* first, int levels) {
+  int l = 0;
+  while (l + 1 < levels && i >= first[l + 1]) ++l;
+  return l;
+}
 
 // ---- candidates ----
 
 // The key of a pair, or 0 if it is no candidate.
-template <class Real>
-__device__ __forceinline__ math::key_t<Real> key_of_pair(const Work<Real>& work, int l, int64_t image,
-                                                         uint32_t location, uint32_t c, Real logit) {
+__device__ __forceinline__ Key key_of_pair(const Work& work, int l, int64_t image, uint32_t location,
+                                           uint32_t c, float logit) {
   const PostprocessLevel& level = work.level[l];
-  const Real score = math::score_of_logit(logit, level, image, location, work.rule);
-  if (!(score >= Real(0))) return 0;
+  const float score = math::score_of_logit(logit, level, image, location, work.rule);
+  if (!(score >= 0.0f)) return 0;
   return math::make_key(math::rank_of(score, logit, work.rule),
                         uint32_t((level.first + location) * work.rule.classes + c));
 }
 
 // Of a position in the dense memory of a level's logits.
-template <class Real>
-__device__ math::key_t<Real> key_at(const Work<Real>& work, int l, int64_t image, uint32_t position,
-                                    Real logit) {
+__device__ Key key_at(const Work& work, int l, int64_t image, uint32_t position, float logit) {
   if (!(logit >= work.lowest)) return 0;
   const bool rows = work.level[l].logits.channel_stride == 1;
   const uint32_t inner = uint32_t(rows ? work.rule.classes : work.level[l].locations);
@@ -70,58 +94,51 @@ __device__ math::key_t<Real> key_at(const Work<Real>& work, int l, int64_t image
 }
 
 // Of the class of the greatest logit.
-template <class T, class Real>
-__device__ math::key_t<Real> key_of_best(const Work<Real>& work, int l, int64_t image, uint32_t location) {
+template <class T>
+__device__ Key key_of_best(const Work& work, int l, int64_t image, uint32_t location) {
   const math::FeatureMap& map = work.level[l].logits;
   const T* x = static_cast<const T*>(map.data) + image * map.image_stride + location * map.location_stride;
-  Real best = 0;
+  float best = 0;
   int64_t chosen = -1;
   for (int64_t c = 0; c < work.rule.classes; ++c) {
-    const Real logit = Real(x[c * map.channel_stride]);
+    const float logit = float(x[c * map.channel_stride]);
     if (logit >= work.lowest && (chosen < 0 || logit > best)) {
       best = logit;
       chosen = c;
     }
   }
-  return chosen < 0 ? math::key_t<Real>(0) : key_of_pair(work, l, image, location, uint32_t(chosen), best);
+  return chosen < 0 ? Key(0) : key_of_pair(work, l, image, location, uint32_t(chosen), best);
 }
 
-template <class T, class Real>
-__device__ __forceinline__ math::key_t<Real> key_of_item(const Work<Real>& work, int l, int64_t image,
-                                                         uint32_t item) {
+template <class T>
+__device__ __forceinline__ Key key_of_item(const Work& work, int l, int64_t image, uint32_t item) {
   if (!work.rule.multi_label) return key_of_best<T>(work, l, image, item);
   const math::FeatureMap& map = work.level[l].logits;
-  return key_at(work, l, image, item,
-                Real((static_cast<const T*>(map.data) + image * map.image_stride)[item]));
+  const T* x = static_cast<const T*>(map.data) + image * map.image_stride;
+  return key_at(work, l, image, item, float(x[item]));
 }
 
 // ---- 1: filter ----
 
-// Appends the keys that are not 0; the whole warp calls it.
-template <class Real>
-__device__ __forceinline__ void append(const Work<Real>& work, int64_t segment, math::key_t<Real> key) {
+// Appends the keys that are not 0; the whole warp calls it. Was there room in the list? Where not, it is not read.
+__device__ __forceinline__ bool append(const Work& work, int64_t image, int l, Key key) {
   const unsigned owners = __ballot_sync(kWholeWarp, key != 0);
-  if (owners == 0) return;
+  if (owners == 0) return true;
   const int lane = threadIdx.x % 32;
   unsigned first = 0;
-  if (lane == 0) first = atomicAdd(&work.counts[segment], unsigned(__popc(owners)));
-  const unsigned place = __shfl_sync(kWholeWarp, first, 0) + __popc(owners & ((1u << lane) - 1));
-  if (key != 0 && place < work.capacity) work.lists[segment * work.capacity + place] = key;
+  if (lane == 0) first = atomicAdd(&work.counts[work.segment(image, l)], unsigned(__popc(owners)));
+  first = __shfl_sync(kWholeWarp, first, 0);
+  const unsigned place = first + __popc(owners & ((1u << lane) - 1));
+  if (key != 0 && place < work.capacity) work.list(image, l)[place] = key;
+  return first < work.capacity;
 }
 
-template <class Real>
-__device__ __forceinline__ int level_of_block(const Work<Real>& work) {
-  int l = 0;
-  while (l + 1 < work.levels && blockIdx.x >= work.first_block[l + 1]) ++l;
-  return l;
-}
-
-template <class T, class Real>
-__global__ void __launch_bounds__(kThreads) filter_kernel(const __grid_constant__ Work<Real> work) {
+template <class T>
+__global__ void __launch_bounds__(kThreads) filter_kernel(const __grid_constant__ Work work) {
   constexpr int kElements = 16 / sizeof(T);
   using Elements = Pack<T, kElements>;
-  const int l = level_of_block(work);
-  const int64_t image = blockIdx.y, segment = work.segment(image, l);
+  const int l = level_of(blockIdx.x, work.first_block, work.levels);
+  const int64_t image = blockIdx.y;
   const math::FeatureMap& map = work.level[l].logits;
   const T* x = static_cast<const T*>(map.data) + image * map.image_stride;
   const int64_t n = work.items(l);
@@ -142,227 +159,298 @@ __global__ void __launch_bounds__(kThreads) filter_kernel(const __grid_constant_
       }
     }
   }
-  unsigned found = 0;  // bit p: of pack p
+  uint32_t found = 0;  // bit p * kElements + k
 #pragma unroll
   for (int p = 0; p < kPacks; ++p) {
 #pragma unroll
     for (int k = 0; k < kElements; ++k) {
-      if (Real(packs[p].v[k]) >= work.lowest) found |= 1u << p;
+      if (float(packs[p].v[k]) >= work.lowest) found |= 1u << (p * kElements + k);
     }
   }
-  // Rare from here on: the logits are read again, and the packs need no register.
-#pragma unroll 1
-  for (int p = 0; p < kPacks; ++p) {
-    if (!__any_sync(kWholeWarp, found >> p & 1)) continue;
-    const int64_t begin = (first + p * kThreads) * kElements - before;
-#pragma unroll 1
-    for (int k = 0; k < kElements; ++k) {
-      const bool exists = begin + k >= 0 && begin + k < n;
-      append(work, segment, exists ? key_at(work, l, image, uint32_t(begin + k), Real(x[begin + k])) : 0);
+  // Rare from here on: each thread takes its own candidates one by one, so that mostly one atomic operation serves the
+  // warp. The logits are read again, and the packs need no register.
+  bool has_room = true;
+  while (has_room && __any_sync(kWholeWarp, found != 0)) {
+    Key key = 0;
+    if (found != 0) {
+      const int bit = __ffs(int(found)) - 1, p = bit / kElements, k = bit % kElements;
+      const int64_t at = (first + p * kThreads) * kElements - before + k;
+      found &= found - 1;
+      if (at >= 0 && at < n) key = key_at(work, l, image, uint32_t(at), float(x[at]));
     }
+    has_room = append(work, image, l, key);
   }
 }
 
-template <class T, class Real>
-__global__ void __launch_bounds__(kThreads) filter_best_kernel(const __grid_constant__ Work<Real> work) {
-  const int l = level_of_block(work);
+template <class T>
+__global__ void __launch_bounds__(kThreads) filter_best_kernel(const __grid_constant__ Work work) {
+  const int l = level_of(blockIdx.x, work.first_block, work.levels);
   const int64_t image = blockIdx.y;
   const uint32_t location = (blockIdx.x - work.first_block[l]) * kThreads + threadIdx.x;
-  const bool exists = location < work.items(l);
-  append(work, work.segment(image, l), exists ? key_of_best<T>(work, l, image, location) : 0);
+  append(work, image, l, location < work.items(l) ? key_of_best<T>(work, l, image, location) : 0);
 }
 
 // ---- 2: select ----
 
-// All candidates of a segment, from the maps.
-template <class T, class Real, class F>
-__device__ void each_candidate(const Work<Real>& work, int64_t segment, const F& f) {
-  const int64_t image = work.rule.topk_per_level ? segment / work.levels : segment;
-  const int own = int(segment - image * work.levels);
-  const int begin = work.rule.topk_per_level ? own : 0,
-            end = work.rule.topk_per_level ? own + 1 : work.levels;
-  for (int l = begin; l < end; ++l) {
-    const uint32_t items = work.items(l);
-    for (int64_t item = threadIdx.x; item < items; item += blockDim.x) {
-      const auto key = key_of_item<T>(work, l, image, uint32_t(item));
-      if (key != 0) f(key);
+struct SelectMemory {
+  SelectionMemory selection;
+  unsigned written;
+  Key keys[kTile];
+};
+
+// Lists of keys that lie equally far apart.
+struct Runs {
+  Key* keys;
+  const uint32_t* sizes;
+  uint32_t count;
+  size_t step, size_step;
+};
+
+// Leaves the greatest keys of all runs, at most `most`, where the first run begins; returns how many.
+__device__ uint32_t keep_greatest(const Runs& runs, uint32_t most, SelectMemory& memory) {
+  const auto source = [&](const auto& f) {
+    for (uint32_t r = 0; r < runs.count; ++r) {
+      const uint32_t size = runs.sizes[r * runs.size_step];
+      for (uint32_t i = threadIdx.x; i < size; i += kImageThreads) f(runs.keys[r * runs.step + i]);
+    }
+  };
+  const Selection selection = select_greatest(source, most, most, memory.selection);
+  if (runs.count == 1 && selection.total <= most) return selection.total;
+  if (threadIdx.x == 0) memory.written = 0;
+  for (uint32_t r = 0; r < runs.count; ++r) {
+    const uint32_t size = runs.sizes[r * runs.size_step];
+    for (uint32_t begin = 0; begin < size; begin += kImageThreads) {
+      const uint32_t i = begin + threadIdx.x;
+      const Key key = i < size ? runs.keys[r * runs.step + i] : 0;
+      __syncthreads();  // what is written is not beyond what was read
+      if (key >= selection.cutoff) runs.keys[atomicAdd(&memory.written, 1u)] = key;
     }
   }
+  __syncthreads();
+  return memory.written;
 }
 
-template <class T, class Real>
-__global__ void __launch_bounds__(kImageThreads, 1) select_kernel(const __grid_constant__ Work<Real> work) {
-  using Key = math::key_t<Real>;
-  __shared__ SelectionMemory memory;
-  __shared__ unsigned written;
-  const int64_t segment = blockIdx.x;
-  unsigned count = work.counts[segment];
-  Key* list = work.lists + segment * work.capacity;
-  Key cutoff = 1;
-  if (count > work.capacity) {
-    const auto source = [&](const auto& f) { each_candidate<T>(work, segment, f); };
-    cutoff = select_greatest<Key>(source, work.topk, work.topk, memory).cutoff;
-    if (threadIdx.x == 0) written = 0;
-    __syncthreads();
-    source([&](Key key) {
-      if (key >= cutoff) list[atomicAdd(&written, 1u)] = key;
-    });
-    __syncthreads();
-    count = written;
-    if (threadIdx.x == 0) work.counts[segment] = count;
-  } else if (count > work.topk) {
-    const auto source = [&](const auto& f) {
-      for (unsigned i = threadIdx.x; i < count; i += blockDim.x) f(list[i]);
-    };
-    cutoff = select_greatest<Key>(source, work.topk, work.topk, memory).cutoff;
+// Part `part` of the segment to which level l of the image belongs. Leaves the top-k of its items in `to`; returns how
+// many.
+template <class T>
+__device__ uint32_t select_part(const Work& work, int64_t image, int l, uint32_t part, Key* to,
+                                SelectMemory& memory) {
+  if (!work.rule.topk_per_level) {
+    l = level_of(part, work.first_part, work.levels);
+    part -= work.first_part[l];
+  }
+  const uint32_t first = part * kPart, items = work.items(l), end = first + min(kPart, items - first);
+  const auto source = [&](const auto& f) {
+    for (int64_t item = first + threadIdx.x; item < end; item += kImageThreads) {
+      const Key key = key_of_item<T>(work, l, image, uint32_t(item));
+      if (key != 0) f(key);
+    }
+  };
+  const Key cutoff = select_greatest(source, work.topk, work.topk, memory.selection).cutoff;
+  if (threadIdx.x == 0) memory.written = 0;
+  __syncthreads();
+  source([&](Key key) {
+    if (key >= cutoff) to[atomicAdd(&memory.written, 1u)] = key;
+  });
+  __syncthreads();
+  return memory.written;
+}
+
+// Parts are the leaves of a tree. Whoever comes last of a node's children merges them, and goes on as the node. Returns
+// whether this block was the last of all; then `size` keys stand where the list begins.
+__device__ bool merge_parts(const Work& work, int64_t image, int l, uint32_t part, uint32_t parts, Key* list,
+                            uint32_t& size, SelectMemory& memory) {
+  const int64_t first =
+      image * work.first_part[work.levels] + (work.rule.topk_per_level ? work.first_part[l] : 0);
+  uint32_t *sizes = work.part_sizes + first, *arrived = work.arrived + first;
+  const uint32_t ways = max(2u, kPart / work.room);
+  for (uint32_t span = 1; span < parts; span *= ways) {
+    if (threadIdx.x == 0) sizes[part] = size;
+    part -= part % (span * ways);
+    const uint32_t children = min(ways, (parts - part + span - 1) / span);
+    if (children == 1) continue;
+    // The place of the second child's first part is of no other node.
+    if (!is_last_block(&arrived[part + span], children)) return false;
+    const Runs runs{list + size_t(part) * work.room, sizes + part, children, size_t(span) * work.room, span};
+    size = keep_greatest(runs, work.topk, memory);
+  }
+  return true;
+}
+
+struct DetectedImage {
+  using Label = int32_t;
+  const Work& work;
+  int64_t image;
+
+  template <class F>
+  __device__ void each_key(const F& f) const {
+    for (int l = 0; l < work.segments_of_image(); ++l) {
+      const Key* list = work.list(image, l);
+      const uint32_t size = work.selected[work.segment(image, l)];
+      for (uint32_t i = threadIdx.x; i < size; i += kImageThreads) f(list[i]);
+    }
+  }
+  __device__ Label read_box(Key key, float box[4]) const {
+    const math::Place place = math::place_of(work.level, work.levels, work.rule, math::index_of(key));
+    math::decode_box(work.level[place.level], image, place.location, work.rule, box);
+    if (work.rule.clip_before_nms) clip(box);
+    return Label(place.c);
+  }
+  __device__ void clip(float box[4]) const { math::clip_box(work.rule, work.sizes + 2 * image, box); }
+  __device__ Label candidate(Key key, float4& compared) const {
+    float box[4];
+    const Label label = read_box(key, box);
+    const float last_pixel = work.rule.inclusive_boxes ? 1.0f : 0.0f;
+    compared = make_float4(box[0], box[1], box[2] + last_pixel, box[3] + last_pixel);
+    return work.rule.class_agnostic ? 0 : label;
+  }
+  __device__ bool may_be_kept(const float4& b) const {
+    const float box[4] = {b.x, b.y, b.z, b.w};
+    return math::may_be_kept(work.rule, box);
+  }
+  __device__ void keep(int64_t slot, Key key) const {
+    slot += image * work.rule.max_detections;
+    float box[4];
+    work.labels[slot] = read_box(key, box);
+    if (!work.rule.clip_before_nms) clip(box);
+    reinterpret_cast<float4*>(work.boxes)[slot] = make_float4(box[0], box[1], box[2], box[3]);
+    work.scores[slot] = math::score_of(key);
+  }
+};
+
+// Blocks (segment, some of its parts).
+template <class T>
+__global__ void __launch_bounds__(kImageThreads, 2)
+    select_kernel(const __grid_constant__ Work work, const FirstTiles<Label> first) {
+  __shared__ SelectMemory memory;
+  const int64_t segment = blockIdx.x, image = segment / work.segments_of_image();
+  const int l = int(segment - image * work.segments_of_image());
+  Key* list = work.list(image, l);
+  uint32_t size = 0;
+  if (work.counts[segment] <= work.capacity) {
+    if (blockIdx.y != 0) return;
+    size = keep_greatest({list, &work.counts[segment], 1, 0, 0}, work.topk, memory);
+  } else {
+    const uint32_t parts =
+        work.rule.topk_per_level ? work.first_part[l + 1] - work.first_part[l] : work.first_part[work.levels];
+    bool is_last = false;
+    for (uint32_t part = blockIdx.y; part < parts; part += gridDim.y) {
+      size = select_part<T>(work, image, l, part, list + size_t(part) * work.room, memory);
+      is_last = merge_parts(work, image, l, part, parts, list, size, memory);
+    }
+    if (!is_last) return;
   }
   if (work.rule.topk_by_classification) {
-    const int64_t image = work.rule.topk_per_level ? segment / work.levels : segment;
-    __syncthreads();
-    for (unsigned i = threadIdx.x; i < count; i += blockDim.x) {
-      list[i] =
-          list[i] >= cutoff ? math::key_by_score(work.level, work.levels, work.rule, image, list[i]) : Key(0);
-    }
-    cutoff = 1;
+    for (uint32_t i = threadIdx.x; i < size; i += kImageThreads)
+      list[i] = math::key_by_score(work.level, work.levels, work.rule, image, list[i]);
   }
-  if (threadIdx.x == 0) work.cutoffs[segment] = cutoff;
+  if (threadIdx.x == 0) work.selected[segment] = size;
+  if (!is_last_block(&work.done[image], unsigned(work.segments_of_image()))) return;
+  sort_first_tile(DetectedImage{work, image}, image, first, memory.selection, memory.keys);
 }
 
 // ---- 3: detect ----
 
-template <class RealType>
-struct DetectedImage {
-  using Real = RealType;
-  using Key = math::key_t<Real>;
-  const Work<Real>& work;
-  int64_t image;
-  const Real* size;
-  Real* boxes;  // results of this image
-  Real* scores;
-  int64_t* labels;
-
-  template <class F>
-  __device__ void each_key(const F& f) const {
-    const int64_t per_image = work.rule.topk_per_level ? work.levels : 1;
-    for (int64_t segment = image * per_image; segment < (image + 1) * per_image; ++segment) {
-      const Key* list = work.lists + segment * work.capacity;
-      const Key cutoff = work.cutoffs[segment];
-      const unsigned count = work.counts[segment];
-      for (unsigned i = threadIdx.x; i < count; i += blockDim.x) {
-        if (list[i] >= cutoff) f(list[i]);
-      }
-    }
+// Blocks (image, pairs of groups).
+__global__ void __launch_bounds__(kImageThreads, 2)
+    detect_kernel(const __grid_constant__ Work work, const FirstTiles<Label> first, const Kept<Label> kept,
+                  float threshold) {
+  __shared__ GreedyMemory<Label> memory;
+  const int64_t image = blockIdx.x, most = work.rule.max_detections;
+  compare_first_tile(first, image, int(blockIdx.y), int(gridDim.y), threshold, memory.tile);
+  if (!is_last_block(&first.arrived[image], gridDim.y)) return;
+  const int count =
+      suppress_image(DetectedImage{work, image}, first, image, kept.of(image), threshold, memory);
+  for (int64_t slot = image * most + count + threadIdx.x; slot < (image + 1) * most; slot += kImageThreads) {
+    reinterpret_cast<float4*>(work.boxes)[slot] = make_float4(0, 0, 0, 0);
+    work.scores[slot] = 0;
+    work.labels[slot] = -1;
   }
-  __device__ int64_t read_box(Key key, Real box[4]) const {  // returns the label
-    const math::Place place = math::place_of(work.level, work.levels, work.rule, math::index_of(key));
-    math::decode_box(work.level[place.level], image, place.location, work.rule, box);
-    if (work.rule.clip_before_nms) math::clip_box(work.rule, size, box);
-    return place.c;
-  }
-  __device__ Candidate<Real> candidate(Key key) const {
-    Real box[4];
-    const int64_t label = read_box(key, box);
-    const Real last_pixel = work.rule.inclusive_boxes ? Real(1) : Real(0);
-    const Real x2 = box[2] + last_pixel, y2 = box[3] + last_pixel;
-    return {{box[0], box[1], x2, y2, math::box_area(box[0], box[1], x2, y2)},
-            work.rule.class_agnostic ? 0 : label};
-  }
-  __device__ bool may_be_kept(const Candidate<Real>& c) const { return math::may_be_kept(work.rule, c.box); }
-  __device__ void keep(int64_t slot, Key key) const {
-    labels[slot] = read_box(key, boxes + 4 * slot);
-    if (!work.rule.clip_before_nms) math::clip_box(work.rule, size, boxes + 4 * slot);
-    scores[slot] = math::score_of(key);
-  }
-};
-
-template <class Real>
-struct Results {
-  Real* boxes;
-  Real* scores;
-  int64_t* labels;
-  int64_t* counts;
-};
-
-template <class Real>
-__global__ void __launch_bounds__(kImageThreads, 1)
-    detect_kernel(const __grid_constant__ Work<Real> work, const Real* sizes, Real threshold, int64_t most,
-                  Candidate<Real>* kept, Results<Real> out) {
-  __shared__ GreedyMemory<Real, math::key_t<Real>> memory;
-  const int64_t image = blockIdx.x, first = image * most;
-  const DetectedImage<Real> problem{
-      work, image, sizes + 2 * image, out.boxes + 4 * first, out.scores + first, out.labels + first};
-  const int64_t count = suppress_image(problem, kept + first, most, threshold, memory);
-  for (int64_t slot = count + threadIdx.x; slot < most; slot += blockDim.x) {
-    for (int side = 0; side < 4; ++side) problem.boxes[4 * slot + side] = 0;
-    problem.scores[slot] = 0;
-    problem.labels[slot] = -1;
-  }
-  if (threadIdx.x == 0) out.counts[image] = count;
+  if (threadIdx.x == 0) work.result_counts[image] = count;
 }
 
 // ---- the host's part ----
 
-// Blocks of filter_kernel by level; returns how many there are in all.
-template <class T, class Real>
-int64_t lay_out_blocks(Work<Real>& work) {
-  int64_t blocks = 0;
+// Blocks of filter_kernel for this many items.
+template <class T>
+uint32_t filter_blocks(const PostprocessRule& rule, int64_t items) {
+  if (items == 0) return 0;
+  constexpr int64_t kElements = 16 / sizeof(T), kPerBlock = kThreads * kPacks * kElements;
+  // One pack more, as the first one need not begin at the first element.
+  return uint32_t(rule.multi_label ? (items + kElements + kPerBlock - 1) / kPerBlock
+                                   : (items + kThreads - 1) / kThreads);
+}
+
+// Fills the first_... of the levels; returns the number of blocks of filter_kernel.
+template <class T>
+uint32_t lay_out(Work& work) {
+  const auto length = [&](int64_t items, int64_t parts) {  // of a list
+    return items <= work.capacity ? items : std::max<int64_t>(work.capacity, parts * work.room);
+  };
+  uint32_t blocks = 0, parts = 0;
+  int64_t keys = 0, items = 0;
   for (int l = 0; l < work.levels; ++l) {
-    work.first_block[l] = uint32_t(blocks);
-    const PostprocessLevel& level = work.level[l];
-    if (work.rule.multi_label) {
-      constexpr int64_t kElements = 16 / sizeof(T), kPerBlock = kThreads * kPacks * kElements;
-      // One pack more, as the first one need not begin at the first element.
-      if (level.locations > 0)
-        blocks += (level.locations * work.rule.classes + kElements + kPerBlock - 1) / kPerBlock;
-    } else {
-      blocks += (level.locations + kThreads - 1) / kThreads;
-    }
+    work.first_block[l] = blocks;
+    work.first_part[l] = parts;
+    work.first_key[l] = keys;
+    const int64_t own = work.items(l), own_parts = (own + kPart - 1) / kPart;
+    blocks += filter_blocks<T>(work.rule, own);
+    parts += uint32_t(own_parts);
+    items += own;
+    if (work.rule.topk_per_level) keys += length(own, own_parts);
   }
+  work.first_part[work.levels] = parts;
+  work.first_key[work.levels] = work.rule.topk_per_level ? keys : length(items, parts);
   return blocks;
 }
 
 template <class T>
 void run(const Cuda& device, const PostprocessWork& arguments) {
-  using Real = compute_t<T>;
-  using Key = math::key_t<Real>;
   const cudaStream_t stream = stream_of(device);
-  const PostprocessRule& rule = arguments.rule;
-  Work<Real> work{};
+  const int64_t batch = arguments.batch;
+  Work work{};
   work.levels = int(arguments.levels.size());
   std::copy(arguments.levels.begin(), arguments.levels.end(), work.level);
-  work.rule = rule;
-  work.lowest = Real(math::lowest_logit(rule));
-  int64_t items = 0;  // at most, of a segment
-  for (const PostprocessLevel& level : arguments.levels) {
-    const int64_t own = level.locations * (rule.multi_label ? rule.classes : 1);
-    items = rule.topk_per_level ? std::max(items, own) : items + own;
-  }
-  work.topk = uint32_t(rule.topk);
-  work.capacity = uint32_t(std::min<int64_t>(items, std::max<int64_t>(kListLength, work.topk)));
-  const int64_t segments = arguments.batch * (rule.topk_per_level ? work.levels : 1);
-  work.counts = device.scratch<uint32_t>(segments);
-  check_cuda(cudaMemsetAsync(work.counts, 0, segments * sizeof *work.counts, stream));
-  work.lists = device.scratch<Key>(segments * work.capacity);
-  work.cutoffs = device.scratch<Key>(segments);
+  work.rule = arguments.rule;
+  work.lowest = float(math::lowest_logit(work.rule));
+  work.topk = uint32_t(work.rule.topk);
+  work.capacity = std::max(kPart, work.topk);
+  work.room = std::min(kPart, work.topk);
+  work.sizes = static_cast<const float*>(arguments.sizes);
+  work.boxes = static_cast<float*>(arguments.boxes);
+  work.scores = static_cast<float*>(arguments.scores);
+  work.labels = arguments.labels;
+  work.result_counts = arguments.counts;
 
-  const int64_t blocks = lay_out_blocks<T>(work);
-  if (items > 0) {
-    const dim3 grid{unsigned(blocks), unsigned(arguments.batch)};
-    if (rule.multi_label) {
+  const uint32_t blocks = lay_out<T>(work);
+  const int64_t segments = batch * work.segments_of_image(), parts = work.first_part[work.levels];
+  const int64_t counters = segments + batch * parts + batch;
+  work.counts = device.scratch<uint32_t>(counters);
+  work.arrived = work.counts + segments;
+  work.done = work.arrived + batch * parts;
+  check_cuda(cudaMemsetAsync(work.counts, 0, counters * sizeof *work.counts, stream));
+  work.part_sizes = device.scratch<uint32_t>(batch * parts);
+  work.selected = device.scratch<uint32_t>(segments);
+  work.lists = device.scratch<Key>(batch * work.first_key[work.levels]);
+
+  if (blocks > 0) {
+    const dim3 grid{blocks, unsigned(batch)};
+    if (work.rule.multi_label) {
       filter_kernel<T><<<grid, kThreads, 0, stream>>>(work);
     } else {
       filter_best_kernel<T><<<grid, kThreads, 0, stream>>>(work);
     }
     check_launch();
   }
-  select_kernel<T><<<unsigned(segments), kImageThreads, 0, stream>>>(work);
+  const FirstTiles<Label> first(device, batch, work.segments_of_image() * work.rule.topk);
+  const dim3 select_grid{unsigned(segments),
+                         unsigned(std::max<int64_t>(1, std::min<int64_t>(parts, kSelectBlocks / segments)))};
+  select_kernel<T><<<select_grid, kImageThreads, 0, stream>>>(work, first);
   check_launch();
-  const Results<Real> results{static_cast<Real*>(arguments.boxes), static_cast<Real*>(arguments.scores),
-                              arguments.labels, arguments.counts};
-  auto* kept = device.scratch<Candidate<Real>>(arguments.batch * rule.max_detections);
-  detect_kernel<Real><<<unsigned(arguments.batch), kImageThreads, 0, stream>>>(
-      work, static_cast<const Real*>(arguments.sizes), math::round_down(rule.iou_threshold),
-      rule.max_detections, kept, results);
+  const dim3 detect_grid{unsigned(batch), unsigned(first.compare_blocks(batch))};
+  const Kept<Label> kept(device, batch, work.rule.max_detections);
+  detect_kernel<<<detect_grid, kImageThreads, 0, stream>>>(work, first, kept,
+                                                           math::round_down(work.rule.iou_threshold));
   check_launch();
 }
 

@@ -193,6 +193,12 @@ def _check_maps(
 def _sizes_on(op: str, like: Tensor, sizes: Tensor | Sequence[tuple[int, int]]) -> Tensor:
     """(B, 2) on the device of ``like``, without waiting for it."""
     if not isinstance(sizes, Tensor):
+        if like.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+            # A replay would read the host memory of the copy again, which not every torch keeps for it.
+            raise ArgumentValueError(
+                f"{op}: sizes is a sequence and a CUDA graph is being captured; pass a (B, 2) tensor on {like.device}, "
+                "made before the capture"
+            )
         sizes = torch.tensor(sizes).reshape(-1, 2)
         if like.is_cuda and not torch.compiler.is_compiling():
             sizes = sizes.pin_memory()

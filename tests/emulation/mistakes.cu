@@ -83,6 +83,23 @@ __global__ void no_fence(int* out) {
   out[blockIdx.x] = 1;
   if (atomicAdd(&out[9], 1) == int(gridDim.x) - 1) out[2] = out[0] + out[1];
 }
+// Two pairs of blocks; the last of a pair goes on writing, which the other pair does not mind.
+__global__ void handed_over_in_pairs(int* out) {
+  const int pair = int(blockIdx.x) / 2;
+  out[blockIdx.x] = 1;
+  __threadfence();
+  const bool last = atomicAdd(&out[9 + pair], 1) == 1;
+  __threadfence();
+  if (last) out[4 + pair] = out[2 * pair] + out[2 * pair + 1];
+}
+__global__ void other_counter(int* out) {
+  out[blockIdx.x] = 1;
+  __threadfence();
+  atomicAdd(&out[9 + blockIdx.x], 1);
+  __threadfence();
+  if (blockIdx.x == 1) out[2] = out[0];
+  if (blockIdx.x == 0) out[3] = out[1];
+}
 
 constexpr size_t kBytes = 8 * kThreads * sizeof(int);
 
@@ -193,6 +210,18 @@ const std::map<std::string, Mistake> mistakes = {
      [](int* out, cudaStream_t stream) {
        cudaMemsetAsync(out, 0, kBytes, stream);
        handed_over<<<2, 1, 0, stream>>>(out);
+       check_launch();
+     }},
+    {"handed_over_in_pairs",
+     [](int* out, cudaStream_t stream) {
+       cudaMemsetAsync(out, 0, kBytes, stream);
+       handed_over_in_pairs<<<4, 1, 0, stream>>>(out);
+       check_launch();
+     }},
+    {"other_counter",
+     [](int* out, cudaStream_t stream) {
+       cudaMemsetAsync(out, 0, kBytes, stream);
+       other_counter<<<2, 1, 0, stream>>>(out);
        check_launch();
      }},
     {"no_fence",

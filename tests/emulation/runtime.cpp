@@ -93,11 +93,16 @@ std::unordered_map<std::string, size_t> shared_limits;  // of kernels that ask f
 uint32_t interval, block_began, launch_began;
 
 // How blocks hand over what they wrote: a fence, then an atomic in global memory; the one that takes it over, an atomic
-// and then a fence. (It is not asked whether the atomics are of one address.)
-struct Handover {
-  bool fenced, released, acquired;
-} handover;
-bool all_released;  // by the blocks before
+// on the same address and then a fence.
+struct
+    Written {  // by one block until its atomic: the intervals before the last, and of that the thread's own part
+  uint32_t first, last;
+  uint16_t thread;
+};
+std::unordered_map<uintptr_t, std::vector<Written>>
+    handed_over;                       // in this launch, by the address of the atomic
+std::vector<Written> met, taken_over;  // by this block, before and after its fence
+bool fenced;
 
 Fiber fibers[kMaxThreads];
 Warp warps[kMaxThreads / 32];
@@ -190,7 +195,9 @@ void run_block(const std::vector<int>& order) {
   shared_used = dynamic_bytes;
   variables.clear();
   block_began = ++interval;
-  handover = {};
+  met.clear();
+  taken_over.clear();
+  fenced = false;
   at_barrier = votes = 0;
   for (int t = 0; t < threads; ++t) fibers[t].state = State::kReady;
   for (Warp& warp : warps) warp.arrived = warp.turn = warp.epoch = 0;
@@ -204,10 +211,7 @@ void run_block(const std::vector<int>& order) {
       }
       done = done && fibers[t].state == State::kDone;
     }
-    if (done) {
-      all_released = all_released && handover.released;
-      return;
-    }
+    if (done) return;
     if (!progress) {
       failure = std::string(kernel_name) + ": some threads wait for others that do not come" + who_waits();
       return;
@@ -308,10 +312,16 @@ bool is_declared(size_t in_arena, size_t bytes) {
   return in_arena + bytes <= kArena && arena_declared[in_arena + bytes - 1];
 }
 
+bool is_taken_over(uint32_t then, uint16_t thread) {
+  return std::any_of(taken_over.rbegin(), taken_over.rend(), [=](const Written& w) {
+    return w.first <= then && (then < w.last || (then == w.last && thread == w.thread));
+  });
+}
+
 // Did another thread do that, with nothing that puts the two in order?
 bool unordered(uint32_t then, uint16_t thread, uint16_t epoch, uint32_t since) {
   if (then < since) return false;
-  if (then < block_began) return !(handover.acquired && all_released);  // another block of this launch
+  if (then < block_began) return !is_taken_over(then, thread);  // another block of this launch
   return then == interval && thread != current &&
          !(thread / 32 == current / 32 && epoch < warps[current / 32].epoch);
 }
@@ -401,8 +411,9 @@ Shadow after(Shadow s, const Touch& t) {
   check_write(s, t, since);
   if (t.access == Access::kRead) {
     const bool again = s.read_interval == interval;
-    s.read_by_other_blocks =
-        s.read_interval >= since && (s.read_by_other_blocks || s.read_interval < block_began);
+    s.read_by_other_blocks = s.read_interval >= since &&
+                             (s.read_by_other_blocks || (s.read_interval < block_began &&
+                                                         !is_taken_over(s.read_interval, s.read_thread)));
     s.read_by_many = again && (s.read_by_many || s.read_thread != current);
     s.read_interval = interval;
     s.read_thread = uint16_t(current);
@@ -429,9 +440,22 @@ void touch_by_host(uintptr_t address, const void* caller) {
 
 }  // namespace
 
+namespace {
+
+void hand_over(uintptr_t address) {
+  std::vector<Written>& all = handed_over[address];
+  met.insert(met.end(), all.begin(), all.end());
+  if (!fenced) return;
+  all.insert(all.end(), taken_over.begin(), taken_over.end());
+  all.push_back({block_began, interval, uint16_t(current)});
+}
+
+}  // namespace
+
 void fence() {
-  handover.fenced = true;
-  handover.acquired = handover.released;  // after an atomic
+  fenced = true;
+  taken_over.insert(taken_over.end(), met.begin(), met.end());
+  met.clear();
 }
 
 void touch(const void* p, size_t bytes, Access access, const void* caller) {
@@ -440,9 +464,7 @@ void touch(const void* p, size_t bytes, Access access, const void* caller) {
   if (t.address - uintptr_t(stacks) < kStack * kMaxThreads) return;
   if (t.is_shared ? !is_declared(t.address - uintptr_t(arena), bytes) : !is_live(t.address, bytes))
     report(t.is_shared ? "out of bounds" : "outside the tensors", t.address, caller);
-  if (!t.is_shared && access != Access::kRead) {
-    handover.released = access == Access::kAtomic && handover.fenced;
-  }
+  if (!t.is_shared && access == Access::kAtomic) hand_over(t.address);
   while (bytes > 0) {
     const size_t in_page = std::min(bytes, kPage - t.address % kPage);
     Shadow* s = page_of(t.address).of + t.address % kPage;
@@ -546,7 +568,7 @@ void launch(const char* kernel, Thread thread, dim3 grid, dim3 block, size_t sha
   gridDim = grid;
   threads = int(size);
   launch_began = ++interval;
-  all_released = true;
+  handed_over.clear();
   std::mt19937 random(launches);
   const unsigned turn = launches++ % 3;
   const std::vector<int> order = ordered(threads, turn, random);

@@ -37,6 +37,8 @@ MISTAKES = {
     "unwritten": "nobody has written what is read in shared memory at mistakes.cu:54",
     "misaligned": "type_mismatch_v1 at mistakes.cu:57",
     "handed_over": "",
+    "handed_over_in_pairs": "",
+    "other_counter": "race: ",
     "no_fence": "race: read of another thread's write in global memory at mistakes.cu:84",
     "beyond_tensor": "outside the tensors in global memory at mistakes.cu:60",
     "freed": "outside the tensors in global memory at mistakes.cu:61",

@@ -28,9 +28,61 @@ def test_equals_torchvision(count, clusters, threshold, device, torchvision):
     assert torch.equal(ops.nms(boxes, scores, threshold).cpu(), expected)
 
 
+def make_strange_boxes():
+    """Enough for a grid: of all sizes and proportions, far outside, turned inside out, without area, not finite."""
+    boxes = torch.rand(4000, 4) * 100
+    boxes[:, 2:] = boxes[:, :2] + torch.exp(torch.rand(4000, 2) * 9 - 4)
+    boxes[2000:] = boxes[:2000] + (torch.rand(2000, 4) - 0.5) * 0.3 * (
+        boxes[:2000, 2:] - boxes[:2000, :2]
+    ).repeat(1, 2)
+    boxes[100:120] += 1e6
+    boxes[120:140] = boxes[120:140, [2, 3, 0, 1]]
+    boxes[140:160, 2] = boxes[140:160, 0]
+    for value in (float("nan"), float("inf"), -float("inf"), 3e38):
+        boxes[torch.randint(2000, (20,)), torch.randint(4, (20,))] = value
+    return boxes[torch.randperm(4000)], torch.rand(4000)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-24])  # areas underflow: IoUs are anything
+@pytest.mark.parametrize("threshold", [0.0, 0.01, 0.2, 0.5, 0.501, 0.9, 1.0])
+def test_strange_boxes_equal_torchvision(threshold, scale, device, torchvision):
+    boxes, scores = make_strange_boxes()
+    boxes *= scale
+    expected = torchvision.ops.nms(boxes, scores, threshold)
+    assert torch.equal(ops.nms(boxes.to(device), scores.to(device), threshold).cpu(), expected)
+
+
+def test_boxes_whose_areas_underflow_equal_torchvision(device, torchvision):
+    """Of 0.51 and 1.49 times the smallest float32, both areas become 1, and with them the IoU, which is a third."""
+    unit, height = 2.0**-149, 1e-22
+    left, top = (
+        torch.cartesian_prod(torch.arange(125), torch.arange(16)) * torch.tensor([3e-23, 2e-22])
+    ).unbind(1)
+    narrow, wide = (
+        torch.stack((left, top, left + area * unit / height, top + height), dim=1) for area in (0.51, 1.49)
+    )
+    boxes, scores = torch.cat((narrow, wide)), 1 - torch.arange(4000) / 4000
+    expected = torchvision.ops.nms(boxes, scores, 0.9)
+    assert torch.equal(ops.nms(boxes.to(device), scores.to(device), 0.9).cpu(), expected)
+
+
+def test_a_box_suppresses_others_that_are_as_much_wider_as_the_threshold_allows(device, torchvision):
+    """Their centers are far outside of it."""
+    boxes, scores = make_boxes(3000)
+    narrow = torch.tensor([[100.0, 100.0, 121.0, 140.0]]).repeat(20, 1) + torch.arange(20)[:, None] * 7
+    wide = narrow + torch.tensor([0.0, 0.0, 79.0, 0.0])  # IoU 0.21
+    boxes, scores = (
+        torch.cat((boxes, narrow, wide)),
+        torch.cat((scores, torch.full((20,), 3.0), torch.full((20,), 2.0))),
+    )
+    expected = torchvision.ops.nms(boxes, scores, 0.2)
+    assert torch.equal(ops.nms(boxes.to(device), scores.to(device), 0.2).cpu(), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_other_types_equal_the_reference(dtype, device):
-    boxes, scores = make_boxes(400, device, dtype)
+@pytest.mark.parametrize("count", [400, 2500])
+def test_other_types_equal_the_reference(dtype, count, device):
+    boxes, scores = make_boxes(count, device, dtype, clusters=count // 10)
     assert torch.equal(ops.nms(boxes, scores, 0.5), reference.nms(boxes, scores, 0.5))
     assert torch.equal(ops.nms(boxes, scores.float(), 0.5), reference.nms(boxes, scores.float(), 0.5))
 

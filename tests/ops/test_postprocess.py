@@ -1,5 +1,6 @@
 import itertools
 import math
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -323,6 +324,34 @@ def test_more_candidates_than_any_list_holds(multi_label, topk_over, topk_by, de
     assert_same(unlimited, all_pairs)
 
 
+@pytest.mark.parametrize("topk", [1, 7, 1000, 9000, 20_000, 39_999])
+def test_the_topk_of_more_than_any_list_holds_is_exact(topk, device):
+    """The candidates on both sides of where the top-k by classification ends have the best scores."""
+    side = 200
+    logits = torch.randperm(side * side) / (side * side) - 1
+    order = logits.argsort(descending=True)
+    centerness = torch.full_like(logits, -20.0)
+    centerness[order[max(0, topk - 10) : topk + 10]] = 20.0
+    found = ops.postprocess(
+        [logits.reshape(1, 1, side, side).to(device)],
+        [torch.ones(1, 4, side, side, device=device)],
+        [centerness.reshape(1, 1, side, side).to(device)],
+        [replace(LEVELS[0], height=side, width=side, step=(10.0, 10.0), offset=(5.0, 5.0))],
+        [(10 * side, 10 * side)],
+        units=[1],
+        score="product",
+        score_threshold=0.0,
+        topk_candidates=topk,
+        topk_by="classification",
+        max_detections=min(10, topk),
+    )
+    corners = found.boxes[0, :, :2].cpu()
+    assert found.counts.item() == min(10, topk)
+    assert (corners[:, 1] // 10 * side + corners[:, 0] // 10).tolist() == order[
+        max(0, topk - 10) : topk
+    ].tolist()
+
+
 def test_nan_is_no_candidate_and_a_box_with_nan_stays(device):
     outputs = make_outputs(device=device)
     generator = torch.Generator().manual_seed(1)
@@ -478,6 +507,14 @@ def test_compiles_and_exports(device):
     assert_same(exported(*outputs, sizes), detect(*outputs, sizes))
 
 
+def test_a_graph_is_given_sizes_as_a_tensor(monkeypatch):
+    """As a replay would copy them again from host memory, which may be another's by then."""
+    like = SimpleNamespace(is_cuda=True, device="cuda:0", shape=(2,))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(ValueError, match=r"sizes is a sequence and a CUDA graph .* tensor on cuda:0"):
+        sys.modules[ops.postprocess.__module__]._sizes_on("postprocess", like, SIZES)
+
+
 @pytest.mark.gpu
 def test_a_cuda_graph_holds_it_and_nothing_waits():
     outputs = make_outputs(device="cuda")
@@ -491,6 +528,8 @@ def test_a_cuda_graph_holds_it_and_nothing_waits():
         torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
+        with pytest.raises(ValueError, match="sizes is a sequence and a CUDA graph is being captured"):
+            ops.postprocess(*outputs, LEVELS, SIZES, units=STRIDES)
         found = run()
     for maps, others in zip(outputs, make_outputs(device="cuda", seed=1), strict=True):
         for x, other in zip(maps, others, strict=True):
