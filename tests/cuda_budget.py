@@ -1,14 +1,12 @@
 """What a kernel may cost, read from its machine code for sm_90: nvcc 13.0, not measured on any GPU.
 
 Instructions are counted on one path around the hot loop: `tests.sass.Code.hot` chooses both. An element is what moves
-`bytes_per_element` bytes there: of global memory, or, where the loop walks what a block has brought into shared memory,
-of that. ``python -m tests.cuda_budget`` prints what the built binary has.
+`bytes_per_element` bytes there, by accesses of `bytes_per_access`. ``python -m tests.cuda_budget`` prints what the built binary has.
 """
 
 # ruff: noqa: E501
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,8 +30,8 @@ class Kernel:
         threads: of a block.
         blocks_per_sm: at once, by registers, threads and static shared memory.
         launches: of the operator's call that runs it.
-        shortest: the hot loop has branches for rare elements, and its shortest path counts; elsewhere the longest path
-            around it is.
+        shortest: the hot loop has branches for rare elements, and its shortest path counts; elsewhere the longest one.
+        memory: ``global`` or ``shared``: whose accesses the hot loop is known by.
     """
 
     name: str
@@ -47,12 +45,13 @@ class Kernel:
     blocks_per_sm: int
     launches: int
     shortest: bool = False
+    memory: str = "global"
 
 
 # fmt: off
 KERNELS = [
     # name, source, dtype, instructions and bytes per element, bytes per access, registers, threads, blocks, launches
-    Kernel("assign_kernel", "assign_targets.cu", "float32", 69.5, 16, 16, 32, 256, 8, 2),
+    Kernel("assign_kernel", "assign_targets.cu", "float32", 69.5, 16, 16, 32, 256, 8, 2, memory="shared"),
     Kernel("box_loss_kernel<float,2,0>", "box_loss.cu", "float32", 100, 32, 16, 28, 256, 8, 1),
     Kernel("box_loss_kernel<bfloat16,2,0>", "box_loss.cu", "bfloat16", 100.5, 16, 16, 31, 256, 8, 1),
     Kernel("box_loss_kernel<float,2,1>", "box_loss.cu", "float32", 100, 32, 16, 31, 256, 8, 2),
@@ -95,9 +94,9 @@ KERNELS = [
     Kernel("grad_apply_kernel<bfloat16,8,false>", "group_norm_relu.cu", "bfloat16", 11.9, 6, 16, 40, 512, 3, 2),
     Kernel("grad_apply_kernel<float,4,true>", "group_norm_relu.cu", "float32", 8.9, 12, 16, 42, 512, 2, 2),
     Kernel("grad_apply_kernel<bfloat16,8,true>", "group_norm_relu.cu", "bfloat16", 12.1, 6, 16, 63, 512, 2, 2),
-    Kernel("greatest_kernel", "match_anchors.cu", "float32", 71, 16, 16, 28, 256, 8, 3),
-    Kernel("match_kernel", "match_anchors.cu", "float32", 52.2, 16, 16, 29, 256, 8, 3),
-    Kernel("compare_kernel<float>", "nms.cu", "float32", 49.2, 20, 4, 38, 64, 24, 3),
+    Kernel("greatest_kernel", "match_anchors.cu", "float32", 71, 16, 16, 28, 256, 8, 3, memory="shared"),
+    Kernel("match_kernel", "match_anchors.cu", "float32", 52.2, 16, 16, 29, 256, 8, 3, memory="shared"),
+    Kernel("compare_kernel<float>", "nms.cu", "float32", 49.2, 20, 4, 38, 64, 24, 3, memory="shared"),
     Kernel("walk_kernel", "nms.cu", "bool", 1.6, 8, 8, 32, 512, 4, 3),
     Kernel("suppress_kernel<float,float>", "nms_padded.cu", "float32", 0, 0, 4, 47, 512, 2, 1),
     Kernel("filter_kernel<float,float>", "postprocess.cu", "float32", 10.5, 4, 16, 31, 256, 8, 3, shortest=True),
@@ -144,12 +143,15 @@ class Binary:
 
 def measured(kernel: Kernel, usage: sass.Usage, code: sass.Code) -> Kernel:
     """The row with what the binary has."""
-    trace = code.hot(kernel.bytes_per_access, kernel.shortest).trace
-    elements = trace.moved(kernel.bytes_per_access) / (kernel.bytes_per_element or math.inf)
+    memory = sass.Memory(kernel.memory, kernel.bytes_per_access)
+    trace = code.hot(memory, kernel.shortest).trace
+    moved = memory.count(trace) * kernel.bytes_per_access
     multiprocessor = sass.MULTIPROCESSORS[ARCHITECTURE]
     return replace(
         kernel,
-        instructions_per_element=round(len(trace.instructions) / elements, 1) if elements else 0,
+        instructions_per_element=round(len(trace.instructions) * kernel.bytes_per_element / moved, 1)
+        if moved
+        else 0,
         registers=usage.registers,
         blocks_per_sm=multiprocessor.resident(kernel.threads, usage.registers, usage.shared),
     )
