@@ -1,14 +1,12 @@
 """What a kernel may cost, read from its machine code for sm_90: nvcc 13.0, not measured on any GPU.
 
 Instructions are counted on one path around the hot loop: `tests.sass.Code.hot` chooses both. An element is what moves
-`bytes_per_element` bytes there: of global memory, or, where the loop walks what a block has brought into shared memory,
-of that. ``python -m tests.cuda_budget`` prints what the built binary has.
+`bytes_per_element` bytes there, by accesses of `bytes_per_access`. ``python -m tests.cuda_budget`` prints what the built binary has.
 """
 
 # ruff: noqa: E501
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,8 +30,8 @@ class Kernel:
         threads: of a block.
         blocks_per_sm: at once, by registers, threads and static shared memory.
         launches: of the operator's call that runs it.
-        shortest: the hot loop has branches for rare elements, and its shortest path counts; elsewhere the longest path
-            around it is.
+        shortest: the hot loop has branches for rare elements, and its shortest path counts; elsewhere the longest one.
+        memory: ``global`` or ``shared``: whose accesses the hot loop is known by.
     """
 
     name: str
@@ -47,12 +45,13 @@ class Kernel:
     blocks_per_sm: int
     launches: int
     shortest: bool = False
+    memory: str = "global"
 
 
 # fmt: off
 KERNELS = [
     # name, source, dtype, instructions and bytes per element, bytes per access, registers, threads, blocks, launches
-    Kernel("assign_kernel", "assign_targets.cu", "float32", 69.5, 16, 16, 32, 256, 8, 2),
+    Kernel("assign_kernel", "assign_targets.cu", "float32", 0, 0, 16, 36, 256, 6, 1),
     Kernel("box_loss_kernel<float,2,0>", "box_loss.cu", "float32", 100, 32, 16, 28, 256, 8, 1),
     Kernel("box_loss_kernel<bfloat16,2,0>", "box_loss.cu", "bfloat16", 100.5, 16, 16, 31, 256, 8, 1),
     Kernel("box_loss_kernel<float,2,1>", "box_loss.cu", "float32", 100, 32, 16, 31, 256, 8, 2),
@@ -63,65 +62,77 @@ KERNELS = [
     Kernel("centerness_kernel<bfloat16,false>", "centerness.cu", "bfloat16", 62, 8, 16, 25, 256, 8, 1),
     Kernel("centerness_kernel<float,true>", "centerness.cu", "float32", 194, 32, 16, 32, 256, 8, 1),
     Kernel("centerness_kernel<bfloat16,true>", "centerness.cu", "bfloat16", 200.5, 16, 16, 35, 256, 6, 1),
-    Kernel("loss_kernel<float,FocalLoss<float,true>>", "detection_loss.cu", "float32", 45.2, 8, 16, 57, 256, 4, 2),
-    Kernel("loss_kernel<bfloat16,FocalLoss<float,true>>", "detection_loss.cu", "bfloat16", 46.2, 4, 16, 64, 256, 4, 2),
-    Kernel("loss_kernel<float16,FocalLoss<float,true>>", "detection_loss.cu", "float16", 46.1, 4, 16, 64, 256, 4, 2),
-    Kernel("rescale_kernel<float>", "detection_loss.cu", "bfloat16", 4.1, 8, 8, 30, 256, 8, 1),
-    Kernel("focal_kernel<float,true,0,FocalLoss<float,true>>", "focal_loss.cu", "float32", 44, 12, 16, 28, 256, 8, 1),
-    Kernel("focal_kernel<bfloat16,true,0,FocalLoss<float,true>>", "focal_loss.cu", "bfloat16", 46.8, 6, 16, 32, 256, 8, 1),
-    Kernel("focal_kernel<float,true,1,FocalLoss<float,true>>", "focal_loss.cu", "float32", 44.8, 8, 16, 30, 256, 8, 2),
-    Kernel("focal_kernel<bfloat16,true,1,FocalLoss<float,true>>", "focal_loss.cu", "bfloat16", 45.1, 4, 16, 35, 256, 6, 2),
-    Kernel("focal_kernel<float,true,2,FocalLoss<float,true>>", "focal_loss.cu", "float32", 44.8, 12, 16, 31, 256, 8, 1),
-    Kernel("focal_kernel<bfloat16,true,2,FocalLoss<float,true>>", "focal_loss.cu", "bfloat16", 46.2, 6, 16, 47, 256, 5, 1),
-    Kernel("focal_kernel<float,false,0,FocalLoss<float,true>>", "focal_loss.cu", "float32", 80.5, 8, 16, 32, 256, 8, 1),
-    Kernel("focal_kernel<bfloat16,false,0,FocalLoss<float,true>>", "focal_loss.cu", "bfloat16", 73.1, 4, 16, 36, 256, 6, 1),
-    Kernel("focal_kernel<float,false,1,FocalLoss<float,true>>", "focal_loss.cu", "float32", 80.2, 4, 16, 32, 256, 8, 2),
-    Kernel("focal_kernel<bfloat16,false,1,FocalLoss<float,true>>", "focal_loss.cu", "bfloat16", 71.4, 2, 16, 38, 256, 6, 2),
-    Kernel("focal_kernel<float,false,2,FocalLoss<float,true>>", "focal_loss.cu", "float32", 61.7, 8, 16, 36, 256, 6, 1),
-    Kernel("focal_kernel<bfloat16,false,2,FocalLoss<float,true>>", "focal_loss.cu", "bfloat16", 56.9, 4, 16, 47, 256, 5, 1),
+    Kernel("loss_kernel<1,float,FocalLoss<float,true>>", "detection_loss.cu", "float32", 28.5, 4, 16, 47, 256, 5, 2, shortest=True),
+    Kernel("loss_kernel<1,bfloat16,FocalLoss<float,true>>", "detection_loss.cu", "bfloat16", 20.8, 2, 16, 47, 256, 5, 2, shortest=True),
+    Kernel("loss_kernel<4,float,FocalLoss<float,true>>", "detection_loss.cu", "float32", 35.8, 8, 16, 47, 256, 5, 2, shortest=True),
+    Kernel("loss_kernel<4,bfloat16,FocalLoss<float,true>>", "detection_loss.cu", "bfloat16", 25.4, 4, 16, 48, 256, 5, 2, shortest=True),
+    Kernel("rescale_kernel", "detection_loss.cu", "bfloat16", 5, 4, 16, 32, 256, 8, 1),
+    Kernel("sum_kernel", "detection_loss.cu", "float64", 2.4, 8, 8, 29, 1024, 2, 2),
+    Kernel("class_kernel<0,float,FocalLoss<float,true>>", "focal_loss.cu", "float32", 31.5, 8, 16, 39, 256, 6, 1, shortest=True),
+    Kernel("dense_kernel<0,float,FocalLoss<float,true>>", "focal_loss.cu", "float32", 36.8, 12, 16, 32, 256, 8, 1),
+    Kernel("class_kernel<0,bfloat16,FocalLoss<float,true>>", "focal_loss.cu", "bfloat16", 24.4, 4, 16, 43, 256, 5, 1, shortest=True),
+    Kernel("dense_kernel<0,bfloat16,FocalLoss<float,true>>", "focal_loss.cu", "bfloat16", 36.4, 6, 16, 32, 256, 8, 1),
+    Kernel("class_kernel<1,float,FocalLoss<float,true>>", "focal_loss.cu", "float32", 28.2, 4, 16, 32, 256, 8, 2, shortest=True),
+    Kernel("dense_kernel<1,float,FocalLoss<float,true>>", "focal_loss.cu", "float32", 36.8, 8, 16, 32, 256, 8, 2),
+    Kernel("class_kernel<1,bfloat16,FocalLoss<float,true>>", "focal_loss.cu", "bfloat16", 20.6, 2, 16, 44, 256, 5, 2, shortest=True),
+    Kernel("dense_kernel<1,bfloat16,FocalLoss<float,true>>", "focal_loss.cu", "bfloat16", 36.4, 4, 16, 32, 256, 8, 2),
+    Kernel("class_kernel<2,float,FocalLoss<float,true>>", "focal_loss.cu", "float32", 34.5, 8, 16, 38, 256, 6, 1, shortest=True),
+    Kernel("dense_kernel<2,float,FocalLoss<float,true>>", "focal_loss.cu", "float32", 46.8, 12, 16, 31, 256, 8, 1),
+    Kernel("class_kernel<2,bfloat16,FocalLoss<float,true>>", "focal_loss.cu", "bfloat16", 24.2, 4, 16, 47, 256, 5, 1, shortest=True),
+    Kernel("dense_kernel<2,bfloat16,FocalLoss<float,true>>", "focal_loss.cu", "bfloat16", 46.4, 6, 16, 32, 256, 8, 1),
+    Kernel("class_kernel<3,float,FocalLoss<float,true>>", "focal_loss.cu", "float32", 38, 12, 16, 44, 256, 5, 1, shortest=True),
+    Kernel("dense_kernel<3,float,FocalLoss<float,true>>", "focal_loss.cu", "float32", 46.5, 16, 16, 40, 256, 6, 1),
+    Kernel("class_kernel<3,bfloat16,FocalLoss<float,true>>", "focal_loss.cu", "bfloat16", 27.2, 6, 16, 48, 256, 5, 1, shortest=True),
+    Kernel("dense_kernel<3,bfloat16,FocalLoss<float,true>>", "focal_loss.cu", "bfloat16", 48, 8, 16, 32, 256, 8, 1),
+    Kernel("class_kernel<4,float,FocalLoss<float,true>>", "focal_loss.cu", "float32", 35.5, 8, 16, 40, 256, 6, 2, shortest=True),
+    Kernel("dense_kernel<4,float,FocalLoss<float,true>>", "focal_loss.cu", "float32", 50, 12, 16, 32, 256, 8, 2),
+    Kernel("class_kernel<4,bfloat16,FocalLoss<float,true>>", "focal_loss.cu", "bfloat16", 25.5, 4, 16, 48, 256, 5, 2, shortest=True),
+    Kernel("dense_kernel<4,bfloat16,FocalLoss<float,true>>", "focal_loss.cu", "bfloat16", 48.8, 6, 16, 32, 256, 8, 2),
     Kernel("moments_kernel<float,ContiguousChunk<float>>", "group_norm_relu.cu", "float32", 3.7, 4, 16, 40, 256, 6, 3),
-    Kernel("moments_kernel<bfloat16,ContiguousChunk<bfloat16>>", "group_norm_relu.cu", "bfloat16", 4.8, 2, 16, 40, 256, 6, 3),
     Kernel("moments_kernel<float,ChannelsLastChunk<float>>", "group_norm_relu.cu", "float32", 4.4, 4, 16, 40, 256, 6, 3),
+    Kernel("moments_kernel<bfloat16,ContiguousChunk<bfloat16>>", "group_norm_relu.cu", "bfloat16", 4.8, 2, 16, 40, 256, 6, 3),
     Kernel("moments_kernel<bfloat16,ChannelsLastChunk<bfloat16>>", "group_norm_relu.cu", "bfloat16", 5.2, 2, 8, 40, 256, 6, 3),
     Kernel("apply_kernel<float,ContiguousChunk<float>>", "group_norm_relu.cu", "float32", 5.2, 8, 16, 32, 256, 8, 3),
-    Kernel("apply_kernel<bfloat16,ContiguousChunk<bfloat16>>", "group_norm_relu.cu", "bfloat16", 6.6, 4, 16, 39, 256, 6, 3),
     Kernel("apply_kernel<float,ChannelsLastChunk<float>>", "group_norm_relu.cu", "float32", 6.1, 8, 16, 36, 256, 6, 3),
+    Kernel("apply_kernel<bfloat16,ContiguousChunk<bfloat16>>", "group_norm_relu.cu", "bfloat16", 6.6, 4, 16, 39, 256, 6, 3),
     Kernel("apply_kernel<bfloat16,ChannelsLastChunk<bfloat16>>", "group_norm_relu.cu", "bfloat16", 7.4, 4, 8, 38, 256, 6, 3),
     Kernel("grad_sums_kernel<float,ContiguousChunk<float>>", "group_norm_relu.cu", "float32", 7.9, 8, 16, 40, 256, 6, 3),
-    Kernel("grad_sums_kernel<bfloat16,ContiguousChunk<bfloat16>>", "group_norm_relu.cu", "bfloat16", 9.9, 4, 16, 40, 256, 6, 3),
     Kernel("grad_sums_kernel<float,ChannelsLastChunk<float>>", "group_norm_relu.cu", "float32", 8.8, 8, 16, 48, 256, 5, 3),
+    Kernel("grad_sums_kernel<bfloat16,ContiguousChunk<bfloat16>>", "group_norm_relu.cu", "bfloat16", 9.9, 4, 16, 40, 256, 6, 3),
     Kernel("grad_sums_kernel<bfloat16,ChannelsLastChunk<bfloat16>>", "group_norm_relu.cu", "bfloat16", 10.4, 4, 8, 47, 256, 5, 3),
     Kernel("grad_apply_kernel<float,ContiguousChunk<float>>", "group_norm_relu.cu", "float32", 8.4, 12, 16, 40, 256, 6, 3),
-    Kernel("grad_apply_kernel<bfloat16,ContiguousChunk<bfloat16>>", "group_norm_relu.cu", "bfloat16", 10.7, 6, 16, 40, 256, 6, 3),
     Kernel("grad_apply_kernel<float,ChannelsLastChunk<float>>", "group_norm_relu.cu", "float32", 9, 12, 16, 40, 256, 6, 3),
+    Kernel("grad_apply_kernel<bfloat16,ContiguousChunk<bfloat16>>", "group_norm_relu.cu", "bfloat16", 10.7, 6, 16, 40, 256, 6, 3),
     Kernel("grad_apply_kernel<bfloat16,ChannelsLastChunk<bfloat16>>", "group_norm_relu.cu", "bfloat16", 12.4, 6, 8, 40, 256, 6, 3),
-    Kernel("merge_moments_kernel", "group_norm_relu.cu", "float32", 14, 8, 4, 30, 256, 8, 3),
-    Kernel("merge_sums_kernel", "group_norm_relu.cu", "float32", 15.2, 8, 4, 31, 256, 8, 3),
-    Kernel("greatest_kernel", "match_anchors.cu", "float32", 71, 16, 16, 28, 256, 8, 3),
-    Kernel("match_kernel", "match_anchors.cu", "float32", 52.2, 16, 16, 29, 256, 8, 3),
-    Kernel("compare_kernel", "nms.cu", "float32", 49.5, 16, 16, 32, 64, 32, 3),
-    Kernel("walk_kernel", "nms.cu", "bool", 1.6, 8, 8, 56, 512, 2, 3),
-    Kernel("sort_kernel", "nms_padded.cu", "float32", 0, 0, 4, 47, 512, 2, 2),
-    Kernel("suppress_kernel", "nms_padded.cu", "float32", 0, 0, 16, 62, 512, 2, 2),
-    Kernel("filter_kernel<float>", "postprocess.cu", "float32", 11.6, 4, 16, 27, 256, 8, 3, shortest=True),
-    Kernel("filter_best_kernel<float>", "postprocess.cu", "float32", 10.9, 4, 4, 32, 256, 8, 3, shortest=True),
-    Kernel("filter_kernel<bfloat16>", "postprocess.cu", "bfloat16", 9.1, 2, 16, 39, 256, 6, 3, shortest=True),
-    Kernel("filter_best_kernel<bfloat16>", "postprocess.cu", "bfloat16", 11.9, 2, 2, 32, 256, 8, 3, shortest=True),
+    Kernel("merge_moments_kernel", "group_norm_relu.cu", "float32", 0, 0, 8, 30, 256, 8, 3),
+    Kernel("merge_sums_kernel", "group_norm_relu.cu", "float32", 0, 0, 8, 30, 256, 8, 3),
+    Kernel("greatest_kernel", "match_anchors.cu", "float32", 0, 0, 16, 38, 256, 6, 2),
+    Kernel("match_kernel", "match_anchors.cu", "float32", 0, 0, 16, 44, 256, 5, 2),
     Kernel("plan_kernel", "nms.cu", "int64", 0, 0, 8, 58, 1024, 1, 3),
-    Kernel("select_kernel<float>", "postprocess.cu", "float32", 0, 0, 4, 60, 512, 2, 3),
-    Kernel("sum_kernel<float>", "detection_loss.cu", "float64", 2.4, 8, 8, 29, 1024, 2, 2),
-    Kernel("add_partial_sums<float>", "launch.h", "float64", 15, 8, 8, 18, 256, 8, 2),
-    Kernel("detect_kernel", "postprocess.cu", "float32", 0, 0, 16, 54, 512, 2, 3),
+    Kernel("compare_kernel", "nms.cu", "float32", 49.5, 16, 16, 32, 64, 32, 3, memory="shared"),
+    Kernel("walk_kernel", "nms.cu", "bool", 8.1, 8, 8, 56, 512, 2, 3),
+    Kernel("sort_kernel", "nms_padded.cu", "float32", 0, 0, 8, 47, 512, 2, 2),
+    Kernel("suppress_kernel", "nms_padded.cu", "float32", 0, 0, 16, 62, 512, 2, 2),
+    Kernel("filter_kernel<float>", "postprocess.cu", "float32", 0, 0, 4, 27, 256, 8, 4),
+    Kernel("filter_best_kernel<float>", "postprocess.cu", "float32", 10.9, 4, 4, 32, 256, 8, 4),
+    Kernel("select_kernel<float>", "postprocess.cu", "float32", 0, 0, 4, 64, 512, 2, 4),
+    Kernel("filter_kernel<bfloat16>", "postprocess.cu", "bfloat16", 0, 0, 2, 39, 256, 6, 4),
+    Kernel("filter_best_kernel<bfloat16>", "postprocess.cu", "bfloat16", 11.9, 2, 2, 32, 256, 8, 4),
+    Kernel("select_kernel<bfloat16>", "postprocess.cu", "bfloat16", 0, 0, 4, 56, 512, 2, 4),
+    Kernel("detect_kernel", "postprocess.cu", "float32", 0, 0, 4, 56, 512, 2, 4),
+    Kernel("add_partial_sums<float>", "launch.h", "float64", 13, 8, 8, 20, 256, 8, 2),
 ]
 # fmt: on
 
 FLOAT64 = {
     "add_partial_sums": "the sums of the blocks",
     "sum_kernel": "the sums of the blocks",
+    "merge_moments_kernel": "the sums of the blocks",
+    "merge_sums_kernel": "the sums of the blocks",
     "box_loss_kernel": "adds each loss to the thread's sum",
-    "focal_kernel": "adds each vector's losses to the thread's sum",
-    "rescale_kernel": "what flows in",
     "filter_kernel": "the threshold",
+    "select_kernel": "the threshold",
+    "detect_kernel": "the threshold",
 }
 """Kernels that compute in float64 in their hot loop, and what."""
 
@@ -147,12 +158,15 @@ class Binary:
 
 def measured(kernel: Kernel, usage: sass.Usage, code: sass.Code) -> Kernel:
     """The row with what the binary has."""
-    trace = code.hot(kernel.bytes_per_access, kernel.shortest).trace
-    elements = trace.moved(kernel.bytes_per_access) / (kernel.bytes_per_element or math.inf)
+    memory = sass.Memory(kernel.memory, kernel.bytes_per_access)
+    trace = code.hot(memory, kernel.shortest).trace
+    moved = memory.count(trace) * kernel.bytes_per_access
     multiprocessor = sass.MULTIPROCESSORS[ARCHITECTURE]
     return replace(
         kernel,
-        instructions_per_element=round(len(trace.instructions) / elements, 1) if elements else 0,
+        instructions_per_element=round(len(trace.instructions) * kernel.bytes_per_element / moved, 1)
+        if moved
+        else 0,
         registers=usage.registers,
         blocks_per_sm=multiprocessor.resident(kernel.threads, usage.registers, usage.shared),
     )

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 WIDTHS = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
-GLOBAL = ("LDG", "STG", "LD", "ST", "LDGSTS", "RED", "ATOMG", "ATOM")
-SHARED = ("LDS", "STS", "ATOMS", "LDGSTS")
-MEMORY = (*GLOBAL, *SHARED)
+ACCESSES = {
+    "global": ("LDG", "STG", "LD", "ST", "LDGSTS", "RED", "ATOMG", "ATOM"),
+    "shared": ("LDS", "STS", "ATOMS"),
+}
 FLOAT64 = ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX")
 
 
@@ -125,22 +126,17 @@ class Trace:
 
     instructions: tuple[Instruction, ...]
 
-    def moved(self, width: int) -> int:
-        """Bytes of global memory, by accesses of this width; of shared memory where it has none to global memory."""
-        kinds = (Memory(opcodes, width) for opcodes in (GLOBAL, SHARED))
-        return next((count * width for kind in kinds if (count := kind.count(self))), 0)
-
 
 @dataclass(frozen=True)
 class Memory:
-    """A kind of access."""
+    """A kind of access: to ``global`` or ``shared`` memory, of so many bytes."""
 
-    opcodes: tuple[str, ...]
+    where: str
     width: int
 
     def has(self, instruction: Instruction) -> bool:
         """Is the instruction one?"""
-        return instruction.opcode in self.opcodes and instruction.width == self.width
+        return instruction.opcode in ACCESSES[self.where] and instruction.width == self.width
 
     def count(self, trace: Trace) -> int:
         """How many there are."""
@@ -231,47 +227,46 @@ class Code:
                 stack.append((step, iter(self.next[step])))
         return order[::-1]
 
-    def trace(self, first: int, last: int, kind: Memory, shortest: bool) -> Trace:
-        """From first to last: the longest path with the most accesses of this kind, or the shortest."""
+    def trace(self, first: int, last: int, end: int, kind: Memory, shortest: bool) -> Trace:
+        """From first to end, between first and last: the longest path with the most accesses, or the shortest."""
         cost = -1 if shortest else 1
         best: dict[int, tuple[int, int]] = {first: (0, 0)}  # accesses, cost
         came: dict[int, int] = {}
-        for k in self._in_order(first, last, self._back):
+        order = self._in_order(first, last, self._back)
+        rank = {
+            k: i for i, k in enumerate(order)
+        }  # forwards only: what a switch may reach is more than it does
+        for k in order:
+            if k not in best:
+                continue
             here = best[k][0] + kind.has(self.instructions[k]), best[k][1] + cost
             for following in self.next[k]:
-                is_inside = first < following <= last and (k, following) not in self._back
-                if is_inside and (following not in best or here > best[following]):
+                if rank.get(following, -1) > rank[k] and (following not in best or here > best[following]):
                     best[following], came[following] = here, k
-        places = [last]
+        places = [end]
         while places[-1] != first:
             places.append(came[places[-1]])
         return Trace(tuple(self.instructions[k] for k in reversed(places)))
 
-    def hot(self, width: int, shortest: bool = False) -> Hot:
-        """The innermost loop with the most accesses of this width to global memory, and a path around it.
+    def hot(self, memory: Memory, shortest: bool = False) -> Hot:
+        """The innermost loop with the most accesses of this kind, and a path around it.
 
-        Where no innermost loop has one, to shared memory; where there is no loop, the whole kernel.
+        Loops without such accesses do not count, inside it either: a path passes through them once. Where no loop has
+        one, the whole kernel is hot.
         """
-        touching = [loop for loop in self.loops if any(i.opcode in MEMORY for i in self._between(*loop))]
-        innermost = [
-            (first, last)
+        touching = [loop for loop in self.loops if any(map(memory.has, self._between(*loop)))]
+        hot = [
+            Hot(self._between(first, last), self.trace(first, last, last, memory, shortest))
             for first, last in touching
             if not any(first <= f and to <= last and (f, to) != (first, last) for f, to in touching)
         ]
-        for opcodes in (GLOBAL, SHARED):
-            kind = Memory(opcodes, width)
-            loops = [Hot(self._between(*loop), self.trace(*loop, kind, shortest)) for loop in innermost]
-            if any(kind.count(loop.trace) for loop in loops):
-                return max(loops, key=lambda loop: (kind.count(loop.trace), -len(loop.trace.instructions)))
-        kind = Memory(GLOBAL, width)
-        ends = [k for k in sorted(self._reached) if self.instructions[k].opcode == "EXIT"]
-        traces = [self.trace(0, end, kind, shortest) for end in ends]
-        most = max(map(kind.count, traces))
-        longest = max(
-            (trace for trace in traces if kind.count(trace) == most),
-            key=lambda trace: len(trace.instructions),
-        )
-        return Hot(tuple(self.instructions), longest)
+        if not hot:
+            last = len(self.instructions) - 1
+            ends = [k for k in sorted(self._reached) if self.instructions[k].opcode == "EXIT"]
+            hot = [Hot(tuple(self.instructions), self.trace(0, last, end, memory, shortest)) for end in ends]
+        most = max(memory.count(h.trace) for h in hot)
+        best = [h for h in hot if memory.count(h.trace) == most]
+        return max(best, key=lambda h: len(h.trace.instructions))
 
     def _between(self, first: int, last: int) -> tuple[Instruction, ...]:
         return tuple(self.instructions[first : last + 1])

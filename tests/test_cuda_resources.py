@@ -6,6 +6,7 @@ import pytest
 
 from tests import cuda_budget
 from tests.cuda_budget import ARCHITECTURE, FLOAT64, KERNELS, measured
+from tests.sass import Memory
 
 MOST_STATIC_SHARED = 48 * 1024
 MARGIN = 1.05  # of instructions: another nvcc orders and unrolls differently
@@ -66,8 +67,9 @@ def test_within_its_budget(kernel, kernels, code, record_property):
     assert now.instructions_per_element <= kernel.instructions_per_element * MARGIN
     assert now.registers <= kernel.registers
     assert now.blocks_per_sm >= kernel.blocks_per_sm
-    hot = code[used.mangled].hot(kernel.bytes_per_access, kernel.shortest)
+    memory = Memory(kernel.memory, kernel.bytes_per_access)
+    hot = code[used.mangled].hot(memory, kernel.shortest)
     if kernel.bytes_per_element:
-        assert hot.trace.moved(kernel.bytes_per_access) > 0, f"no access of {kernel.bytes_per_access} bytes"
+        assert memory.count(hot.trace) > 0, f"no {memory}"
     if kernel.name.split("<")[0] not in FLOAT64:
         assert not hot.float64, "float64 in the hot loop"

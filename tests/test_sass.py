@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.sass import MULTIPROCESSORS, Usage, read_code, read_usage, readable
+from tests.sass import MULTIPROCESSORS, Memory, Usage, read_code, read_usage, readable
 
 USAGE = """\
 Fatbin elf code:
@@ -57,13 +57,22 @@ CODE = """\
         /*0020*/                   STG.E desc[UR4][R2.64], R4 ;              /* 0x000fe20000000800 */
         /*0030*/                   EXIT ;                                    /* 0x000fe20000000800 */
         /*0040*/                   BRA 0x40;                                 /* 0x000fe20000000800 */
+\t\tFunction : nested
+        /*0000*/                   LDG.E.128 R4, desc[UR4][R2.64] ;          /* 0x000fe20000000800 */
+        /*0010*/                   LDG.E R4, desc[UR4][R2.64] ;              /* 0x000fe20000000800 */
+        /*0020*/               @P0 BRA 0x10 ;                                /* 0x000fe20000000800 */
+        /*0030*/               @P1 BRA 0x0 ;                                 /* 0x000fe20000000800 */
+        /*0040*/                   EXIT ;                                    /* 0x000fe20000000800 */
 \t\tFunction : unasked
 """
 
 
+VECTORS = Memory("global", 16)
+
+
 @pytest.fixture(scope="module")
 def code():
-    return read_code(CODE, ["vectors", "straight"])
+    return read_code(CODE, ["vectors", "straight", "nested"])
 
 
 def opcodes(instructions):
@@ -94,7 +103,7 @@ def test_readable_names(mangled, name):
 
 
 def test_only_what_is_asked_for_is_read(code):
-    assert list(code) == ["vectors", "straight"]
+    assert list(code) == ["vectors", "straight", "nested"]
 
 
 def test_loops_end_at_the_last_branch_back_that_the_entry_leads_to(code):
@@ -103,25 +112,31 @@ def test_loops_end_at_the_last_branch_back_that_the_entry_leads_to(code):
 
 
 def test_the_path_around_the_hot_loop(code):
-    hot = code["vectors"].hot(16)
+    hot = code["vectors"].hot(VECTORS)
     assert opcodes(hot.trace.instructions) == ["LDG", "FADD", "BRA", "DADD", "STG", "BRA", "STG", "BRA"]
-    assert hot.trace.moved(16) == 32
     assert hot.float64 == ["DADD R8, R8, R8"]
 
 
 def test_the_shortest_path_has_the_accesses_but_not_the_rare_element(code):
-    hot = code["vectors"].hot(16, shortest=True)
+    hot = code["vectors"].hot(VECTORS, shortest=True)
     assert opcodes(hot.trace.instructions) == ["LDG", "FADD", "BRA", "BRA", "STG", "BRA"]
     assert hot.float64, "the rare element's counts all the same"
 
 
-def test_another_width_is_another_loop_and_shared_memory_comes_second(code):
-    assert opcodes(code["vectors"].hot(2).trace.instructions) == ["LDG", "BRA", "SHFL", "LDS", "BRA"]
-    assert code["vectors"].hot(8).trace.moved(8) == 8
+@pytest.mark.parametrize("memory", [Memory("global", 2), Memory("shared", 8)])
+def test_another_kind_of_access_is_another_loop(code, memory):
+    assert opcodes(code["vectors"].hot(memory).trace.instructions) == ["LDG", "BRA", "SHFL", "LDS", "BRA"]
+
+
+@pytest.mark.parametrize(("width", "is_outer"), [(16, True), (4, False)])
+def test_a_loop_inside_counts_only_with_its_own_accesses(code, width, is_outer):
+    loop = code["nested"].hot(Memory("global", width)).loop
+    assert opcodes(loop) == ["LDG", "LDG", "BRA", "BRA"][0 if is_outer else 1 : 4 if is_outer else 3]
 
 
 def test_without_a_loop_the_whole_kernel(code):
-    assert opcodes(code["straight"].hot(4).trace.instructions) == ["LDG", "EXIT", "STG", "EXIT"]
+    whole = code["straight"].hot(Memory("global", 4)).trace
+    assert opcodes(whole.instructions) == ["LDG", "EXIT", "STG", "EXIT"]
 
 
 @pytest.mark.parametrize(

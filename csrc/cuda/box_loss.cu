@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads) box_loss_kernel(Arguments<T> a) {
   constexpr int N = kPairs<T>;
   const float scale = Wanted == Want::kGrad && a.scale != nullptr ? *a.scale : 1.0f;
   const int64_t stride = int64_t(gridDim.x) * kThreads * N;
-  double total = 0;
+  float total = 0;  // of a thread's few pairs
   for (int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * N; first < a.n; first += stride) {
     const int pairs = int(min(int64_t(N), a.n - first));
     const auto preds = load_pack<4 * N>(a.pred + 4 * first, 4 * pairs);
@@ -62,14 +62,14 @@ __global__ void __launch_bounds__(kThreads) box_loss_kernel(Arguments<T> a) {
           grads.v[4 * i + side] = T(a.ltrb && side < 2 ? -grad[side] : grad[side]);
       } else if (i < pairs) {
         if constexpr (Wanted == Want::kElements) a.loss[first + i] = pair.loss();
-        if constexpr (Wanted == Want::kSum) total += double(pair.loss());
+        if constexpr (Wanted == Want::kSum) total += pair.loss();
       }
     }
     if constexpr (Wanted == Want::kGrad) store_pack(a.grad + 4 * first, grads, 4 * pairs);
   }
   if constexpr (Wanted == Want::kSum) {
-    total = block_sum(total);
-    if (threadIdx.x == 0) a.partial[blockIdx.x] = total;
+    const double of_block = block_sum(double(total));
+    if (threadIdx.x == 0) a.partial[blockIdx.x] = of_block;
   }
 }
 

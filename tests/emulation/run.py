@@ -15,7 +15,6 @@ SKIPPED = {
     "does_not_grow": "the peak of the process, whose shadow memory grows",
     "memory_is_that_of_the_gradients": "the kernels have scratch memory that the CPU operator does without",
     "unchecked_nonsense or rise": "the CPU operator looks at values for which a GPU would have to wait",
-    "with_grad or star_sum or focal_loss_sum or (test_focal_loss and opcheck)": "with_grad is for the CPU alone",
 }
 """The tests that are skipped, as pytest's -k has it, and why.
 
