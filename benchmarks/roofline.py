@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.kernel_budget import KERNELS, Kernel
+from benchmarks.kernel_work import WORKS, Work
 
 WARP = 32
 SCHEDULERS = 4  # of a multiprocessor, on all cards below
@@ -36,23 +36,25 @@ class Card:
     memory_gb_per_s: float
     threads: int = 2048
 
-    def issue_us(self, kernel: Kernel) -> float | None:
-        """Time to issue the instructions of the hot loop; None where they are not counted."""
-        if kernel.instructions_per_element is None:
+    def issue_us(self, work: Work) -> float | None:
+        """Time to issue the instructions of the hot loops; None where they are not counted."""
+        if work.instructions_per_element is None:
             return None
-        instructions = kernel.elements * kernel.instructions_per_element / WARP
+        instructions = work.elements * work.instructions_per_element / WARP
         return instructions / (self.multiprocessors * SCHEDULERS * self.boost_ghz * 1e3)
 
-    def memory_us(self, kernel: Kernel) -> float:
+    def memory_us(self, work: Work) -> float:
         """Time to move the bytes."""
-        return kernel.bytes / (COPY_SHARE * self.memory_gb_per_s * 1e3)
+        return work.bytes / (COPY_SHARE * self.memory_gb_per_s * 1e3)
 
-    def occupancy(self, kernel: Kernel) -> float:
+    def occupancy(self, work: Work) -> float:
         """Share of the threads of a multiprocessor that registers and blocks allow; shared memory is not looked at."""
-        by_warp = -(-kernel.registers // 8) * 8 * WARP
-        warps = kernel.threads // WARP
-        blocks = min(REGISTERS // (by_warp * warps), self.threads // kernel.threads)
-        return blocks * kernel.threads / self.threads
+        return min(self._occupancy(budget.registers, budget.threads) for budget in work.budgets)
+
+    def _occupancy(self, registers: int, threads: int) -> float:
+        by_warp = -(-registers // 8) * 8 * WARP
+        blocks = min(REGISTERS // (by_warp * (threads // WARP)), self.threads // threads)
+        return blocks * threads / self.threads
 
 
 CARDS = [
@@ -68,19 +70,20 @@ def binding(times: dict[str, float | None]) -> str:
     return max((name for name, time in times.items() if time is not None), key=lambda name: times[name])
 
 
-def line(card: Card, kernel: Kernel) -> str:
-    """A kernel on a card."""
+def line(card: Card, work: Work) -> str:
+    """A piece of work on a card."""
     times = {
-        "issue": card.issue_us(kernel),
-        "memory": card.memory_us(kernel),
-        "launches": kernel.launches * LAUNCH_US,
+        "issue": card.issue_us(work),
+        "memory": card.memory_us(work),
+        "launches": work.launches * LAUNCH_US,
     }
     bound = binding(times)
     issue = "not counted" if times["issue"] is None else f"{times['issue']:.0f} us"
+    registers = max(budget.registers for budget in work.budgets)
     return (
-        f"{card.name:15} {kernel.what:38} {kernel.dtype:9} {kernel.bytes / 1e6:6.0f} MB  "
-        f"issue {issue:>11}  memory {times['memory']:4.0f} us  {kernel.launches} launches {times['launches']:3.0f} us  "
-        f"{kernel.registers:3} registers, occupancy {card.occupancy(kernel):4.0%}  "
+        f"{card.name:15} {work.what:40} {work.bytes / 1e6:6.0f} MB  issue {issue:>11}  "
+        f"memory {times['memory']:4.0f} us  {work.launches} launches {times['launches']:3.0f} us  "
+        f"{registers:3} registers, occupancy {card.occupancy(work):4.0%}  "
         f"bound by {bound}: at least {times[bound]:.0f} us; {NOTE}"
     )
 
@@ -88,8 +91,8 @@ def line(card: Card, kernel: Kernel) -> str:
 def main() -> None:
     """A line for each kernel on each card."""
     for card in CARDS:
-        for kernel in KERNELS:
-            print(line(card, kernel))
+        for work in WORKS:
+            print(line(card, work))
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ KERNELS = [
     Kernel("grad_apply_kernel<bfloat16,ContiguousChunk<bfloat16>>", "group_norm_relu.cu", "bfloat16", 10.7, 6, 16, 40, 256, 6, 3),
     Kernel("grad_apply_kernel<bfloat16,ChannelsLastChunk<bfloat16>>", "group_norm_relu.cu", "bfloat16", 12.4, 6, 8, 40, 256, 6, 3),
     Kernel("merge_moments_kernel", "group_norm_relu.cu", "float32", 0, 0, 8, 30, 256, 8, 3),
-    Kernel("merge_sums_kernel", "group_norm_relu.cu", "float32", 0, 0, 8, 30, 256, 8, 3),
+    Kernel("merge_sums_kernel", "group_norm_relu.cu", "float32", 0, 0, 8, 31, 256, 8, 3),
     Kernel("greatest_kernel", "match_anchors.cu", "float32", 0, 0, 16, 38, 256, 6, 2),
     Kernel("match_kernel", "match_anchors.cu", "float32", 0, 0, 16, 44, 256, 5, 2),
     Kernel("plan_kernel", "nms.cu", "int64", 0, 0, 8, 58, 1024, 1, 3),
@@ -118,7 +118,7 @@ KERNELS = [
     Kernel("select_kernel<float>", "postprocess.cu", "float32", 0, 0, 4, 64, 512, 2, 4),
     Kernel("filter_kernel<bfloat16>", "postprocess.cu", "bfloat16", 0, 0, 2, 39, 256, 6, 4),
     Kernel("filter_best_kernel<bfloat16>", "postprocess.cu", "bfloat16", 11.9, 2, 2, 32, 256, 8, 4),
-    Kernel("select_kernel<bfloat16>", "postprocess.cu", "bfloat16", 0, 0, 4, 56, 512, 2, 4),
+    Kernel("select_kernel<bfloat16>", "postprocess.cu", "bfloat16", 0, 0, 4, 57, 512, 2, 4),
     Kernel("detect_kernel", "postprocess.cu", "float32", 0, 0, 4, 56, 512, 2, 4),
     Kernel("add_partial_sums<float>", "launch.h", "float64", 13, 8, 8, 20, 256, 8, 2),
 ]
@@ -127,12 +127,9 @@ KERNELS = [
 FLOAT64 = {
     "add_partial_sums": "the sums of the blocks",
     "sum_kernel": "the sums of the blocks",
-    "merge_moments_kernel": "the sums of the blocks",
-    "merge_sums_kernel": "the sums of the blocks",
-    "box_loss_kernel": "adds each loss to the thread's sum",
-    "filter_kernel": "the threshold",
-    "select_kernel": "the threshold",
-    "detect_kernel": "the threshold",
+    "filter_kernel": "holds the scores of the few candidates against the threshold",
+    "select_kernel": "holds the scores of the few candidates against the threshold",
+    "detect_kernel": "converts maps of any type, of kept candidates alone",
 }
 """Kernels that compute in float64 in their hot loop, and what."""
 
