@@ -217,6 +217,7 @@ void run_detection_loss(Cpu, const DetectionLossParameters& parameters, const De
 void run_rescale(Cpu, const RescaleWork& work) {
   for (int i = 0; i < work.count; ++i) {
     const auto& gradient = work.gradients[i];
+    if (gradient.numel == 0) continue;  // its pointer may be null
     const Dtype dtype = work.upstream_dtype;
     const double factor = read_scalar(advance(work.upstream, gradient.part * size_of(dtype)), dtype);
     if (factor == 0) {  // also where the gradient is not finite: nothing flows in

@@ -54,7 +54,7 @@ MISTAKES = {
     "memset_on_default_stream": "cudaMemsetAsync is on the default stream",
     "two_launches_one_check": "correct: nothing checks whether the launch failed",
     "no_check": "correct: nothing checks whether the launch failed",
-    "host_reads": "the host touches device memory at mistakes.cu:185",
+    "host_reads": "the host touches device memory at mistakes.cu:202",
     "waits_in_capture": "cudaStreamSynchronize: the host waits while a graph is captured",
     "copies_in_capture": "cudaMemcpyAsync: the host waits while a graph is captured",
 }
