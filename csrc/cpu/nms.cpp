@@ -145,8 +145,9 @@ void suppress(const NmsWork& work, const std::vector<int32_t>& order, const List
   const double threshold =
       std::is_same_v<Real, double> ? work.iou_threshold : math::round_down(work.iou_threshold);
   const auto* rows = static_cast<const Real*>(work.boxes);
-  const Suppression<Real> suppression{
-      rows, extent_of(rows, work.n), order, kernels(work.boxes_dtype).overlaps_any, threshold, kept};
+  const auto extent = work.n < kManyCandidates ? BoxExtent<Real>{} : extent_of(rows, work.n);
+  const Suppression<Real> suppression{rows,      extent, order, kernels(work.boxes_dtype).overlaps_any,
+                                      threshold, kept};
   auto run = [&](int64_t list) {
     suppression.run(lists.ranks.data() + lists.starts[list], lists.starts[list + 1] - lists.starts[list]);
   };
