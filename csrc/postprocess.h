@@ -5,6 +5,7 @@
 
 #include "device_of.h"
 #include "math/postprocess.h"
+#include "memory_format.h"
 
 namespace fcos_fast {
 
@@ -56,12 +57,11 @@ inline void check_rule(const math::PostprocessRule& rule) {
 
 // ---- memory formats ----
 
-// How a map lies in memory, if its locations are equally far apart.
-inline std::optional<math::FeatureMap> as_it_lies(const Tensor& t) {
-  const int64_t height = t.size(2), width = t.size(3);
-  if (height > 1 && width > 1 && t.stride(2) != width * t.stride(3)) return std::nullopt;
-  const int64_t location = width > 1 ? t.stride(3) : height > 1 ? t.stride(2) : 1;
-  return math::FeatureMap{t.const_data_ptr(), t.stride(0), t.stride(1), location};
+// The map as it lies, if its locations are equally far apart.
+inline std::optional<math::FeatureMap> as_it_lies(const Tensor& map) {
+  const auto strides = map_strides(map);
+  if (!strides.has_value()) return std::nullopt;
+  return math::FeatureMap{map.const_data_ptr(), strides->image, strides->channel, strides->location};
 }
 
 // Are logits that lie so read without a copy? On the CPU where locations or classes are neighbours; on a GPU where, in
