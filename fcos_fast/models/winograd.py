@@ -59,10 +59,10 @@ class WinogradConv2d(nn.Conv2d):
 
 
 class KeptWinogradConv2d(WinogradConv2d):
-    """For detecting alone: the transformed weight, four times as large as the weight, is kept from call to call.
+    """For inference: keeps the transformed weight, four times as large as the weight, from call to call.
 
-    It belongs to a version of the weight: loading a state dict, moving the module and any change in place make it
-    anew. As autograd, it does not notice what is written through ``weight.data``.
+    It is recomputed when the weight changes: by loading a state dict, by moving the module, or in place. Like autograd,
+    it does not notice what is written through ``weight.data``.
     """
 
     _kept: tuple[Tensor, int, Tensor] | None = None  # the weight, its version, what it was transformed to

@@ -13,7 +13,7 @@ from tests.emulation.build import FRONTS, HERE, OPERATORS, ROOT, build
 SKIPPED = {
     "any_number_of_threads": "threads of the CPU operators; repeats large cases too",
     "does_not_grow": "the peak of the process, whose shadow memory grows",
-    "memory_is_that_of_the_gradients": "the kernels have scratch memory that the CPU operator does without",
+    "memory_is_that_of_the_gradients": "the kernels have scratch memory that the CPU operator does not need",
     "unchecked_nonsense or rise": "the CPU operator looks at values for which a GPU would have to wait",
 }
 """The tests that are skipped, as pytest's -k has it, and why.
