@@ -139,7 +139,7 @@ def test_last(): pass
 
 def test_tests_that_are_stopped_keep_what_is_known(run, tmp_path):
     (tmp_path / "test_slow.py").write_text(SLOW)
-    outcome = gpu_check.run_tests(run, "slow", 15, "not gpu", [str(tmp_path)])
+    outcome = gpu_check.run_tests(run, "slow", 25, "not gpu", [str(tmp_path)])
     assert (outcome.verdict, outcome.passed, outcome.failed) == ("out of time", 1, 0), outcome
     assert any(remark.startswith("did not end: ") and "test_hangs" in remark for remark in outcome.remarks)
     assert "1 of 3 tests did not run" in outcome.remarks
