@@ -93,7 +93,7 @@ def test_a_row_costs_no_other(measured):
 
 def test_no_time_for_all(measured):
     rows = [("torchvision", "good"), ("a", "good"), ("b", "hangs"), (OURS, "good")]
-    outcome, report = measured(rows, limit=60, seconds=10)
+    outcome, report = measured(rows, limit=60, seconds=16)
     assert [result["row"] for result in report["benchmarks"]] == ["torchvision", "a"]
     assert (outcome.verdict, outcome.passed, outcome.failed) == ("passed", 2, 0)
     assert outcome.skipped == {"no time left": 2}
