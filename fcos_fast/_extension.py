@@ -149,7 +149,7 @@ def is_on_gpu(tensor: Tensor) -> bool:
 def use_native(tensor: Tensor, *others: Tensor) -> bool:
     """Does the operator on these tensors run natively?
 
-    float64 on CUDA serves checks alone and would cost a fifth of the build: there the reference runs.
+    float64 on CUDA serves checks alone and would cost a sixth of the build: there the reference runs.
 
     Raises:
         ExtensionError: under ``native`` where there is no native operator; under ``auto`` where the package was never
