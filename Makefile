@@ -9,7 +9,7 @@ CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 .PHONY: help setup build test fuzz kill-test emulate lint format demo bccd bench gpu-check gpu-bench sanitize clean
 
 help:
-	@echo "make demo     train a small FCOS on generated pictures and look at what it learnt (minutes)"
+	@echo "make demo     train a small FCOS on generated images and look at what it learnt (minutes)"
 	@echo "make test     run every test"
 	@echo "make fuzz     search for inputs on which an operator and its reference differ (MINUTES=30)"
 	@echo "make kill-test  kill -9 a training run 80 times, and compare its end with that of one left alone (minutes)"
@@ -81,7 +81,7 @@ bccd: build
 bench: OUT ?= benchmarks/results/local.json
 bench: build
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet --results $(OUT)
-	$(BIN)/python -m benchmarks.picture $(OUT) $(basename $(OUT)).svg
+	$(BIN)/python -m benchmarks.plot $(OUT) $(basename $(OUT)).svg
 
 # Both take the Python, the torch and the nvcc that are there, not .venv: they need no network.
 gpu-check gpu-bench: BUDGET ?= 465

@@ -3,7 +3,7 @@
     python -m benchmarks.accuracy --data PATH_TO/BCCD_Dataset/BCCD --output benchmarks/results/accuracy.json
 
 A small setting, so that nine runs take an hour on two cores and not days: ResNet18 with a pyramid and towers of 128
-channels, pictures of 96x128 pixels, from random weights.
+channels, images of 96x128 pixels, from random weights.
 """
 
 from __future__ import annotations
@@ -53,18 +53,20 @@ def build(num_classes: int) -> FCOS:
 
 
 def train(model: FCOS, dataset: DetectionDataset, seed: int, epochs: int) -> list[float]:
-    """The mean loss of each epoch; the order of the pictures and how they vary depend on the seed alone."""
-    pictures = AugmentedDataset(dataset, AugmentConfig(size=SIZE, scale=(0.8, 1.25), vertical_flip=0.5), seed)
-    steps = len(pictures) // BATCH
+    """The mean loss of each epoch; the order of the images and how they vary depend on the seed alone."""
+    augmented = AugmentedDataset(
+        dataset, AugmentConfig(size=SIZE, scale=(0.8, 1.25), vertical_flip=0.5), seed
+    )
+    steps = len(augmented) // BATCH
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, epochs * steps)
     curve = []
     model.train()
     for epoch in range(epochs):
-        order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(1000 * seed + epoch))
+        order = torch.randperm(len(augmented), generator=torch.Generator().manual_seed(1000 * seed + epoch))
         total = 0.0
         for rows in order[: steps * BATCH].view(steps, BATCH).tolist():
-            images, targets = collate([pictures[epoch, row] for row in rows])
+            images, targets = collate([augmented[epoch, row] for row in rows])
             targets = [{"boxes": t["boxes"], "labels": t["labels"] + 1} for t in targets]
             loss = sum(model([image / 255 for image in images], targets).values())
             optimizer.zero_grad()
@@ -79,7 +81,7 @@ def train(model: FCOS, dataset: DetectionDataset, seed: int, epochs: int) -> lis
 
 @torch.no_grad()
 def evaluate(model: FCOS, dataset: DetectionDataset) -> AveragePrecision:
-    """Of every picture alone."""
+    """Of every image alone."""
     model.eval()
     detections = []
     for image, _ in dataset:

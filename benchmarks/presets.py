@@ -1,6 +1,6 @@
 """Every preset trained on photographs of blood cells with the same small budget: ``python -m benchmarks.presets``.
 
-From random weights, with one backbone, one size of picture, one optimizer and one number of epochs for all: what is
+From random weights, with one backbone, one size of image, one optimizer and one number of epochs for all: what is
 compared are the rules of assignment, losses and post-processing, not what a preset was published with.
 """
 

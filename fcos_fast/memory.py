@@ -11,7 +11,7 @@ def keep_memory() -> bool:
     """Let this process keep the memory of freed CPU tensors for the next ones, instead of returning it to the system.
 
     By default glibc maps every large tensor anew, and the system clears each page of it when it is first touched: a
-    network on large pictures spends a tenth of its time there, or more. Afterwards the process stays as large as it
+    network on large images spends a tenth of its time there, or more. Afterwards the process stays as large as it
     once was. It holds for all libraries in the process, and for tensors that its main thread allocates.
 
     Returns:

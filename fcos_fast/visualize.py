@@ -1,4 +1,4 @@
-"""Boxes drawn on pictures."""
+"""Boxes drawn on images."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def class_color(label: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def to_picture(image: Tensor) -> Image.Image:
-    """A (3, H, W) image, uint8 or float in [0, 1], as a PIL picture."""
+def to_pil(image: Tensor) -> Image.Image:
+    """A (3, H, W) image, uint8 or float in [0, 1], as a PIL image."""
     from PIL import Image
 
     if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"to_picture: got an image of shape {tuple(image.shape)}; expected (3, H, W)")
+        raise ValueError(f"to_pil: got an image of shape {tuple(image.shape)}; expected (3, H, W)")
     if image.is_floating_point():
         image = (image.detach().clamp(0, 1) * 255).round()
     return Image.fromarray(image.to("cpu", torch.uint8).permute(1, 2, 0).contiguous().numpy())
@@ -38,23 +38,23 @@ def draw_boxes(
     scores: Tensor | None = None,
     scale: float = 1.0,
 ) -> Image.Image:
-    """Draw boxes with their class, and their score in percent, on a copy of a picture.
+    """Draw boxes with their class, and their score in percent, on a copy of an image.
 
     Args:
-        image: (3, H, W) tensor or PIL picture.
-        boxes: (N, 4) xyxy in the picture's pixels. The strongest is drawn last, on top.
+        image: (3, H, W) tensor or PIL image.
+        boxes: (N, 4) xyxy in the image's pixels. The strongest is drawn last, on top.
         labels: (N,) classes in 0..len(names)-1.
         names: the classes' names.
         scores: (N,) in 0..1, or None for ground truth.
-        scale: enlarge the picture first; lines and text keep their size.
+        scale: enlarge the image first; lines and text keep their size.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    picture = image if isinstance(image, Image.Image) else to_picture(image)
-    picture = picture.convert("RGB").resize([max(1, round(side * scale)) for side in picture.size])
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=max(10, min(picture.size) // 32))
-    thickness = max(2, min(picture.size) // 200)
+    canvas = image if isinstance(image, Image.Image) else to_pil(image)
+    canvas = canvas.convert("RGB").resize([max(1, round(side * scale)) for side in canvas.size])
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(size=max(10, min(canvas.size) // 32))
+    thickness = max(2, min(canvas.size) // 200)
     order = range(len(boxes)) if scores is None else scores.argsort().tolist()
     for i in order:
         label = int(labels[i])
@@ -64,11 +64,11 @@ def draw_boxes(
         text = names[label] if scores is None else f"{names[label]} {100 * float(scores[i]):.0f}"
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         width, height = right - left + 2, bottom - top + 2
-        x = max(0, min(x1, picture.width - width))
+        x = max(0, min(x1, canvas.width - width))
         y = y1 - height if y1 >= height else y1  # above the box, inside it at the upper border
         draw.rectangle((x, y, x + width, y + height), fill=color)
         draw.text((x + 1 - left, y + 1 - top), text, fill=(0, 0, 0), font=font)
-    return picture
+    return canvas
 
 
 def sheet(
@@ -80,21 +80,21 @@ def sheet(
     width: int = 400,
     score_threshold: float = 0.3,
 ) -> Image.Image:
-    """Pictures with their labels on the left and what was detected on the right.
+    """Images with their labels on the left and what was detected on the right.
 
     Args:
         images: (3, H, W) tensors.
-        targets: ``boxes``, ``labels`` of each picture.
-        detections: ``boxes``, ``labels``, ``scores`` of each picture.
+        targets: ``boxes``, ``labels`` of each image.
+        detections: ``boxes``, ``labels``, ``scores`` of each image.
         names: the classes' names.
         columns: pairs per row.
-        width: of one picture, in pixels. One that would be taller than twice that is narrower instead.
+        width: of one image, in pixels. One that would be taller than twice that is narrower instead.
         score_threshold: weaker detections are not drawn.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     if not images:
-        raise ValueError("sheet: got no pictures")
+        raise ValueError("sheet: got no images")
     pairs = []
     for image, target, detection in zip(images, targets, detections, strict=True):
         scale = min(width / image.shape[-1], 2 * width / image.shape[-2])

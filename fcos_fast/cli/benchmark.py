@@ -16,15 +16,15 @@ Variant = Literal["plain", "optimized", "compiled"]
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """Time a detector from the picture's file to its boxes. Variants are timed in turns, on the same pictures.
+    """Time a detector from the image's file to its boxes. Variants are timed in turns, on the same images.
 
     Attributes:
         checkpoint: a ``best.pt`` or ``last.pt``. Without one, a model with random weights is timed.
         backbone: of the model with random weights, also ``timm:NAME``.
         preset: of the model with random weights.
-        images: folder of pictures, or one file; by default pictures are generated.
-        sizes: HEIGHTxWIDTH of the generated pictures; the model then scales them as it is configured to.
-        batch_sizes: pictures that run together.
+        images: folder of images, or one file; by default images are generated.
+        sizes: HEIGHTxWIDTH of the generated images; the model then scales them as it is configured to.
+        batch_sizes: images that run together.
         precisions: ``auto`` is bfloat16 where the device is fast at it, else float32.
         variants: ``plain`` as training evaluates it, channels-last and under autocast; ``optimized`` for inference, as
             ``fcos-fast detect`` has it; ``compiled`` as well.
@@ -60,7 +60,7 @@ class BenchmarkOptions:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb; its exit status."""
+    """Run the subcommand with these arguments and return its exit status."""
     options = parse_options(BenchmarkOptions, "benchmark", arguments)
     sizes = [None] if options.images else [_parse_size(size) for size in options.sizes]
 

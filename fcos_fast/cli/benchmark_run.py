@@ -18,7 +18,7 @@ from PIL import Image
 import fcos_fast
 from fcos_fast.cli.benchmark import BenchmarkOptions, Variant
 from fcos_fast.cli.detect import find_images
-from fcos_fast.data import SyntheticConfig, draw_picture, read_image
+from fcos_fast.data import SyntheticConfig, read_image, synthetic_image
 from fcos_fast.engine.benchmark import CANDIDATES, STAGES, benchmark, make_talkative
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.progress import Progress
@@ -26,8 +26,8 @@ from fcos_fast.models import PRESETS, Detector, build_detector
 from fcos_fast.models.transform import image_size
 from fcos_fast.precision import choose_device, choose_precision
 
-EXPLANATION = """as seen: what the model's resizing and padding make of the (first) picture
-times in ms, of stages the median; images/s at the median; found: detections per picture"""
+EXPLANATION = """as seen: what the model's resizing and padding make of the (first) image
+times in ms, of stages the median; images/s at the median; found: detections per image"""
 
 
 def run(options: BenchmarkOptions, sizes: Sequence[tuple[int, int] | None]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _model(options: BenchmarkOptions) -> tuple[Detector, str]:
     model = build_detector(replace(PRESETS[options.preset], backbone=options.backbone))
     return model, (
         f"{options.backbone}, preset {options.preset}, {model.config.num_classes} classes, random weights; its last "
-        f"layers are set so that about {CANDIDATES} candidates per picture go to NMS"
+        f"layers are set so that about {CANDIDATES} candidates per image go to NMS"
     )
 
 
@@ -76,17 +76,17 @@ def _measure(
         for dtype, variant in product(dtypes, options.variants)
     }
     first = model.transform(read_image(files[0]).to(device))
-    picture = Path(options.images).name if options.images else files[0].stem.split("-")[0]
+    image = Path(options.images).name if options.images else files[0].stem.split("-")[0]
     seen = "x".join(map(str, model.transform.padded_size([image_size(first)])))
     rows = []
     for batch_size in options.batch_sizes:
         runs = len(models) * (options.warmup + options.repeats)
-        with Progress(runs, f"{picture}, batch {batch_size}", images=batch_size) as progress:
+        with Progress(runs, f"{image}, batch {batch_size}", images=batch_size) as progress:
             timings = benchmark(
                 models, files, batch_size, options.repeats, options.warmup, on_sample=progress.update
             )
         for (precision, variant), timing in timings.items():
-            about = {"pictures": picture, "network_sees": seen, "batch_size": batch_size}
+            about = {"images": image, "network_sees": seen, "batch_size": batch_size}
             rows.append(about | {"precision": precision, "variant": variant} | timing.summary())
     return rows
 
@@ -101,9 +101,9 @@ def _variant(model: Detector, variant: Variant, dtype: torch.dtype) -> tuple[Det
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """A table for people, one line per row."""
-    names = ["pictures", "network_sees", "batch_size", "precision", "variant"]
+    names = ["images", "network_sees", "batch_size", "precision", "variant"]
     numbers = ["p20_ms", "p50_ms", "p80_ms", "images_per_s", "detections_per_image"]
-    titles = ["pictures", "as seen", "batch", "precision", "variant"]
+    titles = ["images", "as seen", "batch", "precision", "variant"]
     lines = [[*titles, *STAGES, "p20", "p50", "p80", "images/s", "found"]]
     for row in rows:
         values = [*row["stages_p50_ms"].values(), *(row[number] for number in numbers)]
@@ -140,12 +140,12 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _draw(folder: Path, size: tuple[int, int], options: BenchmarkOptions) -> list[Path]:
-    """Generated pictures as JPEG files: as many as the largest batch holds."""
+    """Generated images as JPEG files: as many as the largest batch holds."""
     side = min(size)
     config = SyntheticConfig(size, object_size=(side // 16, side // 2))
     files = []
     for index in range(max(options.batch_sizes)):
         files.append(folder / f"{size[0]}x{size[1]}-{index}.jpg")
-        pixels = draw_picture(0, index, config).image
+        pixels = synthetic_image(0, index, config).image
         Image.fromarray(pixels.transpose(1, 2, 0)).save(files[-1], quality=92)
     return files

@@ -22,7 +22,7 @@ class ConvertOptions:
         checkpoint: a file of official FCOS, AdelaiDet, detectron2, torchvision, mmdetection, SimpleAICV, FCOS.Pytorch
             or fcos-pytorch; with ``to``, also one of this project.
         output: the file to write.
-        to: implementation whose layout is written; by default this project's own.
+        to: implementation whose format is written; by default this project's own.
         preset: what the checkpoint is, where its keys fit several; by default the first that fits.
         model: fields of the model that differ from the preset, as "{dcn: v2}".
         classes: names of the classes: ``coco``, ``voc``, a text file with a name per line, or names with commas between
@@ -38,32 +38,32 @@ class ConvertOptions:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb; its exit status."""
+    """Run the subcommand with these arguments and return its exit status."""
     options = parse_options(ConvertOptions, "convert", arguments)
 
     from fcos_fast.engine.checkpoint import model_from_checkpoint, read_checkpoint, save_checkpoint, save_file
     from fcos_fast.engine.foreign import other_rules, write_foreign
-    from fcos_fast.models.layouts import find_layout
+    from fcos_fast.models.checkpoint_formats import find_format
 
-    layout = None if options.to is None else find_layout(options.to)
+    format = None if options.to is None else find_format(options.to)
     state, origin = read_checkpoint(options.checkpoint, options.preset, options.model)
     print(f"{options.checkpoint}: {origin}")
     if options.classes is not None:
         state["categories"] = _categories(options.classes, state["model_config"]["num_classes"]).to_dict()
     model, categories = model_from_checkpoint(state)
     Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    if layout is None:
+    if format is None:
         kept = {name: state[name] for name in ("model_config", "categories")}
         save_checkpoint(options.output, {**kept, "model": model.state_dict()})
         names = ", ".join(categories.names[:3]) + (", ..." if len(categories) > 3 else "")
         print(f"{options.output}: {len(categories)} classes ({printable(names)})\n\n{model.config}")
         return 0
-    theirs = write_foreign(model.config, model.state_dict(), layout)
+    theirs = write_foreign(model.config, model.state_dict(), format)
     save_file(options.output, theirs)
     print(
-        f"{options.output}: {layout.name} checkpoint of {sum(p.numel() for p in model.parameters()):,} parameters"
+        f"{options.output}: {format.name} checkpoint of {sum(p.numel() for p in model.parameters()):,} parameters"
     )
-    for name, (here, there) in other_rules(model.config, layout).items():
+    for name, (here, there) in other_rules(model.config, format).items():
         print(f"  {name} is {here} here and {there} there")
     return 0
 

@@ -20,19 +20,19 @@ from fcos_fast.models import FCOSConfig
 from fcos_fast.text import printable
 
 
-def statistics(dataset: DetectionDataset, config: FCOSConfig, pictures: int) -> dict[str, Any]:
+def statistics(dataset: DetectionDataset, config: FCOSConfig, images: int) -> dict[str, Any]:
     """All that the subcommand says, in plain values."""
-    records = sample(dataset, pictures)
+    records = sample(dataset, images)
     names = dataset.categories.names
     counts = Counter(names[label] for record in records for label in record.labels.tolist())
     if not counts:
-        raise ValueError("the pictures have no box; there is nothing to count")
+        raise ValueError("the images have no box; there is nothing to count")
     better = suggest_ranges(records, config)
     sizes = size_statistics(records, better)
     best = best_size(sizes)
     final = suggest_ranges(records, best.config)  # the ranges of another size are others
     return {
-        "pictures": len(records),
+        "images": len(records),
         "of": len(dataset),
         "without_boxes": sum(len(record.boxes) == 0 for record in records),
         "boxes_per_class": {name: counts[name] for name in names},
@@ -72,7 +72,7 @@ def report(found: dict[str, Any]) -> str:
     now, ranges = found["now"], found["better_ranges"]
     levels = [f"P{stride.bit_length() - 1}" for stride in found["strides"]]
     lines = [
-        f"{found['pictures']} of {found['of']} pictures, {found['without_boxes']} of them without a box; "
+        f"{found['images']} of {found['of']} images, {found['without_boxes']} of them without a box; "
         f"{now['num_boxes']} boxes",
         ", ".join(f"{printable(name)} {count}" for name, count in found["boxes_per_class"].items()),
         "",

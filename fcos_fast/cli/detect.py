@@ -1,4 +1,4 @@
-"""``fcos-fast detect``: pictures in, drawn pictures and a JSON file out."""
+"""``fcos-fast detect``: images in, drawn images and a JSON file out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONGEST_SIDE = {".jpg": 65500, ".jpeg": 65500, ".jfif": 65500, ".webp": 16383}
 
 @dataclass(frozen=True)
 class DetectOptions:
-    """Draw what a checkpoint finds in pictures.
+    """Draw what a checkpoint finds in images.
 
     Attributes:
         images: image files, or folders whose images are taken.
@@ -43,7 +43,7 @@ class DetectOptions:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb; its exit status is 1 where a file could not be read."""
+    """Run the subcommand and return its exit status: 1 where a file could not be read."""
     options = parse_options(DetectOptions, "detect", arguments, positional="images")
     files = find_images(options.images)
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     from fcos_fast.engine.files import write_json
     from fcos_fast.engine.predict import load
     from fcos_fast.engine.progress import Progress
-    from fcos_fast.engine.report import save_picture
+    from fcos_fast.engine.report import save_image
     from fcos_fast.engine.run_folder import new_run_folder
 
     detector = load(options.checkpoint, options.device, options.precision)
@@ -72,21 +72,21 @@ def main(arguments: Sequence[str]) -> int:
                     file=sys.stderr,
                 )
             detections = detector.predict(image, options.score_threshold)
-            picture = _free_name(folder, file, max(image.shape))
-            save_picture(detections.draw(), picture)
+            drawn = _free_name(folder, file, max(image.shape))
+            save_image(detections.draw(), drawn)
             results.append(
                 {
                     "image": str(file),
                     "width": image.shape[2],
                     "height": image.shape[1],
-                    "drawn": picture.name,
+                    "drawn": drawn.name,
                     "detections": detections.to_dict(),
                 }
             )
             progress.update()
     write_json(folder / "detections.json", results)
     found = sum(len(result["detections"]) for result in results)
-    print(f"{found} objects in {len(results)} images; drawn pictures and detections.json are in {folder}")
+    print(f"{found} objects in {len(results)} images; drawn images and detections.json are in {folder}")
     return 1 if unreadable else 0
 
 

@@ -32,7 +32,7 @@ class InfoOptions:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb; its exit status."""
+    """Run the subcommand with these arguments and return its exit status."""
     if not arguments:
         return fcos_fast.info.main()
     from fcos_fast.cli.options import parse_options  # what stands above works when these do not

@@ -21,14 +21,14 @@ from fcos_fast.errors import ExtensionError
 from fcos_fast.memory import keep_memory
 from fcos_fast.text import printable
 
-VERBS = {
+SUBCOMMANDS = {
     "train": "train a detector, or resume a run",
     "evaluate": "average precision of a checkpoint on a data set",
     "detect": "draw what a checkpoint finds in images or folders, and write it as JSON",
     "convert": "checkpoints of other implementations into this project's, and back",
     "data": "data stats: how the boxes of a data set suit the levels of a detector",
     "benchmark": "how long detecting takes on this machine, from the file to the boxes",
-    "demo": "generate pictures, train a small detector on them, and look at what it learnt",
+    "demo": "generate images, train a small detector on them, and look at what it learnt",
     "info": "what is installed, and which implementation of each operator runs",
 }
 
@@ -54,26 +54,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(fcos_fast.__version__)
         return 0
-    verb, *rest = arguments
-    if verb not in VERBS:
-        return _fail("fcos-fast", f"there is no verb {verb!r}{did_you_mean(verb, VERBS)}")
+    subcommand, *rest = arguments
+    if subcommand not in SUBCOMMANDS:
+        return _fail("fcos-fast", f"unknown subcommand {subcommand!r}{did_you_mean(subcommand, SUBCOMMANDS)}")
     keep_memory()
     with _sigterm_as_ctrl_c() as received:
         try:
-            with _processes(verb):
-                return import_module(f"fcos_fast.cli.{verb}").main(rest)
+            with _processes(subcommand):
+                return import_module(f"fcos_fast.cli.{subcommand}").main(rest)
         except KeyboardInterrupt as interruption:
             status = 128 + (signal.SIGTERM if received else signal.SIGINT)
-            return _fail(f"fcos-fast {verb}", str(interruption) or "interrupted", status)
+            return _fail(f"fcos-fast {subcommand}", str(interruption) or "interrupted", status)
         except ProcessLostError as error:
             # the one that failed first has said the same
-            return 1 if error.alike else _fail(f"fcos-fast {verb}", str(error), status=1)
+            return 1 if error.alike else _fail(f"fcos-fast {subcommand}", str(error), status=1)
         except ModuleNotFoundError as error:
             if _debugging() or (error.name or "fcos_fast").startswith("fcos_fast"):
                 raise
             extra = EXTRAS.get(error.name.split(".")[0], "train")
             return _fail(
-                f"fcos-fast {verb}",
+                f"fcos-fast {subcommand}",
                 f"needs {error.name}, which is not installed; pip install 'fcos_fast[{extra}]'",
             )
         except (ValueError, OSError, FloatingPointError, ExtensionError) as error:
@@ -81,22 +81,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             # the loss became NaN, the disk is full: not the input's fault
             status = 1 if isinstance(error, (FloatingPointError, WriteError)) else 2
-            return _fail(f"fcos-fast {verb}", str(error), status)
+            return _fail(f"fcos-fast {subcommand}", str(error), status)
 
 
-def _processes(verb: str) -> AbstractContextManager[None]:
+def _processes(subcommand: str) -> AbstractContextManager[None]:
     """As :func:`fcos_fast.engine.distributed.processes`, whose import takes seconds, where there are several."""
     if not launched():
         return nullcontext()
     from fcos_fast.engine.distributed import processes
 
-    return _only_for_several(processes(), verb)
+    return _only_for_several(processes(), subcommand)
 
 
 @contextmanager
-def _only_for_several(processes: AbstractContextManager[None], verb: str) -> Iterator[None]:
+def _only_for_several(processes: AbstractContextManager[None], subcommand: str) -> Iterator[None]:
     with processes:
-        if verb not in FOR_SEVERAL_PROCESSES:
+        if subcommand not in FOR_SEVERAL_PROCESSES:
             raise ValueError("it runs in one process; start it without torchrun")
         yield
 
@@ -128,9 +128,9 @@ def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
 
 
 def _usage() -> str:
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:{width}}  {what}" for verb, what in VERBS.items())
-    return f"usage: fcos-fast VERB [options]\n\n{verbs}\n\nfcos-fast VERB --help shows the options of a verb."
+    width = max(map(len, SUBCOMMANDS))
+    subcommands = "\n".join(f"  {subcommand:{width}}  {what}" for subcommand, what in SUBCOMMANDS.items())
+    return f"usage: fcos-fast SUBCOMMAND [options]\n\n{subcommands}\n\nfcos-fast SUBCOMMAND --help shows its options."
 
 
 def _fail(command: str, message: str, status: int = 2) -> int:

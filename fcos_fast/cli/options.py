@@ -1,4 +1,4 @@
-"""Options of a verb, from a dataclass: types, defaults and help texts are the dataclass's own."""
+"""Options of a subcommand, from a dataclass: types, defaults and help texts are the dataclass's own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUOTED = r"'([^']*)'"
 
 def parse_options(
     options: type[Options],
-    verb: str,
+    subcommand: str,
     arguments: Sequence[str],
     positional: str | None = None,
     recipes: Mapping[str, Path] | None = None,
@@ -29,7 +29,7 @@ def parse_options(
 
     Args:
         options: a dataclass.
-        verb: of ``fcos-fast``.
+        subcommand: of ``fcos-fast``.
         arguments: of the command line.
         positional: name of the field (a list of strings) whose values are given without a name.
         recipes: YAML files that ``--config`` also knows by name.
@@ -37,7 +37,7 @@ def parse_options(
     Raises:
         ValueError: a wrong option, with the nearest right one, or a value that does not fit.
     """
-    usage = f"fcos-fast {verb} [options]" + (f" {positional.upper()} ..." if positional else "")
+    usage = f"fcos-fast {subcommand} [options]" + (f" {positional.upper()} ..." if positional else "")
     parser = ArgumentParser(usage=usage, exit_on_error=False)
     recipes = recipes or {}
     or_recipe = f", or a recipe: {', '.join(recipes)}" if recipes else ""

@@ -38,7 +38,7 @@ class TrainOptions(Config):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the verb; its exit status."""
+    """Run the subcommand with these arguments and return its exit status."""
     folder = dict(_words(arguments)).get("resume")
     config = parse_train_options(arguments).config() if folder is None else None
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
 def parse_train_options(
     arguments: Sequence[str],
     kind: type[TrainOptions] = TrainOptions,
-    verb: str = "train",
+    subcommand: str = "train",
     run: Config | None = None,
 ) -> TrainOptions:
     """The options, whose ``model`` has the fields of the preset's detector and begins with the preset's values.
@@ -79,7 +79,7 @@ def parse_train_options(
         namespace={"__doc__": kind.__doc__},
         frozen=True,
     )
-    return parse_options(options, verb, arguments, recipes=RECIPES)
+    return parse_options(options, subcommand, arguments, recipes=RECIPES)
 
 
 def _first_model(arguments: Sequence[str], model: DetectorConfig) -> DetectorConfig:

@@ -15,7 +15,7 @@ _FILES = {
     "images": ("read_image",),
     "loader": ("EpochBatchSampler", "collate", "eval_loader", "train_loader"),
     "readers": ("READERS", "Reader", "load_dataset"),
-    "synthetic": ("SyntheticConfig", "draw_picture", "synthetic_dataset", "write_voc"),
+    "synthetic": ("SyntheticConfig", "synthetic_image", "synthetic_dataset", "write_voc"),
     "transforms": ("AugmentedDataset",),
     "voc": ("load_voc",),
     "yolo": ("load_yolo",),

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training pictures are varied.
+    """How training images are varied.
 
     Attributes:
-        size: (height, width) in pixels of every augmented picture: it is scaled to fit, its proportions kept,
-            and padded at random sides with a mean colour, so that all pictures of a batch have one size. None
+        size: (height, width) in pixels of every augmented image: it is scaled to fit, its proportions kept,
+            and padded at random sides with a mean colour, so that all images of a batch have one size. None
             leaves scaling to the model.
         scale: (least, largest) factor on top of fitting into ``size``, drawn uniformly; what then reaches out
             is cropped at random. (1, 1) without a ``size``.

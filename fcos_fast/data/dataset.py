@@ -31,7 +31,7 @@ class Record:
         labels: (N,) int64, 0..C-1.
         ignore: (N,) bool; boxes that are not trained on, and that evaluation neither asks for nor counts as wrong
             (VOC's ``difficult``, COCO's crowds).
-        image: the file, or the picture itself, uint8 (3, H, W) RGB.
+        image: the file, or the image itself, uint8 (3, H, W) RGB.
         areas: (N,) float32, of the objects in pixels, by which evaluation tells small from large; None: of the boxes.
         image_id: COCO's, with which results are written; None: the image's position in the data set.
     """
@@ -47,19 +47,19 @@ class Record:
 
 
 class DetectionDataset(Dataset):
-    """Images, targets and categories: what every reader of a layout returns.
+    """Images, targets and categories: what every reader of a dataset format returns.
 
     ``dataset[i]`` is ``(image, target)``: a uint8 (3, H, W) RGB tensor, upright by its EXIF orientation, and
     a dictionary of ``boxes`` (N, 4) float32 xyxy in pixels, ``labels`` (N,) int64 in 0..C-1, ``ignore`` (N,)
     bool, all as in :class:`Record`, and ``image_id``, the position i.
 
-    A file is decoded each time it is asked for; holding pictures in memory would save no more than decoding
+    A file is decoded each time it is asked for; holding images in memory would save no more than decoding
     costs, one or two milliseconds for a 640x480 JPEG.
 
     Attributes:
         records: one per image.
         categories: the classes.
-        report: what loading found wrong; None for generated pictures.
+        report: what loading found wrong; None for generated images.
         max_pixels: a larger image is not decoded.
     """
 

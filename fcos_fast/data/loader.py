@@ -125,10 +125,10 @@ def train_loader(
         batch_size: images per batch, over all processes.
         augment: how they are varied.
         seed: of order and augmentation.
-        workers: processes that read pictures; None: :func:`default_workers`.
+        workers: processes that read images; None: :func:`default_workers`.
         packer: makes packed batches for its model instead of lists, so that nothing is left to do on the host.
-        group_by_aspect_ratio: make batches of pictures of similar aspect ratio, which need little padding; None:
-            where the augmentation does not give all pictures one size.
+        group_by_aspect_ratio: make batches of images of similar aspect ratio, which need little padding; None:
+            where the augmentation does not give all images one size.
         rank, world_size: which of how many processes this is; it gets its slice of each batch.
         device: where the batches are used, which decides on pinned memory and the default of ``workers``; None: a GPU
             where there is one.

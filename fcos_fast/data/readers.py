@@ -1,4 +1,4 @@
-"""Which reader reads which layout."""
+"""Which reader reads which dataset format."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .yolo import is_yolo, load_yolo
 
 @dataclass(frozen=True)
 class Reader:
-    """A layout of files.
+    """A dataset format.
 
     Attributes:
-        name: of the layout.
-        looks_for: what a folder of this layout holds, for the error message.
-        recognises: whether a folder, or a file, has this layout.
+        name: of the dataset format.
+        looks_for: what a folder of this dataset format holds, for the error message.
+        recognises: whether a folder, or a file, has this dataset format.
         load: ``(root, split, categories, strict, allow_outside, max_pixels) -> DetectionDataset``.
     """
 
@@ -43,7 +43,7 @@ READERS = (
     Reader("VOC", "annotations/*.xml and images, or xml files beside their images", is_loose_voc, load_voc),
     Reader("COCO", "a COCO file of any name beside a folder of images", is_loose_coco, load_coco),
 )
-"""Every layout that is read; the first that recognises a folder reads it."""
+"""Every dataset format that is read; the first that recognises a folder reads it."""
 
 
 def load_dataset(
@@ -54,7 +54,7 @@ def load_dataset(
     allow_outside: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> DetectionDataset:
-    """Read a data set of any layout in :data:`READERS`.
+    """Read a data set of any format in :data:`READERS`.
 
     Args:
         root: the data set's folder, its ``data.yaml`` (YOLO) or one of its JSON files (COCO); ``~`` is the home folder.
@@ -67,7 +67,7 @@ def load_dataset(
         max_pixels: a larger image is refused, because a small file can hold more pixels than memory does.
 
     Raises:
-        DataError: no such folder, no known layout, or the data set cannot be used.
+        DataError: no such folder, no known dataset format, or the data set cannot be used.
     """
     root = Path(root).expanduser()
     if not root.exists():
@@ -79,4 +79,4 @@ def load_dataset(
     if not root.is_dir():
         raise DataError(f"{root}: is no folder, data.yaml or JSON file of a data set ({wanted})")
     present = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
-    raise DataError(f"{root}: has no layout that is known ({wanted}); it holds {present}")
+    raise DataError(f"{root}: unrecognized dataset format ({wanted}); it holds {present}")

@@ -1,6 +1,6 @@
-"""Generated pictures: shapes over textured ground, to train on where there are no photographs.
+"""Generated images: shapes over textured ground, to train on where there are no photographs.
 
-Picture ``index`` of series ``seed`` is the same, bit for bit, whoever draws it and in whatever order.
+Image ``index`` of series ``seed`` is the same, bit for bit, whoever draws it and in whatever order.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _MIN_CONTRAST = 100.0  # between a shape and the mean of its ground, in the chan
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """What the pictures look like.
+    """What the images look like.
 
     Attributes:
-        size: (height, width) of a picture in pixels.
+        size: (height, width) of an image in pixels.
         object_size: (least, largest) longer side of a shape in pixels, drawn log-uniformly. Nine tenths of
-            the picture's shorter side is the most.
-        max_objects: a picture holds 1 to so many shapes, fewer where they find no room.
-        min_visible: a shape is put only where at least this part of it lies in the picture, and where it
+            the image's shorter side is the most.
+        max_objects: an image holds 1 to so many shapes, fewer where they find no room.
+        min_visible: a shape is put only where at least this part of it lies in the image, and where it
             leaves at least this part of each earlier shape uncovered. So every shape to be seen has its box.
     """
 
@@ -50,7 +50,7 @@ class SyntheticConfig:
         if self.max_objects < 1 or min(self.size) < self.object_size[0]:
             raise ValueError(
                 f"SyntheticConfig: size is {self.size}, max_objects {self.max_objects}; expected "
-                f"pictures with room for at least one shape of {self.object_size[0]} pixels"
+                f"images with room for at least one shape of {self.object_size[0]} pixels"
             )
 
 
@@ -82,7 +82,7 @@ SHAPES: dict[str, tuple[np.ndarray, ...]] = {
 """Outline of each class, a polygon (K, 2) around the origin; a second polygon is a hole."""
 
 CATEGORIES = Categories(tuple(SHAPES))
-"""The classes of the generated pictures."""
+"""The classes of the generated images."""
 
 
 def shape_mask(rng: np.random.Generator, name: str, size: float) -> np.ndarray:
@@ -110,7 +110,7 @@ def shape_mask(rng: np.random.Generator, name: str, size: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Place:
-    """Rows and columns of the picture that a shape takes, and its mask as far as it lies in the picture."""
+    """Rows and columns of the image that a shape takes, and its mask as far as it lies in the image."""
 
     rows: slice
     columns: slice
@@ -121,10 +121,10 @@ class _Place:
         return self.columns.start, self.rows.start, self.columns.stop, self.rows.stop
 
 
-def draw_picture(seed: int, index: int, config: SyntheticConfig | None = None) -> Record:
-    """Draw picture ``index`` of series ``seed``.
+def synthetic_image(seed: int, index: int, config: SyntheticConfig | None = None) -> Record:
+    """Draw image ``index`` of series ``seed``.
 
-    A box covers, in whole pixels, every pixel of the picture that its shape touches, under others or not.
+    A box covers, in whole pixels, every pixel of the image that its shape touches, under others or not.
     """
     config = config or SyntheticConfig()
     height, width = config.size
@@ -177,7 +177,7 @@ def _find_place(
 
 
 def _clip(mask: np.ndarray, top: int, left: int, height: int, width: int) -> _Place:
-    """Cut what lies outside the picture, then crop anew to the pixels that are touched."""
+    """Cut what lies outside the image, then crop anew to the pixels that are touched."""
     mask = mask[max(0, -top) : height - top, max(0, -left) : width - left]
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -230,8 +230,8 @@ def _expose(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
 def synthetic_dataset(
     count: int, seed: int = 0, first: int = 0, config: SyntheticConfig | None = None
 ) -> DetectionDataset:
-    """Draw the pictures ``first`` to ``first + count - 1`` of series ``seed`` and hold them in memory."""
-    return DetectionDataset([draw_picture(seed, first + i, config) for i in range(count)], CATEGORIES)
+    """Draw the images ``first`` to ``first + count - 1`` of series ``seed`` and hold them in memory."""
+    return DetectionDataset([synthetic_image(seed, first + i, config) for i in range(count)], CATEGORIES)
 
 
 def write_voc(
@@ -241,12 +241,12 @@ def write_voc(
     config: SyntheticConfig | None = None,
     suffix: str = ".jpg",
 ) -> None:
-    """Write generated pictures as a VOC folder, so that a run goes the same way as with photographs.
+    """Write generated images as a VOC folder, so that a run goes the same way as with photographs.
 
     Args:
         root: the folder to make; it appears when it is complete.
-        splits: number of pictures of each split, such as ``{"train": 400, "test": 100}``; none is in two.
-        seed, config: as for :func:`draw_picture`.
+        splits: number of images of each split, such as ``{"train": 400, "test": 100}``; none is in two.
+        seed, config: as for :func:`synthetic_image`.
         suffix: ``.jpg`` or ``.png``.
 
     Raises:
@@ -264,7 +264,7 @@ def write_voc(
         for split, count in splits.items():
             names = []
             for index in range(first, first + count):
-                record = draw_picture(seed, index, config)
+                record = synthetic_image(seed, index, config)
                 names.append(record.name)
                 file = folder / "JPEGImages" / f"{record.name}{suffix}"
                 Image.fromarray(record.image.transpose(1, 2, 0)).save(file, quality=92)

@@ -36,7 +36,7 @@ class _FitInto:
         fit = min(self.size[0] / height, self.size[1] / width)
         factor = fit * (self.scale[0] + (self.scale[1] - self.scale[0]) * torch.rand(()).item())
         scaled = [max(1, round(height * factor)), max(1, round(width * factor))]
-        # For y and x: the place of the scaled picture in the result; below zero it is cropped.
+        # For y and x: the place of the scaled image in the result; below zero it is cropped.
         places = [
             round((whole - part) * torch.rand(()).item())
             for whole, part in zip(self.size, scaled, strict=True)
@@ -70,7 +70,7 @@ def _build(config: AugmentConfig) -> Callable[[Sample], Sample]:
 
 
 class AugmentedDataset(Dataset):
-    """A data set whose pictures are varied anew in every epoch.
+    """A data set whose images are varied anew in every epoch.
 
     It is indexed by ``(epoch, index)``, and the result depends on the seed and these two alone: not on the
     worker that makes it, nor on what was made before, nor on torch's own random state, which it leaves as it

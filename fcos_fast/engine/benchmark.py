@@ -23,10 +23,10 @@ from fcos_fast.precision import autocast
 STAGES = ("decode", "pre-process", "network", "post-process")
 """``decode``: from files to pixels. ``network``: backbone, pyramid and head. ``post-process``: threshold, top-k, boxes,
 NMS. ``pre-process``: the rest of the call of the model: to the device, checks, resizing, normalising, padding, and the
-boxes back to the picture's own pixels."""
+boxes back to the image's own pixels."""
 
 CANDIDATES = 1000
-"""How many (location, class) pairs of a picture a model with random weights is made to send to NMS."""
+"""How many (location, class) pairs of an image a model with random weights is made to send to NMS."""
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,21 @@ def benchmark(
     warmup: int = 2,
     on_sample: Callable[[], None] = lambda: None,
 ) -> dict[str, Timing]:
-    """Time models on the same pictures, in turns, so that whatever else the machine does meets all of them alike.
+    """Time models on the same images, in turns, so that whatever else the machine does meets all of them alike.
 
     Args:
         models: by name: a model in evaluation mode on its device, and the dtype of its autocast (float32: none).
-        files: pictures; each sample takes the next ``batch_size``, beginning again behind the last.
-        batch_size: pictures of a sample.
+        files: images; each sample takes the next ``batch_size``, beginning again behind the last.
+        batch_size: images of a sample.
         repeats: samples of each model.
         warmup: runs of each model before.
         on_sample: called after every run, ``len(models) * (warmup + repeats)`` times.
     """
     samples = {name: {stage: [] for stage in STAGES} for name in models}
     found = dict.fromkeys(models, 0)
-    pictures = cycle(files)
+    images = cycle(files)
     for turn in range(-warmup, repeats):
-        batch = list(islice(pictures, batch_size))
+        batch = list(islice(images, batch_size))
         for name, (model, dtype) in models.items():
             times, detections = time_stages(model, dtype, batch)
             on_sample()

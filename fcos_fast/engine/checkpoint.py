@@ -22,7 +22,7 @@ from fcos_fast.engine.distributed import rank
 from fcos_fast.engine.files import replacing
 from fcos_fast.engine.foreign import read_foreign
 from fcos_fast.models import Detector, build_detector, config_from_dict
-from fcos_fast.models.layouts import CLASSES
+from fcos_fast.models.checkpoint_formats import CLASSES
 
 FORMAT = "fcos_fast checkpoint 1"
 OWN = "checkpoint of fcos_fast"

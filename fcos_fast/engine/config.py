@@ -35,10 +35,10 @@ MAY_CHANGE = "may change on resume"
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the pictures are.
+    """Where the images are.
 
     Attributes:
-        root: folder of the data set; its layout is recognised. A run keeps its absolute path.
+        root: folder of the data set; its dataset format is recognised. A run keeps its absolute path.
         train: split to train on; an empty name takes every image.
         val: split to evaluate on; an empty name does without evaluation.
         classes: names of the classes in the order of their labels; by default those that occur in the training
@@ -47,10 +47,10 @@ class DataConfig:
         allow_outside: follow paths in COCO and YOLO files that lead outside ``root``; a data set from elsewhere could
             name any image of this machine.
         max_pixels: a larger image is refused, because a small file can hold more pixels than memory does.
-        workers: processes that read, augment and pack pictures beside the training; 0 does it in between. By default
+        workers: processes that read, augment and pack images beside the training; 0 does it in between. By default
             0 without a GPU; with one, as many as there are free processors, 8 at most.
-        group_by_aspect_ratio: make batches of pictures of similar aspect ratio, which need little padding. By default
-            where ``augment.size`` does not give all pictures one size.
+        group_by_aspect_ratio: make batches of images of similar aspect ratio, which need little padding. By default
+            where ``augment.size`` does not give all images one size.
     """
 
     root: str = _may_change("")

@@ -14,18 +14,18 @@ from torch import Tensor
 from fcos_fast.data import COCO, VOC, Categories
 from fcos_fast.models import BACKBONES, PRESETS, DetectorConfig, FCOSConfig, build_backbone, build_detector
 from fcos_fast.models.backbones import backbone_options
-from fcos_fast.models.config import check_fields
-from fcos_fast.models.layouts import (
+from fcos_fast.models.checkpoint_formats import (
+    CHECKPOINT_FORMATS,
     CLASSES,
-    LAYOUTS,
-    Layout,
+    CheckpointFormat,
     differences,
-    from_layout,
+    from_format,
     present_names,
     recognise,
-    to_layout,
+    to_format,
     without_wrapping,
 )
+from fcos_fast.models.config import check_fields
 from fcos_fast.models.names import unknown_name
 from fcos_fast.models.presets import FCOS_PRESETS
 
@@ -41,12 +41,12 @@ class Foreign:
     """A checkpoint of another implementation, read.
 
     Attributes:
-        layout: that it has.
+        format: that it has.
         state: what a checkpoint of this project holds: ``model_config``, ``categories`` and ``model``.
         presets: those whose models have the same parameters; the first is what it was taken for.
     """
 
-    layout: Layout
+    format: CheckpointFormat
     state: dict[str, Any]
     presets: tuple[str, ...]
 
@@ -56,7 +56,7 @@ class Foreign:
             f"; its parameters are also those of {', '.join(self.presets[1:])}" if self.presets[1:] else ""
         )
         return (
-            f"{self.layout.name} checkpoint, read as {self.presets[0]} with {config['backbone']} and "
+            f"{self.format.name} checkpoint, read as {self.presets[0]} with {config['backbone']} and "
             f"{config['num_classes']} classes{others}"
         )
 
@@ -64,62 +64,64 @@ class Foreign:
 def read_foreign(
     checkpoint: Mapping[str, Any], preset: str | None = None, overrides: Mapping[str, Any] | None = None
 ) -> Foreign:
-    """Read the checkpoint of another implementation, of any layout in :data:`fcos_fast.models.layouts.LAYOUTS`.
+    """Read the checkpoint of another implementation, in any format of :data:`.CHECKPOINT_FORMATS`.
 
     Backbone and number of classes follow from the parameters, everything else from the preset. COCO's classes are
     numbered densely: of a classifier with 91 outputs those of COCO's 80 ids are kept.
 
     Args:
         checkpoint: what ``torch.load`` returned.
-        preset: what the checkpoint is; by default the first of the layout's presets that has its parameters.
+        preset: what the checkpoint is; by default the first of the format's presets that has its parameters.
         overrides: fields of the configuration that differ from the preset.
 
     Raises:
-        ValueError: an unknown layout, or parameters that no model of the presets has; the message lists them.
+        ValueError: an unknown format, or parameters that no model of the presets has; the message lists them.
         ValueError, TypeError: overrides that no configuration can have.
     """
     if preset is not None and preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     state = without_wrapping(checkpoint)
-    layout = recognise(state)
-    if layout is None:
+    format = recognise(state)
+    if format is None:
         some = ", ".join(list(state)[:4]) or "no tensor"
-        known = ", ".join(layout.name for layout in LAYOUTS)
+        known = ", ".join(format.name for format in CHECKPOINT_FORMATS)
         raise ValueError(
-            f"this is no checkpoint of fcos_fast, and its parameters ({some}, ...) are of no known layout; known are "
+            f"this is no checkpoint of fcos_fast, and its parameters ({some}, ...) are of no known format; known are "
             f"{known}"
         )
-    state = present_names(state, layout)
-    per_location = _ANCHORS if layout.name == "torchvision-retinanet" else 1
-    if layout.name.startswith("torchvision"):
+    state = present_names(state, format)
+    per_location = _ANCHORS if format.name == "torchvision-retinanet" else 1
+    if format.name.startswith("torchvision"):
         state = _dense(state, per_location)
     given: dict[str, Any] = {
-        "num_classes": _num_classes(state, layout) // per_location,
+        "num_classes": _num_classes(state, format) // per_location,
         "norm": "frozen",
         "trainable_stages": 3,
         **_deformable(state),
     }
-    given["backbone"] = _backbone(state, layout, given)
+    given["backbone"] = _backbone(state, format, given)
     if given["backbone"].startswith("resnext"):
         given["stride_in_1x1"] = False  # in all of them, whatever their ResNets have
     given |= overrides or {}
-    candidates = layout.presets if preset is None else (preset,)
+    candidates = format.presets if preset is None else (preset,)
     for name in candidates:
         check_fields(type(PRESETS[name]), given)
     configs = {name: replace(PRESETS[name], **given) for name in candidates}
     own = {name: _parameters(config) for name, config in configs.items()}
-    misfits = {name: sum(map(len, differences(state, layout, own[name]).values())) for name in configs}
+    misfits = {name: sum(map(len, differences(state, format, own[name]).values())) for name in configs}
     best = min(misfits, key=misfits.get)
-    model = from_layout(state, layout, own[best])
+    model = from_format(state, format, own[best])
     saved = {
         "model_config": configs[best].to_dict(),
         "categories": _categories(configs[best].num_classes).to_dict(),
         "model": model,
     }
-    return Foreign(layout, saved, tuple(name for name in configs if misfits[name] == 0))
+    return Foreign(format, saved, tuple(name for name in configs if misfits[name] == 0))
 
 
-def write_foreign(config: DetectorConfig, state: Mapping[str, Tensor], layout: Layout) -> dict[str, Any]:
+def write_foreign(
+    config: DetectorConfig, state: Mapping[str, Tensor], format: CheckpointFormat
+) -> dict[str, Any]:
     """What ``torch.save`` is to write so that another implementation reads the parameters of an FCOS.
 
     Torchvision's gets 91 outputs for COCO's 80 classes; those that stand for no class have a probability of 1e-6.
@@ -127,39 +129,39 @@ def write_foreign(config: DetectorConfig, state: Mapping[str, Tensor], layout: L
     Args:
         config: of the model.
         state: its state dict.
-        layout: of the file.
+        format: of the file.
 
     Raises:
-        ValueError: the layout's models have other parameters.
+        ValueError: the format's models have other parameters.
     """
-    if not isinstance(config, FCOSConfig) or layout.name == "torchvision-retinanet":
+    if not isinstance(config, FCOSConfig) or format.name == "torchvision-retinanet":
         raise ValueError(
-            f"a {config.detector} is not written in the layout {layout.name}: that holds an FCOS, and torchvision's "
+            f"a {config.detector} is not written in the format {format.name}: that holds an FCOS, and torchvision's "
             "RetinaNet takes the state dict of ours as it is"
         )
     has_scales = any(key.endswith(".scales") for key in state)
-    if has_scales != layout.has_scales:
+    if has_scales != format.has_scales:
         here, there = ("has", "has none") if has_scales else ("has no", "has them")
-        fitting = ", ".join(other.name for other in LAYOUTS if other.has_scales == has_scales)
+        fitting = ", ".join(other.name for other in CHECKPOINT_FORMATS if other.has_scales == has_scales)
         raise ValueError(
-            f"this model {here} scales, which multiply the distances of a level, the {layout.name} layout {there}; "
-            f"layouts that fit: {fitting}"
+            f"this model {here} scales, which multiply the distances of a level, the {format.name} format {there}; "
+            f"formats that fit: {fitting}"
         )
     if config.min_level != 3:
-        raise ValueError(f"this model's pyramid begins at P{config.min_level}; those of other layouts at P3")
-    if layout.name == "torchvision":
+        raise ValueError(f"this model's pyramid begins at P{config.min_level}; those of other formats at P3")
+    if format.name == "torchvision":
         if config.centerness_on == "classification":
             raise ValueError(
                 "this model has its centerness on the classification tower, torchvision's on the other"
             )
         state = _sparse(state)
-    theirs = to_layout(state, layout)
-    return theirs if layout.container is None else {layout.container: theirs}
+    theirs = to_format(state, format)
+    return theirs if format.container is None else {format.container: theirs}
 
 
-def other_rules(config: FCOSConfig, layout: Layout) -> dict[str, tuple[Any, Any]]:
-    """Field to value here and value there, where the nearest of a layout's presets computes something else."""
-    presets = [FCOS_PRESETS[name].to_dict() for name in layout.presets]
+def other_rules(config: FCOSConfig, format: CheckpointFormat) -> dict[str, tuple[Any, Any]]:
+    """Field to value here and value there, where the nearest of a format's presets computes something else."""
+    presets = [FCOS_PRESETS[name].to_dict() for name in format.presets]
     here = {name: value for name, value in config.to_dict().items() if name not in _NO_RULES}
     there = min(presets, key=lambda preset: sum(preset[name] != value for name, value in here.items()))
     return {name: (value, there[name]) for name, value in here.items() if value != there[name]}
@@ -177,10 +179,10 @@ _NO_RULES = (
 """Fields that follow from the parameters, or are nothing that another program would do differently."""
 
 
-def _num_classes(state: Mapping[str, Tensor], layout: Layout) -> int:
-    name = layout.name_of(CLASSES + "weight")
+def _num_classes(state: Mapping[str, Tensor], format: CheckpointFormat) -> int:
+    name = format.name_of(CLASSES + "weight")
     if name not in state:
-        raise ValueError(f"the {layout.name} checkpoint has no {name}, so no classification layer")
+        raise ValueError(f"the {format.name} checkpoint has no {name}, so no classification layer")
     return len(state[name])
 
 
@@ -201,7 +203,7 @@ def _deformable(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return fields | ({"dcn_stages": tuple(sorted(stages))} if stages else {})
 
 
-def _backbone(state: Mapping[str, Tensor], layout: Layout, fields: Mapping[str, Any]) -> str:
+def _backbone(state: Mapping[str, Tensor], format: CheckpointFormat, fields: Mapping[str, Any]) -> str:
     """The greatest of the backbones whose parameters all are there; where none is, the one that lacks the least."""
 
     def lacks_and_has(name: str) -> tuple[int, int]:
@@ -209,7 +211,7 @@ def _backbone(state: Mapping[str, Tensor], layout: Layout, fields: Mapping[str, 
         with torch.device("meta"):
             body = build_backbone(name, **options).state_dict()
         own = {f"backbone.body.{key}": value for key, value in body.items()}
-        found = differences(state, layout, own)
+        found = differences(state, format, own)
         return len(found["missing"]) + len(found["of another shape"]), -len(own)
 
     return min(BACKBONES, key=lacks_and_has)

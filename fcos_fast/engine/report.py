@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from fcos_fast.engine.average_precision import AveragePrecision
 
 
-def save_picture(picture: Image.Image, path: str | Path) -> None:
-    """Write a picture, whole or not at all; the suffix says in which format."""
+def save_image(image: Image.Image, path: str | Path) -> None:
+    """Write an image, whole or not at all; the suffix says in which format."""
     with replacing(path) as temporary:
-        picture.save(temporary)
+        image.save(temporary)
 
 
 def plot_curves(rows: Sequence[dict[str, float]]) -> Image.Image:
@@ -83,7 +83,7 @@ def write_report(
     detections: Sequence[dict[str, Tensor]],
     result: AveragePrecision,
     texts: dict[str, str],
-    pictures: int = 8,
+    images: int = 8,
 ) -> Path:
     """Write ``sheet.png``, ``report.html`` and, where there is a ``metrics.csv``, ``curves.png`` into ``folder``.
 
@@ -94,23 +94,23 @@ def write_report(
         detections: of each of its images.
         result: their average precision.
         texts: shown on the page under their headings.
-        pictures: number of pictures on the sheet.
+        images: number of images on the sheet.
 
     Returns:
-        The page; it holds all pictures in itself.
+        The page; it holds all images in itself.
     """
     folder = Path(folder)
-    count = min(pictures, len(dataset))
+    count = min(images, len(dataset))
     images, targets = zip(*(dataset[i] for i in range(count)), strict=True)
     shown = {"Labels and detections": sheet(images, targets, detections[:count], dataset.categories.names)}
-    save_picture(shown["Labels and detections"], folder / "sheet.png")
+    save_image(shown["Labels and detections"], folder / "sheet.png")
     if (folder / "metrics.csv").is_file():
         shown["Training"] = plot_curves(read_metrics(folder / "metrics.csv"))
-        save_picture(shown["Training"], folder / "curves.png")
+        save_image(shown["Training"], folder / "curves.png")
 
     sections = [f"<h2>Average precision</h2>{_table(result)}"]
-    for heading, picture in shown.items():
-        sections.append(f"<h2>{heading}</h2><img alt='{heading}' src='{_embedded(picture)}'>")
+    for heading, image in shown.items():
+        sections.append(f"<h2>{heading}</h2><img alt='{heading}' src='{_embedded(image)}'>")
     for heading, text in texts.items():
         sections.append(f"<h2>{html.escape(heading)}</h2><pre>{html.escape(text)}</pre>")
     page = _PAGE.substitute(title=html.escape(printable(title)), sections="\n".join(sections))
@@ -132,7 +132,7 @@ def _table(result: AveragePrecision) -> str:
     )
 
 
-def _embedded(picture: Image.Image) -> str:
+def _embedded(image: Image.Image) -> str:
     data = io.BytesIO()
-    picture.save(data, "PNG", optimize=True)
+    image.save(data, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode("ascii")

@@ -78,7 +78,7 @@ def accelerate(
             none of their methods but ``__init__``, or a module that contains exactly one such detector, as a
             LightningModule does.
         channels_last: images, and after them all activations, lie with their channels innermost. Convolutions may sum
-            in another order. Weights keep their layout, in which an optimizer may already hold its state.
+            in another order. Weights keep their memory format, in which an optimizer may already hold its state.
         precision: of backbone and head: ``"float32"``, ``"bfloat16"`` or ``"float16"`` (which needs a gradient
             scaler) by autocast, or ``"auto"``: bfloat16 where the machine multiplies it in hardware. Losses and
             post-processing compute in float32. None: as the caller's own autocast has it.

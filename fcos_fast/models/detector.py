@@ -181,7 +181,7 @@ class Detector(nn.Module):
             precision: of the weights and activations; ``auto`` is bfloat16 where the device is fast at it, else
                 float32. Pixel values, norms of the head and post-processing are float32 in any case.
             compile: run the network through ``torch.compile``, which fuses ReLU and addition into the convolutions.
-                For pictures of one size, or few: the first batch of every other shape compiles anew, for up to
+                For images of one size, or few: the first batch of every other shape compiles anew, for up to
                 minutes, and from the ninth on torch runs them as without it.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What a training batch needs of the host, done where pictures are read."""
+"""What a training batch needs of the host, done where images are read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fcos_fast.models.transform import ImageBatch, Size, Transform, has_area, im
 class BatchPacker:
     """Resizes, checks and packs samples in a loader's worker, so that a step only copies and normalises.
 
-    Pictures travel as uint8 where no picture of a batch changes its size. Where one does, the batch travels as
+    Images travel as uint8 where no image of a batch changes its size. Where one does, the batch travels as
     float32: the model resizes normalised pixels, and no uint8 holds the same numbers. Losses have the bits that
     ``model(images, targets)`` gives for the lists on the CPU (in a worker but for the rounding of resized pixels: torch
     interpolates otherwise where it has one thread).

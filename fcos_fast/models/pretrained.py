@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fcos_fast.models.backbone import Backbone
+from fcos_fast.models.checkpoint_formats import without_wrapping
 from fcos_fast.models.config import TIMM_PREFIX
 from fcos_fast.models.darknet import DarkNet19, read_in_order
-from fcos_fast.models.layouts import without_wrapping
 from fcos_fast.models.timm_backbone import TimmBackbone, check_timm_name
 
 CLASSIFIERS = ("fc.", "classifier.", "head.", "features.18.")

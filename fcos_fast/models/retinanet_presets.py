@@ -24,7 +24,7 @@ _TORCHVISION_V1 = RetinaNetConfig(
 
 RETINANET_PRESETS: dict[str, RetinaNetConfig] = {
     # For training from random weights: group norm in the head, GIoU loss, exact anchors in the centres of the cells;
-    # pictures as the preset official-improved has them.
+    # images as the preset official-improved has them.
     "retinanet": RetinaNetConfig(),
     # torchvision.models.detection.retinanet_resnet50_fpn.
     "torchvision-retinanet": _TORCHVISION_V1,

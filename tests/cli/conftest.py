@@ -1,4 +1,4 @@
-"""A data set of twelve pictures and a checkpoint that was never trained."""
+"""A data set of twelve images and a checkpoint that was never trained."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def _one_thread():
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    """A VOC folder of pictures of 96x64 pixels: 10 in split train, 2 in split val."""
-    root = tmp_path_factory.mktemp("data") / "pictures"
+def images(tmp_path_factory) -> Path:
+    """A VOC folder of images of 96x64 pixels: 10 in split train, 2 in split val."""
+    root = tmp_path_factory.mktemp("data") / "images"
     config = SyntheticConfig(size=(64, 96), object_size=(16, 48), max_objects=3)
     write_voc(root, {"train": 10, "val": 2}, config=config)
     return root
 
 
 @pytest.fixture(scope="session")
-def checkpoint(pictures, tmp_path_factory) -> Path:
-    """A checkpoint for ``pictures`` whose random weights detect everything everywhere."""
+def checkpoint(images, tmp_path_factory) -> Path:
+    """A checkpoint for ``images`` whose random weights detect everything everywhere."""
     torch.manual_seed(0)
-    categories = load_dataset(pictures).categories
+    categories = load_dataset(images).categories
     config = FCOSConfig(
         backbone="resnet18",
         num_classes=len(categories),
@@ -45,7 +45,7 @@ def checkpoint(pictures, tmp_path_factory) -> Path:
         prior=0.5,
     )
     model = FCOS(config)
-    about = {"config": to_plain(Config(data=DataConfig(root=str(pictures)), model=config))}
+    about = {"config": to_plain(Config(data=DataConfig(root=str(images)), model=config))}
     path = tmp_path_factory.mktemp("run") / "best.pt"
     save_checkpoint(path, {**about, **describe_model(model, categories), "model": model.state_dict()})
     return path

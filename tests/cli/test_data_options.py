@@ -18,9 +18,9 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def copied(pictures, tmp_path):
+def copied(images, tmp_path):
     """A copy of the data set to change."""
-    return shutil.copytree(pictures, tmp_path / "set")
+    return shutil.copytree(images, tmp_path / "set")
 
 
 def error_of(arguments, capsys) -> str:
@@ -31,11 +31,11 @@ def error_of(arguments, capsys) -> str:
 
 
 @pytest.mark.timeout(60)
-def test_detect_in_a_folder_with_more_than_images(tmp_path, pictures, checkpoint, capsys):
+def test_detect_in_a_folder_with_more_than_images(tmp_path, images, checkpoint, capsys):
     folder = tmp_path / "photos"
     (folder / ".trash").mkdir(parents=True)
     (folder / "folder.jpg").mkdir()
-    source = sorted((pictures / "JPEGImages").iterdir())[0]
+    source = sorted((images / "JPEGImages").iterdir())[0]
     shutil.copy(source, folder / "good.JFIF")
     (folder / "cut.jpg").write_bytes(source.read_bytes()[:-20])
     for name in ("._good.jpg", ".trash/old.jpg"):
@@ -51,16 +51,16 @@ def test_detect_in_a_folder_with_more_than_images(tmp_path, pictures, checkpoint
     assert sorted(result["drawn"] for result in results) == ["cut.jpg", "good.jfif", "strip.png"]
 
 
-def test_detect_takes_as_many_pixels_as_are_allowed(tmp_path, pictures, checkpoint, capsys):
-    image = str(sorted((pictures / "JPEGImages").iterdir())[0])
+def test_detect_takes_as_many_pixels_as_are_allowed(tmp_path, images, checkpoint, capsys):
+    image = str(sorted((images / "JPEGImages").iterdir())[0])
     detect = ["detect", "--checkpoint", str(checkpoint), image]
     assert main([*detect, "--max_pixels", "6143"]) == 1
     assert "has 96x64 = 6144 pixels, more than 6143" in capsys.readouterr().err
     assert main([*detect, "--max_pixels", "6144"]) == 0
 
 
-def test_data_set_has_as_many_pixels_as_are_allowed(pictures, capsys):
-    stats = ["data", "stats", "--data.root", str(pictures)]
+def test_data_set_has_as_many_pixels_as_are_allowed(images, capsys):
+    stats = ["data", "stats", "--data.root", str(images)]
     assert "more than 6143" in error_of([*stats, "--data.max_pixels", "6143"], capsys)
     assert main([*stats, "--data.max_pixels", "6144"]) == 0
     capsys.readouterr()
@@ -69,8 +69,8 @@ def test_data_set_has_as_many_pixels_as_are_allowed(pictures, capsys):
     )
 
 
-def test_paths_outside_the_data_folder_are_allowed_by_an_option(tmp_path, pictures, capsys):
-    image = sorted((pictures / "JPEGImages").iterdir())[0]
+def test_paths_outside_the_data_folder_are_allowed_by_an_option(tmp_path, images, capsys):
+    image = sorted((images / "JPEGImages").iterdir())[0]
     content = {
         "images": [{"id": 1, "file_name": str(image), "width": 96, "height": 64}],
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40]}],
@@ -88,7 +88,7 @@ def test_an_empty_split_takes_every_image(copied, capsys):
     stats = ["data", "stats", "--data.root", str(copied)]
     assert "has no splits; take every image with an empty name" in error_of(stats, capsys)
     assert main([*stats, "--data.train", ""]) == 0
-    assert "12 of 12 pictures" in capsys.readouterr().out
+    assert "12 of 12 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flag", ["1", "yes"])
@@ -103,7 +103,7 @@ def test_training_on_nothing_is_refused(copied, capsys, flag, tmp_path):
 
 
 @pytest.mark.parametrize("depth", [200, 900, 5000])  # within what one parser takes, another, and none
-@pytest.mark.parametrize("verb", ["train", "evaluate"])
-def test_a_configuration_nested_too_deep(tmp_path, capsys, verb, depth):
+@pytest.mark.parametrize("subcommand", ["train", "evaluate"])
+def test_a_configuration_nested_too_deep(tmp_path, capsys, subcommand, depth):
     (tmp_path / "deep.yaml").write_text("data: " + "[" * depth + "]" * depth)
-    assert len(error_of([verb, "--config", "deep.yaml"], capsys)) < 1000
+    assert len(error_of([subcommand, "--config", "deep.yaml"], capsys)) < 1000

@@ -11,33 +11,33 @@ from fcos_fast.cli.train import parse_train_options
 SMALL = ["--model.min_size", "64", "--model.max_size", "96"]
 
 
-def test_it_counts_and_suggests_options_that_train_takes(pictures, tmp_path, capsys):
+def test_it_counts_and_suggests_options_that_train_takes(images, tmp_path, capsys):
     output = tmp_path / "stats.json"
-    assert main(["data", "stats", "--data.root", str(pictures), *SMALL, "--output", str(output)]) == 0
+    assert main(["data", "stats", "--data.root", str(images), *SMALL, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     found = json.loads(output.read_text())
-    assert printed.startswith("10 of 10 pictures")
+    assert printed.startswith("10 of 10 images")
     assert sum(found["boxes_per_class"].values()) == found["now"]["num_boxes"] > 0
     assert found["now"]["sizes_of_interest"] == [64, 128, 256, 512]
     suggested = shlex.split(printed.splitlines()[-1].removeprefix("suggested: "))
     assert suggested == found["options"] != []
-    model = parse_train_options(["--data.root", str(pictures), *SMALL, *suggested]).model
+    model = parse_train_options(["--data.root", str(images), *SMALL, *suggested]).model
     assert list(model.rule.sizes_of_interest) == found["suggested"]["sizes_of_interest"]
     assert model.min_size == found["suggested"]["min_size"]
 
 
-def test_it_takes_the_recipes_and_presets_of_train(pictures, capsys):
-    arguments = ["--data.root", str(pictures), "--data.train", "train"]
+def test_it_takes_the_recipes_and_presets_of_train(images, capsys):
+    arguments = ["--data.root", str(images), "--data.train", "train"]
     assert main(["data", "stats", "--config", "small", *arguments]) == 0
     assert main(["data", "stats", "--preset", "detectron2", *arguments, *SMALL]) == 0
 
 
-def test_mistakes_are_answered_in_one_line(pictures, capsys):
+def test_mistakes_are_answered_in_one_line(images, capsys):
     for arguments, message in (
-        (["data", "stat"], "there is no verb 'data stat'; did you mean 'stats'?"),
-        (["data", "stats", "--pictures", "0"], "--pictures is 0; expected 1 or more"),
+        (["data", "stat"], "unknown subcommand 'data stat'; did you mean 'stats'?"),
+        (["data", "stats", "--images", "0"], "--images is 0; expected 1 or more"),
         (
-            ["data", "stats", "--preset", "retinanet", "--data.root", str(pictures)],
+            ["data", "stats", "--preset", "retinanet", "--data.root", str(images)],
             "level ranges are what an FCOS has",
         ),
     ):

@@ -13,10 +13,10 @@ from fcos_fast.cli.main import main
 from fcos_fast.engine.checkpoint import save_checkpoint
 
 MISTAKES = {
-    "verb": (["trian"], "there is no verb 'trian'; did you mean 'train'?"),
-    "far verb": (
+    "subcommand": (["trian"], "unknown subcommand 'trian'; did you mean 'train'?"),
+    "far subcommand": (
         ["xyzzy"],
-        "there is no verb 'xyzzy'; there are train, evaluate, detect, convert, data, benchmark, demo, info",
+        "unknown subcommand 'xyzzy'; there are train, evaluate, detect, convert, data, benchmark, demo, info",
     ),
     "option": (["train", "--data.rot", "x"], "there is no option --data.rot; did you mean '--data.root'?"),
     "option=": (["train", "--train.epoch=3"], "no option --train.epoch; did you mean '--train.epochs'?"),
@@ -37,16 +37,16 @@ MISTAKES = {
     "size": (["benchmark", "--sizes", "[800x]"], "--sizes has '800x'; expected HEIGHTxWIDTH"),
     "no batch": (["benchmark", "--batch_sizes", "[]"], "--batch_sizes is 0; it must be 1 or more"),
     "variant": (["benchmark", "--variants", "[optimised]"], "'optimised'"),
-    "no picture": (["benchmark", "--images", "/nowhere"], "there is no file or folder /nowhere"),
+    "no image file": (["benchmark", "--images", "/nowhere"], "there is no file or folder /nowhere"),
     "device": (["train", "--train.device", "gpu"], "device 'gpu' is not usable here"),
 }
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_mistake(arguments, message, capsys, tmp_path, monkeypatch, pictures):
+def test_mistake(arguments, message, capsys, tmp_path, monkeypatch, images):
     monkeypatch.chdir(tmp_path)
     if "--train.device" in arguments:
-        arguments = [*arguments, "--data.root", str(pictures), "--train.batch_size", "1"]
+        arguments = [*arguments, "--data.root", str(images), "--train.batch_size", "1"]
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -64,20 +64,20 @@ def test_wrong_yaml(capsys, tmp_path):
     assert len(error.splitlines()) == 1
 
 
-def test_misspelt_split_is_known_before_training(capsys, tmp_path, monkeypatch, pictures):
+def test_misspelt_split_is_known_before_training(capsys, tmp_path, monkeypatch, images):
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "--data.root", str(pictures), "--data.val", "vall"]) == 2
+    assert main(["train", "--data.root", str(images), "--data.val", "vall"]) == 2
     assert "val" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_class_of_another_data_set(capsys, tmp_path, monkeypatch, checkpoint, pictures):
+def test_unknown_class_of_another_data_set(capsys, tmp_path, monkeypatch, checkpoint, images):
     monkeypatch.chdir(tmp_path)
     for folder in ("Annotations", "JPEGImages"):
         (tmp_path / "pets" / folder).mkdir(parents=True)
-    file = next((pictures / "JPEGImages").iterdir())
+    file = next((images / "JPEGImages").iterdir())
     (tmp_path / "pets" / "JPEGImages" / file.name).write_bytes(file.read_bytes())
-    xml = (pictures / "Annotations" / f"{file.stem}.xml").read_text()
+    xml = (images / "Annotations" / f"{file.stem}.xml").read_text()
     names = ("circle", "cross", "ring", "square", "star", "triangle")
     for name in names:
         xml = xml.replace(f"<name>{name}</name>", "<name>poodle</name>")
@@ -92,12 +92,12 @@ def test_weights_alone_cannot_be_resumed(capsys, checkpoint):
     assert "contains only model weights and cannot be resumed; resume from" in capsys.readouterr().err
 
 
-def test_checkpoint_of_other_classes(capsys, tmp_path, monkeypatch, checkpoint, pictures):
+def test_checkpoint_of_other_classes(capsys, tmp_path, monkeypatch, checkpoint, images):
     monkeypatch.chdir(tmp_path)
     saved = torch.load(checkpoint, weights_only=True)
     saved["categories"] = {"names": ["cat"], "ids": [1]}
     save_checkpoint(tmp_path / "cats.pt", saved)
-    arguments = ["train", "--data.root", str(pictures), "--train.batch_size", "1"]
+    arguments = ["train", "--data.root", str(images), "--train.batch_size", "1"]
     assert main([*arguments, "--train.weights", "cats.pt", "--model.backbone", "resnet18"]) == 2
     assert "cats.pt knows 1 classes (cat), the data set has" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["cats.pt"]
@@ -132,4 +132,4 @@ def test_as_a_process():
     command = [sys.executable, "-m", "fcos_fast.cli", "trian"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr == "fcos-fast: there is no verb 'trian'; did you mean 'train'?\n"
+    assert result.stderr == "fcos-fast: unknown subcommand 'trian'; did you mean 'train'?\n"

@@ -40,7 +40,7 @@ MISTAKES = [
     ),
     *(
         ["data", "stat"],
-        ["data", "stats", "--pictures", "0"],
+        ["data", "stats", "--images", "0"],
         ["benchmark", "--sizes", "[8]"],
         ["demo", "--epoch=1"],
     ),

@@ -1,4 +1,4 @@
-"""COCO json: against pycocotools on the same file, the layouts that exporters write, and one line for every mistake."""
+"""COCO json: against pycocotools on the same file, variants that exporters write, and one line for every mistake."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ CONTENT = {
 }
 
 
-def write(root, content=CONTENT, file="annotations/instances_train2017.json", pictures="train2017"):
+def write(root, content=CONTENT, file="annotations/instances_train2017.json", images="train2017"):
     path = root / file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
-    (root / pictures).mkdir(parents=True, exist_ok=True)
+    (root / images).mkdir(parents=True, exist_ok=True)
     for entry in content["images"]:
-        Image.new("RGB", (entry["width"], entry["height"])).save(root / pictures / entry["file_name"])
+        Image.new("RGB", (entry["width"], entry["height"])).save(root / images / entry["file_name"])
     return root
 
 
@@ -111,7 +111,7 @@ def test_crowds_are_not_trained_on(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "pictures", "split"),
+    ("file", "images", "split"),
     [
         ("annotations/instances_train2017.json", "train2017", "train2017"),
         ("annotations/instances_train2017.json", "train2017", "instances_train2017"),
@@ -122,8 +122,8 @@ def test_crowds_are_not_trained_on(tmp_path):
         ("_annotations.coco.json", ".", None),
     ],
 )
-def test_layouts(tmp_path, file, pictures, split):
-    dataset = load_dataset(write(tmp_path, file=file, pictures=pictures), split)
+def test_formats_of_exporters(tmp_path, file, images, split):
+    dataset = load_dataset(write(tmp_path, file=file, images=images), split)
     assert len(dataset) == 3
     assert all(record.image.is_file() for record in dataset.records)
 
@@ -286,9 +286,9 @@ def test_mistakes_are_named(tmp_path, content, message):
     assert str(path) in str(error.value)
 
 
-def test_splits_and_pictures_that_are_not_there(tmp_path):
+def test_splits_and_images_that_are_not_there(tmp_path):
     write(tmp_path)
-    write(tmp_path, file="annotations/instances_val2017.json", pictures="val2017")
+    write(tmp_path, file="annotations/instances_val2017.json", images="val2017")
     with pytest.raises(
         DataError, match="there is no split test; choose one of this data set's: train2017, val2017"
     ):

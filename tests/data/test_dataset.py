@@ -71,9 +71,9 @@ def test_image_replaced_after_loading_is_noticed(make_voc):
 
 def make_dataset() -> DetectionDataset:
     boxes = np.array([[1, 2, 11, 22], [30, 30, 50, 60], [5, 5, 25, 15]], dtype=np.float32)
-    picture = np.zeros((3, 64, 64), np.uint8)
-    full = Record("x", (64, 64), boxes, np.array([0, 1, 1]), np.array([False, True, False]), picture)
-    none = Record("y", (64, 64), boxes[:0], np.array([], np.int64), np.array([], bool), picture)
+    image = np.zeros((3, 64, 64), np.uint8)
+    full = Record("x", (64, 64), boxes, np.array([0, 1, 1]), np.array([False, True, False]), image)
+    none = Record("y", (64, 64), boxes[:0], np.array([], np.int64), np.array([], bool), image)
     return DetectionDataset([full, none], Categories(("a", "b"), (7, 3)))
 
 

@@ -342,7 +342,7 @@ def test_loose_voc_of_several_splits(make_voc, tmp_path):
         ("coco.json", "a.jpg", "a.jpg"),
         ("annotations/train.json", "train\\a.jpg", "images/train/a.jpg"),
         ("annotations/train.json", ".\\a.jpg", "train/a.jpg"),
-        ("annotations/train.json", "../pictures/a.jpg", "pictures/a.jpg"),
+        ("annotations/train.json", "../images/a.jpg", "images/a.jpg"),
         ("annotations/train.json", "a.jpg", "train/a.JPG"),
         ("annotations/train.json", "a.JPEG", "train/a.jpeg"),
         ("annotations/train.json", "cafe\u0301.jpg", "train/caf\u00e9.jpg"),

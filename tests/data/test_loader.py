@@ -85,8 +85,8 @@ def test_processes_share_every_batch(groups, world_size):
         assert len(shared) == len(whole) == len(shards[0]) == 7
 
 
-def test_groups_keep_together_and_lose_no_picture():
-    """Of 13, 9, 5 and 3 pictures of four groups, in batches of 4, at least 3 + 2 + 1 batches are of one group."""
+def test_groups_keep_together_and_lose_no_image():
+    """Of 13, 9, 5 and 3 images of four groups, in batches of 4, at least 3 + 2 + 1 batches are of one group."""
     sampler = EpochBatchSampler(30, 4, groups=GROUPS)
     seen, first = set(), set()
     for epoch in range(20):
@@ -95,7 +95,7 @@ def test_groups_keep_together_and_lose_no_picture():
         drawn = [index for batch in batches for index in batch]
         assert len(drawn) == len(set(drawn)) == 28
         pure = [batch for batch in batches if len(set(GROUPS[batch])) == 1]
-        # the two pictures left out of an epoch can cost two groups a batch
+        # the two images left out of an epoch can cost two groups a batch
         assert len(pure) >= 4
         seen.update(drawn)
         first.add(GROUPS[batches[0]][0])
@@ -103,7 +103,7 @@ def test_groups_keep_together_and_lose_no_picture():
     assert len(first) > 2  # groups come in no order
 
 
-def test_pictures_are_grouped_where_they_have_no_fixed_size():
+def test_images_are_grouped_where_they_have_no_fixed_size():
     data = synthetic_dataset(12)
     wide, high = data.records[0].size, data.records[0].size[::-1]
     data.records = [replace(r, size=wide if i % 2 else high) for i, r in enumerate(data.records)]
@@ -120,21 +120,21 @@ def test_pictures_are_grouped_where_they_have_no_fixed_size():
 
 
 def test_shards_are_augmented_as_one_process_does():
-    """Multi-scale sizes included, which are drawn where a picture is read."""
+    """Multi-scale sizes included, which are drawn where an image is read."""
     data = synthetic_dataset(8)
     packer = BatchPacker(FCOSConfig(backbone="resnet18", num_classes=6, min_size=(32, 48, 64), max_size=None))
     augment = AugmentConfig(iou_crop=0.5)
 
-    def pictures(batch_size: int, **shard: int) -> list[list[torch.Tensor]]:
+    def images(batch_size: int, **shard: int) -> list[list[torch.Tensor]]:
         loader = train_loader(data, batch_size, augment, seed=1, packer=packer, **shard)
         return [
             [image[:, :h, :w] for image, (h, w) in zip(images.tensor, images.sizes, strict=True)]
             for images, _ in loader
         ]
 
-    whole = pictures(4)
+    whole = images(4)
     torch.rand(5)  # another state of torch's generator
-    shards = [pictures(4, rank=rank, world_size=2) for rank in range(2)]
+    shards = [images(4, rank=rank, world_size=2) for rank in range(2)]
     assert len({image.shape for batch in whole for image in batch}) > 2
     for batch, *parts in zip(whole, *shards, strict=True):
         for a, b in zip(batch, chain(*parts), strict=True):

@@ -11,10 +11,10 @@ from fcos_fast.data import (
     DataError,
     Record,
     SyntheticConfig,
-    draw_picture,
     load_voc,
     synthetic,
     synthetic_dataset,
+    synthetic_image,
     write_voc,
 )
 from fcos_fast.data.synthetic import CATEGORIES, SHAPES, shape_mask
@@ -26,40 +26,40 @@ def digest(record: Record) -> str:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Record]:
-    return [draw_picture(0, index) for index in range(120)]
+def images() -> list[Record]:
+    return [synthetic_image(0, index) for index in range(120)]
 
 
-def test_same_picture_in_another_process_and_order(pictures):
+def test_same_image_in_another_process_and_order(images):
     program = """
 import hashlib
-from fcos_fast.data import draw_picture
+from fcos_fast.data import synthetic_image
 for index in (41, 3):
-    r = draw_picture(0, index)
+    r = synthetic_image(0, index)
     print(hashlib.sha256(b"".join(p.tobytes() for p in (r.image, r.boxes, r.labels))).hexdigest())
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == [digest(pictures[41]), digest(pictures[3])]
+    assert result.stdout.split() == [digest(images[41]), digest(images[3])]
 
 
-def test_pictures_differ(pictures):
-    assert len({digest(picture) for picture in pictures}) == len(pictures)
-    assert digest(draw_picture(1, 0)) != digest(pictures[0])
+def test_images_differ(images):
+    assert len({digest(image) for image in images}) == len(images)
+    assert digest(synthetic_image(1, 0)) != digest(images[0])
 
 
-def test_pictures_are_varied(pictures):
-    labels = np.concatenate([picture.labels for picture in pictures])
-    boxes = np.concatenate([picture.boxes for picture in pictures])
+def test_images_are_varied(images):
+    labels = np.concatenate([image.labels for image in images])
+    boxes = np.concatenate([image.boxes for image in images])
     assert len(SHAPES) >= 5
     assert np.bincount(labels, minlength=len(SHAPES)).min() > 0.1 * len(labels)
     longer = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
     assert longer.min() < 20
     assert 180 < longer.max() <= 202
-    assert min(len(picture.boxes) for picture in pictures) >= 1
-    assert max(len(picture.boxes) for picture in pictures) >= 7
-    brightness = [picture.image.mean() for picture in pictures]
+    assert min(len(image.boxes) for image in images) >= 1
+    assert max(len(image.boxes) for image in images) >= 7
+    brightness = [image.image.mean() for image in images]
     assert np.std(brightness) > 15
-    assert any(overlaps(picture.boxes) for picture in pictures)
+    assert any(overlaps(image.boxes) for image in images)
 
 
 def overlaps(boxes: np.ndarray) -> bool:
@@ -68,11 +68,11 @@ def overlaps(boxes: np.ndarray) -> bool:
     return (high > low).all(axis=2).sum() > len(boxes)
 
 
-def test_boxes_lie_in_the_picture(pictures):
-    for picture in pictures:
-        assert (picture.boxes[:, :2] >= 0).all()
-        assert (picture.boxes[:, 2:] <= picture.size).all()
-        assert (picture.boxes[:, 2:] > picture.boxes[:, :2]).all()
+def test_boxes_lie_in_the_image(images):
+    for image in images:
+        assert (image.boxes[:, :2] >= 0).all()
+        assert (image.boxes[:, 2:] <= image.size).all()
+        assert (image.boxes[:, 2:] > image.boxes[:, :2]).all()
 
 
 def test_boxes_are_tight_and_shapes_visible(monkeypatch):
@@ -90,13 +90,13 @@ def test_boxes_are_tight_and_shapes_visible(monkeypatch):
     monkeypatch.setattr(synthetic, "_paint", paint)
     for index in range(100):
         bits.clear()
-        picture = draw_picture(0, index)
-        assert len(bits) == len(picture.boxes)
-        for bit, box in zip(bits, picture.boxes, strict=True):
-            alone = picture.image[0] & bit > 0
+        image = synthetic_image(0, index)
+        assert len(bits) == len(image.boxes)
+        for bit, box in zip(bits, image.boxes, strict=True):
+            alone = image.image[0] & bit > 0
             ys, xs = np.nonzero(alone)
             assert box.tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-            seen = alone & (picture.image[0] < 2 * bit)  # no later shape above
+            seen = alone & (image.image[0] < 2 * bit)  # no later shape above
             assert seen.sum() >= SyntheticConfig().min_visible * alone.sum()
 
 
@@ -133,9 +133,9 @@ class Upright:
         return {(0, 2 * np.pi): 0.0, (0.75, 1.0): 1.0, (0, 1): np.zeros(2)}[low, high]
 
 
-def test_dataset_holds_the_pictures(pictures):
+def test_dataset_holds_the_images(images):
     data = synthetic_dataset(3, seed=0, first=10)
-    assert [digest(record) for record in data.records] == [digest(picture) for picture in pictures[10:13]]
+    assert [digest(record) for record in data.records] == [digest(image) for image in images[10:13]]
     image, target = data[1]
     assert image.shape == (3, 240, 320)
     assert target["boxes"].shape == (len(target["labels"]), 4)
@@ -150,7 +150,7 @@ def test_written_folder_reads_back(tmp_path, suffix):
     test = load_voc(root, "test", CATEGORIES, strict=True)
     assert (len(train), len(test)) == (5, 3)
     for i, (data, index) in enumerate([*((train, k) for k in range(5)), *((test, k) for k in range(3))]):
-        drawn = draw_picture(4, i)
+        drawn = synthetic_image(4, i)
         image, target = data[index]
         assert target["boxes"].tolist() == drawn.boxes.tolist()
         assert target["labels"].tolist() == drawn.labels.tolist()
@@ -174,10 +174,10 @@ def test_an_unfinished_folder_does_not_stay(tmp_path, monkeypatch):
 def test_other_sizes():
     config = SyntheticConfig(size=(64, 96), object_size=(16, 200), max_objects=3)
     for index in range(20):
-        picture = draw_picture(0, index, config)
-        assert picture.image.shape == (3, 64, 96)
-        assert 1 <= len(picture.boxes) <= 3
-        assert (picture.boxes[:, 2:] - picture.boxes[:, :2]).max() <= 60
+        image = synthetic_image(0, index, config)
+        assert image.image.shape == (3, 64, 96)
+        assert 1 <= len(image.boxes) <= 3
+        assert (image.boxes[:, 2:] - image.boxes[:, :2]).max() <= 60
     with pytest.raises(ValueError, match="at least one shape of 16 pixels"):
         SyntheticConfig(size=(8, 300))
     with pytest.raises(ValueError, match="expected 1 <= least <= largest"):

@@ -13,7 +13,7 @@ EVERYTHING = AugmentConfig((48, 64), (0.5, 2.0), vertical_flip=0.5, iou_crop=0.5
 
 
 def rectangles(seed: int, width: int = 60, height: int = 40, count: int = 6) -> DetectionDataset:
-    """Pictures of one bright rectangle each on black, so that the box can be read off the pixels."""
+    """Images of one bright rectangle each on black, so that the box can be read off the pixels."""
     rng = np.random.default_rng(seed)
     records = []
     for i in range(count):
@@ -148,7 +148,7 @@ def test_image_without_boxes():
         assert target["labels"].shape == (0,)
 
 
-def test_colour_changes_the_picture_and_no_box(bccd):
+def test_colour_changes_the_image_and_no_box(bccd):
     data = load_voc(bccd, "trainval")
     augmented = AugmentedDataset(data, AugmentConfig(horizontal_flip=0.0, hue=0.05))
     means = []

@@ -251,10 +251,10 @@ def test_load_dataset_recognises_voc(make_voc):
 
 
 def test_load_dataset_says_what_it_looked_for(tmp_path):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     message = error_line(lambda: load_dataset(tmp_path))
     assert "VOC: folders Annotations and JPEGImages" in message
-    assert "it holds pictures" in message
+    assert "it holds images" in message
     assert "no such folder" in error_line(lambda: load_dataset(tmp_path / "absent"))
 
 

@@ -1,4 +1,4 @@
-"""YOLO txt: rows by hand, the layouts that exporters write, and one line for every mistake."""
+"""YOLO txt: rows by hand, variants that exporters write, and one line for every mistake."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fcos_fast.data import Categories, DataError, load_dataset, load_yolo
 
 
 def write(root, rows, content=None, folder="images/train", labels="labels/train", size=(80, 40)):
-    """Pictures named by the keys of ``rows``, whose values are the text of their label file or None."""
+    """Images named by the keys of ``rows``, whose values are the text of their label file or None."""
     content = {"names": ["cat", "dog"], "train": folder} if content is None else content
     root.mkdir(exist_ok=True)
     (root / "data.yaml").write_text(yaml.safe_dump(content))
@@ -59,8 +59,8 @@ def test_what_a_yaml_may_say(tmp_path, content, split):
     assert [(r.name, r.labels.tolist()) for r in dataset.records] == [("a.png", [0]), ("b.png", [1])]
 
 
-def test_labels_beside_the_pictures_of_a_split(tmp_path):
-    """Roboflow's train/images and train/labels; and text files right beside the pictures."""
+def test_labels_beside_the_batch_of_a_split(tmp_path):
+    """Roboflow's train/images and train/labels; and text files right beside the images."""
     rows = {"a": "1 0.5 0.5 0.5 0.5"}
     first = write(
         tmp_path / "first",

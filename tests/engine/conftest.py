@@ -1,4 +1,4 @@
-"""A tiny data set of generated pictures, and a configuration that trains on it in a second."""
+"""A tiny data set of generated images, and a configuration that trains on it in a second."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def _one_thread():
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory) -> Path:
-    """A VOC folder: 8 pictures in split train, 4 in split val."""
-    root = tmp_path_factory.mktemp("data") / "pictures"
+def images(tmp_path_factory) -> Path:
+    """A VOC folder: 8 images in split train, 4 in split val."""
+    root = tmp_path_factory.mktemp("data") / "images"
     config = SyntheticConfig(size=(64, 96), object_size=(16, 48), max_objects=3)
     write_voc(root, {"train": 8, "val": 4}, config=config)
     return root
 
 
 @pytest.fixture(scope="session")
-def tiny_config(pictures) -> Callable[[Path], Config]:
+def tiny_config(images) -> Callable[[Path], Config]:
     """Two epochs of four steps; the run is put into the given folder."""
 
     def make(runs: Path) -> Config:
         return Config(
-            data=DataConfig(root=str(pictures)),
+            data=DataConfig(root=str(images)),
             model=TINY_MODEL,
             train=TrainConfig(epochs=2, batch_size=2, device="cpu", runs=str(runs)),
         )

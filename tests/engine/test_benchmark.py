@@ -14,8 +14,8 @@ from tests.engine.conftest import TINY_MODEL
 
 
 @pytest.fixture
-def files(pictures):
-    return sorted((pictures / "JPEGImages").iterdir())[:3]
+def files(images):
+    return sorted((images / "JPEGImages").iterdir())[:3]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_the_model_keeps_its_own_methods(model, files):
     assert "postprocess" not in vars(model)
 
 
-def test_models_run_in_turns_on_the_same_pictures(model, files):
+def test_models_run_in_turns_on_the_same_images(model, files):
     ran = []
     models = {name: (FCOS(TINY_MODEL).eval(), torch.float32) for name in ("a", "b")}
     for name, (own, _) in models.items():

@@ -36,7 +36,7 @@ ENVIRONMENT = {
 
 @pytest.fixture(scope="module")
 def config(tiny_config, tmp_path_factory) -> Config:
-    """Two epochs of four steps of two pictures, each at one of two sizes; nothing depends on a batch's company."""
+    """Two epochs of four steps of two images, each at one of two sizes; nothing depends on a batch's company."""
     config = tiny_config(tmp_path_factory.mktemp("runs"))
     model = replace(config.model, norm="group", min_size=(48, 64), size_divisor=128)
     # plain SGD: AdamW divides rounding errors by gradients that are as small
@@ -103,8 +103,8 @@ def assert_close_runs(a: Path, b: Path) -> None:
 # As one process
 
 
-def pictures_of(*boxes: list[list[float]]) -> tuple[list, list]:
-    """A batch of pictures of one size with such boxes."""
+def batch_of(*boxes: list[list[float]]) -> tuple[list, list]:
+    """A batch of images of one size with such boxes."""
     generator = torch.Generator().manual_seed(1)
     images = [torch.rand(3, 64, 96, generator=generator) for _ in boxes]
     targets = [
@@ -116,17 +116,17 @@ def pictures_of(*boxes: list[list[float]]) -> tuple[list, list]:
 
 BOX, TINY, OTHER = [10.0, 8.0, 60.0, 50.0], [40.0, 40.0, 47.0, 47.0], [3.0, 5.0, 40.0, 30.0]
 BATCHES = {
-    "more boxes on one": ({"norm": "group"}, *pictures_of([BOX], [OTHER, BOX, TINY])),
-    "frozen norm": ({"norm": "frozen", "trainable_stages": 3}, *pictures_of([BOX, TINY], [OTHER])),
-    "no box on one": ({"norm": "group"}, *pictures_of([], [BOX])),
-    "no box at all": ({"norm": "group"}, *pictures_of([], [])),
-    "one positive location": ({"norm": "group", "centerness_weighted": False}, *pictures_of([], [TINY])),
-    "retinanet": ({"norm": "group", "preset": "retinanet"}, *pictures_of([], [OTHER, BOX, TINY])),
+    "more boxes on one": ({"norm": "group"}, *batch_of([BOX], [OTHER, BOX, TINY])),
+    "frozen norm": ({"norm": "frozen", "trainable_stages": 3}, *batch_of([BOX, TINY], [OTHER])),
+    "no box on one": ({"norm": "group"}, *batch_of([], [BOX])),
+    "no box at all": ({"norm": "group"}, *batch_of([], [])),
+    "one positive location": ({"norm": "group", "centerness_weighted": False}, *batch_of([], [TINY])),
+    "retinanet": ({"norm": "group", "preset": "retinanet"}, *batch_of([], [OTHER, BOX, TINY])),
     "retinanet, image by image": (
         {"norm": "group", "preset": "torchvision-retinanet"},
-        *pictures_of([BOX, TINY], [OTHER], [], [BOX]),
+        *batch_of([BOX, TINY], [OTHER], [], [BOX]),
     ),
-    "two images each": ({"norm": "group"}, *pictures_of([BOX], [OTHER], [], [TINY, BOX])),
+    "two images each": ({"norm": "group"}, *batch_of([BOX], [OTHER], [], [TINY, BOX])),
 }
 
 
@@ -169,9 +169,9 @@ def test_every_rank_has_the_result(double):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_detections_have_the_bits_of_one_process(pictures, tmp_path, count):
-    """Seven pictures in batches of two, so that ranks have different numbers of them."""
-    dataset = load_dataset(pictures, "train")
+def test_detections_have_the_bits_of_one_process(images, tmp_path, count):
+    """Seven images in batches of two, so that ranks have different numbers of them."""
+    dataset = load_dataset(images, "train")
     dataset.records = dataset.records[:7]
     model = ranks.small_model(num_classes=len(dataset.categories), prior=0.5).eval()
     result, detections = evaluate(model, dataset, batch_size=2)
@@ -194,7 +194,7 @@ def test_evaluation_takes_the_batch_norms_of_rank_0(config, tmp_path):
     assert [e.status for e in ended] == [0, 0], ended
     _, _, detections = torch.load(tmp_path / "0.pt")
     saved, _ = model_from_checkpoint(load_checkpoint(tmp_path / "train" / "last.pt"))
-    # training keeps weights in this layout, which decides about the last bit
+    # training keeps weights in this format, which decides about the last bit
     saved.to(memory_format=torch.channels_last)
     _, expected = evaluate(saved, load_splits(config)[1], batch_size=2)
     assert sum(len(found["boxes"]) for found in expected) > 100
@@ -353,7 +353,7 @@ def test_mistake_is_told_once(config, tmp_path, name):
     assert not (tmp_path / "train").exists()
 
 
-def test_verb_for_one_process(tmp_path):
+def test_subcommand_for_one_process(tmp_path):
     ended = run_ranks(tmp_path, 2, ranks.command_line, "demo", seconds=20)
     lines = (ended[0].err + ended[1].err).splitlines()
     assert lines == ["fcos-fast demo: it runs in one process; start it without torchrun"]

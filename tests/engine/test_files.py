@@ -35,7 +35,7 @@ def test_a_writer_that_fails_halfway_leaves_the_old_file(tmp_path):
 
 
 def test_temporary_name_keeps_the_suffix_and_the_folder(tmp_path):
-    with replacing(tmp_path / "picture.png") as temporary:
+    with replacing(tmp_path / "image.png") as temporary:
         temporary.write_bytes(b"x")
         assert temporary.suffix == ".png"
         assert temporary.parent == tmp_path

@@ -11,7 +11,7 @@ from fcos_fast.data import COCO, Categories
 from fcos_fast.engine.checkpoint import load_checkpoint, load_weights, model_from_checkpoint
 from fcos_fast.engine.foreign import other_rules, read_foreign, write_foreign
 from fcos_fast.models import FCOS, PRESETS, fcos
-from fcos_fast.models.layouts import LAYOUTS, find_layout, to_layout
+from fcos_fast.models.checkpoint_formats import CHECKPOINT_FORMATS, find_format, to_format
 from fcos_fast.models.presets import FCOS_PRESETS
 
 SMALL = {"fpn_channels": 32, "head_channels": 32}
@@ -27,11 +27,11 @@ def model_of(preset, backbone="resnet18", num_classes=80, **options):
     return model.eval()
 
 
-def file_of(model, layout):
-    return write_foreign(model.config, model.state_dict(), find_layout(layout))
+def file_of(model, format):
+    return write_foreign(model.config, model.state_dict(), find_format(format))
 
 
-LAYOUT_OF = {preset: layout.name for layout in reversed(LAYOUTS) for preset in layout.presets}
+FORMAT_OF = {preset: format.name for format in reversed(CHECKPOINT_FORMATS) for preset in format.presets}
 
 
 @pytest.mark.parametrize("version", ["", "_v2"])
@@ -55,10 +55,10 @@ def test_torchvisions_retinanet_is_read(version, torchvision):
 
 
 @pytest.mark.parametrize("preset", FCOS_PRESETS)
-def test_every_preset_comes_back_from_its_layout(preset):
+def test_every_preset_comes_back_from_its_format(preset):
     model = model_of(preset)
-    found = read_foreign(file_of(model, LAYOUT_OF[preset]), preset, SMALL)
-    assert found.layout.name == LAYOUT_OF[preset]
+    found = read_foreign(file_of(model, FORMAT_OF[preset]), preset, SMALL)
+    assert found.format.name == FORMAT_OF[preset]
     again, categories = model_from_checkpoint(found.state)
     assert again.config == model.config
     assert categories.names == COCO.names
@@ -79,7 +79,7 @@ def test_every_preset_comes_back_from_its_layout(preset):
     ],
 )
 def test_the_parameters_say_what_they_can(preset, taken_for):
-    found = read_foreign(file_of(model_of(preset), LAYOUT_OF[preset]), overrides=SMALL)
+    found = read_foreign(file_of(model_of(preset), FORMAT_OF[preset]), overrides=SMALL)
     assert found.presets == taken_for
     assert ("its parameters are also those of official" in str(found)) == (preset == "official")
 
@@ -98,24 +98,24 @@ def test_the_parameters_say_what_they_can(preset, taken_for):
     ],
 )
 def test_the_backbone_is_recognised(backbone):
-    layout = "adelaidet" if backbone == "dla34" else "official"
+    format = "adelaidet" if backbone == "dla34" else "official"
     with torch.device("meta"):
         model = fcos(backbone, 3, norm="frozen", **SMALL)
     state = {key: torch.empty(value.shape) for key, value in model.state_dict().items()}
-    found = read_foreign(to_layout(state, find_layout(layout)), overrides=SMALL)
+    found = read_foreign(to_format(state, find_format(format)), overrides=SMALL)
     config = found.state["model_config"]
     assert (config["backbone"], config["num_classes"]) == (backbone, 3)
     assert config["stride_in_1x1"] == (not backbone.startswith("resnext"))
     assert found.state["categories"]["names"] == ["class 0", "class 1", "class 2"]
 
 
-@pytest.mark.parametrize("layout", ["official", "adelaidet", "mmdetection"])
+@pytest.mark.parametrize("format", ["official", "adelaidet", "mmdetection"])
 @pytest.mark.parametrize("kind", ["v1", "v2"])
-def test_deformable_convolutions_are_recognised(layout, kind):
+def test_deformable_convolutions_are_recognised(format, kind):
     pytest.importorskip("torchvision", reason="torchvision is not installed")
-    preset = find_layout(layout).presets[0]
+    preset = find_format(format).presets[0]
     model = model_of(preset, "resnet50", dcn=kind, dcn_stages=(4, 5), head_dcn=kind)
-    found = read_foreign(file_of(model, layout), overrides=SMALL)
+    found = read_foreign(file_of(model, format), overrides=SMALL)
     config = found.state["model_config"]
     assert (config["dcn"], config["dcn_stages"], config["head_dcn"]) == (kind, (4, 5), kind)
     for key, value in model.state_dict().items():
@@ -141,7 +141,7 @@ def test_torchvisions_91_outputs_become_the_80_of_coco(torchvision):
 
     again = torchvision.models.detection.fcos_resnet50_fpn(weights=None, weights_backbone=None)
     again.load_state_dict(
-        write_foreign(ours.config, ours.state_dict(), find_layout("torchvision")), strict=False
+        write_foreign(ours.config, ours.state_dict(), find_format("torchvision")), strict=False
     )
     logits = again.head.classification_head.cls_logits
     assert torch.equal(
@@ -156,40 +156,40 @@ def test_what_does_not_fit_is_refused_with_a_list():
     state["model"]["rpn.head.extra.weight"] = torch.zeros(1)
     with pytest.raises(ValueError, match=r"does not fit the model; left over: rpn\.head\.extra\.weight"):
         read_foreign(state, overrides=SMALL)
-    with pytest.raises(ValueError, match="are of no known layout; known are official, adelaidet"):
+    with pytest.raises(ValueError, match="are of no known format; known are official, adelaidet"):
         read_foreign({"encoder.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match="unknown preset 'oficial'; did you mean 'official'"):
         read_foreign(state, "oficial")
 
 
 @pytest.mark.parametrize(
-    ("preset", "layout", "message"),
+    ("preset", "format", "message"),
     [
         (
             "official-improved",
             "detectron2",
-            "this model has scales, .*, the detectron2 layout has none;",
+            "this model has scales, .*, the detectron2 format has none;",
         ),
         (
             "detectron2",
             "official",
-            "this model has no scales, .*, the official layout has them;",
+            "this model has no scales, .*, the official format has them;",
         ),
     ],
 )
-def test_a_layout_without_a_place_for_the_scales_is_refused(preset, layout, message):
+def test_a_format_without_a_place_for_the_scales_is_refused(preset, format, message):
     with pytest.raises(ValueError, match=message):
-        file_of(model_of(preset), layout)
+        file_of(model_of(preset), format)
 
 
 def test_a_retinanet_is_no_fcos():
-    with pytest.raises(ValueError, match="a retinanet is not written in the layout official"):
-        write_foreign(PRESETS["retinanet"], {}, find_layout("official"))
+    with pytest.raises(ValueError, match="a retinanet is not written in the format official"):
+        write_foreign(PRESETS["retinanet"], {}, find_format("official"))
 
 
 def test_rules_that_the_other_project_does_not_have_are_named():
     config = replace(PRESETS["official-improved"], nms_threshold=0.5, backbone="resnet18")
-    assert other_rules(config, find_layout("official")) == {"nms_threshold": (0.5, 0.6)}
+    assert other_rules(config, find_format("official")) == {"nms_threshold": (0.5, 0.6)}
 
 
 def test_a_run_begins_with_a_foreign_checkpoint(tmp_path, capsys):

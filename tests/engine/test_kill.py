@@ -43,20 +43,20 @@ OPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def whole(pictures, tmp_path_factory) -> Path:
+def whole(images, tmp_path_factory) -> Path:
     """The folder of a run that nobody interrupts, without workers."""
     runs = tmp_path_factory.mktemp("whole")
-    process = start(pictures, runs, 0)
+    process = start(images, runs, 0)
     assert process.wait() == 0, (runs / "log").read_text()
     return runs / "train"
 
 
-def start(pictures: Path, runs: Path, workers: int) -> subprocess.Popen:
+def start(images: Path, runs: Path, workers: int) -> subprocess.Popen:
     """Begin a run, or resume it where it can be."""
     folder = runs / "train"
     begin = [
         "--data.root",
-        str(pictures),
+        str(images),
         "--train.runs",
         str(runs),
         "--data.workers",
@@ -81,13 +81,13 @@ def same(a, b) -> bool:
 
 @pytest.mark.timeout(60 + 60 * KILLS)
 @pytest.mark.parametrize("workers", WORKERS)
-def test_killed_again_and_again(pictures, whole, tmp_path, workers):
+def test_killed_again_and_again(images, whole, tmp_path, workers):
     """Some kills come while a process starts and resumes, most of them within the epochs after it wrote a checkpoint:
     in a step, an evaluation, or while a file is written."""
     rng, last = random.Random(workers), tmp_path / "train" / "last.pt"
     kills = epochs = 0
     for _ in range(KILLS):
-        process, written = start(pictures, tmp_path, workers), last.exists() and last.stat().st_mtime_ns
+        process, written = start(images, tmp_path, workers), last.exists() and last.stat().st_mtime_ns
         if rng.random() < 0.25:
             time.sleep(rng.uniform(0, 6))
         else:
@@ -102,7 +102,7 @@ def test_killed_again_and_again(pictures, whole, tmp_path, workers):
             saved = load_checkpoint(last)  # whole, whenever the run was killed
             assert saved["epoch"] >= epochs
             epochs = saved["epoch"]
-    process = start(pictures, tmp_path, workers)
+    process = start(images, tmp_path, workers)
     assert process.wait() == 0, (tmp_path / "log").read_text()
     assert "Traceback" not in (tmp_path / "log").read_text()
     folder = tmp_path / "train"

@@ -19,8 +19,8 @@ def detector(whole_run):
 
 
 @pytest.fixture
-def file(pictures):
-    return sorted((pictures / "JPEGImages").iterdir())[0]
+def file(images):
+    return sorted((images / "JPEGImages").iterdir())[0]
 
 
 def test_one_image_gives_boxes_scores_and_names(detector, file):
@@ -36,9 +36,9 @@ def test_one_image_gives_boxes_scores_and_names(detector, file):
 
 
 def test_every_kind_of_image_is_the_same_image(detector, file):
-    picture = Image.open(file)
-    tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    kinds = [str(file), file, picture, np.array(picture), tensor, tensor.float() / 255]
+    photo = Image.open(file)
+    tensor = torch.from_numpy(np.array(photo)).permute(2, 0, 1)
+    kinds = [str(file), file, photo, np.array(photo), tensor, tensor.float() / 255]
     results = detector.predict(kinds, score_threshold=0.05)
     assert len(results) == len(kinds)
     for found in results[1:]:
@@ -54,21 +54,21 @@ def test_a_turned_pillow_image_is_the_same_image_as_its_file(tmp_path, orientati
     file = tmp_path / f"a{suffix}"
     pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(file, exif=exif)
-    with Image.open(file) as picture:
-        found = as_image(picture)
+    with Image.open(file) as photo:
+        found = as_image(photo)
         assert found.shape == ((3, 20, 30) if orientation < 5 else (3, 30, 20))
         assert torch.equal(found, as_image(file))
-        assert torch.equal(as_image(picture), found)  # and it is left as it was
+        assert torch.equal(as_image(photo), found)  # and it is left as it was
 
 
 @pytest.mark.parametrize("mode", ["L", "I;16", "I", "F", "1", "P", "RGBA", "CMYK"])
 def test_pillow_images_of_every_mode(tmp_path, mode):
     grey = np.arange(200, dtype=np.uint8).reshape(10, 20)
-    pictures = {"I;16": grey.astype(np.uint16) * 257, "I": grey.astype(np.int32), "F": grey / np.float32(255)}
-    picture = Image.fromarray(pictures[mode]) if mode in pictures else Image.fromarray(grey).convert(mode)
-    expected = grey if mode in (*pictures, "L") else np.asarray(picture.convert("RGB"))[..., 0]
-    assert picture.mode == mode
-    assert np.array_equal(as_image(picture)[0], expected)
+    images = {"I;16": grey.astype(np.uint16) * 257, "I": grey.astype(np.int32), "F": grey / np.float32(255)}
+    photo = Image.fromarray(images[mode]) if mode in images else Image.fromarray(grey).convert(mode)
+    expected = grey if mode in (*images, "L") else np.asarray(photo.convert("RGB"))[..., 0]
+    assert photo.mode == mode
+    assert np.array_equal(as_image(photo)[0], expected)
 
 
 def test_detections_are_the_models_own(whole_run):

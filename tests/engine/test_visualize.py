@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fcos_fast.engine.report import plot_curves, write_report
-from fcos_fast.visualize import class_color, draw_boxes, sheet, to_picture
+from fcos_fast.visualize import class_color, draw_boxes, sheet, to_pil
 
 
 def test_box_is_drawn_in_its_classes_colour_at_its_place():
@@ -26,7 +26,7 @@ def test_box_is_drawn_in_its_classes_colour_at_its_place():
     assert not drawn[90:, :].any()
 
 
-def test_scale_enlarges_picture_and_boxes():
+def test_scale_enlarges_image_and_boxes():
     image = torch.zeros(3, 20, 30)
     drawn = np.asarray(
         draw_boxes(image, torch.tensor([[10.0, 10.0, 20.0, 15.0]]), torch.tensor([0]), ("a",), scale=4)
@@ -46,21 +46,21 @@ def test_no_boxes_and_boxes_reaching_out():
     draw_boxes(image, torch.tensor([[-9.0, -9.0, 99.0, 99.0]]), torch.tensor([0]), ("a",))
 
 
-def test_float_and_integer_images_are_the_same_picture():
+def test_float_and_integer_images_are_the_same_image():
     image = torch.arange(3 * 8 * 9, dtype=torch.uint8).reshape(3, 8, 9)
-    assert (np.asarray(to_picture(image)) == np.asarray(to_picture(image / 255))).all()
+    assert (np.asarray(to_pil(image)) == np.asarray(to_pil(image / 255))).all()
     with pytest.raises(ValueError, match=r"shape \(8, 9\)"):
-        to_picture(image[0])
+        to_pil(image[0])
 
 
-def test_sheet_has_a_pair_per_picture():
+def test_sheet_has_a_pair_per_image():
     images = [torch.zeros(3, 30, 40), torch.ones(3, 50, 40), torch.zeros(3, 30, 40)]
     target = {"boxes": torch.tensor([[2.0, 2.0, 20.0, 20.0]]), "labels": torch.tensor([0])}
     detection = target | {"scores": torch.tensor([0.2])}
     page = sheet(images, [target] * 3, [detection] * 3, ("a",), columns=2, width=80)
     assert page.width == 2 * (2 * 80 + 3 * 8)
     assert page.height == 28 + (100 + 8) + (60 + 8)
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         sheet([], [], [], ())
 
 

@@ -5,8 +5,8 @@ import torch
 
 
 @pytest.fixture
-def pictures():
-    """Three sizes in one batch, boxes of several levels; the second picture has none."""
+def batch():
+    """Three sizes in one batch, boxes of several levels; the second image has none."""
     images = [torch.rand(3, 96, 128), torch.rand(3, 128, 100), torch.rand(3, 90, 70)]
     targets = [
         {

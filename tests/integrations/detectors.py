@@ -102,9 +102,9 @@ def prepare(model: nn.Module) -> nn.Module:
     return model
 
 
-def train_step(model: nn.Module, pictures) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def train_step(model: nn.Module, batch) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Losses, and the gradient of every parameter that has one."""
-    images, targets = pictures
+    images, targets = batch
     dtype = next(model.parameters()).dtype
     model.train().zero_grad()
     losses = model([image.to(dtype) for image in images], targets)

@@ -38,25 +38,25 @@ from tests.integrations.detectors import (
 
 
 @pytest.mark.parametrize("build", BUILDERS)
-def test_training_and_detection_equal_torchvision(build, pictures, capsys):
+def test_training_and_detection_equal_torchvision(build, batch, capsys):
     model = prepare(build())
-    expected = train_step(copy.deepcopy(model), pictures)
-    expected_detections = detect(model, pictures[0])
+    expected = train_step(copy.deepcopy(model), batch)
+    expected_detections = detect(model, batch[0])
 
     assert fcos_fast.accelerate(model) is model
     assert capsys.readouterr().out.count("\n") == 1
     assert isinstance(model, (detection.FCOS, detection.RetinaNet))
-    assert_same_detections(detect(model, pictures[0]), expected_detections)
-    assert_same_step(train_step(model, pictures), expected, 1e-5)
+    assert_same_detections(detect(model, batch[0]), expected_detections)
+    assert_same_step(train_step(model, batch), expected, 1e-5)
 
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
-def test_twenty_steps_give_the_same_losses(build, pictures):
+def test_twenty_steps_give_the_same_losses(build, batch):
     def curve(model: nn.Module) -> torch.Tensor:
         optimizer = torch.optim.SGD(model.parameters(), 0.002, momentum=0.9)
         losses = []
         for _ in range(20):
-            loss, _ = train_step(model, pictures)
+            loss, _ = train_step(model, batch)
             optimizer.step()
             losses.append(sum(loss.values()).detach())
         return torch.stack(losses)
@@ -69,21 +69,21 @@ def test_twenty_steps_give_the_same_losses(build, pictures):
 
 
 @pytest.mark.parametrize("build", BUILDERS)
-def test_batches_without_a_box(build, pictures):
+def test_batches_without_a_box(build, batch):
     """As torchvision's test of negative samples: the box losses are 0 and everything has a gradient path."""
     model = fcos_fast.accelerate(build())
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
-    losses, _ = train_step(model, (pictures[0], [nothing] * 3))
+    losses, _ = train_step(model, (batch[0], [nothing] * 3))
     assert losses["classification"] > 0
     assert all(loss == 0 for name, loss in losses.items() if name != "classification")
 
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
-def test_scores_have_a_gradient_of_the_images(build, pictures):
+def test_scores_have_a_gradient_of_the_images(build, batch):
     """As torchvision's test of its models asks for."""
 
     def gradients(model: nn.Module) -> list[torch.Tensor]:
-        images = [image.clone().requires_grad_() for image in pictures[0]]
+        images = [image.clone().requires_grad_() for image in batch[0]]
         sum(found["scores"].sum() + found["boxes"].sum() for found in model.eval()(images)).backward()
         return [image.grad for image in images]
 
@@ -96,32 +96,32 @@ def test_scores_have_a_gradient_of_the_images(build, pictures):
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
 @pytest.mark.parametrize("option", ["fold_frozen_bn", "fuse_group_norm", "channels_last", "winograd"])
-def test_options_change_rounding_alone(build, option, pictures, monkeypatch):
+def test_options_change_rounding_alone(build, option, batch, monkeypatch):
     """In float64, where rounding is small enough to be told from a mistake."""
     monkeypatch.setattr(winograd, "MIN_CHANNELS", 64)
     monkeypatch.setattr(winograd, "MIN_TILES", 1)
     model = prepare(build()).double()
-    expected = train_step(fcos_fast.accelerate(copy.deepcopy(model)), pictures)
-    expected_detections = detect(model, pictures[0])
+    expected = train_step(fcos_fast.accelerate(copy.deepcopy(model)), batch)
+    expected_detections = detect(model, batch[0])
     fcos_fast.accelerate(model, **{option: True})
-    assert_same_detections(detect(model, pictures[0]), expected_detections)
-    assert_same_step(train_step(model, pictures), expected, 1e-9)
+    assert_same_detections(detect(model, batch[0]), expected_detections)
+    assert_same_step(train_step(model, batch), expected, 1e-9)
 
 
-def test_winograd_and_folding_go_together(pictures, monkeypatch):
+def test_winograd_and_folding_go_together(batch, monkeypatch):
     monkeypatch.setattr(winograd, "MIN_TILES", 1)
     model = prepare(resnet_fcos()).double()
-    expected = train_step(copy.deepcopy(model), pictures)
+    expected = train_step(copy.deepcopy(model), batch)
     fcos_fast.accelerate(model, fold_frozen_bn=True, winograd=True)
     both = model.backbone.body.layer2[0].conv2
     assert isinstance(both, FoldedConv2d)
     assert isinstance(both, WinogradConv2d)
-    assert_same_step(train_step(model, pictures), expected, 1e-5)
+    assert_same_step(train_step(model, batch), expected, 1e-5)
     fcos_fast.restore(model)
     assert type(both) is nn.Conv2d
 
 
-def test_options_did_something(pictures):
+def test_options_did_something(batch):
     model = small_fcos()
     fcos_fast.accelerate(model, fold_frozen_bn=True, fuse_group_norm=True, channels_last=True)
     x = torch.rand(1, 64, 8, 8)
@@ -130,20 +130,20 @@ def test_options_did_something(pictures):
     assert sum(isinstance(module, GroupNormReLU) for module in model.modules()) == 8
     maps = []
     model.head.classification_head.cls_logits.register_forward_hook(lambda *args: maps.append(args[2]))
-    detect(model, pictures[0])
+    detect(model, batch[0])
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in maps)
     assert not all(x.is_contiguous() for x in maps)
 
 
-def test_bfloat16_is_within_its_rounding(pictures):
+def test_bfloat16_is_within_its_rounding(batch):
     model = prepare(small_fcos())
-    expected, _ = train_step(copy.deepcopy(model), pictures)
+    expected, _ = train_step(copy.deepcopy(model), batch)
     fcos_fast.accelerate(model, precision="bfloat16", fold_frozen_bn=True, fuse_group_norm=True)
     logits = []
     model.head.classification_head.cls_logits.register_forward_hook(
         lambda *args: logits.append(args[2].dtype)
     )
-    losses, gradients = train_step(model, pictures)
+    losses, gradients = train_step(model, batch)
     assert set(logits) == {torch.bfloat16}
     assert all(loss.dtype == torch.float32 for loss in losses.values())
     assert all(gradient.dtype == torch.float32 for gradient in gradients.values())
@@ -152,37 +152,37 @@ def test_bfloat16_is_within_its_rounding(pictures):
 
     fcos_fast.accelerate(model, precision="float32")
     with torch.autocast("cpu", torch.bfloat16):  # the option is stronger than the caller's autocast
-        losses = model(*pictures)
+        losses = model(*batch)
     for name, loss in losses.items():
         torch.testing.assert_close(loss, expected[name], rtol=1e-5, atol=0)
 
 
-def test_compiled_network_gives_the_same(pictures, monkeypatch):
+def test_compiled_network_gives_the_same(batch, monkeypatch):
     quick = partialmethod(
         nn.Module.compile, backend="aot_eager"
     )  # traces as inductor does, and generates nothing
     monkeypatch.setattr(nn.Module, "compile", quick)
     model = prepare(small_fcos())
-    expected = train_step(copy.deepcopy(model), pictures)
+    expected = train_step(copy.deepcopy(model), batch)
     keys = list(model.state_dict())
     fcos_fast.accelerate(model, compile=True, fold_frozen_bn=True)
     torch._dynamo.reset()
-    assert_same_step(train_step(model, pictures), expected, 1e-4)
+    assert_same_step(train_step(model, batch), expected, 1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert list(model.state_dict()) == keys
     assert fcos_fast.restore(model).backbone._compiled_call_impl is None
 
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
-def test_state_dict_checkpoint_and_copies(build, pictures):
+def test_state_dict_checkpoint_and_copies(build, batch):
     theirs = prepare(build()).double()
     ours = build().double()
     keys = list(ours.state_dict())
     fcos_fast.accelerate(ours, fold_frozen_bn=True, channels_last=True)
     assert list(ours.state_dict()) == keys
     ours.load_state_dict(theirs.state_dict())
-    expected = detect(theirs, pictures[0])
-    assert_same_detections(detect(ours, pictures[0]), expected)
+    expected = detect(theirs, batch[0])
+    assert_same_detections(detect(ours, batch[0]), expected)
     build().load_state_dict(ours.state_dict())
 
     copied = copy.deepcopy(ours)
@@ -192,11 +192,11 @@ def test_state_dict_checkpoint_and_copies(build, pictures):
     loaded = torch.load(file, weights_only=False)
     nn.init.zeros_(ours.backbone.get_parameter(next(n for n, _ in ours.backbone.named_parameters())))
     for other in (copied, loaded):  # on their own from now on
-        assert_same_detections(detect(other, pictures[0]), expected)
-        assert_same_detections(detect(fcos_fast.restore(other), pictures[0]), expected)
+        assert_same_detections(detect(other, batch[0]), expected)
+        assert_same_detections(detect(fcos_fast.restore(other), batch[0]), expected)
 
 
-def test_restore_gives_torchvision_back(pictures):
+def test_restore_gives_torchvision_back(batch):
     model = prepare(small_fcos())
     before = copy.deepcopy(model)
     parameters = [id(p) for p in model.parameters()]
@@ -206,7 +206,7 @@ def test_restore_gives_torchvision_back(pictures):
     assert [vars(m).keys() for m in model.modules()] == [vars(m).keys() for m in before.modules()]
     assert [id(p) for p in model.parameters()] == parameters
     assert [p.stride() for p in model.parameters()] == [p.stride() for p in before.parameters()]
-    for ours, theirs in zip(detect(model, pictures[0]), detect(before, pictures[0]), strict=True):
+    for ours, theirs in zip(detect(model, batch[0]), detect(before, batch[0]), strict=True):
         assert torch.equal(ours["boxes"], theirs["boxes"])
 
 
@@ -217,16 +217,16 @@ def test_a_second_call_begins_anew():
     assert type(fcos_fast.restore(model)) is detection.FCOS
 
 
-def test_folded_weights_follow_the_weights(pictures):
+def test_folded_weights_follow_the_weights(batch):
     """What is folded for detecting is folded again after every way in which weights change."""
     model = prepare(small_fcos())
     plain = copy.deepcopy(model)
     fcos_fast.accelerate(model, fold_frozen_bn=True)
-    detect(model, pictures[0])
+    detect(model, batch[0])
 
     def change_by_optimizer(m):
         optimizer = torch.optim.SGD(m.parameters(), 0.05)
-        train_step(m, pictures)
+        train_step(m, batch)
         optimizer.step()
 
     def change_by_load(m):
@@ -241,25 +241,25 @@ def test_folded_weights_follow_the_weights(pictures):
     for change in (change_by_optimizer, change_by_load, change_data, change_in_place):
         change(plain)
         change(model)
-        for ours, theirs in zip(detect(model, pictures[0]), detect(plain, pictures[0]), strict=True):
+        for ours, theirs in zip(detect(model, batch[0]), detect(plain, batch[0]), strict=True):
             torch.testing.assert_close(ours["scores"], theirs["scores"], rtol=1e-3, atol=0)
-        features = model.backbone(pictures[0][0][None])["0"]
-        torch.testing.assert_close(features, plain.backbone(pictures[0][0][None])["0"], rtol=1e-4, atol=1e-5)
+        features = model.backbone(batch[0][0][None])["0"]
+        torch.testing.assert_close(features, plain.backbone(batch[0][0][None])["0"], rtol=1e-4, atol=1e-5)
 
 
-def test_trained_batch_norm_is_folded_in_evaluation_alone(pictures):
+def test_trained_batch_norm_is_folded_in_evaluation_alone(batch):
     model = prepare(small_fcos(nn.BatchNorm2d)).double()
     plain = copy.deepcopy(model)
     fcos_fast.accelerate(model, fold_frozen_bn=True)
-    assert_same_step(train_step(model, pictures), train_step(plain, pictures), 1e-5)
+    assert_same_step(train_step(model, batch), train_step(plain, batch), 1e-5)
     for ours, theirs in zip(model.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs)  # the running statistics moved alike
-    assert_same_detections(detect(model, pictures[0]), detect(plain, pictures[0]))
+    assert_same_detections(detect(model, batch[0]), detect(plain, batch[0]))
 
 
-def test_torchvisions_refusals_stay(pictures):
+def test_torchvisions_refusals_stay(batch):
     model = fcos_fast.accelerate(small_fcos()).train()
-    images, _ = pictures
+    images, _ = batch
     with pytest.raises(AssertionError, match="got None"):
         model(images)
     for boxes in ([[0, 0, 1, 1]], torch.zeros(3), torch.zeros(2, 3)):
@@ -330,7 +330,7 @@ def test_what_cannot_be_accelerated_is_refused(build, options, message):
             fcos_fast.restore(model)
 
 
-def test_an_optimizer_goes_on(pictures):
+def test_an_optimizer_goes_on(batch):
     """One that walks over weights and its state as they lie in memory, and had state before."""
     model = prepare(small_fcos())
     plain = copy.deepcopy(model)
@@ -340,7 +340,7 @@ def test_an_optimizer_goes_on(pictures):
         if step == 1:
             fcos_fast.accelerate(model, channels_last=True)
         for m, optimizer in zip((model, plain), optimizers, strict=True):
-            train_step(m, pictures)
+            train_step(m, batch)
             optimizer.step()
     ours, theirs = (torch.cat([p.flatten() for p in m.parameters()]) for m in (model, plain))
     assert (ours - theirs).norm() < 1e-3 * (theirs - start).norm()
@@ -357,11 +357,11 @@ def test_a_shared_relu_stays():
     assert type(model.backbone.stages[0][1]) is nn.GroupNorm
 
 
-def test_hooks_on_the_heads_are_called(pictures):
+def test_hooks_on_the_heads_are_called(batch):
     model = fcos_fast.accelerate(small_fcos())
     called = []
     model.head.classification_head.register_forward_hook(lambda *arguments: called.append(1))
-    detect(model, pictures[0])
+    detect(model, batch[0])
     assert called
 
 
@@ -387,14 +387,14 @@ def test_a_backbone_that_cannot_be_traced_is_refused():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("build", [small_fcos, resnet_fcos, small_retinanet])
-def test_cuda_graphs_replay_the_same(build, pictures):
+def test_cuda_graphs_replay_the_same(build, batch):
     model = prepare(build()).cuda()
-    images, targets = pictures
-    pictures = [image.cuda() for image in images], [{k: v.cuda() for k, v in t.items()} for t in targets]
-    expected = train_step(copy.deepcopy(model), pictures)
-    expected_detections = detect(copy.deepcopy(model), pictures[0])
+    images, targets = batch
+    batch = [image.cuda() for image in images], [{k: v.cuda() for k, v in t.items()} for t in targets]
+    expected = train_step(copy.deepcopy(model), batch)
+    expected_detections = detect(copy.deepcopy(model), batch[0])
     fcos_fast.accelerate(model, cuda_graphs=True, fold_frozen_bn=True)
     for _ in range(3):
-        assert_same_step(train_step(model, pictures), expected, 1e-4)
+        assert_same_step(train_step(model, batch), expected, 1e-4)
     for _ in range(3):
-        assert_same_detections(detect(model, pictures[0]), expected_detections, 1e-3)
+        assert_same_detections(detect(model, batch[0]), expected_detections, 1e-3)

@@ -39,7 +39,7 @@ def outputs_of(model):
 
 @pytest.mark.parametrize("box_loss", ["l1", "smooth_l1", "giou"])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_losses_of_16_bit_outputs_are_summed_in_float32(pictures, precision, box_loss):
+def test_losses_of_16_bit_outputs_are_summed_in_float32(batch, precision, box_loss):
     """Torchvision's own losses of the same 16-bit outputs in float64, so that the network's rounding plays no part."""
     model = prepare(small_retinanet())
     model.head.regression_head._loss_type = box_loss
@@ -47,17 +47,17 @@ def test_losses_of_16_bit_outputs_are_summed_in_float32(pictures, precision, box
     fcos_fast.accelerate(model, precision=precision)
     seen = outputs_of(model)
     model.train()
-    losses = model(*pictures)
+    losses = model(*batch)
     (outputs,) = seen
     assert {x.dtype for x in outputs.values()} == {getattr(torch, precision)}
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
-    images = [image.double() for image in pictures[0]]
+    images = [image.double() for image in batch[0]]
     plain.head.forward = lambda _: {name: x.detach().double() for name, x in outputs.items()}
-    for name, expected in plain(images, pictures[1]).items():
+    for name, expected in plain(images, batch[1]).items():
         torch.testing.assert_close(losses[name].double(), expected, rtol=1e-5, atol=0)
 
 
-def test_a_large_classification_loss_is_finite_in_float16(pictures):
+def test_a_large_classification_loss_is_finite_in_float16(batch):
     """Its sum exceeds 65504, the largest number of float16."""
     model = prepare(small_retinanet())
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_a_large_classification_loss_is_finite_in_float16(pictures):
     fcos_fast.accelerate(model, precision="float16")
     seen = []
     model.head.register_forward_hook(lambda _m, _i, outputs: seen.append(outputs["cls_logits"]))
-    losses = model.train()(*pictures)
+    losses = model.train()(*batch)
     (logits,) = seen
     total = sigmoid_focal_loss(logits.double(), torch.zeros_like(logits).double(), reduction="sum")
     assert total > 3 * 65504
@@ -78,11 +78,11 @@ def test_a_large_classification_loss_is_finite_in_float16(pictures):
 
 
 @pytest.mark.parametrize("box_loss", ["l1", "giou"])
-def test_an_infinite_delta_of_a_background_anchor(pictures, box_loss):
+def test_an_infinite_delta_of_a_background_anchor(batch, box_loss):
     model = prepare(small_retinanet())
     model.head.regression_head._loss_type = box_loss
     fcos_fast.accelerate(model).train()
-    losses = model(*pictures)
+    losses = model(*batch)
     deltas = []
 
     def corrupt(_module, _inputs, outputs):
@@ -93,7 +93,7 @@ def test_an_infinite_delta_of_a_background_anchor(pictures, box_loss):
         return outputs
 
     model.head.regression_head.register_forward_hook(corrupt)
-    again = model(*pictures)
+    again = model(*batch)
     torch.testing.assert_close(again["bbox_regression"], losses["bbox_regression"])
     again["bbox_regression"].backward()
     assert deltas[0].grad.isfinite().all()
@@ -109,18 +109,18 @@ def columns(targets):
 
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
-def test_labels_may_be_a_column(build, pictures):
+def test_labels_may_be_a_column(build, batch):
     """Also of an image without a box: (0, 1) beside (0, 4)."""
-    images, targets = pictures
+    images, targets = batch
     model = prepare(build())
-    expected = train_step(fcos_fast.accelerate(copy.deepcopy(model)), pictures)
+    expected = train_step(fcos_fast.accelerate(copy.deepcopy(model)), batch)
     assert_same_step(train_step(fcos_fast.accelerate(model), (images, columns(targets))), expected, 1e-6)
 
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
-def test_columns_as_torchvision_takes_them(build, pictures):
+def test_columns_as_torchvision_takes_them(build, batch):
     """An image without a box beside labels (0, 1) in both; with boxes of one class its RetinaNet takes columns."""
-    images, targets = pictures
+    images, targets = batch
     targets = [target | {"labels": torch.full_like(target["labels"], 3)} for target in targets]
     targets[1]["labels"] = targets[1]["labels"][:, None]
     if build is small_retinanet:
@@ -132,9 +132,9 @@ def test_columns_as_torchvision_takes_them(build, pictures):
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
 @pytest.mark.parametrize("shape", [(1,), (2, 2), (1, 2), ()])
-def test_other_labels_are_refused(build, pictures, shape):
+def test_other_labels_are_refused(build, batch, shape):
     model = fcos_fast.accelerate(build()).train()
-    images, targets = pictures
+    images, targets = batch
     with pytest.raises(ValueError, match="image 0 has boxes of shape"):
         model(images, [targets[0] | {"labels": torch.zeros(shape, dtype=torch.int64)}, *targets[1:]])
 
@@ -143,7 +143,7 @@ def test_other_labels_are_refused(build, pictures, shape):
 
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
-def test_hooks_on_the_anchor_generator_are_called(build, pictures):
+def test_hooks_on_the_anchor_generator_are_called(build, batch):
     model = prepare(build())
     called, expected = [], []
     theirs = copy.deepcopy(model)
@@ -151,7 +151,7 @@ def test_hooks_on_the_anchor_generator_are_called(build, pictures):
     fcos_fast.accelerate(model)
     model.anchor_generator.register_forward_pre_hook(lambda _m, _i: called.append("before"))
     model.anchor_generator.register_forward_hook(lambda _m, _i, anchors: called.append(anchors))
-    for run in (lambda m: train_step(m, pictures), lambda m: detect(m, pictures[0])):
+    for run in (lambda m: train_step(m, batch), lambda m: detect(m, batch[0])):
         run(model)
         run(theirs)
         assert called[0] == "before"
@@ -162,7 +162,7 @@ def test_hooks_on_the_anchor_generator_are_called(build, pictures):
         expected.clear()
 
 
-def test_a_hook_that_moves_the_anchors(pictures):
+def test_a_hook_that_moves_the_anchors(batch):
     """FCOS computes with locations of its own: it says so. RetinaNet takes the hook's."""
     fcos, retinanet = prepare(small_fcos()), prepare(small_retinanet())
     for model in (fcos, retinanet):
@@ -170,12 +170,10 @@ def test_a_hook_that_moves_the_anchors(pictures):
     theirs = copy.deepcopy(retinanet)
     fcos_fast.accelerate(fcos)
     with pytest.raises(RuntimeError, match="hook on model.anchor_generator"):
-        train_step(fcos, pictures)
+        train_step(fcos, batch)
     with pytest.raises(RuntimeError, match=r"fcos_fast\.restore"):
-        detect(fcos, pictures[0])
-    assert_same_step(
-        train_step(fcos_fast.accelerate(retinanet), pictures), train_step(theirs, pictures), 1e-5
-    )
+        detect(fcos, batch[0])
+    assert_same_step(train_step(fcos_fast.accelerate(retinanet), batch), train_step(theirs, batch), 1e-5)
 
 
 # ---- Parts that are replaced afterwards
@@ -206,33 +204,33 @@ def _retinanet_head(model):
         (small_retinanet, _retinanet_head, r"model\.head .* RetinaNetHead"),
     ],
 )
-def test_a_part_that_was_replaced_is_named(build, replace, name, pictures):
+def test_a_part_that_was_replaced_is_named(build, replace, name, batch):
     model = fcos_fast.accelerate(prepare(build()))
     replace(model)
     prepare(model)
     theirs = fcos_fast.restore(copy.deepcopy(model))
-    expected = train_step(theirs, pictures)
-    for run in (lambda: train_step(model, pictures), lambda: detect(model, pictures[0])):
+    expected = train_step(theirs, batch)
+    for run in (lambda: train_step(model, batch), lambda: detect(model, batch[0])):
         with pytest.raises(RuntimeError, match=name):
             run()
-    assert_same_step(train_step(fcos_fast.accelerate(model), pictures), expected, 1e-5)
+    assert_same_step(train_step(fcos_fast.accelerate(model), batch), expected, 1e-5)
 
 
-def test_a_replica_of_data_parallel_has_replaced_parts(pictures):
+def test_a_replica_of_data_parallel_has_replaced_parts(batch):
     model = fcos_fast.accelerate(prepare(small_retinanet()))
     replica = model._replicate_for_data_parallel()
     for name in ("backbone", "head", "anchor_generator"):
         setattr(replica, name, getattr(model, name)._replicate_for_data_parallel())
-    assert_same_step(train_step(replica, pictures), train_step(model, pictures), 1e-5)
+    assert_same_step(train_step(replica, batch), train_step(model, batch), 1e-5)
 
 
-def test_layers_inside_a_part_may_be_replaced(pictures):
+def test_layers_inside_a_part_may_be_replaced(batch):
     """As fine-tuning to other classes does it."""
     model = fcos_fast.accelerate(prepare(small_fcos()))
     model.head.classification_head.cls_logits = nn.Conv2d(64, 9, 3, padding=1)
     model.head.classification_head.num_classes = 9
-    expected = train_step(fcos_fast.restore(copy.deepcopy(model)), pictures)
-    assert_same_step(train_step(model, pictures), expected, 1e-5)
+    expected = train_step(fcos_fast.restore(copy.deepcopy(model)), batch)
+    assert_same_step(train_step(model, batch), expected, 1e-5)
 
 
 # ---- Others
@@ -246,9 +244,9 @@ def test_scripting_says_what_to_do(build, contained):
         torch.jit.script(nn.Sequential(model) if contained else model)
 
 
-def test_degenerate_boxes(pictures):
+def test_degenerate_boxes(batch):
     """Torchvision's AssertionError, on the host and where FCOS_FAST_CHECK=1 asks for it."""
-    images, targets = pictures
+    images, targets = batch
     for boxes in ([[5.0, 5, 5, 9]], [[5.0, 9, 9, 9]], [[9.0, 5, 5, 9]]):
         wrong = [targets[0] | {"boxes": torch.tensor(boxes), "labels": torch.tensor([1])}, *targets[1:]]
         for model in (small_fcos(), fcos_fast.accelerate(small_fcos())):
@@ -257,12 +255,12 @@ def test_degenerate_boxes(pictures):
 
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
-def test_losses_that_no_gradient_flows_into(build, pictures):
+def test_losses_that_no_gradient_flows_into(build, batch):
     """Parameters that only an unused loss reaches have None or zeros where torchvision's have."""
     model = prepare(build())
     gradients = []
     for net in (copy.deepcopy(model), fcos_fast.accelerate(model)):
-        losses = net.train()(*pictures)
+        losses = net.train()(*batch)
         losses["classification"].backward()
         gradients.append({name: p.grad is None for name, p in net.named_parameters()})
     assert gradients[0] == gradients[1]

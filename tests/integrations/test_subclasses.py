@@ -74,31 +74,31 @@ SUBCLASSES = [HubFCOS, HubRetinaNet, Grandchild]
 
 
 @pytest.mark.parametrize("kind", SUBCLASSES)
-def test_a_subclass_that_overrides_nothing(kind, pictures, capsys):
+def test_a_subclass_that_overrides_nothing(kind, batch, capsys):
     model = prepare(kind())
-    expected = train_step(copy.deepcopy(model), pictures)
-    expected_detections = detect(model, pictures[0])
+    expected = train_step(copy.deepcopy(model), batch)
+    expected_detections = detect(model, batch[0])
     fcos_fast.accelerate(model)
     assert capsys.readouterr().out.startswith(f"fcos_fast.accelerate: {kind.__name__}: ")
     assert isinstance(model, kind)
     assert model.push() == f"{kind.__name__} of none"
-    assert_same_step(train_step(model, pictures), expected, 1e-5)
-    assert_same_detections(detect(model, pictures[0]), expected_detections)
+    assert_same_step(train_step(model, batch), expected, 1e-5)
+    assert_same_detections(detect(model, batch[0]), expected_detections)
     fcos_fast.accelerate(model, channels_last=True)
     assert type(fcos_fast.restore(model)) is kind
     assert not any("fcos_fast" in type(module).__module__ for module in model.modules())
 
 
 @pytest.mark.parametrize("kind", SUBCLASSES)
-def test_its_copies_and_files(kind, pictures):
+def test_its_copies_and_files(kind, batch):
     model = fcos_fast.accelerate(prepare(kind()))
-    expected = detect(model, pictures[0])
+    expected = detect(model, batch[0])
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
     for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
         assert type(other) is type(model)
-        assert_same_detections(detect(other, pictures[0]), expected, 1e-7)
+        assert_same_detections(detect(other, batch[0]), expected, 1e-7)
         assert type(fcos_fast.restore(other)) is kind
     assert isinstance(model, kind)
 
@@ -175,9 +175,9 @@ class Task(nn.Module):
 
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet, HubRetinaNet])
-def test_a_module_that_contains_one_detector(build, pictures):
+def test_a_module_that_contains_one_detector(build, batch):
     model = prepare(build())
-    expected = train_step(copy.deepcopy(model), pictures)
+    expected = train_step(copy.deepcopy(model), batch)
     task = Task(model=model)
     keys = list(task.state_dict())
     assert fcos_fast.accelerate(task) is task
@@ -185,7 +185,7 @@ def test_a_module_that_contains_one_detector(build, pictures):
     assert task.again is model
     assert model.acceleration.channels_last
     assert list(task.state_dict()) == keys
-    assert_same_step(train_step(model, pictures), expected, 1e-4)
+    assert_same_step(train_step(model, batch), expected, 1e-4)
     assert fcos_fast.restore(task) is task
     assert type(model) is (HubRetinaNet if build is HubRetinaNet else type(build()))
     with pytest.raises(ValueError, match="this Task was not accelerated"):

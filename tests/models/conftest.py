@@ -49,7 +49,7 @@ def make_talkative():
 
 @pytest.fixture
 def batch():
-    """Three pictures of different sizes; the second has no box."""
+    """Three images of different sizes; the second has no box."""
     images = [torch.rand(3, 96, 128), torch.rand(3, 128, 100), torch.rand(3, 90, 70)]
     targets = [
         {

@@ -8,8 +8,8 @@ import torch
 from fcos_fast.engine.checkpoint import model_from_checkpoint
 from fcos_fast.engine.foreign import read_foreign
 from fcos_fast.models import build_backbone, fcos
+from fcos_fast.models.checkpoint_formats import find_format, to_format
 from fcos_fast.models.darknet import read_in_order
-from fcos_fast.models.layouts import find_layout, to_layout
 from fcos_fast.models.pretrained import load_pretrained
 
 SMALL = {"fpn_channels": 32, "head_channels": 32, "head_convs": 4, "min_size": None}
@@ -38,20 +38,20 @@ def model():
     return model
 
 
-def renamed(model, layout, names):
-    theirs, prefix = to_layout(model.state_dict(), find_layout(layout)), ""
-    if layout == "notebook":
+def renamed(model, format, names):
+    theirs, prefix = to_format(model.state_dict(), find_format(format)), ""
+    if format == "notebook":
         prefix = "fcos_body."
     own = [key for key in theirs if key.startswith(prefix + "backbone.")]
     new = dict(zip(own, names, strict=True))
     return {prefix + "backbone." + new[key] if key in new else key: x for key, x in theirs.items()}
 
 
-@pytest.mark.parametrize("layout", ["bubbliiiing", "notebook"])
+@pytest.mark.parametrize("format", ["bubbliiiing", "notebook"])
 @pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("first_pool", [True, False])
-def test_a_notebooks_checkpoint_is_read(model, layout, flat, first_pool):
-    state = renamed(model, layout, block_names(first_pool, flat))
+def test_a_notebooks_checkpoint_is_read(model, format, flat, first_pool):
+    state = renamed(model, format, block_names(first_pool, flat))
     assert any(key.endswith("backbone.block1.0.weight") for key in state) or not flat
     found = read_foreign({"model": state}, overrides=SMALL)
     assert found.presets == ("notebook",)

@@ -54,8 +54,8 @@ def pair(request, make_talkative) -> tuple[FCOS, torchvision_fcos.FCOS]:
 
 
 @pytest.fixture
-def pictures(pair):
-    """Three sizes in one batch, boxes of several levels; the second picture has none."""
+def batch(pair):
+    """Three sizes in one batch, boxes of several levels; the second image has none."""
     dtype = next(pair[0].parameters()).dtype
     images = [torch.rand(3, *size, dtype=dtype) for size in [(112, 150), (140, 105), (63, 119)]]
     targets = [
@@ -75,9 +75,9 @@ def pictures(pair):
     return (images, targets) if dtype == torch.float32 else (images[1:], targets[1:])
 
 
-def test_losses_and_gradients(pair, pictures):
+def test_losses_and_gradients(pair, batch):
     ours, theirs = (model.train() for model in pair)
-    losses, expected = ours(*pictures), theirs(*pictures)
+    losses, expected = ours(*batch), theirs(*batch)
     assert set(losses) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=0, msg=lambda m, n=name: f"{n}: {m}")
@@ -94,11 +94,11 @@ def test_losses_and_gradients(pair, pictures):
         assert difference < 1e-4, f"{name}: relative difference {difference:.1e}"
 
 
-def test_detections(pair, pictures):
+def test_detections(pair, batch):
     ours, theirs = (model.eval() for model in pair)
     with torch.no_grad():
-        expected = theirs(pictures[0])
-    for found, wanted in zip(ours(pictures[0]), expected, strict=True):
+        expected = theirs(batch[0])
+    for found, wanted in zip(ours(batch[0]), expected, strict=True):
         assert len(wanted["scores"]) > 20
         assert wanted["labels"].unique().numel() > 2
         assert found["labels"].equal(wanted["labels"])
@@ -107,8 +107,8 @@ def test_detections(pair, pictures):
 
 
 @pytest.mark.parametrize("pair", ["batch"], indirect=True)
-def test_a_batch_without_boxes(pair, pictures):
-    images = pictures[0]
+def test_a_batch_without_boxes(pair, batch):
+    images = batch[0]
     targets = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)} for _ in images]
     ours, theirs = (model.train() for model in pair)
     losses, expected = ours(images, targets), theirs(images, targets)

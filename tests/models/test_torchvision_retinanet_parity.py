@@ -43,7 +43,7 @@ def pair(request, make_talkative) -> tuple[RetinaNet, detection.RetinaNet]:
 
 
 @pytest.fixture
-def pictures():
+def batch():
     """Two sizes in one batch, boxes of several levels, one too thin for every anchor."""
     images = [torch.rand(3, *size, dtype=torch.float64) for size in [(112, 150), (63, 119)]]
     targets = [
@@ -61,9 +61,9 @@ def pictures():
     return images, targets
 
 
-def test_losses_and_gradients(pair, pictures):
+def test_losses_and_gradients(pair, batch):
     ours, theirs = (model.train() for model in pair)
-    losses, expected = ours(*pictures), theirs(*pictures)
+    losses, expected = ours(*batch), theirs(*batch)
     assert set(losses) == set(expected) == set(ours.LOSSES)
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value, rtol=1e-5, atol=0, msg=lambda m, n=name: f"{n}: {m}")
@@ -77,11 +77,11 @@ def test_losses_and_gradients(pair, pictures):
         assert difference < 1e-5, f"{name}: relative difference {difference:.1e}"
 
 
-def test_detections(pair, pictures):
+def test_detections(pair, batch):
     ours, theirs = (model.eval() for model in pair)
     with torch.no_grad():
-        expected = theirs(pictures[0])
-    for found, wanted in zip(ours(pictures[0]), expected, strict=True):
+        expected = theirs(batch[0])
+    for found, wanted in zip(ours(batch[0]), expected, strict=True):
         assert len(wanted["scores"]) > 20
         assert wanted["labels"].unique().numel() > 2
         assert found["labels"].equal(wanted["labels"])
@@ -90,8 +90,8 @@ def test_detections(pair, pictures):
 
 
 @pytest.mark.parametrize("pair", ["torchvision-retinanet"], indirect=True)
-def test_images_without_boxes(pair, pictures):
-    images, (target, _) = pictures
+def test_images_without_boxes(pair, batch):
+    images, (target, _) = batch
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     ours, theirs = (model.train() for model in pair)
     for targets in ([target, empty], [empty, empty]):

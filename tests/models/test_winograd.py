@@ -35,8 +35,12 @@ def test_it_is_the_convolution(monkeypatch, by_winograd, size, bias, at_once):
     monkeypatch.setattr(winograd, "TILES_AT_ONCE", at_once)
     conv = nn.Conv2d(5, 7, 3, padding=1, bias=bias).double()
     ours = by_winograd(conv)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        x = torch.randn(size[0], 5, *size[1:], dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = (
+            torch.randn(size[0], 5, *size[1:], dtype=torch.float64)
+            .to(memory_format=memory_format)
+            .requires_grad_()
+        )
         out, expected = ours(x), conv(x)
         torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
         assert out.is_contiguous(memory_format=torch.channels_last)

@@ -21,7 +21,7 @@ BOXES = [
     torch.tensor([[30.0, 30, 64, 64]]),
 ]
 LABELS = [torch.tensor([0, 2, 4]), torch.zeros(0, dtype=torch.int64), torch.tensor([1])]
-LAYOUTS = ["nchw", "channels_last", "sliced", "sliced_channels_last", "transposed", "mixed"]
+MEMORY_FORMATS = ["nchw", "channels_last", "sliced", "sliced_channels_last", "transposed", "mixed"]
 
 
 def make_targets(device="cpu", boxes=BOXES, labels=LABELS, ignored=0.05) -> Targets:
@@ -31,22 +31,22 @@ def make_targets(device="cpu", boxes=BOXES, labels=LABELS, ignored=0.05) -> Targ
     return Targets(*(getattr(targets, name).to(device) for name in Targets.__dataclass_fields__))
 
 
-def lay(x, layout, level=0):
-    if layout == "sliced":
+def lay(x, memory_format, level=0):
+    if memory_format == "sliced":
         return torch.cat((x, x), dim=3)[..., : x.shape[3]]
-    if layout == "sliced_channels_last":
+    if memory_format == "sliced_channels_last":
         return torch.cat((x, x), dim=1).contiguous(memory_format=torch.channels_last)[:, : x.shape[1]]
-    if layout == "transposed":
+    if memory_format == "transposed":
         return x.mT.contiguous().mT
-    last = layout == "channels_last" or (layout == "mixed" and level % 2)
+    last = memory_format == "channels_last" or (memory_format == "mixed" and level % 2)
     return x.contiguous(memory_format=torch.channels_last) if last else x
 
 
-def make_maps(dtype=torch.float32, device="cpu", layout="nchw", classes=5, batch=3):
+def make_maps(dtype=torch.float32, device="cpu", memory_format="nchw", classes=5, batch=3):
     def maps(channels, positive=False):
         values = [torch.randn(batch, channels, *size) * 2 for size in FEATURE_SIZES]
         values = [x.abs() + 0.1 if positive else x for x in values]
-        return [lay(x.to(device, dtype), layout, i).requires_grad_() for i, x in enumerate(values)]
+        return [lay(x.to(device, dtype), memory_format, i).requires_grad_() for i, x in enumerate(values)]
 
     return maps(classes), maps(4, positive=True), maps(1)
 
@@ -81,11 +81,11 @@ def compare(maps, targets, dtype, **options):
         torch.testing.assert_close(grad.double(), true, rtol=rounding, atol=rounding * 1e-2)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("memory_format", MEMORY_FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("quality", ["centerness", "iou"])
-def test_follows_the_reference(dtype, layout, quality, device):
-    compare(make_maps(dtype, device, layout), make_targets(device), dtype, quality=quality)
+def test_follows_the_reference(dtype, memory_format, quality, device):
+    compare(make_maps(dtype, device, memory_format), make_targets(device), dtype, quality=quality)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -99,8 +99,8 @@ def test_every_box_loss(kind, smooth, weighted, device):
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 1.5), (-1.0, 2.0), (0.5, 0.0)])
 @pytest.mark.parametrize("classes", [5, 16, 91])
 def test_alpha_gamma_and_class_counts(alpha, gamma, classes, device):
-    for layout in ("nchw", "channels_last"):
-        maps = make_maps(device=device, classes=classes, layout=layout)
+    for memory_format in ("nchw", "channels_last"):
+        maps = make_maps(device=device, classes=classes, memory_format=memory_format)
         compare(maps, make_targets(device), torch.float32, alpha=alpha, gamma=gamma)
 
 
@@ -209,8 +209,11 @@ def test_nothing_to_find_is_finite_and_has_a_graph(kind, weighted, device):
 
 
 def test_ignored_locations_have_no_gradient_whatever_they_say(device):
-    for layout in ("nchw", "channels_last"):
-        maps, targets = make_maps(device=device, layout=layout), make_targets(device, ignored=0.3)
+    for memory_format in ("nchw", "channels_last"):
+        maps, targets = (
+            make_maps(device=device, memory_format=memory_format),
+            make_targets(device, ignored=0.3),
+        )
         start = 0
         for x in maps[0]:
             n = x.shape[2] * x.shape[3]
@@ -408,8 +411,8 @@ def test_only_some_maps_want_a_gradient(device):
     assert fixed[1][0].grad is None
 
 
-def _arguments(device, with_grad, layout="nchw"):
-    maps, t = make_maps(device=device, layout=layout), make_targets(device)
+def _arguments(device, with_grad, memory_format="nchw"):
+    maps, t = make_maps(device=device, memory_format=memory_format), make_targets(device)
     maps = tuple([x.detach() for x in part] for part in maps)
     numbers = ([float(s) for s in STRIDES], 0.25, 2.0, "giou", 0.0, 1e-7, True, False)
     return (
@@ -424,9 +427,9 @@ def _arguments(device, with_grad, layout="nchw"):
     )
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_opcheck(layout, device):
-    forward = _arguments(device, True, layout)
+@pytest.mark.parametrize("memory_format", MEMORY_FORMATS)
+def test_opcheck(memory_format, device):
+    forward = _arguments(device, True, memory_format)
     torch.library.opcheck(torch.ops.fcos_fast.detection_loss.default, forward, test_utils=CHECKS)
     upstream = torch.ones(3, device=device)
     torch.library.opcheck(

@@ -20,7 +20,7 @@ FORMS = {
     "star": (ops.sigmoid_focal_loss_star, reference.sigmoid_focal_loss_star, {}),
     "star3": (ops.sigmoid_focal_loss_star, reference.sigmoid_focal_loss_star, {"gamma": 3.0, "beta": 0.5}),
 }
-LAYOUTS = {  # (..., C) tensors as users pass them
+MEMORY_FORMATS = {  # (..., C) tensors as users pass them
     "rows": lambda t: t,
     "nchw": lambda t: t.movedim(-1, 1).contiguous().movedim(1, -1),
     "sliced": lambda t: torch.cat([t, t], dim=-1)[..., : t.shape[-1]],
@@ -28,8 +28,10 @@ LAYOUTS = {  # (..., C) tensors as users pass them
 }
 
 
-def make_case(device, dtype=torch.float32, shape=(2, 13, 7, 11), layout="rows", scale=6.0):
-    inputs = LAYOUTS[layout]((torch.randn(shape, device=device, dtype=torch.float64) * scale).to(dtype))
+def make_case(device, dtype=torch.float32, shape=(2, 13, 7, 11), memory_format="rows", scale=6.0):
+    inputs = MEMORY_FORMATS[memory_format](
+        (torch.randn(shape, device=device, dtype=torch.float64) * scale).to(dtype)
+    )
     classes = torch.randint(-2, shape[-1], shape[:-1], device=device)
     return inputs.requires_grad_(), classes
 
@@ -46,17 +48,17 @@ def loss_and_grad(function, inputs, targets, upstream=None, **kwargs):
 
 
 @pytest.mark.parametrize("kind", ["classes", "hard", "soft"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("memory_format", MEMORY_FORMATS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("form", FORMS)
-def test_equals_the_reference_in_float64(form, dtype, layout, kind, device):
+def test_equals_the_reference_in_float64(form, dtype, memory_format, kind, device):
     function, plain, kwargs = FORMS[form]
-    inputs, classes = make_case(device, dtype, layout=layout)
+    inputs, classes = make_case(device, dtype, memory_format=memory_format)
     targets = classes
     if kind == "hard":
         targets = one_hot(classes, inputs.shape[-1], dtype)
     elif kind == "soft":
-        targets = LAYOUTS[layout](torch.rand(inputs.shape, device=device).to(dtype))
+        targets = MEMORY_FORMATS[memory_format](torch.rand(inputs.shape, device=device).to(dtype))
     upstream = torch.randn(inputs.shape, device=device).to(dtype)
 
     loss, grad = loss_and_grad(function, inputs, targets, upstream, **kwargs)
@@ -70,16 +72,16 @@ def test_equals_the_reference_in_float64(form, dtype, layout, kind, device):
     torch.testing.assert_close(grad.double(), expected_grad, **tolerance)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("memory_format", MEMORY_FORMATS)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 5, 7, 1), (2, 17, 19, 91), (1, 1, 1, 16), (5, 1, 33, 3)])
-def test_sums_and_gradients_for_odd_shapes(shape, layout, device):
-    inputs, classes = make_case(device, shape=shape, layout=layout)
+def test_sums_and_gradients_for_odd_shapes(shape, memory_format, device):
+    inputs, classes = make_case(device, shape=shape, memory_format=memory_format)
     total, grad = loss_and_grad(ops.sigmoid_focal_loss, inputs, classes, reduction="sum")
     exact = inputs.detach().double().requires_grad_()
     expected, expected_grad = loss_and_grad(reference.sigmoid_focal_loss, exact, classes, reduction="sum")
     torch.testing.assert_close(total.double(), expected, rtol=2e-6, atol=1e-7)
     torch.testing.assert_close(grad.double(), expected_grad, rtol=3e-6, atol=3e-6)
-    if layout in ("rows", "nchw"):
+    if memory_format in ("rows", "nchw"):
         assert grad.stride() == inputs.stride()
 
 
@@ -104,9 +106,9 @@ def test_gradcheck(function, kind, reduction, device):
     assert torch.autograd.gradcheck(lambda x: function(x, targets, reduction=reduction), inputs)
 
 
-@pytest.mark.parametrize("layout", ["rows", "nchw"])
-def test_ignored_rows_count_for_nothing_whatever_they_hold(layout, device):
-    inputs, classes = make_case(device, layout=layout)
+@pytest.mark.parametrize("memory_format", ["rows", "nchw"])
+def test_ignored_rows_count_for_nothing_whatever_they_hold(memory_format, device):
+    inputs, classes = make_case(device, memory_format=memory_format)
     ignored = classes == -2
     assert ignored.any()
     spoilt = inputs.detach().clone()
@@ -132,10 +134,10 @@ def test_infinite_and_nan_logits(dtype, device):
     torch.testing.assert_close(grad.flatten().cpu(), expected, equal_nan=True)
 
 
-@pytest.mark.parametrize("layout", ["rows", "nchw"])
+@pytest.mark.parametrize("memory_format", ["rows", "nchw"])
 @pytest.mark.parametrize("dtype", ON_EVERY_DEVICE, ids=str)
-def test_the_sum_with_an_infinite_logit_is_infinite_and_its_gradient_is_not(dtype, layout, device):
-    inputs, classes = make_case(device, dtype, shape=(2, 4, 8, 16), layout=layout)
+def test_the_sum_with_an_infinite_logit_is_infinite_and_its_gradient_is_not(dtype, memory_format, device):
+    inputs, classes = make_case(device, dtype, shape=(2, 4, 8, 16), memory_format=memory_format)
     with torch.no_grad():
         inputs[classes == -1] = float("inf")
         inputs[classes >= 0] = -float("inf")
@@ -148,13 +150,13 @@ def test_the_sum_with_an_infinite_logit_is_infinite_and_its_gradient_is_not(dtyp
 
 
 @pytest.mark.parametrize("kind", ["classes", "soft"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("memory_format", MEMORY_FORMATS)
 @pytest.mark.parametrize("dtype", ON_EVERY_DEVICE, ids=str)
 @pytest.mark.parametrize("name", ["sigmoid_focal_loss", "sigmoid_focal_loss_star"])
-def test_the_sum_can_bring_its_gradient(name, dtype, layout, kind, device):
-    inputs, classes = make_case(device, dtype, layout=layout)
+def test_the_sum_can_bring_its_gradient(name, dtype, memory_format, kind, device):
+    inputs, classes = make_case(device, dtype, memory_format=memory_format)
     inputs = inputs.detach()
-    soft = LAYOUTS[layout](torch.rand(inputs.shape, device=device).to(dtype))
+    soft = MEMORY_FORMATS[memory_format](torch.rand(inputs.shape, device=device).to(dtype))
     targets = classes if kind == "classes" else soft
     call = getattr(torch.ops.fcos_fast, f"{name}_sum")
     total, grad = call(inputs, targets, 2.0 if "star" in name else 0.25, 2.0, True)
@@ -170,10 +172,10 @@ def test_the_sum_can_bring_its_gradient(name, dtype, layout, kind, device):
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 80, 91])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("layout", ["rows", "nchw"])
-def test_every_number_of_classes(classes, dtype, layout, device):
+@pytest.mark.parametrize("memory_format", ["rows", "nchw"])
+def test_every_number_of_classes(classes, dtype, memory_format, device):
     """Foreground and ignored rows at every place of what one access holds."""
-    inputs, labels = make_case(device, dtype, shape=(2, 9, 8, classes), layout=layout)
+    inputs, labels = make_case(device, dtype, shape=(2, 9, 8, classes), memory_format=memory_format)
     for wide in (labels, labels.int()):
         total, grad = loss_and_grad(ops.sigmoid_focal_loss, inputs, wide, reduction="sum")
         exact = inputs.detach().double().requires_grad_()
@@ -331,9 +333,9 @@ def test_autocast_gives_float32_without_touching_the_logits(device):
 
 
 @pytest.mark.parametrize("name", ["sigmoid_focal_loss", "sigmoid_focal_loss_star"])
-@pytest.mark.parametrize("layout", ["rows", "nchw", "sliced"])
-def test_opcheck(name, layout, device):
-    inputs, classes = make_case(device, layout=layout)
+@pytest.mark.parametrize("memory_format", ["rows", "nchw", "sliced"])
+def test_opcheck(name, memory_format, device):
+    inputs, classes = make_case(device, memory_format=memory_format)
     soft = torch.rand(inputs.shape, device=device)
     for targets in (classes, soft):
         opcheck(name, inputs, targets, 0.25, 2.0)
@@ -411,8 +413,8 @@ def test_unchecked_classes_out_of_range_are_background():
     wild = classes.clamp(min=-1).clone()
     wild[0, 0, 0], wild[0, 1, 1], wild[0, 2, 2], wild[0, 0, 3] = 5, 10**6, 2**32, 2**32 - 2
     tame = torch.where(wild >= 5, -1, wild)
-    for layout in ("rows", "nchw"):
-        x = LAYOUTS[layout](inputs.detach())
+    for memory_format in ("rows", "nchw"):
+        x = MEMORY_FORMATS[memory_format](inputs.detach())
         unchecked = torch.ops.fcos_fast.sigmoid_focal_loss(x, wild, 0.25, 2.0)
         assert torch.equal(unchecked, ops.sigmoid_focal_loss(x, tame))
 

@@ -20,7 +20,7 @@ CLASSES = 3
 
 
 def make_outputs(
-    levels=LEVELS, batch=2, classes=CLASSES, dtype=torch.float32, device="cpu", seed=0, layout=None
+    levels=LEVELS, batch=2, classes=CLASSES, dtype=torch.float32, device="cpu", seed=0, memory_format=None
 ):
     """Head outputs in steps of 1/8, which all types hold: scores are equal or differ by more than rounding."""
     generator = torch.Generator().manual_seed(seed)
@@ -34,8 +34,8 @@ def make_outputs(
         [(random(4, level) + 1.5).relu() for level in levels],
         [random(1, level) + 1 for level in levels],
     )
-    layout = layout or torch.contiguous_format
-    return [[x.to(device, dtype).contiguous(memory_format=layout) for x in kind] for kind in maps]
+    memory_format = memory_format or torch.contiguous_format
+    return [[x.to(device, dtype).contiguous(memory_format=memory_format) for x in kind] for kind in maps]
 
 
 def assert_same(found, expected):
@@ -162,12 +162,12 @@ def test_every_rule_equals_brute_force(rule, threshold, topk, most, function):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("classes", [1, 2, 91])
 @pytest.mark.parametrize("rule", [ALL_RULES[0], ALL_RULES[-1], ALL_RULES[5]], ids=str)
-def test_types_and_layouts_equal_the_reference(dtype, layout, classes, rule, device):
+def test_types_and_memory_formats_equal_the_reference(dtype, memory_format, classes, rule, device):
     levels = [replace(LEVELS[0], height=23, width=37), replace(LEVELS[1], height=1, width=5), LEVELS[2]]
-    outputs = make_outputs(levels, classes=classes, dtype=dtype, device=device, layout=layout)
+    outputs = make_outputs(levels, classes=classes, dtype=dtype, device=device, memory_format=memory_format)
     arguments = (*outputs, levels, [(180, 290), (150, 260)])
     settings = rule | {
         "units": STRIDES[:3],
@@ -424,17 +424,19 @@ def test_views_are_read_as_they_lie(device):
     levels, settings = LEVELS[:2], {"units": STRIDES[:2], "score_threshold": 0.2}
     outputs = make_outputs(levels, device=device)
     expected = ops.postprocess(*outputs, levels, SIZES, **settings)
-    for layout in (torch.contiguous_format, torch.channels_last):
+    for memory_format in (torch.contiguous_format, torch.channels_last):
         # Slices of one convolution's output; and of larger maps, whose rows do not touch.
         whole = [
-            torch.cat(of_level, dim=1).contiguous(memory_format=layout)
+            torch.cat(of_level, dim=1).contiguous(memory_format=memory_format)
             for of_level in zip(*outputs, strict=True)
         ]
         sliced = [[x[:, a:b] for x in whole] for a, b in ((0, CLASSES), (CLASSES, CLASSES + 4), (-1, None))]
         assert_same(ops.postprocess(*sliced, levels, SIZES, **settings), expected)
         cropped = [
             [
-                torch.nn.functional.pad(x, (1, 2, 1, 1)).contiguous(memory_format=layout)[..., 1:-1, 1:-2]
+                torch.nn.functional.pad(x, (1, 2, 1, 1)).contiguous(memory_format=memory_format)[
+                    ..., 1:-1, 1:-2
+                ]
                 for x in maps
             ]
             for maps in outputs

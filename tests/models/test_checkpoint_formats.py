@@ -1,4 +1,4 @@
-"""Checkpoint layouts of the published FCOS: every key as those projects write it, every value in its right place."""
+"""Checkpoint formats of the published FCOS: every key as those projects write it, every value in its right place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from fcos_fast.models import fcos
-from fcos_fast.models.layouts import LAYOUTS, find_layout, from_layout, recognise, to_layout, without_wrapping
+from fcos_fast.models.checkpoint_formats import (
+    CHECKPOINT_FORMATS,
+    find_format,
+    from_format,
+    recognise,
+    to_format,
+    without_wrapping,
+)
 
 DEPTHS = (3, 4, 6, 3)  # of ResNet50
 NORM = ("weight", "bias", "running_mean", "running_var")
@@ -129,24 +136,24 @@ PRESET = {"official": "official-improved", "mmdetection": "mmdetection-tricks", 
 
 @pytest.fixture(scope="module")
 def states():
-    """State dicts of a ResNet50 FCOS of each layout's preset, all values random."""
+    """State dicts of a ResNet50 FCOS of each format's preset, all values random."""
     made = {}
 
-    def state(layout):
-        if layout not in made:
+    def state(format):
+        if format not in made:
             torch.manual_seed(0)
-            preset = PRESET.get(layout, layout)
+            preset = PRESET.get(format, format)
             model = fcos("resnet50", 3, preset, norm="frozen", fpn_channels=32, head_channels=32)
             own = model.state_dict()
-            made[layout] = {key: torch.rand_like(value) + 0.5 for key, value in own.items()}
-        return made[layout]
+            made[format] = {key: torch.rand_like(value) + 0.5 for key, value in own.items()}
+        return made[format]
 
     return state
 
 
 @pytest.mark.parametrize("name", KEYS)
 def test_the_keys_are_those_that_the_project_writes(name, states):
-    assert sorted(to_layout(states(name), find_layout(name))) == sorted(KEYS[name]())
+    assert sorted(to_format(states(name), find_format(name))) == sorted(KEYS[name]())
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -156,18 +163,18 @@ def test_it_is_recognised_by_its_keys(name):
 
 @pytest.mark.parametrize("name", KEYS)
 def test_there_and_back(name, states):
-    own, layout = states(name), find_layout(name)
-    again = from_layout(to_layout(own, layout), layout, own)
+    own, format = states(name), find_format(name)
+    again = from_format(to_format(own, format), format, own)
     assert again.keys() == own.keys()
     for key, value in own.items():
         torch.testing.assert_close(again[key], value, rtol=1e-6, atol=1e-6, msg=key)
 
 
 def test_values_end_in_the_right_place(states):
-    """One of each kind, for the layout that renames most."""
-    theirs = to_layout(states("adelaidet"), find_layout("adelaidet"))
+    """One of each kind, for the format that renames most."""
+    theirs = to_format(states("adelaidet"), find_format("adelaidet"))
     theirs = {key: torch.rand_like(value) for key, value in theirs.items()}
-    own = from_layout(theirs, find_layout("adelaidet"), states("adelaidet"))
+    own = from_format(theirs, find_format("adelaidet"), states("adelaidet"))
     for ours, name in {
         "backbone.body.bn1.running_mean": "backbone.bottom_up.stem.conv1.norm.running_mean",
         "backbone.body.layer3.2.conv2.weight": "backbone.bottom_up.res4.2.conv2.weight",
@@ -186,30 +193,30 @@ def test_values_end_in_the_right_place(states):
 
 def test_a_norm_without_eps_is_the_same_map(states):
     """Official FCOS divides by the root of the variance alone."""
-    layout, own = find_layout("official"), states("official")
-    theirs = {key: value.double() for key, value in to_layout(own, layout).items()}
+    format, own = find_format("official"), states("official")
+    theirs = {key: value.double() for key, value in to_format(own, format).items()}
     weight, bias, mean, var = (theirs[f"backbone.body.layer2.0.bn2.{name}"] for name in NORM)
     x = torch.randn(2, len(mean), 3, 3, dtype=torch.float64)
     expected = (x - mean[:, None, None]) / var.sqrt()[:, None, None] * weight[:, None, None] + bias[
         :, None, None
     ]
     like = {key: value.double() for key, value in own.items()}
-    loaded = from_layout(theirs, layout, like)
+    loaded = from_format(theirs, format, like)
     norm = fcos("resnet50", 3, norm="frozen").backbone.body.layer2[0].bn2.double()
     norm.load_state_dict({name: loaded[f"backbone.body.layer2.0.bn2.{name}"] for name in NORM})
     torch.testing.assert_close(norm(x), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_scales_have_the_shape_that_the_project_gives_them(states):
-    assert to_layout(states("official"), find_layout("official"))["rpn.head.scales.0.scale"].shape == (1,)
+    assert to_format(states("official"), find_format("official"))["rpn.head.scales.0.scale"].shape == (1,)
     assert (
-        to_layout(states("mmdetection"), find_layout("mmdetection"))["bbox_head.scales.0.scale"].shape == ()
+        to_format(states("mmdetection"), find_format("mmdetection"))["bbox_head.scales.0.scale"].shape == ()
     )
-    assert to_layout(states("simpleaicv"), find_layout("simpleaicv"))["scales"].shape == (5,)
+    assert to_format(states("simpleaicv"), find_format("simpleaicv"))["scales"].shape == (5,)
 
 
 @pytest.mark.parametrize(
-    ("layout", "new", "old"),
+    ("format", "new", "old"),
     [
         ("mmdetection", "bbox_head.conv_", "bbox_head.fcos_"),  # heads before version 1
         (
@@ -219,30 +226,30 @@ def test_scales_have_the_shape_that_the_project_gives_them(states):
         ),  # AdelaiDet's script for official checkpoints
     ],
 )
-def test_older_names_are_read(layout, new, old, states):
-    own, layout = states(layout), find_layout(layout)
-    theirs = to_layout(own, layout)
+def test_older_names_are_read(format, new, old, states):
+    own, format = states(format), find_format(format)
+    theirs = to_format(own, format)
     older = {key.replace(new, old): value for key, value in theirs.items()}
     assert older.keys() != theirs.keys()
-    assert recognise(older) is layout
-    again = from_layout(older, layout, own)
+    assert recognise(older) is format
+    again = from_format(older, format, own)
     assert all(torch.equal(again[key], value) for key, value in own.items())
 
 
 def test_what_is_no_parameter_is_ignored(states):
-    layout, own = find_layout("detectron2"), states("detectron2")
+    format, own = find_format("detectron2"), states("detectron2")
     extra = {"pixel_mean": torch.zeros(3, 1, 1), "anchor_generator.cell_anchors.0": torch.zeros(1, 4)}
-    assert from_layout({**to_layout(own, layout), **extra}, layout, own).keys() == own.keys()
+    assert from_format({**to_format(own, format), **extra}, format, own).keys() == own.keys()
 
 
 def test_keys_left_over_missing_or_misshapen_are_listed(states):
-    layout, own = find_layout("official"), states("official")
-    theirs = to_layout(own, layout)
+    format, own = find_format("official"), states("official")
+    theirs = to_format(own, format)
     del theirs["rpn.head.centerness.bias"]
     theirs["rpn.head.iou.weight"] = torch.zeros(1)
     theirs["rpn.head.cls_logits.bias"] = torch.zeros(80)
     with pytest.raises(ValueError, match="does not fit the model") as error:
-        from_layout(theirs, layout, own)
+        from_format(theirs, format, own)
     assert "missing: rpn.head.centerness.bias;" in str(error.value)
     assert "left over: rpn.head.iou.weight;" in str(error.value)
     assert "of another shape: rpn.head.cls_logits.bias (80,) instead of (3,)" in str(error.value)
@@ -260,19 +267,21 @@ def test_wrapping_is_taken_off(container, prefix):
 
 def test_a_batch_norm_that_counts_its_batches_is_read_without_the_count(states):
     """Checkpoints of frozen norms have no ``num_batches_tracked``, models that train theirs do."""
-    layout = find_layout("official")
-    theirs = to_layout(states("official"), layout)
+    format = find_format("official")
+    theirs = to_format(states("official"), format)
     own = fcos("resnet50", 3, norm="batch", fpn_channels=32, head_channels=32).state_dict()
-    loaded = from_layout(theirs, layout, own)
+    loaded = from_format(theirs, format, own)
     assert loaded.keys() == own.keys()
     assert loaded["backbone.body.bn1.num_batches_tracked"] == 0
 
 
-def test_every_layout_is_tested():
-    assert {layout.name for layout in LAYOUTS} - {"torchvision", "torchvision-retinanet"} == set(KEYS)
+def test_every_format_is_tested():
+    assert {format.name for format in CHECKPOINT_FORMATS} - {"torchvision", "torchvision-retinanet"} == set(
+        KEYS
+    )
 
 
 def test_unknown_names_and_keys():
-    with pytest.raises(ValueError, match="unknown layout 'oficial'; did you mean 'official'"):
-        find_layout("oficial")
+    with pytest.raises(ValueError, match="unknown format 'oficial'; did you mean 'official'"):
+        find_format("oficial")
     assert recognise(["encoder.weight"]) is None

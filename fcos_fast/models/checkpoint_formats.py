@@ -1,6 +1,6 @@
 """Names and forms of the parameters in the checkpoints of the published FCOS, and the way to ours and back.
 
-This project names parameters as torchvision does. A layout says, for each of our names, what the other implementation
+This project names parameters as torchvision does. A format says, for each of our names, what the other implementation
 calls it; reading and writing are the same table.
 """
 
@@ -25,22 +25,22 @@ _MOST_CONVS = 8  # of a tower
 
 
 @dataclass(frozen=True)
-class Layout:
+class CheckpointFormat:
     """How one implementation names and stores its parameters.
 
     Attributes:
         name: of the implementation.
-        presets: whose models have this layout, the most common first.
-        marker: a pattern that occurs in the names of this layout alone.
+        presets: whose models have this format, the most common first.
+        marker: a pattern that occurs in the names of this format alone.
         renames: (pattern, replacement) pairs, applied to our name one after the other. In a replacement, ``<1>`` is the
             pattern's first group and ``<1+2>`` that group as a number, plus 2.
         scale: name of the parameter that multiplies the distances of level {}, one per level; None: our one tensor for
             all levels, under the name that ``renames`` give it.
         scale_shape: of each of them.
-        aliases: (pattern, replacement) of ``re.sub``, which turn older names of this layout into the present ones.
+        aliases: (pattern, replacement) of ``re.sub``, which turn older names of this format into the present ones.
         ignored: pattern of the names of what is no parameter.
         norm_eps: whether its frozen batch norms add 1e-5 to the variance, as ours do.
-        container: under which name a file of this layout holds the parameters; None: the file holds nothing else.
+        container: under which name a file of this format holds the parameters; None: the file holds nothing else.
     """
 
     name: str
@@ -60,13 +60,13 @@ class Layout:
         return self.scale is not None or self.name_of(_SCALES) != _SCALES
 
     def name_of(self, key: str) -> str:
-        """What this layout calls our parameter ``key``."""
+        """What this format calls our parameter ``key``."""
         for pattern, replacement in self.renames:
             key = re.sub(pattern, lambda match, text=replacement: _expand(match, text), key)
         return key
 
     def names_of(self, key: str, tensor: Tensor) -> list[str]:
-        """The names under which this layout stores our parameter ``key``: several for the scales of the levels."""
+        """The names under which this format stores our parameter ``key``: several for the scales of the levels."""
         if key == _SCALES and self.scale is not None:
             return [self.scale.format(level) for level in range(len(tensor))]
         return [self.name_of(key)]
@@ -131,8 +131,8 @@ _NOTEBOOK = (
     *_outputs("head.cls_logits.", "head.reg_pred.", "head.cnt_logits."),
 )
 
-LAYOUTS = (
-    Layout(
+CHECKPOINT_FORMATS = (
+    CheckpointFormat(
         "official",
         presets=("official-improved", "official"),
         marker=r"^rpn\.head\.",
@@ -149,7 +149,7 @@ LAYOUTS = (
         norm_eps=False,
         container="model",
     ),
-    Layout(
+    CheckpointFormat(
         "adelaidet",
         presets=("adelaidet", "adelaidet-iou", "adelaidet-rt"),
         marker=r"^proposal_generator\.fcos_head\.",
@@ -169,7 +169,7 @@ LAYOUTS = (
         ignored=r"num_batches_tracked$|^pixel_(mean|std)$|\.level[34]\.project\.",  # DLA's are never used
         container="model",
     ),
-    Layout(
+    CheckpointFormat(
         "detectron2",
         presets=("detectron2",),
         marker=r"^head\.(cls|bbox)_subnet\.",
@@ -181,13 +181,13 @@ LAYOUTS = (
         ignored=r"num_batches_tracked$|^pixel_(mean|std)$|^anchor_generator\.",
         container="model",
     ),
-    Layout(
+    CheckpointFormat(
         "torchvision-retinanet",
         presets=("torchvision-retinanet", "torchvision-retinanet-v2"),
         marker=r"^head\.classification_head\.conv\.\d+\.\d",  # each convolution in a sequence of its own
     ),
-    Layout("torchvision", presets=("torchvision",), marker=r"^head\.classification_head\."),
-    Layout(
+    CheckpointFormat("torchvision", presets=("torchvision",), marker=r"^head\.classification_head\."),
+    CheckpointFormat(
         "mmdetection",
         presets=("mmdetection-tricks", "mmdetection"),
         marker=r"^bbox_head\.",
@@ -210,7 +210,7 @@ LAYOUTS = (
         aliases=((r"^bbox_head\.fcos_(cls|reg|centerness)\.", r"bbox_head.conv_\1."),),
         container="state_dict",
     ),
-    Layout(
+    CheckpointFormat(
         "simpleaicv",
         presets=("simpleaicv",),
         marker=r"^clsregcnt_head\.",
@@ -228,14 +228,14 @@ LAYOUTS = (
             (r"^head\.regression_head\.scales$", "scales"),
         ),
     ),
-    Layout(
+    CheckpointFormat(
         "notebook",
         presets=("notebook",),
         marker=r"^fcos_body\.",
         renames=(*_NOTEBOOK, (r"^", "fcos_body.")),
         scale="fcos_body.head.scale_exp.{}.scale",
     ),
-    Layout(
+    CheckpointFormat(
         "bubbliiiing",
         presets=("notebook",),
         marker=r"^head\.cls_conv\.",
@@ -243,23 +243,23 @@ LAYOUTS = (
         scale="head.scale_exp.{}.scale",
     ),
 )
-"""Every layout that is read and written."""
+"""Every format that is read and written."""
 
 
-def find_layout(name: str) -> Layout:
-    """The layout called ``name``; a ValueError with the nearest names where there is none."""
-    for layout in LAYOUTS:
-        if layout.name == name:
-            return layout
-    raise unknown_name("layout", name, (layout.name for layout in LAYOUTS))
+def find_format(name: str) -> CheckpointFormat:
+    """The format called ``name``; a ValueError with the nearest names where there is none."""
+    for format in CHECKPOINT_FORMATS:
+        if format.name == name:
+            return format
+    raise unknown_name("format", name, (format.name for format in CHECKPOINT_FORMATS))
 
 
-def recognise(keys: Iterable[str]) -> Layout | None:
-    """The layout that has parameters of these names (without ``module.``), or None."""
+def recognise(keys: Iterable[str]) -> CheckpointFormat | None:
+    """The format that has parameters of these names (without ``module.``), or None."""
     keys = list(keys)
-    for layout in LAYOUTS:
-        if any(re.search(layout.marker, key) for key in keys):
-            return layout
+    for format in CHECKPOINT_FORMATS:
+        if any(re.search(format.marker, key) for key in keys):
+            return format
     return None
 
 
@@ -278,68 +278,70 @@ def without_wrapping(checkpoint: Mapping) -> dict[str, Tensor]:
     return state
 
 
-def from_layout(state: Mapping[str, Tensor], layout: Layout, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_format(
+    state: Mapping[str, Tensor], format: CheckpointFormat, own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The parameters of a checkpoint in our names and forms.
 
     Args:
         state: of :func:`without_wrapping`.
-        layout: that it has.
+        format: that it has.
         own: state dict of the model that is to load them, which gives names and shapes; it may lie on ``meta``.
 
     Raises:
         ValueError: parameters are left over, missing or of another shape; the message lists them.
     """
-    problems = differences(state, layout, own)
+    problems = differences(state, format, own)
     if any(problems.values()):
         told = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
-        raise ValueError(f"the {layout.name} checkpoint does not fit the model; {told}")
-    state = present_names(state, layout)
+        raise ValueError(f"the {format.name} checkpoint does not fit the model; {told}")
+    state = present_names(state, format)
     loaded = {}
     for key, like in own.items():
-        names = layout.names_of(key, like)
+        names = format.names_of(key, like)
         if key.endswith("num_batches_tracked"):
             loaded[key] = state.get(names[0], torch.zeros((), dtype=torch.int64))
             continue
         value = torch.stack([state[name] for name in names]).reshape(like.shape)
-        if not layout.norm_eps and key.endswith("running_var"):
+        if not format.norm_eps and key.endswith("running_var"):
             value = value - _EPS
         loaded[key] = value.to(like.dtype)
     return loaded
 
 
 def differences(
-    state: Mapping[str, Tensor], layout: Layout, own: Mapping[str, Tensor]
+    state: Mapping[str, Tensor], format: CheckpointFormat, own: Mapping[str, Tensor]
 ) -> dict[str, list[str]]:
     """Where a checkpoint differs from what a model would load: names ``missing``, ``left over``, ``of another shape``.
 
-    Arguments as of :func:`from_layout`.
+    Arguments as of :func:`from_format`.
     """
-    state = present_names(state, layout)
+    state = present_names(state, format)
     missing, misshapen, wanted = [], [], set()
     for key, like in own.items():
-        names = layout.names_of(key, like)
+        names = format.names_of(key, like)
         wanted.update(names)
         if key.endswith("num_batches_tracked"):
             continue
-        shape = like.shape if len(names) == 1 else torch.Size(layout.scale_shape)
+        shape = like.shape if len(names) == 1 else torch.Size(format.scale_shape)
         for name in names:
             if name not in state:
                 missing.append(name)
             elif state[name].shape != shape:
                 misshapen.append(f"{name} {tuple(state[name].shape)} instead of {tuple(shape)}")
-    left_over = [name for name in state if name not in wanted and not re.search(layout.ignored, name)]
+    left_over = [name for name in state if name not in wanted and not re.search(format.ignored, name)]
     return {"missing": missing, "left over": left_over, "of another shape": misshapen}
 
 
-def to_layout(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Our parameters in the names and forms of ``layout``: what :func:`from_layout` undoes."""
+def to_format(state: Mapping[str, Tensor], format: CheckpointFormat) -> dict[str, Tensor]:
+    """Our parameters in the names and forms of ``format``: what :func:`from_format` undoes."""
     theirs: dict[str, Tensor] = {}
     for key, value in state.items():
-        names = layout.names_of(key, value)
-        if key == _SCALES and layout.scale is not None:
-            theirs |= {name: v.reshape(layout.scale_shape) for name, v in zip(names, value, strict=True)}
+        names = format.names_of(key, value)
+        if key == _SCALES and format.scale is not None:
+            theirs |= {name: v.reshape(format.scale_shape) for name, v in zip(names, value, strict=True)}
             continue
-        if not layout.norm_eps:
+        if not format.norm_eps:
             if key.endswith("num_batches_tracked"):
                 continue
             if key.endswith("running_var"):
@@ -348,11 +350,11 @@ def to_layout(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     return theirs
 
 
-def present_names(state: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """The parameters of a checkpoint, older and other names of its layout replaced by those that ``renames`` give."""
+def present_names(state: Mapping[str, Tensor], format: CheckpointFormat) -> dict[str, Tensor]:
+    """The parameters of a checkpoint, older and other names of its format replaced by those that ``renames`` give."""
 
     def present(key: str) -> str:
-        for pattern, replacement in layout.aliases:
+        for pattern, replacement in format.aliases:
             key = re.sub(pattern, replacement, key)
         return key
 

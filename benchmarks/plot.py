@@ -1,4 +1,4 @@
-"""One picture of results: how many times faster than the peer each row is. python -m benchmarks.picture JSON PICTURE"""
+"""One image of results: how many times faster than the peer each row is. python -m benchmarks.plot JSON PLOT"""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def draw(results: list[dict], title: str, path: Path) -> None:
 
 
 def main() -> None:
-    """One picture per device that was measured; the second device's name goes into its file's."""
+    """One image per device that was measured; the second device's name goes into its file's."""
     source, path = map(Path, sys.argv[1:])
     content = json.loads(source.read_text())
     machine = content["machine"]

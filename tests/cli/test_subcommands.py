@@ -1,4 +1,4 @@
-"""The verbs on real files."""
+"""The subcommands on real files."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_train_evaluate_detect(tmp_path, pictures, capsys):
-    """The whole way, each verb with what the one before left and printed."""
-    run = ["train", "--data.root", str(pictures), "--train.epochs", "1", "--train.batch_size", "5", *SMALL]
+def test_train_evaluate_detect(tmp_path, images, capsys):
+    """The whole way, each subcommand with what the one before left and printed."""
+    run = ["train", "--data.root", str(images), "--train.epochs", "1", "--train.batch_size", "5", *SMALL]
     assert main([*run, "--train.precision", "float32"]) == 0
     output = capsys.readouterr().out
     assert "fcos-fast detect --checkpoint runs/train/best.pt" in output
@@ -42,15 +42,15 @@ def test_train_evaluate_detect(tmp_path, pictures, capsys):
     result = json.loads((tmp_path / "runs" / "evaluate" / "metrics.json").read_text())
     row = read_metrics(tmp_path / "runs" / "train" / "metrics.csv")[-1]
     assert result["ap"] == pytest.approx(row["ap"], abs=1e-6)
-    assert main(["detect", "--checkpoint", "runs/train/best.pt", str(pictures / "JPEGImages")]) == 0
+    assert main(["detect", "--checkpoint", "runs/train/best.pt", str(images / "JPEGImages")]) == 0
     assert len(json.loads((tmp_path / "runs" / "detect" / "detections.json").read_text())) == 12
     assert main(["train", "--resume", "runs/train"]) == 0  # a finished run: evaluated again
 
 
-def test_train_evaluate_detect_retinanet(tmp_path, pictures, capsys):
+def test_train_evaluate_detect_retinanet(tmp_path, images, capsys):
     """Its preset named in a YAML file; and what the run leaves trains, resumes and initialises another."""
     Path("my.yaml").write_text("preset: retinanet\nmodel:\n  anchor_size: 2.0\n")
-    run = ["train", "--config", "my.yaml", "--data.root", str(pictures), "--train.epochs", "1", *SMALL]
+    run = ["train", "--config", "my.yaml", "--data.root", str(images), "--train.epochs", "1", *SMALL]
     assert main([*run, "--train.batch_size", "5", "--train.precision", "float32"]) == 0
     output = capsys.readouterr().out
     assert "RetinaNet on resnet18; cpu" in output
@@ -63,7 +63,7 @@ def test_train_evaluate_detect_retinanet(tmp_path, pictures, capsys):
     assert main(["evaluate", "--checkpoint", "runs/train/best.pt", "--precision", "float32"]) == 0
     result = json.loads((tmp_path / "runs" / "evaluate" / "metrics.json").read_text())
     assert result["ap"] == pytest.approx(row["ap"], abs=1e-6)
-    assert main(["detect", "--checkpoint", "runs/train/best.pt", str(pictures / "JPEGImages")]) == 0
+    assert main(["detect", "--checkpoint", "runs/train/best.pt", str(images / "JPEGImages")]) == 0
     assert len(json.loads((tmp_path / "runs" / "detect" / "detections.json").read_text())) == 12
     assert main(["train", "--resume", "runs/train"]) == 0
 
@@ -83,10 +83,10 @@ def test_options_are_those_of_the_presets_detector(capsys):
     assert "--model.rule" not in text
 
 
-def test_detect_names_unreadable_files_and_goes_on(tmp_path, pictures, checkpoint, capsys):
+def test_detect_names_unreadable_files_and_goes_on(tmp_path, images, checkpoint, capsys):
     folder = tmp_path / "mine"
     folder.mkdir()
-    good = sorted((pictures / "JPEGImages").iterdir())[:2]
+    good = sorted((images / "JPEGImages").iterdir())[:2]
     (folder / "a.jpg").write_bytes(good[0].read_bytes())
     (folder / "b.jpg").write_bytes(good[0].read_bytes()[:100])
     (folder / "c.png").write_bytes(b"")
@@ -118,8 +118,8 @@ def test_folder_without_an_image(tmp_path, checkpoint, capsys):
     assert "empty holds no image" in capsys.readouterr().err
 
 
-def test_benchmark_of_a_checkpoint(tmp_path, pictures, checkpoint, capsys):
-    run = ["benchmark", "--checkpoint", str(checkpoint), "--images", str(pictures / "JPEGImages")]
+def test_benchmark_of_a_checkpoint(tmp_path, images, checkpoint, capsys):
+    run = ["benchmark", "--checkpoint", str(checkpoint), "--images", str(images / "JPEGImages")]
     run += [
         "--batch_sizes",
         "[1, 3]",
@@ -141,7 +141,7 @@ def test_benchmark_of_a_checkpoint(tmp_path, pictures, checkpoint, capsys):
     cases = [(row["batch_size"], row["precision"], row["variant"]) for row in report["rows"]]
     assert cases == list(product([1, 3], ["float32", "bfloat16"], ["plain", "optimized"]))
     lines = output.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("pictures"))
+    start = next(i for i, line in enumerate(lines) if line.startswith("images"))
     for row, line in zip(report["rows"], lines[start + 1 :], strict=False):
         assert line.split()[:5] == [
             *("JPEGImages", "64x96", str(row["batch_size"])),
@@ -155,7 +155,7 @@ def test_benchmark_of_a_checkpoint(tmp_path, pictures, checkpoint, capsys):
 
 
 def test_benchmark_of_random_weights(capsys, monkeypatch):
-    """Generated pictures of two sizes; the detector finds something on them, but not everything."""
+    """Generated images of two sizes; the detector finds something on them, but not everything."""
     small = {"fpn_channels": 32, "head_channels": 64, "head_convs": 1, "min_size": None}
     monkeypatch.setitem(PRESETS, "official-improved", replace(PRESETS["official-improved"], **small))
     run = [
@@ -181,12 +181,12 @@ def test_benchmark_of_random_weights(capsys, monkeypatch):
 
 
 def test_demo(tmp_path, capsys):
-    assert main(["demo", "--pictures", "20", "--epochs", "1"]) == 0
+    assert main(["demo", "--images", "20", "--epochs", "1"]) == 0
     output = capsys.readouterr().out
     assert "fcos-fast train --config small --data.root" in output
     assert (tmp_path / "runs" / "demo" / "train" / "sheet.png").is_file()
     assert (tmp_path / "runs" / "demo" / "train" / "report.html").is_file()
-    assert len(list((tmp_path / "runs" / "demo" / "pictures" / "JPEGImages").iterdir())) == 22
+    assert len(list((tmp_path / "runs" / "demo" / "images" / "JPEGImages").iterdir())) == 22
 
 
 def test_yaml_then_command_line(tmp_path):
@@ -202,9 +202,9 @@ def test_preset_gives_the_models_defaults(tmp_path):
     assert changed == vars(PRESETS["torchvision"])
 
 
-def test_classes_by_name(pictures, capsys):
+def test_classes_by_name(images, capsys):
     classes = ["triangle", "star", "square", "ring", "cross", "circle", "heart"]
-    run = ["train", "--data.root", str(pictures), "--train.epochs", "1", "--train.batch_size", "5", *SMALL]
+    run = ["train", "--data.root", str(images), "--train.epochs", "1", "--train.batch_size", "5", *SMALL]
     assert main([*run, "--data.classes", str(classes), "--data.val", ""]) == 0
     table = capsys.readouterr().out.splitlines()
     start = next(i for i, line in enumerate(table) if line.startswith("label"))
@@ -222,10 +222,10 @@ def test_recipes_are_valid(name):
                 assert (list(got) if isinstance(got, tuple) else got) == value
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "detect", "benchmark", "demo"])
-def test_help_explains_every_option(verb, capsys):
+@pytest.mark.parametrize("subcommand", ["train", "evaluate", "detect", "benchmark", "demo"])
+def test_help_explains_every_option(subcommand, capsys):
     with pytest.raises(SystemExit) as exit_:
-        main([verb, "--help"])
+        main([subcommand, "--help"])
     assert exit_.value.code == 0
     text = capsys.readouterr().out
     assert "folder" in text

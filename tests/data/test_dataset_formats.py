@@ -1,4 +1,4 @@
-"""The same data set in every layout: equal pictures, boxes and AP; and what is none of them."""
+"""The same data set in every format: equal images, boxes and AP; and what is none of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fcos_fast.engine.average_precision import average_precision
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
     """One generated data set as VOC, COCO and YOLO."""
-    base = tmp_path_factory.mktemp("layouts")
+    base = tmp_path_factory.mktemp("formats")
     write_voc(
         base / "voc", {"train": 6}, config=SyntheticConfig(size=(64, 96), object_size=(16, 48), max_objects=3)
     )
@@ -41,9 +41,9 @@ def roots(tmp_path_factory):
     return base
 
 
-@pytest.mark.parametrize("layout", ["coco", "yolo"])
-def test_the_same_data_set_in_another_layout(roots, layout):
-    expected, found = load_dataset(roots / "voc", "train"), load_dataset(roots / layout, "train")
+@pytest.mark.parametrize("dataset_format", ["coco", "yolo"])
+def test_the_same_data_set_in_another_dataset_format(roots, dataset_format):
+    expected, found = load_dataset(roots / "voc", "train"), load_dataset(roots / dataset_format, "train")
     assert found.categories.names == expected.categories.names
     for mine, theirs in zip(found.records, expected.records, strict=True):
         assert (mine.name, mine.size) == (theirs.name, theirs.size)
@@ -52,11 +52,11 @@ def test_the_same_data_set_in_another_layout(roots, layout):
     assert torch.equal(found[0][0], expected[0][0])
 
 
-def test_ap_is_the_same_in_every_layout(roots):
-    datasets = [load_dataset(roots / layout, "train") for layout in ("voc", "coco", "yolo")]
+def test_ap_is_the_same_in_every_dataset_format(roots):
+    datasets = [load_dataset(roots / dataset_format, "train") for dataset_format in ("voc", "coco", "yolo")]
     detections = []
     for i, record in enumerate(datasets[0].records):
-        boxes = torch.tensor(record.boxes) + i  # worse from picture to picture
+        boxes = torch.tensor(record.boxes) + i  # worse from image to image
         labels = torch.tensor(record.labels)
         detections.append({"boxes": boxes, "scores": torch.linspace(1, 0.5, len(boxes)), "labels": labels})
     results = [average_precision(d.coco_ground_truth(), detections, d.categories) for d in datasets]
@@ -66,9 +66,9 @@ def test_ap_is_the_same_in_every_layout(roots):
         assert result.ap50 == pytest.approx(results[0].ap50, abs=1e-6)
 
 
-def test_a_folder_of_no_layout_is_told_all_of_them(tmp_path):
-    (tmp_path / "pictures").mkdir()
+def test_a_folder_of_no_dataset_format_is_told_all_of_them(tmp_path):
+    (tmp_path / "images").mkdir()
     with pytest.raises(
-        DataError, match=r"no layout that is known \(VOC: .*; COCO: .*; YOLO: .*\); it holds pictures"
+        DataError, match=r"unrecognized dataset format \(VOC: .*; COCO: .*; YOLO: .*\); it holds images"
     ):
         load_dataset(tmp_path)
