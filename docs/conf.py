@@ -8,15 +8,14 @@ project = "fcos_fast"
 copyright = "the fcos_fast authors"
 release = version = fcos_fast.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.intersphinx", "sphinx_copybutton"]
-exclude_patterns = ["api/_*"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 myst_heading_anchors = 3
 html_theme = "pydata_sphinx_theme"
 html_title = "fcos_fast"
-html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False}
+html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "header_links_before_dropdown": 9}
+html_sidebars = {"*": [], "api/*": ["sidebar-nav-bs"]}
 
 default_role = "code"
-nitpicky = False
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
