@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,13 +62,3 @@ def whole_run(tiny_config, tmp_path_factory) -> tuple[Config, TrainResult]:
 def tiny(tiny_config, tmp_path) -> Config:
     """The same, in a folder of this test."""
     return tiny_config(tmp_path / "runs")
-
-
-@pytest.fixture
-def bccd() -> Path:
-    """The folder of the blood-cell photographs."""
-    beside = Path(__file__).resolve().parents[3] / "shared" / "data" / "bccd"
-    folder = Path(os.environ.get("FCOS_FAST_BCCD", beside))
-    if not folder.is_dir():
-        pytest.skip(f"there is no folder {folder}; FCOS_FAST_BCCD names the photographs of BCCD_Dataset")
-    return folder
