@@ -2,6 +2,7 @@ import os
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 from unittest import mock
 
@@ -177,3 +178,37 @@ def test_summary_names_the_toolkit_and_the_architectures(toolkit, capfd):
     run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(toolkit), TORCH_CUDA_ARCH_LIST="8.0;9.0+PTX")
     summary = capfd.readouterr().err
     assert f"CUDA operators  yes: nvcc of {toolkit}, sm_80 sm_90 compute_90\n" in summary
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """Folder with what setuptools, without compiling, copies into a wheel (lib) and lists for an sdist."""
+    folder = tmp_path_factory.mktemp("package")
+    commands = ["egg_info", "--egg-base", str(folder), "build_py", "--build-lib", str(folder / "lib")]
+    subprocess.run(
+        [sys.executable, "setup.py", "--quiet", *commands],
+        cwd=ROOT,
+        env=os.environ | {"FCOS_FAST_BUILD": "cpu"},
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
+def files_below(folder, *suffixes):
+    return {path.relative_to(ROOT).as_posix() for path in folder.rglob("*") if path.suffix in suffixes}
+
+
+def test_wheel_contains_the_package_alone(package):
+    lib = package / "lib"
+    assert [path.name for path in lib.iterdir()] == ["fcos_fast"]
+    copied = {path.relative_to(lib).as_posix() for path in lib.rglob("*") if path.is_file()}
+    assert copied == files_below(ROOT / "fcos_fast", ".py", ".yaml") | {"fcos_fast/py.typed"}
+
+
+def test_sdist_contains_what_building_and_testing_need(package):
+    listed = set((package / "fcos_fast.egg-info" / "SOURCES.txt").read_text().split())
+    needed = files_below(ROOT / "csrc", ".h", ".cpp", ".cu") | files_below(ROOT / "tests", ".py", ".json")
+    assert {"csrc/library.cpp", "csrc/math/nms.h"} <= needed
+    assert needed | {"setup.py", "pyproject.toml", "Makefile", "LICENSE", "tools/wheel.py"} <= listed
+    assert not [name for name in listed if name.endswith((".so", ".pyc"))]
