@@ -87,8 +87,8 @@ bench: build ## time the operators against their peers; OUT=FILE.json
 ##@ On a GPU, with the torch of PYTHON and the nvcc on the PATH instead of .venv; needs no network
 gpu-check: OUT ?= build/gpu-check-results
 gpu-check: ## build, run the GPU tests and compute-sanitizer; OUT=FOLDER, BUDGET=SECONDS
-	$(PYTHON) -m tests.gpu_check $(OUT) --commit "$(FCOS_FAST_COMMIT)" $(if $(BUDGET),--seconds $(BUDGET))
+	$(PYTHON) -m tests.gpu_check $(OUT) $(if $(BUDGET),--seconds $(BUDGET))
 
 gpu-bench: OUT ?= build/gpu-bench-results
 gpu-bench: ## build, time the operators against their peers on the GPU; OUT=FOLDER, BUDGET=SECONDS
-	$(PYTHON) -m tests.gpu_bench $(OUT) --commit "$(FCOS_FAST_COMMIT)" $(if $(BUDGET),--seconds $(BUDGET))
+	$(PYTHON) -m tests.gpu_bench $(OUT) $(if $(BUDGET),--seconds $(BUDGET))

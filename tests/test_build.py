@@ -182,7 +182,7 @@ def test_summary_names_the_toolkit_and_the_architectures(toolkit, capfd):
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    """Folder with what setuptools, without compiling, copies into a wheel (lib) and lists for an sdist."""
+    """Folder with the files of a wheel, except binaries (lib), and the list of files of an sdist (egg-info)."""
     folder = tmp_path_factory.mktemp("package")
     commands = ["egg_info", "--egg-base", str(folder), "build_py", "--build-lib", str(folder / "lib")]
     subprocess.run(
@@ -199,7 +199,7 @@ def files_below(folder, *suffixes):
     return {path.relative_to(ROOT).as_posix() for path in folder.rglob("*") if path.suffix in suffixes}
 
 
-def test_wheel_contains_the_package_alone(package):
+def test_wheel_contains_only_the_package(package):
     lib = package / "lib"
     assert [path.name for path in lib.iterdir()] == ["fcos_fast"]
     copied = {path.relative_to(lib).as_posix() for path in lib.rglob("*") if path.is_file()}
