@@ -28,13 +28,15 @@ CLASSES, BATCH = 3, 2
 
 
 def check_installation() -> None:
-    """The package is the installed one, is complete, and its binaries load."""
+    """The imported package is the installed one, it is complete, and its binaries load."""
     folder = Path(fcos_fast.__file__).parent
     assert "site-packages" in folder.parts, f"fcos_fast was imported from {folder}, not from site-packages"
     assert fcos_fast.__version__ == version("fcos_fast")
     assert (folder / "py.typed").is_file(), "py.typed is missing: type checkers ignore the package"
     assert list((folder / "configs").glob("*.yaml")), "the recipes are missing"
-    assert find_spec("torchvision") is None, "torchvision is installed: this environment should do without it"
+    assert find_spec("torchvision") is None, (
+        "torchvision is installed: the test is for an environment without it"
+    )
     subprocess.run([sys.executable, "-I", "-m", "fcos_fast.info"], check=True)
     if list(folder.glob("_C_cuda.*")) and torch.version.cuda:
         assert _extension.cuda_error is None, _extension.cuda_error
@@ -52,7 +54,7 @@ def random_maps(channels: int) -> list[Tensor]:
 
 
 def operator_calls() -> dict[str, tuple[Callable, list[Tensor]]]:
-    """For each operator a call, given the module that contains it, and the inputs that get a gradient."""
+    """For each operator: a function that calls it in a module, and the inputs whose gradients are compared."""
     gt = GroundTruth.pack(list(random_boxes(BATCH, 4)), list(torch.randint(CLASSES, (BATCH, 4))))
     logits, classes = torch.randn(50, CLASSES), torch.randint(-2, CLASSES, (50,))
     pred, target = random_boxes(50), random_boxes(50)
@@ -94,11 +96,11 @@ def check_operator(name: str, call: Callable, inputs: list[Tensor]) -> None:
     for x in inputs:
         x.requires_grad_(False)
     torch.testing.assert_close(actual, expected, msg=lambda text: f"{name}: {text}")
-    print(f"{name:26}native equals reference: {len(actual)} results and gradients")
+    print(f"{name:26}equals the reference ({len(actual)} results and gradients)")
 
 
 def main() -> int:
-    """0, or the error of the first check that fails."""
+    """Run all checks; the first that fails raises."""
     torch.manual_seed(0)
     check_installation()
     calls = operator_calls()

@@ -66,8 +66,8 @@ def check(wheel: Path, torch: str) -> None:
     with tempfile.TemporaryDirectory(dir=BUILT) as folder:
         venv.create(folder, with_pip=True)
         python = Path(folder) / "bin" / "python"
-        run(python, "-m", "pip", "install", "--quiet", torch, wheel)
-        run(python, "-m", "pip", "check")
+        run(python, "-I", "-m", "pip", "install", "--quiet", torch, wheel)
+        run(python, "-I", "-m", "pip", "check")
         (empty := Path(folder) / "empty").mkdir()
         run(python, "-I", ROOT / "tools" / "smoke_test.py", cwd=empty)
 
