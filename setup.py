@@ -82,7 +82,7 @@ def why_no_cuda(home: Path | None) -> str:
     if home is None:
         named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
         where = f"no bin/nvcc in CUDA_HOME={named}" if named else "no nvcc found"
-        return f"{where}; set CUDA_HOME, or pip install nvidia-cuda-nvcc, or set FCOS_FAST_BUILD=cpu"
+        return f'{where}; set CUDA_HOME, or pip install "cuda-toolkit[nvcc,cccl]", or set FCOS_FAST_BUILD=cpu'
     release = re.search(r"release (\d+)\.(\d+)", run(str(home / "bin" / "nvcc"), "--version"))
     if release and release.group(1) != torch.version.cuda.split(".")[0]:
         return (
