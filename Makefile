@@ -48,10 +48,11 @@ $(BUILT): $(READY) $(CXX_FILES)
 test: build ## run all tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal --durations=10
 
-lint: setup ## check style: ruff, clang-format
+lint: setup ## check style and types: ruff, clang-format, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/mypy
 
 format: setup ## rewrite files in the project's style
 	$(BIN)/ruff check --fix .
