@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 BUILT := $(VENV)/.built
 CXX_FILES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help demo setup bccd build test lint format wheel sanitize emulate fuzz kill-test bench gpu-check gpu-bench
+.PHONY: help demo setup bccd build test lint format docs wheel sanitize emulate fuzz kill-test bench gpu-check gpu-bench
 .PHONY: clean no-data
 
 help: # prints the lines below that contain two number signs
@@ -58,6 +58,10 @@ format: setup ## rewrite files in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+docs: build ## build the HTML documentation in build/docs; warnings are errors
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
+	@echo "== docs: build/docs/index.html"
 
 wheel: setup ## build sdist and manylinux wheel in dist/; test the wheel with the oldest and the newest torch
 	$(BIN)/python tools/wheel.py

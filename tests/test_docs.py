@@ -142,7 +142,7 @@ def check_pip_install(words: list[str]) -> None:
         elif word not in (".", "--no-build-isolation", "-v"):
             assert word.split(">=")[0] in {
                 re.split(r"[<>=\[]", needed)[0] for needed in project["build-system"]["requires"]
-            } | {"wheel", "nvidia-cuda-nvcc"}
+            } | {"wheel"}
 
 
 @pytest.mark.slow
