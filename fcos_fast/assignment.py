@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fcos_fast.assignment_rule import RULE_CHOICES, RULES, AssignmentRule
+from fcos_fast.assignment_rule import RULES, AssignmentRule
 
 __all__ = [
     "BACKGROUND",
@@ -20,7 +20,6 @@ __all__ = [
     "MAX_LABEL",
     "MAX_SIDE",
     "RULES",
-    "RULE_CHOICES",
     "AnchorMatches",
     "AssignmentRule",
     "GroundTruth",

@@ -9,22 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 import fcos_fast
+from fcos_fast.fields import check_fields, checked
 
 Location = Literal["half_stride", "grid"]
 RangeTest = Literal["closed", "open", "left_open"]
 Sampling = Literal["box", "center_clipped", "center", "circle"]
 TieBreak = Literal["area", "quantized_area"]
-
-RULE_CHOICES: dict[str, tuple[str, ...]] = {
-    "location": get_args(Location),
-    "range_test": get_args(RangeTest),
-    "sampling": get_args(Sampling),
-    "tie_break": get_args(TieBreak),
-}
-"""The choices of an :class:`AssignmentRule`; csrc/math/assign_targets.h has the same names."""
+# csrc/math/assign_targets.h has the same names
 
 
 @dataclass(frozen=True)
@@ -56,22 +50,14 @@ class AssignmentRule:
     location: Location = "half_stride"
     range_test: RangeTest = "closed"
     sampling: Sampling = "center_clipped"
-    radius: float = 1.5
+    radius: float = checked(1.5, lambda radius: radius > 0, "a positive number of strides")
     tie_break: TieBreak = "area"
     sizes_of_interest: tuple[float, ...] = (64.0, 128.0, 256.0, 512.0)
     lowest: float = -1.0
 
     def __post_init__(self) -> None:
-        for name, choices in RULE_CHOICES.items():
-            if getattr(self, name) not in choices:
-                known = ", ".join(choices)
-                raise ValueError(f"AssignmentRule: {name}={getattr(self, name)!r}; expected one of {known}")
-        sizes = self.sizes_of_interest
-        if not isinstance(sizes, tuple) or not all(isinstance(size, (int, float)) for size in sizes):
-            raise TypeError(f"AssignmentRule: sizes_of_interest={sizes!r}; expected a tuple of pixels")
-        if not self.radius > 0:
-            raise ValueError(f"AssignmentRule: radius={self.radius}; expected a positive number of strides")
-        bounds = (self.lowest, *sizes)
+        check_fields(self)
+        bounds = (self.lowest, *self.sizes_of_interest)
         if any(low >= high for low, high in pairwise(bounds)):
             raise ValueError(
                 f"AssignmentRule: lowest and sizes_of_interest are {bounds}; expected them to rise"

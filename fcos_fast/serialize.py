@@ -30,8 +30,8 @@ def to_plain(instance: DataclassInstance) -> dict[str, Any]:
 def from_plain(cls: type[T], values: Mapping[str, Any]) -> T:
     """Inverse of :func:`to_plain`. Fields missing from ``values`` take their defaults.
 
-    A base class whose subclasses are told apart by a value has a class method ``class_for(values)`` that returns the
-    class to build.
+    If ``cls`` has a class method ``class_for(values)``, the class that it returns is built instead: a base class
+    chooses the subclass.
 
     Raises:
         ValueError: unknown field, with the nearest names; missing field without a default; value that is not one of a
@@ -120,7 +120,7 @@ def _convert_union(value: Any, hint: Any, name: str) -> Any:
 
 
 def _has_kind(value: Any, hint: Any) -> bool:
-    """Whether a member of a union is worth trying, so that an error inside a list or mapping is told as such."""
+    """Whether a member of a union is worth trying, so that an error inside a list or mapping is reported."""
     origin = get_origin(hint) or hint
     if isinstance(value, (list, tuple)):
         return origin is tuple

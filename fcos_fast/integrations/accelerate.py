@@ -16,9 +16,9 @@ from fcos_fast.integrations.cuda_graphs import forget_graphs
 from fcos_fast.integrations.detector import AcceleratedDetector, Acceleration, check_names, check_parts
 from fcos_fast.integrations.layers import fold_batch_norms, fuse_group_norms, undo
 from fcos_fast.integrations.subclasses import accelerated_class
-from fcos_fast.models.names import unknown_name
 from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import choose_precision
+from fcos_fast.suggest import unknown_name
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 

@@ -12,7 +12,7 @@ from fcos_fast._lazy import lazy_names
 _FILES = {
     "backbone": ("BACKBONES", "register_backbone"),
     "backbones": ("build_backbone",),
-    "config": ("DetectorConfig", "FCOSConfig", "RetinaNetConfig", "config_from_dict"),
+    "config": ("DetectorConfig", "FCOSConfig", "RetinaNetConfig"),
     "detector": ("Detector",),
     "detectors": ("DETECTORS", "build_detector"),
     "faster_rcnn_backbone": ("FasterRCNNBackbone", "IntermediateLayerGetter"),

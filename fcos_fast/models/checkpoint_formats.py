@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fcos_fast.models.darknet import read_in_order
-from fcos_fast.models.names import unknown_name
+from fcos_fast.suggest import unknown_name
 
 CLASSES = "head.classification_head.cls_logits."
 """Begin of the names of the only parameters that know the classes."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fcos_fast.models.backbones import build_backbone
 from fcos_fast.models.fpn import FPN, BackboneWithFPN
-from fcos_fast.models.names import unknown_name
+from fcos_fast.suggest import unknown_name
 
 
 class FasterRCNNBackbone(BackboneWithFPN):

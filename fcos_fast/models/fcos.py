@@ -11,13 +11,14 @@ from torch import Tensor
 
 from fcos_fast import ops
 from fcos_fast.assignment import BACKGROUND, GroundTruth, Level, Targets
-from fcos_fast.models.config import FCOSConfig, check_fields
+from fcos_fast.models.config import FCOSConfig
 from fcos_fast.models.detector import Detector
 from fcos_fast.models.head import FCOSHead, HeadOutputs
-from fcos_fast.models.names import unknown_name
 from fcos_fast.models.padding import ignore_outside
 from fcos_fast.models.presets import FCOS_PRESETS
 from fcos_fast.models.transform import ImageBatch, Size
+from fcos_fast.serialize import check_field_names
+from fcos_fast.suggest import unknown_name
 
 
 class FCOS(Detector):
@@ -155,7 +156,7 @@ def fcos(
     """
     if preset not in FCOS_PRESETS:
         raise unknown_name("preset", preset, FCOS_PRESETS)
-    check_fields(FCOSConfig, overrides)
+    check_field_names(FCOSConfig, overrides)
     if num_classes is not None:
         overrides["num_classes"] = num_classes
     return FCOS(replace(FCOS_PRESETS[preset], backbone=backbone, **overrides))

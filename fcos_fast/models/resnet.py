@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fcos_fast.models.backbone import Backbone, register_backbone
 from fcos_fast.models.deform_conv import DCN, DeformConv2d
-from fcos_fast.models.names import unknown_name
 from fcos_fast.models.norm import NORMS, conv_norm
+from fcos_fast.suggest import unknown_name
 
 
 class _Block(nn.Module):

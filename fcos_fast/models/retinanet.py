@@ -15,12 +15,13 @@ from fcos_fast import ops
 from fcos_fast.assignment import GroundTruth
 from fcos_fast.detections import Detections
 from fcos_fast.models.anchors import Anchors, decode_boxes, encode_boxes, matched_box_loss
-from fcos_fast.models.config import RetinaNetConfig, check_fields
+from fcos_fast.models.config import RetinaNetConfig
 from fcos_fast.models.detector import Detector
-from fcos_fast.models.names import unknown_name
 from fcos_fast.models.retinanet_head import RetinaNetHead, RetinaNetOutputs
 from fcos_fast.models.retinanet_presets import RETINANET_PRESETS
 from fcos_fast.models.transform import ImageBatch, Size, has_area
+from fcos_fast.serialize import check_field_names
+from fcos_fast.suggest import unknown_name
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ def retinanet(
     """
     if preset not in RETINANET_PRESETS:
         raise unknown_name("preset", preset, RETINANET_PRESETS)
-    check_fields(RetinaNetConfig, overrides)
+    check_field_names(RetinaNetConfig, overrides)
     if num_classes is not None:
         overrides["num_classes"] = num_classes
     return RetinaNet(replace(RETINANET_PRESETS[preset], backbone=backbone, **overrides))
