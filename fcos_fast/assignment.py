@@ -106,14 +106,13 @@ class GroundTruth:
             starts=starts.to(device, non_blocking=True),
         )
 
-    @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, labels and starts."""
         return self.boxes, self.labels, self.starts
 
     def map(self, function: Callable[[Tensor], Tensor]) -> GroundTruth:
         """``function`` of each tensor."""
-        return GroundTruth(*map(function, self.tensors))
+        return GroundTruth(*map(function, self.tensors()))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GroundTruth:
         """Copy to ``device``."""

@@ -73,7 +73,7 @@ def check_packed(images: ImageBatch, targets: object, training: bool, device: to
     if targets.batch_size != len(images.tensor):
         raise ValueError(f"targets: got {targets.batch_size} images' for {len(images.tensor)} images")
     for name, tensor in zip(
-        ("images", "boxes", "labels", "starts"), (images.tensor, *targets.tensors), strict=True
+        ("images", "boxes", "labels", "starts"), (images.tensor, *targets.tensors()), strict=True
     ):
         _check_device(name, tensor, device)
 

@@ -242,7 +242,7 @@ class FCOSConfig(DetectorConfig):
     head_bias: bool = True
     head_dcn: Literal["none", "v1", "v2"] = "none"
     centerness_on: Literal["regression", "classification"] = "regression"
-    prior: float = checked(0.01, lambda p: 0 < p < 1, "a probability above 0 and below 1")
+    prior: float = checked(0.01, lambda p: 0 < p < 1, "a number above 0 and below 1")
     scale: Literal["none", "factor", "exp"] = "factor"
     regression: Literal["relu", "exp"] = "relu"
     regression_unit: Literal["stride", "pixel"] = "stride"
@@ -316,7 +316,7 @@ class RetinaNetConfig(DetectorConfig):
     head_channels: int = multiple_of(256, GROUPS)
     head_convs: int = at_least(4, 0)
     head_norm: Literal["group", "none"] = "group"
-    prior: float = checked(0.01, lambda p: 0 < p < 1, "a probability above 0 and below 1")
+    prior: float = checked(0.01, lambda p: 0 < p < 1, "a number above 0 and below 1")
     anchor_size: float = positive(4.0)
     anchor_scales: tuple[float, ...] = checked(
         (1.0, 2 ** (1 / 3), 2 ** (2 / 3)),

@@ -107,7 +107,7 @@ class FCOS(Detector):
         targets = ops.assign_targets(gt, levels, self.config.rule)
         if not self.config.ignore_padding or not batch.is_padded:
             return targets
-        return ignore_outside(targets, levels, batch.tensors[1])
+        return ignore_outside(targets, levels, batch.tensors()[1])
 
     def _normalizers(self, targets: Targets) -> Tensor | None:
         """(3,) or (3, B) what the classification, box and centerness losses are divided by; None: the operator knows.

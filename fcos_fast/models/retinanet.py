@@ -138,7 +138,7 @@ class RetinaNet(Detector):
         boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
         # Inclusive boxes end at the last pixel; their sides are greater by 1 than the difference of the corners.
         pixel = 1 if config.inclusive_boxes else 0
-        limits = (batch.tensors[1] - pixel).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4)
+        limits = (batch.tensors()[1] - pixel).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4)
         boxes = boxes.clamp(min=0).minimum(limits)
         compared = torch.cat((boxes[..., :2], boxes[..., 2:] + pixel), dim=-1)
         if config.drop_empty == "before_nms":

@@ -41,9 +41,8 @@ class ImageBatch:
         """Is any image smaller than the batch?"""
         return any(size != self.padded_size for size in self.sizes)
 
-    @property
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """Images and extents."""
+        """Images and extents; copies the extents to the device unless they are there."""
         if self.extents is not None:
             return self.tensor, self.extents
         extents = torch.tensor(self.sizes)
@@ -53,7 +52,7 @@ class ImageBatch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ImageBatch:
         """``function`` of each tensor."""
-        tensor, extents = map(function, self.tensors)
+        tensor, extents = map(function, self.tensors())
         return ImageBatch(tensor, self.sizes, extents)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageBatch:
@@ -141,7 +140,7 @@ class Transform(nn.Module):
         tensor = self._normalize(batch.tensor)
         if batch.is_padded:
             device = tensor.device
-            extents = batch.tensors[1]
+            extents = batch.tensors()[1]
             y, x = (torch.arange(side, device=device) for side in batch.padded_size)
             beyond = (y >= extents[:, :1])[:, :, None] | (x >= extents[:, 1:])[:, None, :]  # (B, H, W)
             tensor.masked_fill_(beyond[:, None], 0)

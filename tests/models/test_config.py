@@ -51,7 +51,7 @@ def test_every_field_is_documented_and_printed(kind):
         ("num_classes", 0, "num_classes=0; expected a positive integer"),
         ("trainable_stages", 6, "trainable_stages=6; expected a number from 0 to 5"),
         ("head_channels", 48, "head_channels=48; expected a positive multiple of 32"),
-        ("prior", 1.0, "prior=1.0; expected a probability"),
+        ("prior", 1.0, "prior=1.0; expected a number above 0 and below 1"),
         ("score_threshold", -0.1, "score_threshold=-0.1; expected a number from 0 to 1"),
         ("min_size", 0, "min_size=0; expected a positive integer"),
         ("min_size", (), "min_size=.*; expected a positive integer"),
@@ -89,7 +89,7 @@ def test_refuses_values_no_retinanet_can_have(fields, message):
     ("kind", "field", "value", "message"),
     [
         (FCOSConfig, "head_bias", "yes", "head_bias='yes'; expected True or False"),
-        (FCOSConfig, "prior", "0.01", "prior='0.01'; expected a probability"),
+        (FCOSConfig, "prior", "0.01", "prior='0.01'; expected a number above 0 and below 1"),
         (
             FCOSConfig,
             "rule",
