@@ -8,7 +8,8 @@ from difflib import get_close_matches
 
 def did_you_mean(name: object, known: Iterable[str], most: int = 3) -> str:
     """``did you mean 'train'?`` with up to ``most`` of the nearest ``known`` names; empty if none is near."""
-    near = get_close_matches(str(name), list(known), n=most, cutoff=0.4)
+    name, known = str(name), list(known)
+    near = get_close_matches(name, known, n=most) or get_close_matches(name, known, n=most, cutoff=0.4)
     return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 

@@ -21,7 +21,7 @@ from fcos_fast.models.checkpoint_formats import (
     differences,
     from_format,
     present_names,
-    recognise,
+    recognize,
     to_format,
     without_wrapping,
 )
@@ -81,7 +81,7 @@ def read_foreign(
     if preset is not None and preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     state = without_wrapping(checkpoint)
-    format = recognise(state)
+    format = recognize(state)
     if format is None:
         some = ", ".join(list(state)[:4]) or "no tensor"
         known = ", ".join(format.name for format in CHECKPOINT_FORMATS)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fcos_fast.assignment_rule import RULES, AssignmentRule
 from fcos_fast.fields import at_least, between, check_fields, checked, is_positive, multiple_of, positive
-from fcos_fast.serialize import from_plain, to_plain
+from fcos_fast.serialize import check_field_names, from_plain, to_plain
 from fcos_fast.suggest import unknown_name
 
 if TYPE_CHECKING:
@@ -353,3 +353,27 @@ class RetinaNetConfig(DetectorConfig):
 
 CONFIGS: dict[str, type[DetectorConfig]] = {"fcos": FCOSConfig, "retinanet": RetinaNetConfig}
 """Value of the field ``detector`` to the configuration class."""
+
+
+Preset = TypeVar("Preset", bound=DetectorConfig)
+
+
+def configure(
+    presets: Mapping[str, Preset],
+    preset: str,
+    backbone: str,
+    num_classes: int | None,
+    overrides: Mapping[str, Any],
+) -> Preset:
+    """A preset with another backbone, number of classes (None: the preset's) and other fields.
+
+    Raises:
+        ValueError, TypeError: unknown preset or field, with the nearest names; invalid value.
+    """
+    if preset not in presets:
+        raise unknown_name("preset", preset, presets)
+    config = presets[preset]
+    check_field_names(type(config), overrides)
+    if num_classes is not None:
+        overrides = {**overrides, "num_classes": num_classes}
+    return replace(config, backbone=backbone, **overrides)

@@ -269,7 +269,7 @@ def test_a_file_without_a_digest_loads_with_one_line(small, tmp_path, capsys):
         ({"model_config": [3]}, r"\[3\]; expected a mapping of the fields of DetectorConfig"),
         ({"model_config": {"detector": "yolo"}}, "yolo"),
         ({"categories": {"names": ["cat", "cat"], "ids": [1, 2]}}, "more than once"),
-        ({"categories": {"names": 3, "ids": [1, 2]}}, "int"),
+        ({"categories": {"names": 3, "ids": [1, 2]}}, "names=3; expected a list"),
         ({"model": [1]}, "'list' object"),
         ({"ema": {"updates": 3}}, "no 'model'"),
         ({"format": "fcos_fast checkpoint 9"}, "has the format 'fcos_fast checkpoint 9'; expected"),

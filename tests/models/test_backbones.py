@@ -263,7 +263,7 @@ def test_a_timm_model_trains_and_detects():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("timm:resnet1", {}, "timm:resnet1: timm cannot build it"),
+        ("timm:resnet1", {}, "timm:resnet1: timm has no such model"),
         (
             "timm:vit_tiny_patch16_224",
             {},

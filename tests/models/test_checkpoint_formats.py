@@ -10,7 +10,7 @@ from fcos_fast.models.checkpoint_formats import (
     CHECKPOINT_FORMATS,
     find_format,
     from_format,
-    recognise,
+    recognize,
     to_format,
     without_wrapping,
 )
@@ -158,7 +158,7 @@ def test_the_keys_are_those_that_the_project_writes(name, states):
 
 @pytest.mark.parametrize("name", KEYS)
 def test_it_is_recognised_by_its_keys(name):
-    assert recognise(KEYS[name]()).name == name
+    assert recognize(KEYS[name]()).name == name
 
 
 @pytest.mark.parametrize("name", KEYS)
@@ -231,7 +231,7 @@ def test_older_names_are_read(format, new, old, states):
     theirs = to_format(own, format)
     older = {key.replace(new, old): value for key, value in theirs.items()}
     assert older.keys() != theirs.keys()
-    assert recognise(older) is format
+    assert recognize(older) is format
     again = from_format(older, format, own)
     assert all(torch.equal(again[key], value) for key, value in own.items())
 
@@ -284,4 +284,4 @@ def test_every_format_is_tested():
 def test_unknown_names_and_keys():
     with pytest.raises(ValueError, match="unknown format 'oficial'; did you mean 'official'"):
         find_format("oficial")
-    assert recognise(["encoder.weight"]) is None
+    assert recognize(["encoder.weight"]) is None
