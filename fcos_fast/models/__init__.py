@@ -14,7 +14,7 @@ _FILES = {
     "backbones": ("build_backbone",),
     "config": ("DetectorConfig", "FCOSConfig", "RetinaNetConfig"),
     "detector": ("Detector",),
-    "detectors": ("DETECTORS", "build_detector"),
+    "detectors": ("build_detector",),
     "faster_rcnn_backbone": ("FasterRCNNBackbone", "IntermediateLayerGetter"),
     "fcos": ("FCOS", "fcos"),
     "head": ("HeadOutputs",),

@@ -127,7 +127,7 @@ def _mmdetection_tower(match: re.Match[str]) -> str:
     return f"{convs}.{block}.{('conv', 'gn', 'activate')[layer]}."
 
 
-_DETECTRON2_BODY = (
+_DETECTRON2_BODY: tuple[Rename, ...] = (
     (r"^(backbone\.body\..*\.conv2)\.conv\.weight$", r"\1.weight"),
     (r"^(backbone\.body\..*\.conv2)\.offset\.", r"\1_offset."),
     (r"^backbone\.body\.conv1\.", "backbone.bottom_up.stem.conv1."),
@@ -141,7 +141,7 @@ _DETECTRON2_BODY = (
     (r"^backbone\.fpn\.extra_blocks\.", "backbone.top_block."),
 )
 
-_NOTEBOOK = (
+_NOTEBOOK: tuple[Rename, ...] = (
     (r"^backbone\.body\.", "backbone."),
     *_pyramid("fpn.prj_{}.", "fpn.conv_{}.", 3),
     (r"^backbone\.fpn\.extra_blocks\.p(\d)\.", r"fpn.conv_out\1."),

@@ -43,7 +43,7 @@ class FasterRCNNBackbone(BackboneWithFPN):
         self.out_channels = channels
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:  # type: ignore[override]  # as torchvision wants it
-        """Images (B, 3, H, W) to feature maps (B, channels, ...) ``0`` to ``3`` of strides 4 to 32, and ``pool`` of 64."""
+        """Images (B, 3, H, W) to maps (B, channels, ...) ``0`` to ``3`` of strides 4 to 32, and ``pool`` of 64."""
         return OrderedDict(zip(("0", "1", "2", "3", "pool"), super().forward(x), strict=True))
 
 

@@ -18,8 +18,8 @@ class BatchPacker:
     """Resizes, checks and packs samples in a dataloader worker; the training step only copies and normalizes.
 
     A batch stays uint8 if no image is resized. Otherwise it is float32, because the model resizes normalized pixels.
-    Losses are bit-identical to those of ``model(images, targets)`` on the CPU, except for the rounding of resized pixels
-    in a worker, where torch interpolates with one thread.
+    Losses are bit-identical to those of ``model(images, targets)`` on the CPU, except for the rounding of pixels that
+    are resized in a worker, where torch interpolates with one thread.
 
     Args:
         config: configuration of the model.

@@ -137,17 +137,17 @@ class _Convolution(torch.autograd.Function):
         return _convolve(x, _transform_weight(weight), bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch does not annotate it
-    @torch.autocast("cpu", enabled=False)  # backward can be called under autocast
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         flipped = weight.flip(2, 3).transpose(0, 1)
-        return (
-            _convolve(grad, _transform_weight(flipped), None) if of_x else None,
-            _weight_gradient(x, grad) if of_weight else None,
-            grad.sum((0, 2, 3)) if of_bias else None,
-        )
+        with torch.autocast("cpu", enabled=False):  # backward can be called under autocast
+            return (
+                _convolve(grad, _transform_weight(flipped), None) if of_x else None,
+                _weight_gradient(x, grad) if of_weight else None,
+                grad.sum((0, 2, 3)) if of_bias else None,
+            )
 
 
 def _convolve(x: Tensor, transformed: Tensor, bias: Tensor | None) -> Tensor:
