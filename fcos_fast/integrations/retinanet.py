@@ -1,4 +1,4 @@
-"""Torchvision's RetinaNet with a fused focal loss, anchor matching without the matrix of IoUs, and exact NMS."""
+"""Torchvision's RetinaNet with fused anchor matching, losses and post-processing."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ from fcos_fast.models.retinanet import postprocess_anchors
 from fcos_fast.models.transform import ImageBatch
 
 
-class AcceleratedRetinaNet(AcceleratedDetector, RetinaNet):
+class AcceleratedRetinaNet(AcceleratedDetector, RetinaNet):  # type: ignore[misc]  # torchvision is not annotated
     """Torchvision's RetinaNet after :func:`fcos_fast.accelerate`."""
+
+    proposal_matcher: Matcher
 
     def _losses(
         self,
@@ -52,12 +54,12 @@ class AcceleratedRetinaNet(AcceleratedDetector, RetinaNet):
     def _regression_loss(
         self, deltas: Tensor, anchors: Tensor, gt: GroundTruth, matches: AnchorMatches
     ) -> Tensor:
-        """The mean over the images of their box loss per matched anchor; deltas are (B, A, 4)."""
+        """The box loss per matched anchor, averaged over the images; deltas are (B, A, 4)."""
         sums = matched_box_loss(deltas, matches.matched, anchors, gt.boxes, self._box_loss)
         return (sums / (matches.labels >= 0).sum(dim=1).clamp(min=1)).mean()
 
     def _box_loss(self, deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
-        """(N,), which torchvision's ``_box_loss`` sums, of coded boxes (N, 4), their anchors and targets."""
+        """(N,) of encoded boxes (N, 4), their anchors and targets; torchvision's ``_box_loss`` without the sum."""
         head = self.head.regression_head
         encode, decode = _code(head.box_coder)
         if head._loss_type not in ("l1", "smooth_l1"):
@@ -87,7 +89,7 @@ class AcceleratedRetinaNet(AcceleratedDetector, RetinaNet):
 
 
 def _classification_loss(logits: Tensor, matches: AnchorMatches) -> Tensor:
-    """The mean over the images of their focal loss per matched anchor; logits are (B, A, C)."""
+    """The focal loss per matched anchor, averaged over the images; logits are (B, A, C)."""
     losses = [
         ops.sigmoid_focal_loss(x, labels, reduction="sum") / (labels >= 0).sum().clamp(min=1)
         for x, labels in zip(logits, matches.labels, strict=True)
@@ -107,7 +109,7 @@ def _code(coder: BoxCoder) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable
 
 
 ACCELERATED = {"": AcceleratedRetinaNet}
-"""What takes over, by the name of the part."""
+"""Name of each part to its accelerated class."""
 
 PARTS = {
     "": RetinaNet,
@@ -117,4 +119,4 @@ PARTS = {
     "proposal_matcher": Matcher,
     "box_coder": BoxCoder,
 }
-"""What torchvision's RetinaNet is made of, as far as the accelerated one relies on it."""
+"""Name of each part that the accelerated RetinaNet relies on to its class in torchvision."""

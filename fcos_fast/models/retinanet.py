@@ -132,10 +132,11 @@ class RetinaNet(Detector):
     def postprocess(self, outputs: RetinaNetOutputs, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """As :meth:`Detector.postprocess`."""
         config = self.config
+        cls_logits, box_regression = outputs
         _, sizes = batch.tensors()
         return postprocess_anchors(
-            [_by_anchor(x, config.num_classes) for x in outputs.cls_logits],
-            [_by_anchor(x, 4) for x in outputs.box_regression],
+            [_by_anchor(x, config.num_classes) for x in cls_logits],
+            [_by_anchor(x, 4) for x in box_regression],
             self._anchors(batch.padded_size),
             sizes,
             score_threshold=config.score_threshold,

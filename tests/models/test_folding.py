@@ -91,8 +91,8 @@ def test_pairs_of_torchvisions_resnet(torchvision):
     ("norm", "error", "message"),
     [
         (nn.BatchNorm2d(6), ValueError, r"1: is in training mode; call \.eval\(\)"),
-        (nn.BatchNorm2d(5).eval(), ValueError, "1: has 5 channels, 0 gives 6"),
-        (nn.BatchNorm2d(6, track_running_stats=False).eval(), ValueError, "1: keeps no statistics"),
+        (nn.BatchNorm2d(5).eval(), ValueError, "1: has 5 channels, but 0 has 6"),
+        (nn.BatchNorm2d(6, track_running_stats=False).eval(), ValueError, "1: has no running statistics"),
         (nn.GroupNorm(2, 6), TypeError, "1: got GroupNorm; expected a batch norm"),
     ],
 )

@@ -132,10 +132,10 @@ def test_the_copy_cannot_be_trained(small_model):
     assert not optimized.eval().training
     assert not any(parameter.requires_grad for parameter in optimized.parameters())
     with pytest.raises(
-        RuntimeError, match="made by optimize_for_inference.*train the model that it was made from"
+        RuntimeError, match="made by optimize_for_inference.*train the original model instead"
     ):
         optimized.train()
-    with pytest.raises(RuntimeError, match="optimize the model that it was made from"):
+    with pytest.raises(RuntimeError, match="optimize the original model instead"):
         optimized.optimize_for_inference()
 
 

@@ -102,9 +102,9 @@ def test_a_packed_batch_is_for_training(small_model):
     with pytest.raises(ValueError, match="ImageBatch in evaluation"):
         model.eval()(batch, gt)
     model.train()
-    with pytest.raises(TypeError, match="got NoneType beside an ImageBatch"):
+    with pytest.raises(TypeError, match="got NoneType with an ImageBatch"):
         model(batch)
-    with pytest.raises(ValueError, match="got 2 images' for 1 images"):
+    with pytest.raises(ValueError, match="got the targets of 2 images for 1 images"):
         model(ImageBatch(batch.tensor[:1], batch.sizes[:1]), gt)
     with pytest.raises(ValueError, match="labels: is on meta"):
         model(batch, replace(gt, labels=gt.labels.to("meta")))

@@ -316,7 +316,7 @@ def test_bad_values_are_named():
         AssignmentRule(sampling="centre")
     with pytest.raises(ValueError, match="radius=0; expected a positive"):
         AssignmentRule(radius=0)
-    with pytest.raises(ValueError, match="expected them to rise"):
+    with pytest.raises(ValueError, match="expected increasing numbers"):
         AssignmentRule(sizes_of_interest=(64, 32))
     with pytest.raises(ValueError, match="no level"):
         ops.assign_targets(good, [], rule)
