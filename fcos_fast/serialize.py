@@ -35,7 +35,7 @@ def from_plain(cls: type[T], values: Mapping[str, Any]) -> T:
 
     Raises:
         ValueError: unknown field, with the nearest names; missing field without a default; value that is not one of a
-            ``Literal``; list of the wrong length; whatever the class itself rejects.
+            ``Literal``; list of the wrong length; anything that the class itself rejects.
         TypeError: value of the wrong type. The message has the dotted path of the field (``train.epochs``).
     """
     return _from_plain(cls, values, "")

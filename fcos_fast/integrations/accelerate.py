@@ -186,7 +186,9 @@ def restore(model: Model) -> Model:
 def _find(model: nn.Module) -> nn.Module:
     """``model``, or the only detector that it contains."""
     found: dict[str, nn.Module] = {
-        name: module for name, module in model.named_modules() if isinstance(module, tuple(_SUPPORTED))
+        name: module
+        for name, module in model.named_modules()
+        if any(isinstance(module, kind) for kind in _SUPPORTED)
     }
     for name, module in model.named_modules():
         if not any(part in found.values() for part in module.modules()):

@@ -1,6 +1,6 @@
 """The configuration of a detector: every choice in which the published ones differ.
 
-Needs no torch, which takes seconds to import: the command line checks its options before.
+Needs no torch: the command line checks its options before it imports torch, which takes seconds.
 """
 
 from __future__ import annotations

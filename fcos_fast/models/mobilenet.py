@@ -113,8 +113,8 @@ class MobileNetV2(Backbone):
 
     def stages(self) -> list[list[nn.Module]]:
         """The blocks up to each of :data:`ENDS`."""
-        begins = (0, *(end + 1 for end in ENDS))
-        return [list(self.features[begin : end + 1]) for begin, end in zip(begins, ENDS, strict=False)]
+        starts = (0, *(end + 1 for end in ENDS))
+        return [list(self.features[start : end + 1]) for start, end in zip(starts, ENDS, strict=False)]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) to [C2, C3, C4, C5]."""
