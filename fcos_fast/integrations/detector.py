@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from fcos_fast.assignment import GroundTruth
+from fcos_fast.boxes import has_area
 from fcos_fast.integrations.cuda_graphs import Network, Sizes, run_graphed
 from fcos_fast.integrations.layers import Replaced
 from fcos_fast.integrations.subclasses import overridden
 from fcos_fast.models.checks import values_are_checked
-from fcos_fast.models.transform import has_area
 
 
 @dataclass

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fcos_fast.assignment import GroundTruth
-from fcos_fast.models.transform import ImageBatch, has_area
+from fcos_fast.boxes import has_area
+from fcos_fast.models.transform import ImageBatch
 
 
 def check_images(images: object, device: torch.device) -> None:

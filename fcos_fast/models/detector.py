@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fcos_fast.assignment import GroundTruth
+from fcos_fast.boxes import has_area
 from fcos_fast.models.backbones import backbone_options, build_backbone
 from fcos_fast.models.checks import check_images, check_packed, check_targets
 from fcos_fast.models.config import DetectorConfig
@@ -22,7 +23,7 @@ from fcos_fast.models.fpn import FPN, BackboneWithFPN
 from fcos_fast.models.norm import GroupNormReLU
 from fcos_fast.models.packing import learned_target
 from fcos_fast.models.timm_backbone import TimmBackbone
-from fcos_fast.models.transform import ImageBatch, Size, Transform, has_area, image_size, scale_boxes
+from fcos_fast.models.transform import ImageBatch, Size, Transform, image_size, scale_boxes
 from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import Precision, choose_precision
 

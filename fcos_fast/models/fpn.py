@@ -72,7 +72,7 @@ class FPN(nn.Module):
         super().__init__()
         if p6_from == "max_pool" and num_extra > 1:
             raise ValueError(
-                f"FPN: num_extra={num_extra}; p6_from='max_pool' adds only P6, use max_level 5 or 6"
+                f"FPN: num_extra={num_extra}; p6_from='max_pool' adds only P6; use max_level 5 or 6"
             )
         self.p6_from, self.num_extra, self.upsampling = p6_from, num_extra, upsampling
         self.inner_blocks = nn.ModuleList(_block(c, channels, 1, norm, relu) for c in in_channels)

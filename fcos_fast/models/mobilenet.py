@@ -97,7 +97,7 @@ class MobileNetV2(Backbone):
         super().__init__()
         if norm == "group":
             raise ValueError(
-                f"mobilenet_v2: its channels are not multiples of {GROUPS} groups; use norm batch or frozen"
+                f"mobilenet_v2: its channels do not divide into {GROUPS} groups; use norm batch or frozen"
             )
         layers: list[nn.Module] = [ConvNormReLU6(3, 32, 3, norm, stride=2)]
         channels = 32

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from fcos_fast import ops
 from fcos_fast.assignment import GroundTruth
+from fcos_fast.boxes import has_area
 from fcos_fast.detections import BatchDetections
 from fcos_fast.models.anchors import Anchors, decode_boxes, encode_boxes, matched_box_loss
 from fcos_fast.models.config import RetinaNetConfig, configure
 from fcos_fast.models.detector import Detector
 from fcos_fast.models.retinanet_head import RetinaNetHead, RetinaNetOutputs
 from fcos_fast.models.retinanet_presets import RETINANET_PRESETS
-from fcos_fast.models.transform import ImageBatch, Size, has_area
+from fcos_fast.models.transform import ImageBatch, Size
 
 
 @dataclass(frozen=True)

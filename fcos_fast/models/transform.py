@@ -94,11 +94,6 @@ def scale_boxes(boxes: Tensor, from_size: Size, to_size: Size) -> Tensor:
     return torch.stack((x1 * ratio_x, y1 * ratio_y, x2 * ratio_x, y2 * ratio_y), dim=1)
 
 
-def has_area(boxes: Tensor) -> Tensor:
-    """(...) bool: which xyxy boxes (..., 4) have a positive width and height; a box with NaN has not."""
-    return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-
-
 class Transform(nn.Module):
     """Normalize, resize and pad images as ``DetectorConfig`` defines it.
 

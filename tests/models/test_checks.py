@@ -70,7 +70,7 @@ def test_targets(model, targets, message):
         model.train()([torch.rand(3, 64, 64)], targets)
 
 
-def test_the_bad_one_of_several_is_named(model):
+def test_the_invalid_element_is_named(model):
     good = {"boxes": BOX, "labels": LABEL}
     bad = {"boxes": torch.cat((BOX, BOX)), "labels": torch.tensor([1, 7])}
     with pytest.raises(ValueError, match=r"targets\[2\]\['labels'\]\[1\]: got 7"):

@@ -17,7 +17,7 @@ from fcos_fast.models import (
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_survives_dict_and_json(preset):
+def test_round_trip_through_dict_and_json(preset):
     config = dataclasses.replace(PRESETS[preset], min_size=(640, 800))
     assert DetectorConfig.from_dict(config.to_dict()) == config
     assert DetectorConfig.from_dict(dataclasses.asdict(config)) == config
@@ -25,8 +25,8 @@ def test_survives_dict_and_json(preset):
     assert hash(config) == hash(DetectorConfig.from_dict(config.to_dict()))
 
 
-def test_a_configuration_that_names_no_detector_is_of_fcos():
-    """Checkpoints were written so when there was no other."""
+def test_configurations_without_detector_are_fcos():
+    """Old checkpoints have no field ``detector``."""
     values = PRESETS["torchvision"].to_dict()
     del values["detector"]
     assert DetectorConfig.from_dict(values) == PRESETS["torchvision"]
@@ -61,7 +61,7 @@ def test_every_field_is_documented_and_printed(kind):
         ("rule", dataclasses.replace(RULES["official"], sizes_of_interest=(64.0,)), "1 sizes_of_interest"),
     ],
 )
-def test_refuses_values_no_detector_can_have(field, value, message):
+def test_invalid_values_of_fcos(field, value, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(FCOSConfig(), **{field: value})
 
@@ -80,7 +80,7 @@ def test_refuses_values_no_detector_can_have(field, value, message):
         ({"box_loss": "l2"}, "unknown value of box_loss 'l2'; "),
     ],
 )
-def test_refuses_values_no_retinanet_can_have(fields, message):
+def test_invalid_values_of_retinanet(fields, message):
     with pytest.raises(ValueError, match=message):
         RetinaNetConfig(**fields)
 
@@ -109,12 +109,12 @@ def test_refuses_values_no_retinanet_can_have(fields, message):
         ),
     ],
 )
-def test_refuses_values_of_another_type(kind, field, value, message):
+def test_values_of_the_wrong_type(kind, field, value, message):
     with pytest.raises(TypeError, match=message):
         kind(**{field: value})
 
 
-def test_unknown_names_are_answered_with_the_nearest():
+def test_unknown_names_suggest_the_nearest():
     with pytest.raises(
         ValueError, match="unknown preset 'oficial-improved'; did you mean 'official-improved'"
     ):
