@@ -11,7 +11,7 @@ def import_optional(module: str, needed_by: str) -> Any:
 
     Args:
         module: dotted name; its first part is the package to install.
-        needed_by: subject and verb of the message.
+        needed_by: beginning of the message, such as "deformable convolutions need".
     """
     try:
         return import_module(module)

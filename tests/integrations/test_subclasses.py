@@ -48,7 +48,7 @@ class OwnHead(FCOSHead):
 
 
 class OwnClassificationHead(FCOSClassificationHead):
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         nn.init.zeros_(self.cls_logits.weight)
 
 
