@@ -60,6 +60,6 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"device {name!r} is not available: {error}; use auto, cpu or, with a GPU, cuda"
+            f"device {name!r} is not available here; use auto, cpu or, with a GPU, cuda"
         ) from error
     return device

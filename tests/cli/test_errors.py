@@ -38,7 +38,7 @@ MISTAKES = {
     "no batch": (["benchmark", "--batch_sizes", "[]"], "--batch_sizes is 0; it must be 1 or more"),
     "variant": (["benchmark", "--variants", "[optimised]"], "'optimised'"),
     "no image file": (["benchmark", "--images", "/nowhere"], "there is no file or folder /nowhere"),
-    "device": (["train", "--train.device", "gpu"], "device 'gpu' is not usable here"),
+    "device": (["train", "--train.device", "gpu"], "device 'gpu' is not available here"),
 }
 
 

@@ -151,9 +151,9 @@ def _with_an_attribute():
         (OwnLoss, "model is OwnLoss, a subclass that overrides compute_loss of torchvision's FCOS"),
         (Clipping, "overrides postprocess_detections of torchvision's RetinaNet"),
         (Mixed, "overrides forward"),
-        (Taken, "Taken has _losses of its own"),
+        (Taken, "Taken defines _losses"),
         (_with_own_map, "model.head is OwnMap, a subclass that overrides forward"),
-        (_with_an_attribute, "has acceleration of its own"),
+        (_with_an_attribute, "defines acceleration"),
     ],
 )
 def test_subclasses_with_overrides_are_rejected(build, message):

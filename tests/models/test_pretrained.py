@@ -110,7 +110,7 @@ def test_unavailable_timm_weights(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(
-        ConnectionError, match="no route to host.*huggingface.co/timm elsewhere and give the file"
+        ConnectionError, match="no route to host.*https://huggingface.co/timm, then pass the file"
     ):
         load_pretrained(backbone, "timm:resnet18")
 
@@ -147,7 +147,7 @@ def test_other_files_are_rejected(tmp_path):
     backbone = build_backbone("resnet18")
     with pytest.raises(ValueError, match=r"notes\.txt \(7 bytes\) cannot be read safely as weights"):
         load_pretrained(backbone, tmp_path / "notes.txt")
-    with pytest.raises(ValueError, match=r"list\.pth holds no tensors"):
+    with pytest.raises(ValueError, match=r"list\.pth contains no tensors"):
         load_pretrained(backbone, tmp_path / "list.pth")
     with pytest.raises(
         FileNotFoundError, match="no such file: resnet50; expected a file of weights, or a name such as"
