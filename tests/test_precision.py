@@ -46,7 +46,7 @@ def test_autocast_changes_what_a_convolution_returns():
 
 def test_device_that_is_not_there():
     assert choose_device("cpu") == CPU
-    with pytest.raises(ValueError, match=r"device 'cuda:99' is not usable here; take auto, cpu"):
+    with pytest.raises(ValueError, match=r"device 'cuda:99' is not available here; use auto, cpu"):
         choose_device("cuda:99")
     with pytest.raises(ValueError, match="device 'gpu' is not usable"):
         choose_device("gpu")
