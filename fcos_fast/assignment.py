@@ -1,6 +1,6 @@
-"""What target assignment speaks of: ground truth, levels, rules, targets, matches.
+"""Types of target assignment: ground truth, levels, rules, targets, matches.
 
-These types are shared by :mod:`fcos_fast.ops` and :mod:`fcos_fast.reference`; they hold data and no mathematics.
+:mod:`fcos_fast.ops` and :mod:`fcos_fast.reference` share them; they contain data and no mathematics.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fcos_fast.assignment_rule import RULE_CHOICES, RULES, AssignmentRule
+from fcos_fast.assignment_rule import RULES, AssignmentRule
 
 __all__ = [
     "BACKGROUND",
@@ -20,7 +20,6 @@ __all__ = [
     "MAX_LABEL",
     "MAX_SIDE",
     "RULES",
-    "RULE_CHOICES",
     "AnchorMatches",
     "AssignmentRule",
     "GroundTruth",
@@ -30,21 +29,21 @@ __all__ = [
 ]
 
 BACKGROUND = -1
-"""Label of a location that no box claims."""
+"""Label of a location or anchor without a box."""
 
 IGNORED = -2
-"""Label of a location that takes part in no loss."""
+"""Label of a location or anchor that is excluded from the losses."""
 MAX_LABEL = 2**31 - 1
-"""Greatest label: targets are int32. A greater one, unchecked, becomes this one, not another class."""
+"""Maximum label, because targets are int32. Unchecked larger labels are clamped to it."""
 MAX_SIDE = 2**24
-"""Most rows or columns of a level: up to here they are float32 numbers."""
+"""Maximum number of rows or columns of a level: larger indices are not exact in float32."""
 
 MAX_AREA = 1e8
-"""Every published FCOS marks "no box" with 1e8, so a box of this area (pixels²) or more is never assigned."""
+"""Boxes of this area (pixels²) or more are never assigned: every published FCOS uses 1e8 for "no box"."""
 
 
 def bucket_capacity(count: int) -> int:
-    """The capacity to pack ``count`` boxes with, so that shapes repeat: the least of 16, 64, 256, ... not below it."""
+    """``count`` rounded up to 16, 64, 256, ...: a capacity for packed boxes, so that few shapes occur."""
     capacity = 16
     while capacity < count:
         capacity *= 4
@@ -56,10 +55,10 @@ class GroundTruth:
     """The boxes of a whole batch, packed.
 
     Attributes:
-        boxes: (M, 4) float32, xyxy in pixels, the images' boxes one after the other.
+        boxes: (M, 4) float32, xyxy in pixels, concatenated over the images.
         labels: (M,) int64, classes 0..C-1.
-        starts: (B + 1,) int64; image ``b`` owns the rows ``starts[b]:starts[b + 1]``. Rows from ``starts[B]`` on are
-            padding, which nothing reads.
+        starts: (B + 1,) int64; the rows ``starts[b]:starts[b + 1]`` belong to image ``b``. Rows from ``starts[B]`` on
+            are unused padding.
     """
 
     boxes: Tensor
@@ -73,17 +72,22 @@ class GroundTruth:
 
     @staticmethod
     def pack(boxes: Sequence[Tensor], labels: Sequence[Tensor], capacity: int | None = None) -> GroundTruth:
-        """Pack one (M_b, 4) box tensor and one (M_b,) label tensor per image; images without a box are fine.
+        """Pack one (M_b, 4) box tensor and one (M_b,) label tensor per image; M_b may be 0.
 
-        ``capacity`` is the number of rows M, those beyond the boxes being padding; by default as many as there are
-        boxes.
+        Args:
+            boxes: of each image.
+            labels: of each image.
+            capacity: number of rows M including padding; by default the number of boxes.
+
+        Raises:
+            ValueError: wrong shapes, no image, or more boxes than ``capacity``.
         """
         if len(boxes) != len(labels):
             raise ValueError(
                 f"GroundTruth.pack: got boxes of {len(boxes)} images but labels of {len(labels)}"
             )
         if len(boxes) == 0:
-            raise ValueError("GroundTruth.pack: got no image; a batch has at least one")
+            raise ValueError("GroundTruth.pack: got no image; expected at least one")
         for b, (box, label) in enumerate(zip(boxes, labels, strict=True)):
             if box.ndim != 2 or box.shape[1] != 4 or label.shape != box.shape[:1]:
                 raise ValueError(
@@ -96,7 +100,7 @@ class GroundTruth:
         if missing < 0:
             raise ValueError(
                 f"GroundTruth.pack: capacity is {capacity} but there are {sum(counts)} boxes; "
-                "take bucket_capacity(number of boxes)"
+                "use bucket_capacity(number of boxes)"
             )
         device = boxes[0].device
         if device.type != "cpu":
@@ -107,35 +111,34 @@ class GroundTruth:
             starts=starts.to(device, non_blocking=True),
         )
 
-    @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, labels and starts."""
         return self.boxes, self.labels, self.starts
 
     def map(self, function: Callable[[Tensor], Tensor]) -> GroundTruth:
         """``function`` of each tensor."""
-        return GroundTruth(*map(function, self.tensors))
+        return GroundTruth(*map(function, self.tensors()))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GroundTruth:
         """Copy to ``device``."""
         return self.map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> GroundTruth:
-        """Copy to pinned memory, from which ``to(device, non_blocking=True)`` does not wait."""
+        """Copy to pinned memory, from which ``to(device, non_blocking=True)`` is asynchronous."""
         return self.map(Tensor.pin_memory)
 
 
 @dataclass(frozen=True)
 class Level:
-    """One level of the feature pyramid, as assignment sees it.
+    """The locations of one pyramid level.
 
-    Location (i, j) of the level stands at pixel ``(offset_x + j * step_x, offset_y + i * step_y)``; locations are
-    counted row by row, level after level.
+    Location (i, j) is at pixel ``(offset_x + j * step_x, offset_y + i * step_y)``. Locations are ordered by level, row,
+    column.
 
     Attributes:
         height, width: size of the feature map in cells, at most ``MAX_SIDE``.
-        stride: the nominal stride in pixels, unit of the centre-sampling radius (and of normalised regression).
-        step: (y, x) pixels between neighbouring locations.
+        stride: nominal stride in pixels, the unit of the center-sampling radius (and of normalized regression).
+        step: (y, x) pixels between neighboring locations.
         offset: (y, x) pixels of the first location.
         size_range: (lower, upper) bounds in pixels of max(l, t, r, b) for boxes of this level.
     """
@@ -148,7 +151,7 @@ class Level:
     size_range: tuple[float, float]
 
     def points(self, device: torch.device | str | None = None) -> Tensor:
-        """Pixel coordinates of the level's locations: (height * width, 2) float32, (x, y)."""
+        """The locations (x, y) in pixels: (height * width, 2) float32."""
         y = self.offset[0] + self.step[0] * torch.arange(self.height, dtype=torch.float32, device=device)
         x = self.offset[1] + self.step[1] * torch.arange(self.width, dtype=torch.float32, device=device)
         return torch.cartesian_prod(y, x).flip(1) if self.height * self.width else y.new_zeros((0, 2))
@@ -156,12 +159,12 @@ class Level:
 
 @dataclass(frozen=True)
 class AnchorMatches:
-    """What the matching of anchors decides, for B images and A anchors.
+    """The result of anchor matching for B images and A anchors.
 
     Attributes:
         labels: (B, A) int32; class 0..C-1, ``BACKGROUND`` (-1) or ``IGNORED`` (-2).
-        matched: (B, A) int32; row of ``GroundTruth.boxes``, -1 for background, -2 where the label is ignored.
-        num_positive: float32 scalar on the device; number of anchors with a box.
+        matched: (B, A) int32; row of ``GroundTruth.boxes``, -1 for background, -2 for ignored anchors.
+        num_positive: float32 scalar on the device; number of matched anchors.
     """
 
     labels: Tensor
@@ -171,15 +174,15 @@ class AnchorMatches:
 
 @dataclass(frozen=True)
 class Targets:
-    """What assignment decides, for B images and all P locations of all levels.
+    """The result of target assignment for B images and the P locations of all levels.
 
     Attributes:
         labels: (B, P) int32; class 0..C-1, ``BACKGROUND`` (-1) or ``IGNORED`` (-2).
-        matched: (B, P) int32; row of ``GroundTruth.boxes``, -1 where there is none.
-        ltrb: (B, P, 4) float32; distances in pixels to the matched box's sides, 0 where there is none.
-        centerness: (B, P) float32; of ``ltrb``, 0 where there is none.
-        totals: (2,) float32 on the device; number of positive locations, sum of their centerness. One tensor, so
-            that several processes all-reduce it in one call.
+        matched: (B, P) int32; row of ``GroundTruth.boxes``, -1 without a box.
+        ltrb: (B, P, 4) float32; distances in pixels to the sides of the matched box, 0 without one.
+        centerness: (B, P) float32; centerness of ``ltrb``, 0 without a box.
+        totals: (2,) float32 on the device; number of positive locations and sum of their centerness, in one tensor
+            for a single all-reduce.
     """
 
     labels: Tensor

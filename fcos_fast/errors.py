@@ -1,15 +1,15 @@
-"""Errors that are told without a torch: by the command line, and where the binaries do not load."""
+"""Errors of the native operators. Needs no torch: the command line reports them, and torch may be the cause."""
 
 from __future__ import annotations
 
 
 class ExtensionError(RuntimeError):
-    """The native operators cannot do what was asked; the message says why and what to do."""
+    """The native operators are not available; the message has the reason and the remedy."""
 
 
 class ExtensionNotBuiltError(ExtensionError):
-    """There is no binary."""
+    """The extension was not built."""
 
 
 class ExtensionLoadError(ExtensionError):
-    """There is a binary and it does not load, most often because of the torch or Python beside it."""
+    """The extension was built but does not load, usually because torch or Python has another version."""

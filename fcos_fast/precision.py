@@ -1,6 +1,6 @@
-"""Where, and in which precision, a network runs.
+"""Device and precision of a network.
 
-Imported by the command line before torch is, which takes seconds.
+The command line imports this before torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-def choose_precision(precision: Precision, device: torch.device) -> tuple[torch.dtype, str]:
-    """What ``precision`` means on ``device``: the dtype of the convolutions, and why, for the user.
+def choose_precision(
+    precision: Precision | Literal["float16"], device: torch.device
+) -> tuple[torch.dtype, str]:
+    """The dtype of the convolutions for ``precision`` on ``device``, and the reason in words.
 
-    ``auto`` is bfloat16 where the machine multiplies it in hardware: CUDA from compute capability 8.0, CPUs with
-    AVX512-BF16 or AMX; and float32 elsewhere.
+    ``auto`` is bfloat16 if the hardware multiplies it (CUDA from compute capability 8.0, CPUs with AVX512-BF16 or AMX),
+    else float32.
     """
     import torch
 
     if precision != "auto":
-        return getattr(torch, precision), "as asked for"
+        return getattr(torch, precision), "as requested"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         reason = f"compute capability {major}.{minor}"
@@ -37,14 +39,18 @@ def choose_precision(precision: Precision, device: torch.device) -> tuple[torch.
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
-    """Autocast to ``dtype``; float32 switches it off."""
+    """Autocast to ``dtype``; disabled for float32."""
     import torch
 
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA where there is one, else the CPU."""
+    """The device called ``name``; ``auto`` is CUDA if available, else the CPU.
+
+    Raises:
+        ValueError: this machine or this torch has no such device.
+    """
     import torch
 
     if name == "auto":
@@ -54,6 +60,6 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"device {name!r} is not usable here; take auto, cpu or, with a GPU, cuda"
+            f"device {name!r} is not available here; use auto, cpu or, with a GPU, cuda"
         ) from error
     return device

@@ -33,8 +33,8 @@ def test_cuda(monkeypatch, capability, expected):
 
 
 def test_as_asked_for():
-    assert choose_precision("float32", CUDA) == (torch.float32, "as asked for")
-    assert choose_precision("bfloat16", CPU) == (torch.bfloat16, "as asked for")
+    assert choose_precision("float32", CUDA) == (torch.float32, "as requested")
+    assert choose_precision("bfloat16", CPU) == (torch.bfloat16, "as requested")
 
 
 def test_autocast_changes_what_a_convolution_returns():
@@ -46,7 +46,7 @@ def test_autocast_changes_what_a_convolution_returns():
 
 def test_device_that_is_not_there():
     assert choose_device("cpu") == CPU
-    with pytest.raises(ValueError, match=r"device 'cuda:99' is not usable here; take auto, cpu"):
+    with pytest.raises(ValueError, match=r"device 'cuda:99' is not available here; use auto, cpu"):
         choose_device("cuda:99")
-    with pytest.raises(ValueError, match="device 'gpu' is not usable"):
+    with pytest.raises(ValueError, match="device 'gpu' is not available"):
         choose_device("gpu")

@@ -62,15 +62,15 @@ def describe(options: InfoOptions) -> str:
 def _config(options: InfoOptions):
     from pathlib import Path
 
-    from fcos_fast.models import PRESETS, config_from_dict
-    from fcos_fast.models.names import unknown_name
+    from fcos_fast.models import PRESETS, DetectorConfig
+    from fcos_fast.suggest import unknown_name
 
     if options.model in PRESETS:
         config = PRESETS[options.model]
     elif Path(options.model).is_file():
         from fcos_fast.engine.checkpoint import load_checkpoint
 
-        config = config_from_dict(load_checkpoint(options.model)["model_config"])
+        config = DetectorConfig.from_dict(load_checkpoint(options.model)["model_config"])
     else:
         raise unknown_name("preset or checkpoint", options.model, PRESETS)
     given = {"backbone": options.backbone, "num_classes": options.num_classes, "norm": options.norm}

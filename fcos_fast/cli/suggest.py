@@ -1,15 +1,16 @@
-"""The nearest right word to a wrong one."""
+"""Suggestions for mistyped options and subcommands."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+
+from fcos_fast import suggest
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    """``; did you mean 'train'?``, or all the choices where none is near."""
+    """The end of an error message: ``; did you mean 'train'?``, or the choices if none is near."""
     known = list(known)
-    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; there are {', '.join(known)}" if len(known) <= 10 else "; --help lists what there is"
+    hint = suggest.did_you_mean(wrong, known, most=1)
+    if hint:
+        return f"; {hint}"
+    return f"; choices: {', '.join(known)}" if len(known) <= 10 else "; --help lists the choices"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import Any
 
+from fcos_fast.serialize import from_plain, to_plain
+from fcos_fast.suggest import unknown_name
 from fcos_fast.text import printable
 
 
@@ -53,9 +54,7 @@ class Categories:
         """Label of the class ``name``; ValueError with the known names and the nearest if there is none."""
         if name in self.names:
             return self.names.index(name)
-        nearest = difflib.get_close_matches(name, self.names, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise ValueError(f"unknown class {name!r}; {hint}known are {', '.join(self.names)}")
+        raise unknown_name("class", name, self.names)
 
     def label_of_id(self, category_id: int) -> int:
         """Label of the data set's id; ValueError with the known ids if there is none."""
@@ -66,12 +65,12 @@ class Categories:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, for JSON and checkpoints."""
-        return {"names": list(self.names), "ids": list(self.ids)}
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> Categories:
         """Inverse of :meth:`to_dict`."""
-        return cls(names=tuple(state["names"]), ids=tuple(state["ids"]))
+        return from_plain(cls, state)
 
     def __str__(self) -> str:
         names = [printable(name) for name in self.names]

@@ -21,7 +21,7 @@ from fcos_fast.data import Categories
 from fcos_fast.engine.distributed import rank
 from fcos_fast.engine.files import replacing
 from fcos_fast.engine.foreign import read_foreign
-from fcos_fast.models import Detector, build_detector, config_from_dict
+from fcos_fast.models import Detector, DetectorConfig, build_detector
 from fcos_fast.models.checkpoint_formats import CLASSES
 
 FORMAT = "fcos_fast checkpoint 1"
@@ -154,7 +154,7 @@ def _check(path: Path, state: dict[str, Any]) -> dict[str, Any]:
             "the file from a copy, or save changes with fcos_fast.engine.checkpoint.save_checkpoint"
         )
     try:
-        config_from_dict(state["model_config"])
+        DetectorConfig.from_dict(state["model_config"])
         Categories.from_dict(state["categories"])
         _weights(state).keys()
     except KeyError as error:
@@ -171,7 +171,7 @@ def describe_model(model: Detector, categories: Categories) -> dict[str, Any]:
 
 def model_from_checkpoint(state: dict[str, Any]) -> tuple[Detector, Categories]:
     """The model of a checkpoint, in evaluation mode, with its averaged weights where it has them."""
-    model = build_detector(config_from_dict(state["model_config"]))
+    model = build_detector(DetectorConfig.from_dict(state["model_config"]))
     try:
         model.load_state_dict(_weights(state))
     except RuntimeError as error:
@@ -210,7 +210,7 @@ def load_weights(
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        ours, other = model.config.to_dict(), config_from_dict(state["model_config"]).to_dict()
+        ours, other = model.config.to_dict(), DetectorConfig.from_dict(state["model_config"]).to_dict()
         differences = [f"{k} {other.get(k)} there, {v} here" for k, v in ours.items() if v != other.get(k)]
         raise ValueError(f"{path} is of another architecture: {_some(differences)}") from error
 

@@ -19,9 +19,9 @@ from fcos_fast.data import AugmentConfig
 from fcos_fast.data.checks import MAX_PIXELS
 from fcos_fast.engine.files import write_text
 from fcos_fast.engine.schedule import ScheduleConfig
-from fcos_fast.models.config import DetectorConfig, FCOSConfig, config_from_dict
-from fcos_fast.models.names import unknown_name
+from fcos_fast.models.config import DetectorConfig, FCOSConfig
 from fcos_fast.precision import Precision
+from fcos_fast.suggest import unknown_name
 
 
 def _may_change(default: Any) -> Any:
@@ -230,8 +230,6 @@ def from_plain(kind: type, values: dict[str, Any]) -> Any:
 
 
 def _typed(hint: Any, value: Any) -> Any:
-    if hint is DetectorConfig:
-        return config_from_dict(value)
     if is_dataclass(hint):
         return hint.from_dict(value) if hasattr(hint, "from_dict") else from_plain(hint, value)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):

@@ -1,21 +1,20 @@
-"""A training step recorded once and replayed: the host launches one graph where it launched thousands of kernels."""
+"""Training steps replayed as CUDA graphs: the host launches one graph instead of thousands of kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Hashable
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from fcos_fast.assignment import GroundTruth
+from fcos_fast.cuda_graphs import WARM_UP, GraphCache, capture
 from fcos_fast.models import ImageBatch
 
-WARM_UP = 3
-"""Steps of a bucket that run without a graph first, so that libraries choose and allocate outside of the capture."""
-
-MOST_GRAPHS = 16
-"""Buckets that get a graph; each keeps a copy of its inputs. The steps of others run without one."""
+MAX_GRAPHS = 16
+"""Buckets that get a graph, each with a copy of its inputs. The steps of other buckets run without one."""
 
 Step = Callable[[ImageBatch, GroundTruth], None]
 
@@ -25,27 +24,20 @@ def why_not(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"the device is {device.type}, they need cuda"
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return "several processes train, whose exchange of gradients is not captured"
+        return "several processes train, and their gradient exchange is not captured"
     return None
 
 
-@dataclass(frozen=True)
-class _Captured:
-    graph: torch.cuda.CUDAGraph
-    images: ImageBatch
-    targets: GroundTruth
-
-
 class GraphedStep:
-    """Calls ``step`` as a CUDA graph per bucket: size of the batch, whether it is padded, capacity of its boxes.
+    """Runs ``step`` as a CUDA graph per bucket: size of the batch, whether it is padded, capacity of its boxes.
 
-    The first steps of a bucket are ordinary ones and warm it up. Everything runs on one stream of its own, as capture
-    demands, between what the caller's stream does before and after. What a graph needs only while it runs lies in a
-    pool that all of them share, since none runs beside another; everything that lasts from step to step (parameters,
-    optimizer, average, statistics, tally, inputs) lies outside.
+    The first steps of a bucket run without a graph and warm it up. Everything runs on one stream of its own, because a
+    capture needs one, and the caller's stream waits for it. All graphs share one pool for their temporary memory, since
+    they never run at the same time; what lasts from step to step (parameters, optimizer, average, statistics, tally,
+    inputs) is outside the pool.
 
     Args:
-        step: reads its arguments and what is on the device, and changes what is on the device; it returns nothing.
+        step: reads its arguments and changes memory on the device; it returns nothing.
         device: a GPU.
     """
 
@@ -53,12 +45,12 @@ class GraphedStep:
         self.step = step
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
-        self.steps: dict[tuple, int] = {}  # by bucket
-        self.graphs: dict[tuple, _Captured] = {}
-        self.most_graphs = MOST_GRAPHS
+        self._steps: Counter[Hashable] = Counter()  # by bucket
+        self._graphs: GraphCache[Callable[..., None]] = GraphCache(MAX_GRAPHS)
+        self._is_told = False
 
     def __call__(self, images: ImageBatch, targets: GroundTruth) -> None:
-        """Do the step."""
+        """Run the step."""
         caller = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(caller)
         with torch.cuda.stream(self.stream):
@@ -66,42 +58,38 @@ class GraphedStep:
         caller.wait_stream(self.stream)
 
     def _run(self, images: ImageBatch, targets: GroundTruth) -> None:
-        bucket = (images.tensor.shape, images.tensor.dtype, images.is_padded, targets.boxes.shape)
-        captured = self.graphs.get(bucket)
-        if captured is None and self._is_due(bucket):
-            captured = self._capture(bucket, images, targets)
-        if captured is None:
+        replay = self._find_graph(images, targets)
+        if replay is None:
             self.step(images, targets)
-            return
-        for static, new in zip(
-            (*captured.images.tensors, *captured.targets.tensors),
-            (*images.tensors, *targets.tensors),
-            strict=True,
-        ):
-            static.copy_(new)
-        captured.graph.replay()
+        else:
+            replay(*images.tensors(), *targets.tensors())
 
-    def _is_due(self, bucket: tuple) -> bool:
-        """Count a step of a bucket without a graph: shall it get one now?"""
-        self.steps[bucket] = self.steps.get(bucket, 0) + 1
-        return self.steps[bucket] > WARM_UP and len(self.graphs) < self.most_graphs
-
-    def _capture(self, bucket: tuple, images: ImageBatch, targets: GroundTruth) -> _Captured | None:
-        captured = _Captured(torch.cuda.CUDAGraph(), images.map(torch.clone), targets.map(torch.clone))
-        try:
-            # thread_local: the loader's thread that pins memory goes on meanwhile
-            with torch.cuda.graph(captured.graph, self.pool, self.stream, capture_error_mode="thread_local"):
-                self.step(captured.images, captured.targets)
-        except RuntimeError as error:
-            self.most_graphs = len(self.graphs)  # no further attempt
-            reason = str(error).partition("\n")[0]
-            print(f"train.cuda_graphs: steps of new sizes run without graphs: {reason}", flush=True)
+    def _find_graph(self, images: ImageBatch, targets: GroundTruth) -> Callable[..., None] | None:
+        bucket = (images.tensor.shape, images.tensor.dtype, images.is_padded, targets.boxes.shape)
+        self._steps[bucket] += 1
+        if self._steps[bucket] <= WARM_UP:
             return None
-        self.graphs[bucket] = captured
-        if len(self.graphs) == self.most_graphs:
-            print(
-                f"train.cuda_graphs: {self.most_graphs} sizes have graphs; steps of others run without, "
-                "a greater model.size_divisor makes fewer sizes",
-                flush=True,
+        try:
+            replay = self._graphs.find(bucket, lambda: self._capture(images, targets))
+        except RuntimeError as error:
+            self._graphs.stop()
+            self._tell(f"steps of new sizes run without graphs: {str(error).splitlines()[0]}")
+            return None
+        if replay is None:
+            self._tell(
+                f"{MAX_GRAPHS} sizes have graphs; steps of others run without. A larger model.size_divisor gives fewer "
+                "sizes"
             )
-        return captured
+        return replay
+
+    def _capture(self, images: ImageBatch, targets: GroundTruth) -> Callable[..., None]:
+        def step(image: Tensor, extents: Tensor, *packed: Tensor) -> None:
+            self.step(ImageBatch(image, images.sizes, extents), GroundTruth(*packed))
+
+        return capture(step, (*images.tensors(), *targets.tensors()), self.stream, self.pool)
+
+    def _tell(self, message: str) -> None:
+        """Print a message, once."""
+        if not self._is_told:
+            print(f"train.cuda_graphs: {message}", flush=True)
+        self._is_told = True

@@ -21,13 +21,13 @@ from fcos_fast.models.checkpoint_formats import (
     differences,
     from_format,
     present_names,
-    recognise,
+    recognize,
     to_format,
     without_wrapping,
 )
-from fcos_fast.models.config import check_fields
-from fcos_fast.models.names import unknown_name
 from fcos_fast.models.presets import FCOS_PRESETS
+from fcos_fast.serialize import check_field_names
+from fcos_fast.suggest import unknown_name
 
 SPARSE_COCO = 91
 """Outputs of a classifier that COCO's own ids index, 1 to 90 with gaps."""
@@ -81,7 +81,7 @@ def read_foreign(
     if preset is not None and preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     state = without_wrapping(checkpoint)
-    format = recognise(state)
+    format = recognize(state)
     if format is None:
         some = ", ".join(list(state)[:4]) or "no tensor"
         known = ", ".join(format.name for format in CHECKPOINT_FORMATS)
@@ -105,7 +105,7 @@ def read_foreign(
     given |= overrides or {}
     candidates = format.presets if preset is None else (preset,)
     for name in candidates:
-        check_fields(type(PRESETS[name]), given)
+        check_field_names(type(PRESETS[name]), given)
     configs = {name: replace(PRESETS[name], **given) for name in candidates}
     own = {name: _parameters(config) for name, config in configs.items()}
     misfits = {name: sum(map(len, differences(state, format, own[name]).values())) for name in configs}

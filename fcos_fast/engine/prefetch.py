@@ -26,7 +26,7 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
             user = torch.cuda.current_stream(device)
             user.wait_stream(stream)
             for part in copies:
-                for tensor in part.tensors:
+                for tensor in part.tensors():
                     # Their memory is the copying stream's: it may take it back only when the user's work is done.
                     tensor.record_stream(user)
         yield copies

@@ -13,7 +13,7 @@ from fcos_fast.engine.cuda_graphs import GraphedStep, why_not
 from fcos_fast.engine.distributed import mean
 from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.optimizer import prepare_for_device
-from fcos_fast.models import Detector, ImageBatch
+from fcos_fast.models import ImageBatch
 from fcos_fast.precision import autocast
 
 
@@ -132,19 +132,3 @@ class _RunningStatistics:
             after = torch.cat([b.flatten() for b in buffers])
             parts = torch.where(finite, after, before).split([b.numel() for b in buffers])
             torch._foreach_copy_(buffers, [x.view_as(b) for x, b in zip(parts, buffers, strict=True)])
-
-
-def compile_losses(model: Detector) -> None:
-    """Let ``model`` compute its losses in one compiled graph of network and loss.
-
-    Assignment stays outside, and so does the all-reduce of its totals, which is waited for first. The graph is made for
-    the first image size; a second size makes it once more, for any size.
-    """
-    compiled = torch.compile(model.losses, fullgraph=True)
-
-    def losses(images, targets, reduction=None):
-        if reduction is not None:
-            reduction.wait()
-        return compiled(images, targets)
-
-    model.losses = losses

@@ -42,7 +42,7 @@ from fcos_fast.engine.random_state import seed_everything
 from fcos_fast.engine.run_folder import MetricsTable, locked, new_run_folder
 from fcos_fast.engine.schedule import learning_rate_factor
 from fcos_fast.engine.state import TrainState
-from fcos_fast.engine.step import Tally, TrainStep, compile_losses
+from fcos_fast.engine.step import Tally, TrainStep
 from fcos_fast.models import BatchPacker, Detector, build_detector
 from fcos_fast.models.pretrained import load_pretrained
 from fcos_fast.models.winograd import use_winograd
@@ -397,7 +397,7 @@ def _make_step(state: TrainState, config: Config, dtype: torch.dtype) -> TrainSt
     """The step of a state, which is loaded already where a run is resumed."""
     options = config.train
     if options.compile:
-        compile_losses(state.model)
+        state.model.compile_losses()
     model = parallel(state.model)
     return TrainStep(
         model, state.optimizer, state.ema, dtype, config.optimizer.clip_norm, options.cuda_graphs

@@ -1,1 +1,1 @@
-"""The operators inside other projects' detectors, in place."""
+"""Acceleration of other projects' detectors, in place."""

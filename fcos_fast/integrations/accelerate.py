@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -14,13 +14,13 @@ from fcos_fast import models
 from fcos_fast.integrations import fcos, retinanet
 from fcos_fast.integrations.cuda_graphs import forget_graphs
 from fcos_fast.integrations.detector import AcceleratedDetector, Acceleration, check_names, check_parts
-from fcos_fast.integrations.layers import fold_batch_norms, fuse_group_norms, undo
+from fcos_fast.integrations.layers import fold_reversibly, fuse_group_norms, undo
 from fcos_fast.integrations.subclasses import accelerated_class
-from fcos_fast.models.names import unknown_name
 from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import choose_precision
+from fcos_fast.suggest import unknown_name
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+AutocastPrecision = Literal["auto", "float32", "bfloat16", "float16"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -29,15 +29,15 @@ class _Support(NamedTuple):
     """How a torchvision detector is accelerated.
 
     Attributes:
-        parts: what it must be made of, by name.
-        accelerated: the classes that take over, by name.
-        replaced: what they replace, in words.
-        check: raises a ValueError for what else cannot be accelerated.
+        parts: name of each part to its required class.
+        accelerated: name of each part to its accelerated class.
+        summary: what is fused, for the printed summary.
+        check: raises a ValueError for settings that cannot be accelerated.
     """
 
-    parts: dict[str, type]
-    accelerated: dict[str, type[nn.Module]]
-    replaced: str
+    parts: Mapping[str, type]
+    accelerated: Mapping[str, type]
+    summary: str
     check: Callable[[nn.Module], None] = lambda model: None
 
 
@@ -45,7 +45,9 @@ _SUPPORTED: dict[type[nn.Module], _Support] = {
     FCOS: _Support(
         fcos.PARTS, fcos.ACCELERATED, "target assignment, losses and post-processing", fcos.check_fcos
     ),
-    RetinaNet: _Support(retinanet.PARTS, retinanet.ACCELERATED, "anchor matching, losses and NMS"),
+    RetinaNet: _Support(
+        retinanet.PARTS, retinanet.ACCELERATED, "anchor matching, losses and post-processing"
+    ),
 }
 
 
@@ -53,7 +55,7 @@ def accelerate(
     model: Model,
     *,
     channels_last: bool = False,
-    precision: str | None = None,
+    precision: AutocastPrecision | None = None,
     fold_frozen_bn: bool = False,
     fuse_group_norm: bool = False,
     winograd: bool = False,
@@ -62,50 +64,49 @@ def accelerate(
 ) -> Model:
     """Make a torchvision ``FCOS`` or ``RetinaNet`` faster, in place.
 
-    Of FCOS target assignment, the three losses and the whole post-processing are replaced by fused operators; of
-    RetinaNet anchor matching, focal loss and NMS. With every option off the losses, gradients and detections are those
-    of torchvision up to the rounding of float32 sums (relative 1e-5). The model stays the same object with the same
-    parameters: its state dict, checkpoints and optimizers keep working, ``copy.deepcopy``, ``torch.save`` and
-    DistributedDataParallel too. It prints what was replaced in one line. A second call undoes the first and begins
-    anew, which is needed after a part of the model, such as its head, was replaced. ``torch.jit.script`` does not take
-    an accelerated model; :func:`restore` it first. ``docs/accelerate.md`` lists what differs from torchvision.
+    Fused operators replace target assignment, the three losses and post-processing of FCOS, and anchor matching, focal
+    loss and post-processing of RetinaNet. Without options, losses, gradients and detections equal torchvision's up to
+    the rounding of float32 sums (relative 1e-5). The model stays the same object with the same parameters: state dict,
+    checkpoints, optimizers, ``copy.deepcopy``, ``torch.save`` and DistributedDataParallel keep working.
 
-    Each option can change results, as far as it says:
+    A one-line summary is printed. A second call undoes the first and starts over; call it again after replacing a part
+    of the model, such as the head. ``torch.jit.script`` does not support accelerated models; :func:`restore` them
+    first. ``docs/accelerate.md`` lists all differences from torchvision.
+
+    Options can change results, as described:
 
     Args:
         model: ``torchvision.models.detection.FCOS`` or ``RetinaNet``, with any backbone and number of classes, in
-            training or evaluation mode; before it is wrapped in DistributedDataParallel. A subclass that overrides
-            none of their methods but ``__init__``, or a module that contains exactly one such detector, as a
-            LightningModule does.
-        channels_last: images, and after them all activations, lie with their channels innermost. Convolutions may sum
-            in another order. Weights keep their memory format, in which an optimizer may already hold its state.
-        precision: of backbone and head: ``"float32"``, ``"bfloat16"`` or ``"float16"`` (which needs a gradient
-            scaler) by autocast, or ``"auto"``: bfloat16 where the machine multiplies it in hardware. Losses and
-            post-processing compute in float32. None: as the caller's own autocast has it.
-        fold_frozen_bn: every ``FrozenBatchNorm2d`` (and in evaluation mode ``BatchNorm2d``) that follows a
-            convolution becomes a part of its weight and bias, in training too: nothing passes over the activations
-            any more, and the convolution's weight gets the gradient that it got. Products are rounded in another order;
-            with bfloat16 the folded weight is rounded instead of the normalised activation. ``convert_sync_batchnorm``
-            comes before.
-        fuse_group_norm: every group norm and the ReLU after it in an ``nn.Sequential`` run as one operator. Sums are in
-            another order; under autocast the result has the precision of its input and is rounded once.
-        winograd: on a CPU in float32, 3x3 convolutions of stride 1 with 128 channels or more take Winograd's method,
-            forward and backward: a quarter of the multiplications. Their results differ by a few units in the last
-            places of the largest terms (measured relative to the norm: 2e-6 forward, 4e-6 of gradients). On a GPU, in
-            other types and where it is compiled they stay as they are; cuDNN chooses for itself.
-        compile: backbone and head run through ``torch.compile``, which compiles again for new image sizes.
-        cuda_graphs: backbone and head, and their backward pass, are captured as a CUDA graph for each size of image
-            batch and replayed: the same kernels without the host's work. For up to 8 sizes; others run as before. Each
-            backward pass needs ``zero_grad(set_to_none=True)`` before it: gradients cannot be accumulated. It has not
-            run on a GPU yet.
+            training or evaluation mode, before it is wrapped in DistributedDataParallel. Also accepted: a subclass that
+            overrides no method except ``__init__``, and a module that contains exactly one such detector, such as a
+            LightningModule.
+        channels_last: make images, and so all activations, channels-last. Convolutions may sum in another order.
+            Weights keep their memory format, because an optimizer may already have state in it.
+        precision: precision of backbone and head: ``"float32"``, ``"bfloat16"`` or ``"float16"`` (needs a gradient
+            scaler) by autocast, or ``"auto"``: bfloat16 on devices with fast bfloat16. Losses and post-processing run
+            in float32. None: the caller's autocast.
+        fold_frozen_bn: fold every ``FrozenBatchNorm2d`` (and in evaluation mode ``BatchNorm2d``) into the convolution
+            before it, in training too. This saves a pass over the activations; gradients of the weights stay correct.
+            Rounding differs: in bfloat16 the folded weight is rounded instead of the normalized activation. Call
+            ``convert_sync_batchnorm`` before.
+        fuse_group_norm: run every group norm and the ReLU after it in an ``nn.Sequential`` as one operator. Sums are in
+            another order; under autocast the result has the dtype of its input and is rounded once.
+        winograd: on a CPU in float32, use Winograd's method for 3x3 convolutions of stride 1 with at least 128
+            channels, forward and backward: a quarter of the multiplications. Results differ by a few units in the last
+            place of the largest terms (measured relative to the norm: 2e-6 forward, 4e-6 for gradients). No effect on a
+            GPU, in other dtypes and in compiled code; cuDNN chooses its own method.
+        compile: run backbone and head through ``torch.compile``, which compiles again for new image sizes.
+        cuda_graphs: capture backbone and head with their backward pass as a CUDA graph for each batch size and image
+            size, and replay it: the same kernels without the host's work. For up to 8 sizes; others run without. Each
+            backward pass needs ``zero_grad(set_to_none=True)`` before it; gradients cannot be accumulated. Not yet
+            tested on a GPU.
 
     Returns:
         ``model`` itself.
 
     Raises:
-        TypeError: another kind of model, or one with methods or parts of its own, which would be ignored; the message
-            names them.
-        ValueError: an option that finds nothing to do or cannot work here.
+        TypeError: unsupported model, or methods or parts of its own that would be ignored; the message names them.
+        ValueError: an option without effect on this model, or that cannot work here.
 
     Example:
         >>> model = torchvision.models.detection.fcos_resnet50_fpn()
@@ -119,19 +120,19 @@ def accelerate(
     dtype = None if precision is None else _dtype(precision, device)
     if cuda_graphs and device.type != "cuda":
         raise ValueError(
-            f"accelerate: cuda_graphs=True, but the model is on {device}; move it with model.to('cuda') first, or "
-            "leave the option out"
+            f"accelerate: cuda_graphs=True, but the model is on {device}; call model.to('cuda') first, or omit "
+            "the option"
         )
 
     acceleration = Acceleration(channels_last=channels_last, dtype=dtype, cuda_graphs=cuda_graphs)
-    done = [f"{support.replaced} fused"]
+    done = [f"{support.summary} fused"]
     try:
         if winograd:
             convs = use_winograd(detector)
             acceleration.replaced += convs
             done.append(f"{len(convs)} convolutions by Winograd's method")
         if fold_frozen_bn:
-            folded = fold_batch_norms(detector.backbone)
+            folded = fold_reversibly(detector.get_submodule("backbone"))
             acceleration.replaced += folded
             done.append(f"{len(folded) // 2} batch norms folded")
         if fuse_group_norm:
@@ -146,7 +147,7 @@ def accelerate(
     if dtype is not None:
         done.append(f"{dtype}".removeprefix("torch."))
     if compile:
-        acceleration.compiled += [detector.backbone, detector.head]
+        acceleration.compiled += [detector.get_submodule("backbone"), detector.get_submodule("head")]
         for module in acceleration.compiled:
             module.compile()
         done.append("backbone and head compiled")
@@ -157,22 +158,21 @@ def accelerate(
         acceleration.replaced.append((module, type(module)))
         module.__class__ = accelerated_class(accelerated, type(module))
     acceleration.parts = {part: attrgetter(part)(detector) for part in support.parts if part}
+    assert isinstance(detector, AcceleratedDetector)  # since its class was replaced
     detector.acceleration = acceleration
     print(f"fcos_fast.accelerate: {name}: {', '.join(done)}")
     return model
 
 
 def restore(model: Model) -> Model:
-    """Undo :func:`accelerate`: the same object, as torchvision made it, with its present weights.
+    """Undo :func:`accelerate`: the same object with torchvision's classes and the present weights.
 
     Raises:
-        ValueError: neither the model was accelerated nor one that it contains.
+        ValueError: neither the model nor a detector in it was accelerated.
     """
     detectors = [module for module in model.modules() if isinstance(module, AcceleratedDetector)]
     if not detectors:
-        raise ValueError(
-            f"restore: this {type(model).__name__} was not accelerated; there is nothing to undo"
-        )
+        raise ValueError(f"restore: this {type(model).__name__} was not accelerated, nothing to undo")
     for detector in detectors:
         acceleration = detector.acceleration
         del detector.acceleration
@@ -185,18 +185,23 @@ def restore(model: Model) -> Model:
 
 def _find(model: nn.Module) -> nn.Module:
     """``model``, or the only detector that it contains."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, tuple(_SUPPORTED))}
+    found: dict[str, nn.Module] = {
+        name: module
+        for name, module in model.named_modules()
+        if any(isinstance(module, kind) for kind in _SUPPORTED)
+    }
     for name, module in model.named_modules():
         if not any(part in found.values() for part in module.modules()):
             continue
         called = f"model.{name}" if name else type(model).__name__
         if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             raise TypeError(
-                f"accelerate: {called} is a wrapper; accelerate its .module, best before wrapping"
+                f"accelerate: {called} is a wrapper; accelerate its .module, preferably before wrapping"
             )
         if hasattr(module, "_orig_mod"):
             raise TypeError(
-                f"accelerate: {called} is a compiled model; accelerate(model, compile=True) the model itself instead"
+                f"accelerate: {called} is a compiled model; call accelerate(model, compile=True) on the original "
+                "model instead"
             )
     if len(found) == 1:
         return next(iter(found.values()))
@@ -207,7 +212,7 @@ def _find(model: nn.Module) -> nn.Module:
         )
     remedy = "expected torchvision.models.detection.FCOS or RetinaNet, or a module that contains exactly one"
     if isinstance(model, models.Detector):
-        remedy = "it has all of this built in; optimize_for_inference makes it faster at detecting"
+        remedy = "all of this is built in; optimize_for_inference makes detection faster"
     kind = type(model)
     raise TypeError(f"accelerate: got {kind.__module__}.{kind.__qualname__}: {remedy}")
 
@@ -220,7 +225,7 @@ def _support(detector: nn.Module) -> _Support:
     return support
 
 
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    if precision not in PRECISIONS:
-        raise unknown_name("precision", precision, PRECISIONS)
+def _dtype(precision: AutocastPrecision, device: torch.device) -> torch.dtype:
+    if precision not in get_args(AutocastPrecision):
+        raise unknown_name("precision", precision, get_args(AutocastPrecision))
     return choose_precision(precision, device)[0]

@@ -1,8 +1,8 @@
-"""What the accelerated torchvision detectors have in common: the way from images and targets through the network."""
+"""What the accelerated torchvision detectors share: checks, transform and network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from fcos_fast.assignment import GroundTruth
+from fcos_fast.boxes import has_area
 from fcos_fast.integrations.cuda_graphs import Network, Sizes, run_graphed
 from fcos_fast.integrations.layers import Replaced
 from fcos_fast.integrations.subclasses import overridden
@@ -21,14 +22,14 @@ from fcos_fast.models.checks import values_are_checked
 
 @dataclass
 class Acceleration:
-    """What :func:`fcos_fast.accelerate` did to a model, and needs in order to undo it.
+    """What :func:`fcos_fast.accelerate` did to a model, also to undo it.
 
     Attributes:
-        replaced: layers and the classes that they had.
-        channels_last: memory format of the images, which all activations take.
-        dtype: of autocast around the network; None leaves it as the caller has it.
-        compiled: modules that run compiled.
-        parts: what was checked, by its name in the model.
+        replaced: layers and their previous classes.
+        channels_last: whether images, and so all activations, are channels-last.
+        dtype: dtype of autocast around the network; None: the caller's autocast.
+        compiled: compiled modules.
+        parts: name in the model to the checked module or object.
         cuda_graphs: whether the network is replayed from CUDA graphs.
     """
 
@@ -39,30 +40,39 @@ class Acceleration:
     parts: dict[str, Any] = field(default_factory=dict)
     cuda_graphs: bool = False
 
-    def autocast(self, device: torch.device) -> AbstractContextManager:
-        """What the network runs under."""
+    def autocast(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The autocast context of the network."""
         if self.dtype is None:
             return nullcontext()
         enabled = self.dtype != torch.float32
         return torch.autocast(device.type, self.dtype if enabled else None, enabled=enabled)
 
 
-class AcceleratedDetector:
-    """The forward pass of torchvision's one-stage detectors, before what a detector replaces of its own.
+class AcceleratedDetector(nn.Module):
+    """The forward pass that the accelerated one-stage detectors share.
 
-    A base beside ``torchvision.models.detection.FCOS`` or ``RetinaNet``, whose ``transform``, ``backbone`` and
-    ``head`` it uses; their calling convention, messages' exception types and state dict are unchanged.
+    A base class next to ``torchvision.models.detection.FCOS`` or ``RetinaNet``, whose ``transform``, ``backbone`` and
+    ``head`` it uses. Calling convention, exception types and state dict are unchanged.
     """
 
     acceleration: Acceleration
+    # of torchvision, which is not annotated
+    transform: Any
+    head: Any
+    anchor_generator: Any
+    box_coder: Any
+    score_thresh: float
+    nms_thresh: float
+    topk_candidates: int
+    detections_per_img: int
 
     def forward(
         self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training, detections in evaluation, as the model's own class gives them."""
+        """Losses in training mode, detections in evaluation mode, as torchvision returns them."""
         self._check_replaced()
         if self.training:
-            _check_targets(targets)
+            targets = _check_targets(targets)
         original_sizes = [tuple(image.shape[-2:]) for image in images]
         batch, targets = self.transform(images, targets)
         for i, target in enumerate(targets or ()):
@@ -75,7 +85,7 @@ class AcceleratedDetector:
         return self.transform.postprocess(detections, batch.image_sizes, original_sizes)
 
     def _network(self, images: Tensor) -> tuple[Sizes, Any]:
-        """Padded images (B, 3, H, W) to the sizes of the feature maps and what the head makes of them."""
+        """Padded images (B, 3, H, W) to the sizes of the feature maps and the outputs of the head."""
         if self.acceleration.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with self.acceleration.autocast(images.device):
@@ -86,25 +96,25 @@ class AcceleratedDetector:
             return network.sizes, outputs
 
     def _check_replaced(self) -> None:
-        if getattr(self, "_is_replica", False):  # of nn.DataParallel, whose parts are replicas too
+        if getattr(self, "_is_replica", False):  # of nn.DataParallel; its parts are replicas too
             return
         for name, part in self.acceleration.parts.items():
             present = attrgetter(name)(self)
             if present is not part:
                 raise RuntimeError(
                     f"model.{name} was replaced by a {type(present).__name__} after fcos_fast.accelerate, which checks "
-                    "and changes the parts of a model; call accelerate again, with its options"
+                    "and changes the parts of a model; call accelerate again with the same options"
                 )
 
     def __prepare_scriptable__(self) -> NoReturn:
         raise TypeError(
-            "torch.jit.script does not support an accelerated model: its operators and options are Python; call "
-            "fcos_fast.restore(model), script the model that torchvision made, and accelerate it again afterwards"
+            "torch.jit.script does not support accelerated models, whose operators and options are Python; call "
+            "fcos_fast.restore(model), script it, and accelerate it again"
         )
 
     @staticmethod
     def _ground_truth(targets: list[dict[str, Tensor]]) -> GroundTruth:
-        """Packed; labels may be a column (N, 1)."""
+        """Pack the targets; labels may be a column (N, 1)."""
         boxes = [target["boxes"] for target in targets]
         labels = [
             label.flatten() if label.shape == (len(box), 1) else label
@@ -115,38 +125,35 @@ class AcceleratedDetector:
     def _anchors(
         self, batch: ImageList, sizes: Sizes, generator: Callable[..., list[Tensor]] | None = None
     ) -> Tensor:
-        """(A, 4) of every image, in the precision of the images: bfloat16 of autocast would move them by pixels."""
+        """(A, 4) of every image, in the dtype of the images: in bfloat16, anchors would move by pixels."""
         generator = self.anchor_generator if generator is None else generator
-        like = batch.tensors.new_zeros(())  # the generator reads no more than shape, dtype and device
+        like = batch.tensors.new_zeros(())  # the generator reads only shape, dtype and device
         return generator(batch, [like.expand(1, 1, *size) for size in sizes])[0]
 
-    def _losses(
-        self, batch: ImageList, sizes: Sizes, outputs: Any, targets: list[dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def _losses(self, batch: ImageList, sizes: Sizes, outputs: Any, targets: Any) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def _detections(self, batch: ImageList, sizes: Sizes, outputs: Any) -> list[dict[str, Tensor]]:
         raise NotImplementedError
 
 
-def check_parts(model: nn.Module, expected: dict[str, type]) -> None:
-    """Raise a TypeError where a part of ``model`` does not work as the torchvision class that is expected.
+def check_parts(model: nn.Module, expected: Mapping[str, type]) -> None:
+    """Raise a TypeError if a part of ``model`` can behave differently from the expected torchvision class.
 
-    ``model`` itself goes by the name "". A subclass is as good as its class if it overrides none of its methods.
+    The name "" is ``model`` itself. A subclass is accepted if it overrides no method except ``__init__``.
     """
     for name, kind in expected.items():
         part = attrgetter(name)(model) if name else model
         called = f"model.{name}" if name else "model"
         if not isinstance(part, kind):
             raise TypeError(
-                f"accelerate: {called} is {type(part).__name__}; expected torchvision's {kind.__name__}, whose working "
-                "is known"
+                f"accelerate: {called} is {type(part).__name__}; expected torchvision's {kind.__name__}"
             )
         changed = overridden(type(part), kind)
         if changed:
             raise TypeError(
                 f"accelerate: {called} is {type(part).__name__}, a subclass that overrides {', '.join(changed)} of "
-                f"torchvision's {kind.__name__}; accelerate would ignore that. Expected a subclass without it"
+                f"torchvision's {kind.__name__}, which accelerate would ignore; expected a subclass without overrides"
             )
         own = [attribute for attribute in vars(part) if callable(getattr(kind, attribute, None))]
         if own:
@@ -156,20 +163,20 @@ def check_parts(model: nn.Module, expected: dict[str, type]) -> None:
             )
 
 
-def check_names(model: nn.Module, accelerated: type[AcceleratedDetector]) -> None:
-    """Raise a TypeError where a subclass or an instance has attributes of the names that ``accelerated`` adds."""
+def check_names(model: nn.Module, accelerated: type) -> None:
+    """Raise a TypeError if ``model`` has attributes with names that ``accelerated`` adds."""
     kinds = [kind for kind in accelerated.__mro__ if kind.__module__.startswith("fcos_fast.")]
     ours = {"acceleration"}.union(*map(vars, kinds)) - set(dir(nn.Module))
     taken = sorted(name for name in ours if not name.startswith("__") and hasattr(model, name))
     if taken:
         raise TypeError(
-            f"accelerate: this {type(model).__name__} has {', '.join(taken)} of its own, which the accelerated class "
-            "needs for itself; rename them"
+            f"accelerate: this {type(model).__name__} defines {', '.join(taken)}, which the accelerated class also "
+            "defines; rename them"
         )
 
 
-def _check_targets(targets: Sequence[dict[str, Tensor]] | None) -> None:
-    """Torchvision raises AssertionError for these, which callers may rely on."""
+def _check_targets(targets: Sequence[dict[str, Tensor]] | None) -> Sequence[dict[str, Tensor]]:
+    """``targets``; AssertionErrors if they are invalid, as torchvision raises."""
     if targets is None:
         raise AssertionError("targets: got None; in training the model needs one dict per image")
     for i, target in enumerate(targets):
@@ -180,12 +187,13 @@ def _check_targets(targets: Sequence[dict[str, Tensor]] | None) -> None:
             )
         if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise AssertionError(f"targets[{i}]['boxes']: got shape {tuple(boxes.shape)}; expected (N, 4)")
+    return targets
 
 
 def _check_boxes(i: int, boxes: Tensor) -> None:
     if not values_are_checked(boxes):
         return
-    wrong = ~(boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    wrong = ~has_area(boxes)
     if wrong.any():
         box = boxes[int(wrong.nonzero()[0])].tolist()
         raise AssertionError(f"targets[{i}]['boxes']: got {box}; expected x1 < x2 and y1 < y2")

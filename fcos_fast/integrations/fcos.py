@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +19,16 @@ from fcos_fast.integrations.cuda_graphs import Sizes
 from fcos_fast.integrations.detector import AcceleratedDetector
 
 
-class AcceleratedClassificationHead(FCOSClassificationHead):
-    """Torchvision's, its outputs left as the convolutions lay them in memory."""
+class AcceleratedClassificationHead(FCOSClassificationHead):  # type: ignore[misc]  # torchvision is not annotated
+    """Torchvision's head, but its outputs keep the memory format of the convolutions."""
 
     def forward(self, x: list[Tensor]) -> list[Tensor]:
         """Feature maps to logits (B, C, H, W) of every level."""
         return [self.cls_logits(self.conv(features)) for features in x]
 
 
-class AcceleratedRegressionHead(FCOSRegressionHead):
-    """Torchvision's, its outputs left as the convolutions lay them in memory."""
+class AcceleratedRegressionHead(FCOSRegressionHead):  # type: ignore[misc]  # torchvision is not annotated
+    """Torchvision's head, but its outputs keep the memory format of the convolutions."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Feature maps to distances (B, 4, H, W) and centerness (B, 1, H, W) of every level."""
@@ -34,8 +36,11 @@ class AcceleratedRegressionHead(FCOSRegressionHead):
         return [self.bbox_reg(t).relu() for t in towers], [self.bbox_ctrness(t) for t in towers]
 
 
-class AcceleratedFCOS(AcceleratedDetector, FCOS):
+class AcceleratedFCOS(AcceleratedDetector, FCOS):  # type: ignore[misc]  # torchvision is not annotated
     """Torchvision's FCOS after :func:`fcos_fast.accelerate`."""
+
+    center_sampling_radius: float
+    postprocess_detections: Callable[..., list[dict[str, Tensor]]]
 
     def _losses(
         self,
@@ -47,8 +52,11 @@ class AcceleratedFCOS(AcceleratedDetector, FCOS):
         gt = self._ground_truth(targets)
         levels = self._levels(batch, sizes)
         rule = replace(RULES["torchvision"], radius=float(self.center_sampling_radius))
+        cls_logits, box_regression, centerness = outputs.values()
         return ops.detection_loss(
-            *outputs.values(),
+            cls_logits,
+            box_regression,
+            centerness,
             ops.assign_targets(gt, levels, rule),
             units=[level.stride for level in levels],
             centerness_weighted=False,
@@ -60,8 +68,11 @@ class AcceleratedFCOS(AcceleratedDetector, FCOS):
         if torch.is_grad_enabled() and any(x.requires_grad for maps in outputs.values() for x in maps):
             return self._differentiable_detections(batch, sizes, outputs)
         levels = self._levels(batch, sizes)
+        cls_logits, box_regression, centerness = outputs.values()
         return ops.postprocess(
-            *outputs.values(),
+            cls_logits,
+            box_regression,
+            centerness,
             levels,
             batch.image_sizes,
             units=[level.stride for level in levels],
@@ -75,13 +86,13 @@ class AcceleratedFCOS(AcceleratedDetector, FCOS):
     def _differentiable_detections(
         self, batch: ImageList, sizes: Sizes, outputs: dict[str, list[Tensor]]
     ) -> list[dict[str, Tensor]]:
-        """Torchvision's own, through which gradients reach the images, as a few users want."""
+        """Torchvision's own post-processing, which is differentiable."""
         flat = {name: [x.flatten(2).transpose(1, 2) for x in maps] for name, maps in outputs.items()}
         anchors = list(self._anchors(batch, sizes).split([height * width for height, width in sizes]))
         return self.postprocess_detections(flat, [anchors] * len(batch.image_sizes), batch.image_sizes)
 
     def _call_hooked_generator(self, batch: ImageList, sizes: Sizes) -> None:
-        """Let hooks on the anchor generator see their call; nothing here needs its anchors.
+        """Call the anchor generator if it has hooks; its anchors are not used.
 
         Raises:
             RuntimeError: a hook returned other anchors.
@@ -92,12 +103,12 @@ class AcceleratedFCOS(AcceleratedDetector, FCOS):
         hooked, expected = self._anchors(batch, sizes), self._anchors(batch, sizes, generator.forward)
         if not torch.equal(hooked, expected):
             raise RuntimeError(
-                "a hook on model.anchor_generator changed its anchors, which an accelerated FCOS does not use; remove "
-                "the hook, or call fcos_fast.restore(model)"
+                "a hook on model.anchor_generator changed its anchors, but an accelerated FCOS does not use them; "
+                "remove the hook, or call fcos_fast.restore(model)"
             )
 
     def _levels(self, batch: ImageList, feature_sizes: Sizes) -> list[Level]:
-        """The centres of ``self.anchor_generator``'s anchors; their side is the unit of radius, range and distances."""
+        """Levels at the centers of the generator's anchors; their side is the unit of radius, range and distances."""
         self._call_hooked_generator(batch, feature_sizes)
         height, width = batch.tensors.shape[-2:]
         sides = [
@@ -116,7 +127,7 @@ ACCELERATED = {
     "head.regression_head": AcceleratedRegressionHead,
     "": AcceleratedFCOS,
 }
-"""What takes over, by the name of the part."""
+"""Name of each part to its accelerated class."""
 
 
 PARTS = {
@@ -127,15 +138,17 @@ PARTS = {
     "anchor_generator": AnchorGenerator,
     "box_coder": BoxLinearCoder,
 }
-"""What torchvision's FCOS is made of, as far as the accelerated one relies on it."""
+"""Name of each part that the accelerated FCOS relies on to its class in torchvision."""
 
 
-def check_fcos(model: FCOS) -> None:
-    """Raise a ValueError where parts of ``model`` are set otherwise than in torchvision's FCOS."""
+def check_fcos(model: Any) -> None:
+    """Raise a ValueError if ``model`` has settings that torchvision's FCOS has not."""
     if not model.box_coder.normalize_by_size:
-        raise ValueError("accelerate: model.box_coder does not normalize by size; torchvision's FCOS does")
+        raise ValueError(
+            "accelerate: model.box_coder.normalize_by_size is False; expected True, as in torchvision's FCOS"
+        )
     ratios = model.anchor_generator.aspect_ratios
     if any(tuple(r) != (1.0,) for r in ratios):
         raise ValueError(
-            f"accelerate: the anchors' aspect ratios are {ratios}; FCOS has (1.0,) at every level"
+            f"accelerate: the anchors' aspect ratios are {ratios}; expected (1.0,) at every level"
         )

@@ -1,7 +1,6 @@
-"""Layers that do the work of two: a convolution with the batch norm after it, a group norm with its ReLU.
+"""Fused layers: a convolution with the batch norm after it, a group norm with its ReLU.
 
-A layer is replaced by changing its class and nothing else, so that parameters, buffers, hooks, keys and every
-reference to it stay what they are.
+Only the class of a layer changes; its parameters, buffers, hooks, keys and all references to it stay.
 """
 
 from __future__ import annotations
@@ -16,32 +15,32 @@ from fcos_fast.models.norm import GroupNormReLU, folded
 from fcos_fast.models.winograd import WinogradConv2d
 
 Replaced = list[tuple[nn.Module, type[nn.Module]]]
-"""Layers, each with the class that it had."""
+"""Layers with their previous classes."""
 
 
 class FoldedConv2d(nn.Conv2d):
-    """A convolution that computes ``norm(conv(x))`` in one pass, for a norm whose statistics do not change.
+    """A convolution that computes ``norm(conv(x))``, for a norm whose statistics are constant.
 
-    The norm's scale multiplies the weight, its shift becomes the bias: nothing passes over the activations, and
-    autograd carries the scale to the gradient of ``weight``, which is the parameter that it was. A norm in training
-    mode is left to itself.
+    The norm's scale multiplies the weight and its shift becomes the bias, which saves a pass over the activations. The
+    gradient of ``weight``, which stays the same parameter, includes the scale. A norm in training mode is not folded.
     """
 
-    norm: tuple[nn.Module]  # in a tuple, lest it be registered here a second time
+    norm: tuple[nn.Module]  # in a tuple, so that nn.Module does not register it a second time
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to what the norm would have made of the convolution's output."""
-        if not _is_constant(self.norm[0]):
+        """(B, C, H, W) to the output of the norm."""
+        (norm,) = self.norm
+        if not _is_constant(norm):
             return super().forward(x)
-        return self._conv_forward(x, *folded(self, self.norm[0]))
+        return self._conv_forward(x, *folded(self, norm))
 
 
 class FoldedWinogradConv2d(FoldedConv2d, WinogradConv2d):
-    """A folded convolution that takes Winograd's method."""
+    """A folded convolution that uses Winograd's method."""
 
 
-class FoldedFrozenBatchNorm2d(FrozenBatchNorm2d):
-    """A frozen batch norm whose work the convolution before it does."""
+class FoldedFrozenBatchNorm2d(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision is not annotated
+    """A frozen batch norm that is folded into the convolution before it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` itself."""
@@ -49,40 +48,48 @@ class FoldedFrozenBatchNorm2d(FrozenBatchNorm2d):
 
 
 class FoldedBatchNorm2d(nn.BatchNorm2d):
-    """A batch norm whose work in evaluation mode the convolution before it does."""
+    """A batch norm that in evaluation mode is folded into the convolution before it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` itself in evaluation mode."""
         return super().forward(x) if self.training else x
 
 
-_FOLDED_CONVS = {nn.Conv2d: FoldedConv2d, WinogradConv2d: FoldedWinogradConv2d}
-"""What a convolution becomes that does the work of a norm."""
-_FOLDED = {FrozenBatchNorm2d: FoldedFrozenBatchNorm2d, nn.BatchNorm2d: FoldedBatchNorm2d}
+_FOLDED_CONVS: dict[type, type[nn.Module]] = {nn.Conv2d: FoldedConv2d, WinogradConv2d: FoldedWinogradConv2d}
+_FOLDED: dict[type, type[nn.Module]] = {
+    FrozenBatchNorm2d: FoldedFrozenBatchNorm2d,
+    nn.BatchNorm2d: FoldedBatchNorm2d,
+}
 
 
 def _is_constant(norm: nn.Module) -> bool:
     return isinstance(norm, FrozenBatchNorm2d) or not norm.training
 
 
-def fold_batch_norms(backbone: nn.Module) -> Replaced:
-    """Fold every batch norm of ``backbone`` that follows a convolution, which feeds nothing else, into it.
+def fold_reversibly(backbone: nn.Module) -> Replaced:
+    """Fold batch norms of ``backbone`` into the convolutions before them; parameters and keys stay.
+
+    Unlike :func:`fcos_fast.models.folding.fold_batch_norms`, the model can be trained and :func:`undo` undoes it.
 
     Raises:
-        ValueError: there is none, or the backbone's forward cannot be traced.
+        ValueError: no norm can be folded, or torch.fx cannot trace the backbone.
     """
     replaced: Replaced = []
     for conv, norm in _conv_norm_pairs(backbone):
-        replaced += [(conv, type(conv)), (norm, type(norm))]
-        conv.__class__ = _FOLDED_CONVS[type(conv)]
-        conv.norm = (norm,)
-        norm.__class__ = _FOLDED[type(norm)]
+        replaced += [_swap(conv, _FOLDED_CONVS[type(conv)]), _swap(norm, _FOLDED[type(norm)])]
+        vars(conv)["norm"] = (norm,)
     if not replaced:
         raise ValueError(
             "accelerate: fold_frozen_bn=True, but no FrozenBatchNorm2d or BatchNorm2d of the backbone follows a "
-            "convolution; leave the option out"
+            "convolution; omit the option"
         )
     return replaced
+
+
+def _swap(layer: nn.Module, kind: type[nn.Module]) -> tuple[nn.Module, type[nn.Module]]:
+    before = type(layer)
+    layer.__class__ = kind
+    return layer, before
 
 
 class _Tracer(fx.Tracer):
@@ -90,34 +97,40 @@ class _Tracer(fx.Tracer):
         return type(module) in (_FOLDED | _FOLDED_CONVS) or super().is_leaf_module(module, name)
 
 
-def _conv_norm_pairs(backbone: nn.Module) -> list[tuple[nn.Conv2d, nn.Module]]:
+def _conv_norm_pairs(backbone: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    """Convolutions and norms that read nothing but the convolution's output; each layer is called once.
+
+    Traced, because foreign backbones register their layers in any order.
+    """
     try:
         graph = _Tracer().trace(backbone)
-    except Exception as error:  # whatever the backbone's forward does with a symbolic value
+    except Exception as error:  # of any kind, from the backbone's forward with symbolic values
         raise ValueError(
-            f"accelerate: fold_frozen_bn=True needs a backbone that torch.fx can trace, which "
-            f"{type(backbone).__name__} is not ({error}); leave the option out"
+            f"accelerate: fold_frozen_bn=True needs a backbone that torch.fx can trace, but "
+            f"{type(backbone).__name__} cannot be traced ({error}); omit the option"
         ) from error
     modules = dict(backbone.named_modules(remove_duplicate=False))
-    called = {node: modules[node.target] for node in graph.nodes if node.op == "call_module"}
+    called = {node: modules[str(node.target)] for node in graph.nodes if node.op == "call_module"}
     calls = Counter(map(id, called.values()))
     pairs = []
     for node, norm in called.items():
         before = node.args[0] if node.args else None
-        conv = called.get(before)
-        if type(norm) not in _FOLDED or type(conv) not in _FOLDED_CONVS or len(before.users) != 1:
+        if not isinstance(before, fx.Node) or before not in called or len(before.users) != 1:
             continue
-        once = calls[id(conv)] == calls[id(norm)] == 1
-        if once and norm.running_var is not None:  # a batch norm may be without statistics
+        conv = called[before]
+        if type(norm) not in _FOLDED or type(conv) not in _FOLDED_CONVS:
+            continue
+        is_called_once = calls[id(conv)] == calls[id(norm)] == 1
+        if is_called_once and norm.running_var is not None:  # None without statistics
             pairs.append((conv, norm))
     return pairs
 
 
 def fuse_group_norms(model: nn.Module) -> Replaced:
-    """Fuse every group norm with the ReLU that follows it in an ``nn.Sequential``, where neither is used elsewhere.
+    """Fuse every group norm with the ReLU after it in an ``nn.Sequential``, if neither is used elsewhere.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such pair.
     """
     replaced: Replaced = []
     places = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
@@ -127,18 +140,16 @@ def fuse_group_norms(model: nn.Module) -> Replaced:
         for norm, relu in pairwise(module):
             once = places[id(norm)] == places[id(relu)] == 1
             if once and type(norm) is nn.GroupNorm and type(relu) is nn.ReLU:
-                replaced += [(norm, nn.GroupNorm), (relu, nn.ReLU)]
-                norm.__class__ = GroupNormReLU
-                relu.__class__ = nn.Identity
+                replaced += [_swap(norm, GroupNormReLU), _swap(relu, nn.Identity)]
     if not replaced:
         raise ValueError(
-            "accelerate: fuse_group_norm=True, but no ReLU of the model follows a GroupNorm; leave the option out"
+            "accelerate: fuse_group_norm=True, but no ReLU of the model follows a GroupNorm; omit the option"
         )
     return replaced
 
 
 def undo(replaced: Replaced) -> None:
-    """Give layers the class back that they had, the last that was replaced first."""
+    """Restore the previous classes, in reverse order."""
     for module, original in reversed(replaced):
         vars(module).pop("norm", None)
         module.__class__ = original

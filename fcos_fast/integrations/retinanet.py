@@ -1,8 +1,7 @@
-"""Torchvision's RetinaNet with a fused focal loss, anchor matching without the matrix of IoUs, and exact NMS."""
+"""Torchvision's RetinaNet with fused anchor matching, losses and post-processing."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -16,17 +15,20 @@ from torchvision.models.detection.retinanet import (
     RetinaNetHead,
     RetinaNetRegressionHead,
 )
-from torchvision.ops import clip_boxes_to_image
 
 from fcos_fast import ops
 from fcos_fast.assignment import AnchorMatches, GroundTruth
 from fcos_fast.integrations.cuda_graphs import Sizes
 from fcos_fast.integrations.detector import AcceleratedDetector
 from fcos_fast.models.anchors import MAX_LOG_RATIO, decode_boxes, encode_boxes, matched_box_loss
+from fcos_fast.models.retinanet import postprocess_anchors
+from fcos_fast.models.transform import ImageBatch
 
 
-class AcceleratedRetinaNet(AcceleratedDetector, RetinaNet):
+class AcceleratedRetinaNet(AcceleratedDetector, RetinaNet):  # type: ignore[misc]  # torchvision is not annotated
     """Torchvision's RetinaNet after :func:`fcos_fast.accelerate`."""
+
+    proposal_matcher: Matcher
 
     def _losses(
         self,
@@ -52,12 +54,12 @@ class AcceleratedRetinaNet(AcceleratedDetector, RetinaNet):
     def _regression_loss(
         self, deltas: Tensor, anchors: Tensor, gt: GroundTruth, matches: AnchorMatches
     ) -> Tensor:
-        """The mean over the images of their box loss per matched anchor; deltas are (B, A, 4)."""
+        """The box loss per matched anchor, averaged over the images; deltas are (B, A, 4)."""
         sums = matched_box_loss(deltas, matches.matched, anchors, gt.boxes, self._box_loss)
         return (sums / (matches.labels >= 0).sum(dim=1).clamp(min=1)).mean()
 
     def _box_loss(self, deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
-        """(N,), which torchvision's ``_box_loss`` sums, of coded boxes (N, 4), their anchors and targets."""
+        """(N,) of encoded boxes (N, 4), their anchors and targets; torchvision's ``_box_loss`` without the sum."""
         head = self.head.regression_head
         encode, decode = _code(head.box_coder)
         if head._loss_type not in ("l1", "smooth_l1"):
@@ -71,54 +73,23 @@ class AcceleratedRetinaNet(AcceleratedDetector, RetinaNet):
         anchors = self._anchors(batch, sizes)
         per_location = self.anchor_generator.num_anchors_per_location()
         counts = [n * height * width for n, (height, width) in zip(per_location, sizes, strict=True)]
-        levels = list(
-            zip(
-                outputs["cls_logits"].split(counts, dim=1),
-                outputs["bbox_regression"].split(counts, dim=1),
-                anchors.split(counts),
-                strict=True,
-            )
-        )
-        return [
-            self._detect(size, [(logits[b], boxes[b], at) for logits, boxes, at in levels])
-            for b, size in enumerate(batch.image_sizes)
-        ]
-
-    def _detect(
-        self, size: tuple[int, int], levels: list[tuple[Tensor, Tensor, Tensor]]
-    ) -> dict[str, Tensor]:
-        """The detections of one image from logits (A, C), regression (A, 4) and anchors (A, 4) per level."""
-        candidates = [self._candidates(*level) for level in levels]
-        boxes, scores, labels = (torch.cat(parts) for parts in zip(*candidates, strict=True))
-        boxes = clip_boxes_to_image(boxes, size)
-        keep = ops.batched_nms(boxes, scores, labels, self.nms_thresh)[: self.detections_per_img]
-        return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
-
-    def _candidates(
-        self, logits: Tensor, regression: Tensor, anchors: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (N, 4), scores and labels (N,) of the best of a level that pass the threshold."""
-        flat = logits.flatten()
-        places = (flat > _surely_below(self.score_thresh)).nonzero()[:, 0]
-        scores = flat[places].to(anchors.dtype).sigmoid()
-        passes = scores > self.score_thresh
-        places, scores = places[passes], scores[passes]
-        scores, best = scores.topk(min(self.topk_candidates, len(scores)))
-        places = places[best]
-        rows = places // logits.shape[1]
-        boxes = self.box_coder.decode_single(regression[rows].to(anchors.dtype), anchors[rows])
-        return boxes, scores, places % logits.shape[1]
-
-
-def _surely_below(score: float) -> float:
-    """A logit whose sigmoid is below ``score`` by more than rounding, so that few sigmoids have to be computed."""
-    if not 0 < score < 1:
-        return -math.inf if score <= 0 else math.inf
-    return math.log(score / (1 - score)) - 0.1
+        _, decode = _code(self.box_coder)
+        _, image_sizes = ImageBatch(batch.tensors, batch.image_sizes).tensors()
+        return postprocess_anchors(
+            outputs["cls_logits"].split(counts, dim=1),
+            outputs["bbox_regression"].split(counts, dim=1),
+            anchors.split(counts),
+            image_sizes,
+            score_threshold=self.score_thresh,
+            topk_candidates=self.topk_candidates,
+            iou_threshold=self.nms_thresh,
+            max_detections=self.detections_per_img,
+            decode=decode,
+        ).split()
 
 
 def _classification_loss(logits: Tensor, matches: AnchorMatches) -> Tensor:
-    """The mean over the images of their focal loss per matched anchor; logits are (B, A, C)."""
+    """The focal loss per matched anchor, averaged over the images; logits are (B, A, C)."""
     losses = [
         ops.sigmoid_focal_loss(x, labels, reduction="sum") / (labels >= 0).sum().clamp(min=1)
         for x, labels in zip(logits, matches.labels, strict=True)
@@ -127,14 +98,18 @@ def _classification_loss(logits: Tensor, matches: AnchorMatches) -> Tensor:
 
 
 def _code(coder: BoxCoder) -> tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]:
-    """Encoding and decoding: ours where torchvision's do the same, which copies constants and so waits for a GPU."""
+    """Encoding and decoding: ours if equivalent, because torchvision's copies constants and so waits for a GPU."""
     if tuple(coder.weights) == (1, 1, 1, 1) and coder.bbox_xform_clip == MAX_LOG_RATIO:
         return encode_boxes, decode_boxes
-    return coder.encode_single, coder.decode_single
+
+    def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
+        return coder.decode_single(deltas.flatten(0, -2), anchors.flatten(0, -2)).view(deltas.shape)
+
+    return coder.encode_single, decode
 
 
 ACCELERATED = {"": AcceleratedRetinaNet}
-"""What takes over, by the name of the part."""
+"""Name of each part to its accelerated class."""
 
 PARTS = {
     "": RetinaNet,
@@ -144,4 +119,4 @@ PARTS = {
     "proposal_matcher": Matcher,
     "box_coder": BoxCoder,
 }
-"""What torchvision's RetinaNet is made of, as far as the accelerated one relies on it."""
+"""Name of each part that the accelerated RetinaNet relies on to its class in torchvision."""

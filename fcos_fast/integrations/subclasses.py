@@ -1,4 +1,4 @@
-"""Subclasses of torchvision's classes: which compute what these compute, and their accelerated classes."""
+"""User subclasses of torchvision's classes: what they override, and their accelerated classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def overridden(kind: type, base: type) -> list[str]:
-    """Names of the functions of ``base`` for which its subclass ``kind`` has others, but for ``__init__``."""
+    """Names of the methods and properties of ``base`` that its subclass ``kind`` overrides, except ``__init__``."""
     return sorted(
         name
         for name, value in vars(base).items()
@@ -19,20 +19,20 @@ def overridden(kind: type, base: type) -> list[str]:
 
 
 def _defined(kind: type, name: str) -> Any:
-    """What the first class of the method resolution order that defines ``name`` has there."""
+    """The attribute ``name`` as the first class in the method resolution order defines it, unbound."""
     return next(vars(parent)[name] for parent in kind.__mro__ if name in vars(parent))
 
 
 def accelerated_class(accelerated: type, original: type) -> type:
-    """``accelerated``, or the subclass of it that also is the user's own subclass ``original``."""
+    """``accelerated``, or a class that inherits from it and from the user's subclass ``original``."""
     return accelerated if original in accelerated.__mro__ else _combined(accelerated, original)
 
 
 @cache
 def _combined(accelerated: type, original: type) -> type:
-    def reduce(self: Any, protocol: int) -> tuple:
-        # This class cannot be imported by a name, as pickle would; the two that it is made of can.
-        _, (_, *arguments), *rest = super(kind, self).__reduce_ex__(max(2, protocol))
+    def reduce(self: Any, protocol: int) -> tuple[Any, ...]:
+        # Pickle cannot import this class by name, but its two bases.
+        _, (_, *arguments), *rest = super(kind, self).__reduce_ex__(max(2, protocol))  # type: ignore[arg-type]  # a class
         return _new, (accelerated, original, *arguments), *rest
 
     names = {

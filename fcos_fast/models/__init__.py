@@ -1,7 +1,7 @@
-"""Detectors built on :mod:`fcos_fast.ops`; they need torch alone.
+"""Detectors built on :mod:`fcos_fast.ops`; they need only torch and numpy.
 
-Names are imported when they are first used: the configurations and presets need no torch, so that the command line
-answers ``--help`` and a mistyped option at once.
+Names are imported on first use. Configurations and presets do not import torch, so the command line answers ``--help``
+and mistyped options at once.
 """
 
 import sys
@@ -12,9 +12,9 @@ from fcos_fast._lazy import lazy_names
 _FILES = {
     "backbone": ("BACKBONES", "register_backbone"),
     "backbones": ("build_backbone",),
-    "config": ("DetectorConfig", "FCOSConfig", "RetinaNetConfig", "config_from_dict"),
+    "config": ("DetectorConfig", "FCOSConfig", "RetinaNetConfig"),
     "detector": ("Detector",),
-    "detectors": ("DETECTORS", "build_detector"),
+    "detectors": ("build_detector",),
     "faster_rcnn_backbone": ("FasterRCNNBackbone", "IntermediateLayerGetter"),
     "fcos": ("FCOS", "fcos"),
     "head": ("HeadOutputs",),
@@ -29,7 +29,7 @@ __getattr__, __dir__, __all__ = lazy_names(__name__, _FILES)
 
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: object) -> None:
-        """Importing a file sets it as an attribute; ``fcos`` and ``retinanet`` stay the functions in the files."""
+        """Keep ``fcos`` and ``retinanet`` the functions when Python sets the modules of the same names."""
         if not (name in __all__ and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 

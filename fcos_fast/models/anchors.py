@@ -1,4 +1,4 @@
-"""The anchors of RetinaNet, and boxes coded relative to them (Girshick et al., "Rich feature hierarchies", 2014)."""
+"""The anchors of RetinaNet, and boxes encoded relative to them (Girshick et al., "Rich feature hierarchies", 2014)."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from fcos_fast.models.config import RetinaNetConfig
 from fcos_fast.models.transform import Size
 
 MAX_LOG_RATIO = math.log(1000 / 16)
-"""A decoded box is at most ``exp`` of this times as wide and high as its anchor, as in Detectron."""
+"""Decoded boxes are at most ``exp`` of this times as wide and high as their anchor, as in Detectron."""
 
 
 class Anchors(nn.Module):
-    """The anchors over an image, laid out by the rule of the configuration."""
+    """The anchors of an image."""
+
+    cells: Tensor  # (L, per_location, 4), around (0, 0)
 
     def __init__(self, config: RetinaNetConfig) -> None:
         super().__init__()
         self.strides = config.strides
         self.on_corners = config.anchor_rule == "torchvision"
         self.per_location = len(config.anchor_scales) * len(config.anchor_shapes)
-        # A buffer, so that it follows the model to its device; not persistent: it belongs to the configuration.
+        # A buffer moves with the model to its device; not persistent: the values are in the configuration.
         cells = torch.tensor([_cell(config, stride) for stride in config.strides])
-        self.register_buffer("cells", cells, persistent=False)  # (L, per_location, 4), around (0, 0)
+        self.register_buffer("cells", cells, persistent=False)
 
     def forward(self, size: Size, feature_sizes: Sequence[Size]) -> list[Tensor]:
-        """The anchors of each level, (height * width * per_location, 4) xyxy in pixels, location after location.
+        """The anchors of each level, (height * width * per_location, 4) xyxy in pixels, ordered by location.
 
         Args:
             size: (height, width) of the padded image.
-            feature_sizes: of each level's maps.
+            feature_sizes: (height, width) of each level's feature maps.
         """
         anchors = []
         for (height, width), stride, cell in zip(feature_sizes, self.strides, self.cells, strict=True):
@@ -50,7 +52,7 @@ def _cell(config: RetinaNetConfig, stride: int) -> list[list[float]]:
     """The anchors of one location, around (0, 0)."""
     sides = [config.anchor_size * stride * scale for scale in config.anchor_scales]
     if config.anchor_rule == "torchvision":
-        pairs = [(int(side), shape) for shape in config.anchor_shapes for side in sides]
+        pairs = [(float(int(side)), shape) for shape in config.anchor_shapes for side in sides]
     else:
         pairs = [(side, shape) for side in sides for shape in config.anchor_shapes]
     halves = [(side * width / 2, side * height / 2) for side, (width, height) in pairs]
@@ -60,14 +62,14 @@ def _cell(config: RetinaNetConfig, stride: int) -> list[list[float]]:
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """(dx, dy, dw, dh) of xyxy ``boxes`` (..., 4): shifts in sides of their anchors, logarithms of ratios of sides."""
+    """(dx, dy, dw, dh) of xyxy ``boxes`` (..., 4): shift of the center in anchor sides, log ratios of the sides."""
     center, sides = _center_and_sides(boxes)
     anchor_center, anchor_sides = _center_and_sides(anchors)
     return torch.cat(((center - anchor_center) / anchor_sides, (sides / anchor_sides).log()), dim=-1)
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Undo :func:`encode_boxes`; sides end at exp(:data:`MAX_LOG_RATIO`) of the anchor's."""
+    """Inverse of :func:`encode_boxes`; the log ratios are clamped to :data:`MAX_LOG_RATIO`."""
     anchor_center, anchor_sides = _center_and_sides(anchors)
     center = deltas[..., :2] * anchor_sides + anchor_center
     half = 0.5 * (deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp() * anchor_sides)
@@ -81,28 +83,28 @@ def matched_box_loss(
     boxes: Tensor,
     loss: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """(B,) the sum of each image's box loss, over its matched anchors, in float32 (float64 of float64 deltas).
+    """(B,) the box loss of each image summed over its matched anchors, in float32 (float64 for float64 deltas).
 
-    What the network says of other anchors is not read: an infinite number there changes neither loss nor gradient.
-    On a CPU only matched anchors are computed. The host does not know their number on other devices, nor while a graph
-    is traced; there all anchors are, the others with a code of zeros for themselves, rather than wait for the device.
+    Outputs of unmatched anchors are not used: an infinity there changes neither loss nor gradient. On a CPU, only
+    matched anchors are computed. On other devices and while tracing, their number is unknown to the host; instead of
+    waiting for the device, all anchors are computed, the unmatched ones with zero deltas and themselves as targets.
 
     Args:
-        deltas: (B, A, 4), what the network says in the code of :func:`encode_boxes`.
-        matched: (B, A) int32, row of ``boxes``; negative where an anchor has none.
+        deltas: (B, A, 4), outputs of the network, as :func:`encode_boxes` encodes.
+        matched: (B, A) int32, row of ``boxes``; negative for unmatched anchors.
         anchors: (A, 4) float32 xyxy in pixels.
         boxes: (M, 4) float32 xyxy in pixels.
-        loss: of deltas, anchors and boxes, (N, 4) each, to (N,).
+        loss: function of deltas, anchors and boxes, (N, 4) each, that returns (N,).
     """
-    dtype = torch.promote_types(deltas.dtype, anchors.dtype)  # 16 bits would move boxes by pixels
+    dtype = torch.promote_types(deltas.dtype, anchors.dtype)  # in 16 bits, boxes would move by pixels
     positive = matched >= 0
     if deltas.device.type == "cpu" and not torch.compiler.is_compiling():
         image, anchor = positive.nonzero(as_tuple=True)
         pairs = loss(deltas[image, anchor].to(dtype), anchors[anchor], boxes[matched[image, anchor]])
         return torch.stack([of_image.sum() for of_image in pairs.split(positive.sum(dim=1).tolist())])
-    # Replaced before the loss and not masked after it: the gradient of a masked infinity is 0 * inf.
+    # Replaced before the loss, not masked after it: the gradient of a masked infinity is 0 * inf.
     deltas = torch.where(positive[..., None], deltas, 0.0).to(dtype)
-    boxes = F.pad(boxes, (0, 0, 0, 1))  # a row to read where the batch has no box
+    boxes = F.pad(boxes, (0, 0, 0, 1))  # at least one row to index
     boxes = torch.where(positive[..., None], boxes[matched.clamp(min=0)], anchors)
     pairs = loss(*(x.flatten(0, 1) for x in (deltas, anchors.expand_as(boxes), boxes)))
     return torch.where(positive, pairs.view(positive.shape), 0.0).sum(dim=1)

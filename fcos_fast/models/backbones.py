@@ -13,16 +13,16 @@ from fcos_fast.models.timm_backbone import TimmBackbone
 
 
 def build_backbone(name: str, trainable_stages: int = 5, **options: Any) -> Backbone:
-    """Build a backbone with random weights, all but its last ``trainable_stages`` of five stages frozen.
+    """Build a backbone with random weights; only its last ``trainable_stages`` of five stages train.
 
     Args:
         name: one of :data:`BACKBONES`, or ``timm:<name>`` for a model of the package timm.
         trainable_stages: 0 to 5.
-        **options: of the backbone, as ``norm``.
+        **options: options of the backbone, such as ``norm``.
 
     Raises:
-        ValueError: for an unknown name, with the nearest ones.
-        ModuleNotFoundError: timm is asked for and not installed.
+        ValueError: unknown name, with the nearest ones.
+        ModuleNotFoundError: timm is needed and not installed.
     """
     check_backbone(name)
     backbone = TimmBackbone(name, **options) if name.startswith(TIMM_PREFIX) else BACKBONES[name](**options)
@@ -31,7 +31,7 @@ def build_backbone(name: str, trainable_stages: int = 5, **options: Any) -> Back
 
 
 def backbone_options(name: str) -> set[str]:
-    """The names of the options that a backbone has."""
+    """The names of the options of a backbone."""
     return set(
         inspect.signature(TimmBackbone if name.startswith(TIMM_PREFIX) else BACKBONES[name]).parameters
     )

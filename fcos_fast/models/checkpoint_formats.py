@@ -1,27 +1,30 @@
-"""Names and forms of the parameters in the checkpoints of the published FCOS, and the way to ours and back.
+"""Checkpoint formats: the parameter names and shapes of the published FCOS implementations.
 
-This project names parameters as torchvision does. A format says, for each of our names, what the other implementation
-calls it; reading and writing are the same table.
+This project names parameters as torchvision does. A format renames our names to those of another implementation; the
+same table serves reading and writing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fcos_fast.models.darknet import read_in_order
-from fcos_fast.models.names import unknown_name
+from fcos_fast.suggest import unknown_name
 
 CLASSES = "head.classification_head.cls_logits."
-"""Begin of the names of the only parameters that know the classes."""
+"""Prefix of the only parameters whose shape depends on the number of classes."""
 
 _SCALES = "head.regression_head.scales"
-_EPS = 1e-5  # of every batch norm here
-_MOST_CONVS = 8  # of a tower
+_EPS = 1e-5  # of every batch norm of this project
+
+Rename = tuple[str, str | Callable[[re.Match[str]], str]]
+"""Pattern and replacement of ``re.sub``."""
 
 
 @dataclass(frozen=True)
@@ -29,66 +32,74 @@ class CheckpointFormat:
     """How one implementation names and stores its parameters.
 
     Attributes:
-        name: of the implementation.
-        presets: whose models have this format, the most common first.
-        marker: a pattern that occurs in the names of this format alone.
-        renames: (pattern, replacement) pairs, applied to our name one after the other. In a replacement, ``<1>`` is the
-            pattern's first group and ``<1+2>`` that group as a number, plus 2.
-        scale: name of the parameter that multiplies the distances of level {}, one per level; None: our one tensor for
-            all levels, under the name that ``renames`` give it.
-        scale_shape: of each of them.
-        aliases: (pattern, replacement) of ``re.sub``, which turn older names of this format into the present ones.
-        ignored: pattern of the names of what is no parameter.
+        name: name of the implementation.
+        presets: presets whose models have this format, the most common first.
+        marker: pattern that occurs only in the names of this format.
+        renames: from our name to theirs, applied one after the other.
+        scale: name of the scale of level {}, if there is one parameter per level; None: one tensor for all levels, as
+            ours, under the name that ``renames`` returns.
+        scale_shape: shape of each of them.
+        aliases: from older names of this format to the present ones.
+        ignored: pattern of the names of what is not a parameter.
         norm_eps: whether its frozen batch norms add 1e-5 to the variance, as ours do.
-        container: under which name a file of this format holds the parameters; None: the file holds nothing else.
+        container: key of the parameters in a file of this format; None: the file is the state dict.
     """
 
     name: str
     presets: tuple[str, ...]
     marker: str
-    renames: tuple[tuple[str, str], ...] = ()
+    renames: tuple[Rename, ...] = ()
     scale: str | None = None
     scale_shape: tuple[int, ...] = (1,)
-    aliases: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[Rename, ...] = ()
     ignored: str = r"num_batches_tracked$"
     norm_eps: bool = True
     container: str | None = None
 
     @property
     def has_scales(self) -> bool:
-        """Does it store numbers that multiply the distances of a level?"""
+        """Whether it stores scales of the levels' distances."""
         return self.scale is not None or self.name_of(_SCALES) != _SCALES
 
     def name_of(self, key: str) -> str:
-        """What this format calls our parameter ``key``."""
-        for pattern, replacement in self.renames:
-            key = re.sub(pattern, lambda match, text=replacement: _expand(match, text), key)
-        return key
+        """This format's name of our parameter ``key``."""
+        return _rename(key, self.renames)
 
     def names_of(self, key: str, tensor: Tensor) -> list[str]:
-        """The names under which this format stores our parameter ``key``: several for the scales of the levels."""
+        """The names under which this format stores our parameter ``key``; scales can have one name per level."""
         if key == _SCALES and self.scale is not None:
             return [self.scale.format(level) for level in range(len(tensor))]
         return [self.name_of(key)]
 
 
-def _expand(match: re.Match, text: str) -> str:
-    def group(reference: re.Match) -> str:
-        value = match[int(reference[1])]
-        return value if reference[2] is None else str(int(value) + int(reference[2]))
-
-    return re.sub(r"<(\d)(?:\+(\d))?>", group, text)
+def _rename(key: str, renames: Iterable[Rename]) -> str:
+    for pattern, replacement in renames:
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
-def _towers(classification: str, regression: str) -> tuple[tuple[str, str], ...]:
-    """Towers that are sequences of convolution, norm, ReLU, as ours are."""
+def _number(template: str, offset: int) -> Callable[[re.Match[str]], str]:
+    """A replacement: the first group, a number, plus ``offset``, in the template's ``{}``."""
+    return lambda match: template.format(int(match[1]) + offset)
+
+
+def _pyramid(lateral: str, output: str, offset: int) -> tuple[Rename, ...]:
+    """The convolutions of the pyramid, numbered from ``offset`` on."""
+    return (
+        (r"^backbone\.fpn\.inner_blocks\.(\d)\.0\.", _number(lateral, offset)),
+        (r"^backbone\.fpn\.layer_blocks\.(\d)\.0\.", _number(output, offset)),
+    )
+
+
+def _towers(classification: str, regression: str) -> tuple[Rename, ...]:
+    """Towers that are sequences of convolution, norm and ReLU, as ours are."""
     return (
         (r"^head\.classification_head\.conv\.", classification),
         (r"^head\.regression_head\.conv\.", regression),
     )
 
 
-def _outputs(classes: str, boxes: str, centerness: str) -> tuple[tuple[str, str], ...]:
+def _outputs(classes: str, boxes: str, centerness: str) -> tuple[Rename, ...]:
     return (
         (r"^head\.classification_head\.cls_logits\.", classes),
         (r"^head\.regression_head\.bbox_reg\.", boxes),
@@ -96,37 +107,44 @@ def _outputs(classes: str, boxes: str, centerness: str) -> tuple[tuple[str, str]
     )
 
 
-# MobileNetV2 as it was before torchvision had it: one flat sequence of layers in each block.
-_FLAT_MOBILENET = (
-    (r"(features\.1\.conv)\.1\.", "<1>.3."),
-    (r"(features\.1\.conv)\.2\.", "<1>.4."),
-    (r"(features\.1\.conv)\.0\.([01])\.", "<1>.<2>."),
-    (r"(features\.(?:[2-9]|1\d)\.conv)\.2\.(?=weight|bias|running|num)", "<1>.6."),
-    (r"(features\.(?:[2-9]|1\d)\.conv)\.3\.(?=weight|bias|running|num)", "<1>.7."),
-    (r"(features\.(?:[2-9]|1\d)\.conv)\.1\.([01])\.", "<1>.<2+3>."),
-    (r"(features\.(?:[2-9]|1\d)\.conv)\.0\.([01])\.", "<1>.<2>."),
-)
+# MobileNetV2 before torchvision had it: each block is one flat sequence of layers. The first block does not widen.
+_FLAT_FIRST_BLOCK = {"0.0": 0, "0.1": 1, "1": 3, "2": 4}
+_FLAT_BLOCK = {"0.0": 0, "0.1": 1, "1.0": 3, "1.1": 4, "2": 6, "3": 7}
 
-_DETECTRON2_BODY = (
-    (r"^(backbone\.body\..*\.conv2)\.conv\.weight$", "<1>.weight"),
-    (r"^(backbone\.body\..*\.conv2)\.offset\.", "<1>_offset."),
+
+def _flat_mobilenet(match: re.Match[str]) -> str:
+    block, layer = match.groups()
+    layers = _FLAT_FIRST_BLOCK if block == "1" else _FLAT_BLOCK
+    return f"features.{block}.conv.{layers[layer]}."
+
+
+_FLAT_MOBILENET = ((r"features\.([1-9]|1\d)\.conv\.(\d\.[01]|\d)\.", _flat_mobilenet),)
+
+
+def _mmdetection_tower(match: re.Match[str]) -> str:
+    convs, index = match.groups()
+    block, layer = divmod(int(index), 3)
+    return f"{convs}.{block}.{('conv', 'gn', 'activate')[layer]}."
+
+
+_DETECTRON2_BODY: tuple[Rename, ...] = (
+    (r"^(backbone\.body\..*\.conv2)\.conv\.weight$", r"\1.weight"),
+    (r"^(backbone\.body\..*\.conv2)\.offset\.", r"\1_offset."),
     (r"^backbone\.body\.conv1\.", "backbone.bottom_up.stem.conv1."),
     (r"^backbone\.body\.bn1\.", "backbone.bottom_up.stem.conv1.norm."),
-    (r"^backbone\.body\.layer(\d)\.", "backbone.bottom_up.res<1+1>."),
+    (r"^backbone\.body\.layer(\d)\.", _number("backbone.bottom_up.res{}.", 1)),
     (r"^backbone\.body\.", "backbone.bottom_up."),  # DLA, MobileNetV2
-    (r"(bottom_up\.res.*)\.bn(\d)\.", "<1>.conv<2>.norm."),
-    (r"(bottom_up\.res.*)\.downsample\.0\.", "<1>.shortcut."),
-    (r"(bottom_up\.res.*)\.downsample\.1\.", "<1>.shortcut.norm."),
-    (r"^backbone\.fpn\.inner_blocks\.(\d)\.0\.", "backbone.fpn_lateral<1+3>."),
-    (r"^backbone\.fpn\.layer_blocks\.(\d)\.0\.", "backbone.fpn_output<1+3>."),
+    (r"(bottom_up\.res.*)\.bn(\d)\.", r"\1.conv\2.norm."),
+    (r"(bottom_up\.res.*)\.downsample\.0\.", r"\1.shortcut."),
+    (r"(bottom_up\.res.*)\.downsample\.1\.", r"\1.shortcut.norm."),
+    *_pyramid("backbone.fpn_lateral{}.", "backbone.fpn_output{}.", 3),
     (r"^backbone\.fpn\.extra_blocks\.", "backbone.top_block."),
 )
 
-_NOTEBOOK = (
+_NOTEBOOK: tuple[Rename, ...] = (
     (r"^backbone\.body\.", "backbone."),
-    (r"^backbone\.fpn\.inner_blocks\.(\d)\.0\.", "fpn.prj_<1+3>."),
-    (r"^backbone\.fpn\.layer_blocks\.(\d)\.0\.", "fpn.conv_<1+3>."),
-    (r"^backbone\.fpn\.extra_blocks\.p(\d)\.", "fpn.conv_out<1>."),
+    *_pyramid("fpn.prj_{}.", "fpn.conv_{}.", 3),
+    (r"^backbone\.fpn\.extra_blocks\.p(\d)\.", r"fpn.conv_out\1."),
     *_towers("head.cls_conv.", "head.reg_conv."),
     *_outputs("head.cls_logits.", "head.reg_pred.", "head.cnt_logits."),
 )
@@ -137,9 +155,8 @@ CHECKPOINT_FORMATS = (
         presets=("official-improved", "official"),
         marker=r"^rpn\.head\.",
         renames=(
-            (r"^backbone\.body\.(conv1|bn1)\.", "backbone.body.stem.<1>."),
-            (r"^backbone\.fpn\.inner_blocks\.(\d)\.0\.", "backbone.fpn.fpn_inner<1+2>."),
-            (r"^backbone\.fpn\.layer_blocks\.(\d)\.0\.", "backbone.fpn.fpn_layer<1+2>."),
+            (r"^backbone\.body\.(conv1|bn1)\.", r"backbone.body.stem.\1."),
+            *_pyramid("backbone.fpn.fpn_inner{}.", "backbone.fpn.fpn_layer{}.", 2),
             (r"^backbone\.fpn\.extra_blocks\.", "backbone.fpn.top_blocks."),
             *_FLAT_MOBILENET,
             *_towers("rpn.head.cls_tower.", "rpn.head.bbox_tower."),
@@ -164,7 +181,7 @@ CHECKPOINT_FORMATS = (
             ),
         ),
         scale="proposal_generator.fcos_head.scales.{}.scale",
-        # what AdelaiDet's own script makes of an official checkpoint
+        # from AdelaiDet's script that converts official checkpoints
         aliases=((r"(fcos_head)\.centerness\.", r"\1.ctrness."),),
         ignored=r"num_batches_tracked$|^pixel_(mean|std)$|\.level[34]\.project\.",  # DLA's are never used
         container="model",
@@ -193,16 +210,13 @@ CHECKPOINT_FORMATS = (
         marker=r"^bbox_head\.",
         renames=(
             (r"^backbone\.body\.", "backbone."),
-            (r"^backbone\.fpn\.inner_blocks\.(\d)\.0\.", "neck.lateral_convs.<1>.conv."),
-            (r"^backbone\.fpn\.layer_blocks\.(\d)\.0\.", "neck.fpn_convs.<1>.conv."),
+            *_pyramid("neck.lateral_convs.{}.conv.", "neck.fpn_convs.{}.conv.", 0),
             (r"^backbone\.fpn\.extra_blocks\.p6\.", "neck.fpn_convs.3.conv."),
             (r"^backbone\.fpn\.extra_blocks\.p7\.", "neck.fpn_convs.4.conv."),
             *_towers("bbox_head.cls_convs.", "bbox_head.reg_convs."),
-            *((rf"(bbox_head\...._convs)\.{3 * k}\.", f"<1>.[{k}].conv.") for k in range(_MOST_CONVS)),
-            *((rf"(bbox_head\...._convs)\.{3 * k + 1}\.", f"<1>.[{k}].gn.") for k in range(_MOST_CONVS)),
-            (r"_convs\.\[(\d)\]", "_convs.<1>"),
-            (r"(conv2|_convs\.\d\.conv)\.conv\.", "<1>."),  # deformable
-            (r"(conv2|_convs\.\d\.conv)\.offset\.", "<1>.conv_offset."),
+            (r"(bbox_head\.(?:cls|reg)_convs)\.(\d+)\.", _mmdetection_tower),
+            (r"(conv2|_convs\.\d\.conv)\.conv\.", r"\1."),  # deformable
+            (r"(conv2|_convs\.\d\.conv)\.offset\.", r"\1.conv_offset."),
             *_outputs("bbox_head.conv_cls.", "bbox_head.conv_reg.", "bbox_head.conv_centerness."),
         ),
         scale="bbox_head.scales.{}.scale",
@@ -216,11 +230,10 @@ CHECKPOINT_FORMATS = (
         marker=r"^clsregcnt_head\.",
         renames=(
             (r"^backbone\.body\.", "backbone."),
-            (r"^(backbone\..*conv\d)\.weight$", "<1>.layer.0.weight"),
-            (r"^(backbone\.(?:layer.*\.)?)bn(\d)\.", "<1>conv<2>.layer.1."),
-            (r"^(backbone\.layer.*)\.downsample\.", "<1>.downsample_conv.layer."),
-            (r"^backbone\.fpn\.inner_blocks\.(\d)\.0\.", "fpn.P<1+3>_1."),
-            (r"^backbone\.fpn\.layer_blocks\.(\d)\.0\.", "fpn.P<1+3>_2."),
+            (r"^(backbone\..*conv\d)\.weight$", r"\1.layer.0.weight"),
+            (r"^(backbone\.(?:layer.*\.)?)bn(\d)\.", r"\1conv\2.layer.1."),
+            (r"^(backbone\.layer.*)\.downsample\.", r"\1.downsample_conv.layer."),
+            *_pyramid("fpn.P{}_1.", "fpn.P{}_2.", 3),
             (r"^backbone\.fpn\.extra_blocks\.p6\.", "fpn.P6."),
             (r"^backbone\.fpn\.extra_blocks\.p7\.", "fpn.P7.1."),
             *_towers("clsregcnt_head.cls_head.", "clsregcnt_head.reg_head."),
@@ -243,19 +256,19 @@ CHECKPOINT_FORMATS = (
         scale="head.scale_exp.{}.scale",
     ),
 )
-"""Every format that is read and written."""
+"""All formats that can be read and written."""
 
 
 def find_format(name: str) -> CheckpointFormat:
-    """The format called ``name``; a ValueError with the nearest names where there is none."""
+    """The format called ``name``; else a ValueError with the nearest names."""
     for format in CHECKPOINT_FORMATS:
         if format.name == name:
             return format
     raise unknown_name("format", name, (format.name for format in CHECKPOINT_FORMATS))
 
 
-def recognise(keys: Iterable[str]) -> CheckpointFormat | None:
-    """The format that has parameters of these names (without ``module.``), or None."""
+def recognize(keys: Iterable[str]) -> CheckpointFormat | None:
+    """The format with parameters of these names (without ``module.``), or None."""
     keys = list(keys)
     for format in CHECKPOINT_FORMATS:
         if any(re.search(format.marker, key) for key in keys):
@@ -263,10 +276,10 @@ def recognise(keys: Iterable[str]) -> CheckpointFormat | None:
     return None
 
 
-def without_wrapping(checkpoint: Mapping) -> dict[str, Tensor]:
-    """The parameters of a loaded checkpoint file, without what DataParallel puts before their names.
+def without_wrapping(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The parameters in a loaded checkpoint file, without the prefix of DataParallel.
 
-    They are the file itself, or under ``model``, ``state_dict`` or ``model_state_dict``.
+    The file is the state dict, or contains it as ``model``, ``state_dict`` or ``model_state_dict``.
     """
     for name in ("model", "state_dict", "model_state_dict"):
         if isinstance(checkpoint.get(name), Mapping):
@@ -281,20 +294,20 @@ def without_wrapping(checkpoint: Mapping) -> dict[str, Tensor]:
 def from_format(
     state: Mapping[str, Tensor], format: CheckpointFormat, own: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The parameters of a checkpoint in our names and forms.
+    """The parameters of a checkpoint with our names and shapes.
 
     Args:
-        state: of :func:`without_wrapping`.
-        format: that it has.
-        own: state dict of the model that is to load them, which gives names and shapes; it may lie on ``meta``.
+        state: output of :func:`without_wrapping`.
+        format: its format.
+        own: state dict of the model that will load them, for names and shapes; can be on ``meta``.
 
     Raises:
         ValueError: parameters are left over, missing or of another shape; the message lists them.
     """
     problems = differences(state, format, own)
     if any(problems.values()):
-        told = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
-        raise ValueError(f"the {format.name} checkpoint does not fit the model; {told}")
+        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
+        raise ValueError(f"the {format.name} checkpoint does not fit the model; {listed}")
     state = present_names(state, format)
     loaded = {}
     for key, like in own.items():
@@ -312,7 +325,7 @@ def from_format(
 def differences(
     state: Mapping[str, Tensor], format: CheckpointFormat, own: Mapping[str, Tensor]
 ) -> dict[str, list[str]]:
-    """Where a checkpoint differs from what a model would load: names ``missing``, ``left over``, ``of another shape``.
+    """The parameters that are ``missing``, ``left over`` or ``of another shape`` in a checkpoint for a model.
 
     Arguments as of :func:`from_format`.
     """
@@ -334,7 +347,7 @@ def differences(
 
 
 def to_format(state: Mapping[str, Tensor], format: CheckpointFormat) -> dict[str, Tensor]:
-    """Our parameters in the names and forms of ``format``: what :func:`from_format` undoes."""
+    """Our parameters with the names and shapes of ``format``; inverse of :func:`from_format`."""
     theirs: dict[str, Tensor] = {}
     for key, value in state.items():
         names = format.names_of(key, value)
@@ -351,18 +364,12 @@ def to_format(state: Mapping[str, Tensor], format: CheckpointFormat) -> dict[str
 
 
 def present_names(state: Mapping[str, Tensor], format: CheckpointFormat) -> dict[str, Tensor]:
-    """The parameters of a checkpoint, older and other names of its format replaced by those that ``renames`` give."""
-
-    def present(key: str) -> str:
-        for pattern, replacement in format.aliases:
-            key = re.sub(pattern, replacement, key)
-        return key
-
-    return _named_darknet({present(key): value for key, value in state.items()})
+    """The parameters of a checkpoint with the names that ``renames`` returns instead of older or other ones."""
+    return _named_darknet({_rename(key, format.aliases): value for key, value in state.items()})
 
 
 def _named_darknet(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With our names for the layers of a notebook's DarkNet19, ``backbone.block1.0.weight`` and so on."""
+    """Rename the layers of a notebook's DarkNet19 (``backbone.block1.0.weight``) to our names."""
     blocks = {
         key: found[1] for key in state if (found := re.match(r"((?:fcos_body\.)?backbone\.)block\d", key))
     }

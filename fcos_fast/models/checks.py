@@ -1,4 +1,4 @@
-"""What a model refuses to be given."""
+"""Checks of the inputs of a model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fcos_fast.assignment import GroundTruth
+from fcos_fast.boxes import has_area
 from fcos_fast.models.transform import ImageBatch
 
 
@@ -28,18 +29,19 @@ def check_images(images: object, device: torch.device) -> None:
             raise TypeError(f"{name}: got {image.dtype}; expected uint8, or floating point in [0, 1]")
         _check_device(name, image, device)
         if image.is_floating_point() and values_are_checked(image) and not image.amax() <= 2:
-            # 2 and not 1: resampling and colour jitter overshoot a little.
+            # 2 and not 1: resampling and color jitter overshoot a little.
             raise ValueError(
                 f"{name}: got values up to {float(image.amax()):g}; floating-point images are in [0, 1]: "
                 "divide by 255, or pass uint8"
             )
 
 
-def check_targets(targets: object, num_images: int, num_classes: int, device: torch.device) -> None:
-    """Raise unless ``targets`` is one dict per image of ``boxes`` (N, 4) xyxy and ``labels`` (N,) in 0..C-1.
+def check_targets(
+    targets: object, num_images: int, num_classes: int, device: torch.device
+) -> Sequence[dict[str, Tensor]]:
+    """``targets`` if it is one dict per image of ``boxes`` (N, 4) xyxy and ``labels`` (N,) in 0..C-1; else raise.
 
-    Values are checked on the host; on a GPU, where looking at them would wait for it, with
-    ``FCOS_FAST_CHECK=1``.
+    Values on a GPU are checked only with ``FCOS_FAST_CHECK=1``, because reading them waits for the device.
     """
     if targets is None:
         raise ValueError("targets: got None; training needs one dict of boxes and labels per image")
@@ -53,39 +55,41 @@ def check_targets(targets: object, num_images: int, num_classes: int, device: to
         for key in ("boxes", "labels"):
             if not isinstance(target, dict) or not isinstance(target.get(key), Tensor):
                 raise TypeError(
-                    f"{name}: expected a dict with the tensors 'boxes' and 'labels'; {key!r} is not there"
+                    f"{name}: expected a dict with the tensors 'boxes' and 'labels'; {key!r} is missing"
                 )
             _check_device(f"{name}[{key!r}]", target[key], device)
         _check_target(name, target["boxes"], target["labels"], num_classes)
+    return targets
 
 
-def check_packed(images: ImageBatch, targets: object, training: bool, device: torch.device) -> None:
-    """Raise unless this is a batch to train on and ``targets`` its ground truth, both on ``device``.
+def check_packed(images: ImageBatch, targets: object, training: bool, device: torch.device) -> GroundTruth:
+    """``targets`` if it is the ground truth of a training batch and both are on ``device``; else raise.
 
-    Values are not looked at: that was done where they were packed.
+    Values were checked when they were packed.
     """
     if not training:
         raise ValueError(
-            "images: got an ImageBatch in evaluation; give a list of tensors (3, H, W), or .train()"
+            "images: got an ImageBatch in evaluation mode; pass a list of tensors (3, H, W), or call .train()"
         )
     if not isinstance(targets, GroundTruth):
-        raise TypeError(f"targets: got {_kind(targets)} beside an ImageBatch; expected its GroundTruth")
+        raise TypeError(f"targets: got {_kind(targets)} with an ImageBatch; expected its GroundTruth")
     if targets.batch_size != len(images.tensor):
-        raise ValueError(f"targets: got {targets.batch_size} images' for {len(images.tensor)} images")
+        raise ValueError(
+            f"targets: got the targets of {targets.batch_size} images for {len(images.tensor)} images"
+        )
     for name, tensor in zip(
-        ("images", "boxes", "labels", "starts"), (images.tensor, *targets.tensors), strict=True
+        ("images", "boxes", "labels", "starts"), (images.tensor, *targets.tensors()), strict=True
     ):
         _check_device(name, tensor, device)
+    return targets
 
 
 def _check_target(name: str, boxes: Tensor, labels: Tensor, num_classes: int) -> None:
     if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(
-            f"{name}['boxes']: got shape {tuple(boxes.shape)}; expected (N, 4), also where N is 0"
-        )
+        raise ValueError(f"{name}['boxes']: got shape {tuple(boxes.shape)}; expected (N, 4), also if N is 0")
     if labels.shape != boxes.shape[:1]:
         raise ValueError(
-            f"{name}['labels']: got shape {tuple(labels.shape)} beside {len(boxes)} boxes; "
+            f"{name}['labels']: got shape {tuple(labels.shape)} for {len(boxes)} boxes; "
             f"expected ({len(boxes)},)"
         )
     if not boxes.is_floating_point():
@@ -94,7 +98,7 @@ def _check_target(name: str, boxes: Tensor, labels: Tensor, num_classes: int) ->
         raise TypeError(f"{name}['labels']: got {labels.dtype}; expected int64")
     if not values_are_checked(boxes):
         return
-    wrong = ~((boxes[:, 2:] > boxes[:, :2]).all(dim=1) & boxes.isfinite().all(dim=1))
+    wrong = ~(has_area(boxes) & boxes.isfinite().all(dim=1))
     if wrong.any():
         n = int(wrong.nonzero()[0])
         raise ValueError(
@@ -109,12 +113,12 @@ def _check_target(name: str, boxes: Tensor, labels: Tensor, num_classes: int) ->
 def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
     if tensor.device != device:
         raise ValueError(
-            f"{name}: is on {tensor.device}, the model on {device}; move one to the other with .to()"
+            f"{name}: is on {tensor.device}, but the model is on {device}; move one of them with .to()"
         )
 
 
 def values_are_checked(tensor: Tensor) -> bool:
-    """Elsewhere than on the host, looking at a value would wait for the device."""
+    """Whether to read the values: reading them on a GPU waits for the device, so there only on request."""
     return tensor.device.type == "cpu" or os.environ.get("FCOS_FAST_CHECK") == "1"
 
 

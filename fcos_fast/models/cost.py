@@ -1,4 +1,4 @@
-"""What a detector costs: parameters and floating-point operations, part by part."""
+"""The cost of a detector: parameters and floating-point operations of each part."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fcos_fast.models.transform import Size
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one part of a model, for one image.
+    """The cost of one part of a model, for one image.
 
     Attributes:
         part: dotted name of the module.
-        parameters: number of them; those of frozen norms, which are buffers, are not counted.
-        flops: multiplications and additions of its convolutions, counted separately. Torchvision and most papers call
-            half of it FLOPs: multiply-adds.
+        parameters: number of parameters; frozen norms have none, only buffers.
+        flops: multiplications plus additions of its convolutions. Torchvision and most papers count multiply-adds,
+            half of it.
     """
 
     part: str
@@ -36,18 +36,18 @@ PARTS = (
     "head.classification_head",
     "head.regression_head",
 )
-"""The parts of every detector; one that stands within another is not counted there."""
+"""The parts of every detector; a part inside another is counted only once, as itself."""
 
 
 def cost(model: Detector, size: Size) -> list[Cost]:
-    """The cost of the network of ``model``, of each of :data:`PARTS` and, at the end, of all of it.
+    """The cost of each of :data:`PARTS` of ``model`` and, at the end, of the whole network.
 
-    Counted by torch's own ``FlopCounterMode``, which knows convolutions and matrix products; norms, activations and
-    deformable convolutions count nothing. Transform and post-processing are left out.
+    Counted by torch's ``FlopCounterMode``, which counts convolutions and matrix products, but not norms, activations
+    and deformable convolutions. Transform and post-processing are not included.
 
     Args:
         model: on any device; on ``meta`` nothing is computed.
-        size: (height, width) of the padded image that the backbone sees.
+        size: (height, width) of the padded image.
     """
     image = torch.zeros((1, 3, *size), device=model.transform.mean.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -55,7 +55,7 @@ def cost(model: Detector, size: Size) -> list[Cost]:
     counts = counter.get_flop_counts()
 
     def flops(part: str) -> int:
-        # The counter knows a module by its path below the one that was called, which it knows by its class.
+        # The counter names modules by the class of the module that was called and the path below it.
         top, _, below = part.partition(".")
         return sum(counts.get(f"{type(model.get_submodule(top)).__name__}.{below}", {}).values())
 
@@ -72,7 +72,7 @@ def cost(model: Detector, size: Size) -> list[Cost]:
 
 
 def cost_table(costs: Sequence[Cost]) -> str:
-    """Lines of parameters in millions and of multiply-adds in billions."""
+    """A table: millions of parameters and billions of multiply-adds."""
     rows = [
         f"{c.part:26}{c.parameters / 1e6:12.3f}{c.flops / 2e9:12.3f}{c.flops / costs[-1].flops:10.1%}"
         for c in costs

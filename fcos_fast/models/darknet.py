@@ -28,8 +28,8 @@ class ConvNormLeaky(nn.Module):
 
 
 def _layer(channels: int, num_convs: int, norm: str) -> nn.Sequential:
-    """Halve the map, then 3x3 convolutions to ``channels`` with 1x1 ones to half of them in between."""
-    # ceil_mode: an odd map shrinks as it does under the strided convolutions of the other backbones.
+    """Max-pool, then 3x3 convolutions to ``channels`` that alternate with 1x1 convolutions to half of them."""
+    # ceil_mode: odd sizes as with the strided convolutions of the other backbones
     modules: list[nn.Module] = [nn.MaxPool2d(2, 2, ceil_mode=True)]
     for i in range(num_convs):
         wide, narrow = (channels, channels // 2) if i % 2 == 0 else (channels // 2, channels)
@@ -39,7 +39,7 @@ def _layer(channels: int, num_convs: int, norm: str) -> nn.Sequential:
 
 @register_backbone("darknet19")
 class DarkNet19(Backbone):
-    """The 18 convolutions of DarkNet19 below its classifier.
+    """The 18 convolutions of DarkNet19, without its classifier.
 
     ``stem`` ends at stride 2, ``layer1`` to ``layer4`` at strides 4, 8, 16 and 32 with 128, 256, 512 and
     1024 channels.
@@ -74,14 +74,14 @@ class DarkNet19(Backbone):
 
 
 def read_in_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a frozen :class:`DarkNet19` from tensors of other names, in the order of its layers.
+    """The state dict of a frozen :class:`DarkNet19` from tensors with other names, by their order.
 
-    Implementations nest and name its 18 layers in many ways, but all have for each a convolution's weight, then weight,
-    bias, running mean and running variance of its batch norm. What comes after the last layer, such as a classifier, is
-    not read.
+    Implementations nest and name the 18 layers differently, but each layer is the weight of a convolution, then weight,
+    bias, running mean and running variance of its batch norm. Tensors after the last layer, such as a classifier, are
+    ignored.
 
     Raises:
-        ValueError: a tensor is missing or of another shape; the message names it.
+        ValueError: a tensor is missing or has another shape; the message names it.
     """
     with torch.device("meta"):
         own = DarkNet19("frozen").state_dict()
@@ -93,7 +93,7 @@ def read_in_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for (key, like), (name, value) in zip(own.items(), given, strict=False):
         if value.shape != like.shape:
             raise ValueError(
-                f"{name} has shape {tuple(value.shape)}; expected {tuple(like.shape)}, of DarkNet19's {key}, "
-                "whose layers these tensors are read as, in their order"
+                f"{name} has shape {tuple(value.shape)}; expected {tuple(like.shape)}, the shape of {key}: "
+                "the tensors are read in the order of DarkNet19's layers"
             )
     return {key: value for key, (_, value) in zip(own, given, strict=False)}

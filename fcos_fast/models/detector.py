@@ -1,10 +1,10 @@
-"""What every detector does around its head: images in, losses or detections out."""
+"""Base class of the detectors: everything around the head, from images to losses or detections."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fcos_fast.assignment import GroundTruth
+from fcos_fast.boxes import has_area
 from fcos_fast.models.backbones import backbone_options, build_backbone
 from fcos_fast.models.checks import check_images, check_packed, check_targets
 from fcos_fast.models.config import DetectorConfig
@@ -22,34 +23,35 @@ from fcos_fast.models.fpn import FPN, BackboneWithFPN
 from fcos_fast.models.norm import GroupNormReLU
 from fcos_fast.models.packing import learned_target
 from fcos_fast.models.timm_backbone import TimmBackbone
-from fcos_fast.models.transform import ImageBatch, Size, Transform, has_area, image_size, scale_boxes
+from fcos_fast.models.transform import ImageBatch, Size, Transform, image_size, scale_boxes
 from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import Precision, choose_precision
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in typing from Python 3.11 on
 
-_FOR_INFERENCE = "this model was made by optimize_for_inference, its batch norms are gone"
+_FOR_INFERENCE = "this model is a copy made by optimize_for_inference, without batch norms"
 
 
 class Detector(nn.Module):
-    """Base of the detectors: a transform, a backbone with a pyramid, a head.
+    """Base class of the detectors: a transform, a backbone with a pyramid, a head.
 
-    In training, ``model(images, targets)`` returns the losses by name, float32 scalars. In evaluation,
-    ``model(images)`` returns one dict per image: ``boxes`` (N, 4) float32 xyxy in pixels of the image as it was
-    given, ``scores`` (N,) float32 in descending order, ``labels`` (N,) int64 in 0..C-1.
+    In training mode, ``model(images, targets)`` returns the losses by name, float32 scalars. In evaluation mode,
+    ``model(images)`` returns one dict per image: ``boxes`` (N, 4) float32 xyxy in pixels of the original image,
+    ``scores`` (N,) float32 in descending order, ``labels`` (N,) int64 in 0..C-1.
 
     Images are a list of RGB tensors (3, H, W) of any sizes, uint8 or float in [0, 1]. Targets are one
     dict per image: ``boxes`` (N, 4) float32 xyxy in pixels and ``labels`` (N,) int64 in 0..C-1; N may be 0.
 
-    Training also takes what :class:`BatchPacker` made of a batch, copied to the model's device: an
-    :class:`ImageBatch` and its :class:`GroundTruth`.
+    Training also accepts the output of :class:`BatchPacker`, on the model's device: an :class:`ImageBatch` and its
+    :class:`GroundTruth`.
 
-    A subclass adds the ``head``, from [P_min, ..., P_max] to a tuple of lists, one tensor (B, channels, H, W) per
-    level, and says in :meth:`assign`, :meth:`losses` and :meth:`postprocess` what these mean.
+    A subclass adds the ``head``, from [P_min, ..., P_max] to a tuple of lists with one tensor (B, channels, H, W) per
+    level, and implements :meth:`assign`, :meth:`losses` and :meth:`postprocess` for it.
 
     Attributes:
         LOSSES: names of the losses, in the order in which they are reported.
+        inference_dtype: dtype of the weights after :meth:`optimize_for_inference`; None for a trainable model.
     """
 
     head: nn.Module
@@ -61,31 +63,32 @@ class Detector(nn.Module):
         self.transform = Transform(config)
         self.backbone = _build_pyramid(config)
         self.inference_dtype: torch.dtype | None = None
-        """Of the weights after :meth:`optimize_for_inference`; None where the model can be trained."""
+        self._compiled_losses: Callable[[Tensor, Any], dict[str, Tensor]] | None = None
+        self._compiled_network: Callable[[Tensor], tuple[list[Tensor], ...]] | None = None
 
     @property
     def title(self) -> str:
-        """What this is, in words."""
+        """Detector and backbone, for people: ``FCOS on resnet50``."""
         return f"{type(self).__name__} on {self.config.backbone}"
 
     def assign(self, batch: ImageBatch, gt: GroundTruth) -> Any:
-        """The targets of a batch; their ``totals``, a tensor, are what processes add up."""
+        """The targets of a batch; their ``totals``, a tensor, are all-reduced over the processes."""
         raise NotImplementedError
 
     def losses(self, images: Tensor, targets: Any, reduction: dist.Work | None = None) -> dict[str, Tensor]:
-        """The network and its losses, which ``torch.compile(fullgraph=True)`` takes as one graph.
+        """Run the network and compute its losses; ``torch.compile(fullgraph=True)`` makes one graph of it.
 
         Args:
-            images: (B, 3, H, W), normalised and padded.
-            targets: of :meth:`assign`.
-            reduction: of ``targets.totals``; waited for before they are read.
+            images: (B, 3, H, W), normalized and padded.
+            targets: output of :meth:`assign`.
+            reduction: pending all-reduce of ``targets.totals``; waited for before they are read.
         """
         raise NotImplementedError
 
-    def postprocess(self, outputs: tuple[list[Tensor], ...], batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """The detections of each image of ``batch``, in pixels of the images as they lie in it.
+    def postprocess(self, outputs: Any, batch: ImageBatch) -> list[dict[str, Tensor]]:
+        """The detections of each image of ``batch``, in pixels of the resized image.
 
-        Their boxes are still as the network learns them, see ``inclusive_targets`` of the configuration.
+        The boxes follow the convention that the network learns, see ``DetectorConfig.inclusive_targets``.
         """
         raise NotImplementedError
 
@@ -94,20 +97,19 @@ class Detector(nn.Module):
         images: Sequence[Tensor] | ImageBatch,
         targets: Sequence[dict[str, Tensor]] | GroundTruth | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
-        """Losses in training, detections in evaluation.
+        """Losses in training mode, detections in evaluation mode.
 
         Raises:
-            ValueError, TypeError: for images or targets of another form; the message names the one and
-                its remedy.
+            ValueError, TypeError: invalid images or targets; the message names the element and what is expected.
         """
         device = self.transform.mean.device
         if isinstance(images, ImageBatch):
-            check_packed(images, targets, self.training, device)
-            return self._losses(self.transform.normalize(images), targets)
+            gt = check_packed(images, targets, self.training, device)
+            return self._losses(self.transform.normalize(images), gt)
         check_images(images, device)
         if self.training:
-            check_targets(targets, len(images), self.config.num_classes, device)
-            return self._losses(*self._pack(images, targets))
+            checked = check_targets(targets, len(images), self.config.num_classes, device)
+            return self._losses(*self._pack(images, checked))
         return self._detect(images)
 
     def _pack(
@@ -123,15 +125,27 @@ class Detector(nn.Module):
 
     def _losses(self, batch: ImageBatch, gt: GroundTruth) -> dict[str, Tensor]:
         targets = self.assign(batch, gt)
-        reduction = self._sum_totals(targets)  # runs behind the forward pass
-        return self.losses(batch.tensor, targets, reduction)
+        reduction = self._sum_totals(targets)  # overlaps with the forward pass
+        if self._compiled_losses is None:
+            return self.losses(batch.tensor, targets, reduction)
+        if reduction is not None:
+            reduction.wait()
+        return self._compiled_losses(batch.tensor, targets)
+
+    def compile_losses(self) -> None:
+        """Compute network and losses in one graph of ``torch.compile``.
+
+        Assignment is not compiled. The graph is compiled for the first image size, and again for any size when a
+        second one comes. It belongs to this object: copies run without it.
+        """
+        self._compiled_losses = torch.compile(self.losses, fullgraph=True)
 
     def _sum_totals(self, targets: Any) -> dist.Work | None:
-        """Begin to replace the totals by their sum over all processes."""
+        """Start the all-reduce of the totals."""
         return dist.all_reduce(targets.totals, async_op=True) if self._shares_totals() else None
 
     def _shares_totals(self) -> bool:
-        """Do several processes divide their losses by what they count together?"""
+        """Whether the normalizers are all-reduced over several processes."""
         return self.config.average_totals and dist.is_available() and dist.is_initialized()
 
     @torch.no_grad()
@@ -146,10 +160,10 @@ class Detector(nn.Module):
         return detections
 
     def _finish(self, detection: dict[str, Tensor], size: Size, original: Size) -> dict[str, Tensor]:
-        """The detections of :meth:`postprocess` in an image of ``size``, in pixels of the ``original`` image."""
+        """Scale detections of an image of ``size`` to the ``original`` size, and convert the convention of boxes."""
         boxes = scale_boxes(detection["boxes"], size, original)
         if self.config.inclusive_targets:
-            # Where the image was enlarged, its last pixel and one more lie beyond the edge of the original.
+            # In an enlarged image, the last pixel plus one can exceed the edge of the original.
             edge = boxes.new_tensor(original[::-1])
             boxes = torch.cat((boxes[:, :2], (boxes[:, 2:] + 1).minimum(edge)), dim=1)
         detection = detection | {"boxes": boxes}
@@ -159,44 +173,47 @@ class Detector(nn.Module):
         return detection
 
     def network(self, x: Tensor) -> tuple[list[Tensor], ...]:
-        """Images (B, 3, H, W) as the backbone sees them, padded, to the outputs of the head."""
+        """Normalized, padded images (B, 3, H, W) to the outputs of the head."""
+        return self._network(x) if self._compiled_network is None else self._compiled_network(x)
+
+    def _network(self, x: Tensor) -> tuple[list[Tensor], ...]:
         if self.inference_dtype is None:
             return self.head(self.backbone(x))
         with torch.autocast(x.device.type, enabled=False):  # every layer has its dtype already
             return self.head(self.backbone(x.to(self.inference_dtype)))
 
     def optimize_for_inference(self, precision: Precision = "auto", compile: bool = False) -> Self:
-        """A copy of this model that detects faster, and does nothing else; this model stays as it is.
+        """A faster, inference-only copy of this model; this model does not change.
 
-        Batch norms, plain and frozen, are folded into the convolutions, the weights are channels-last and in the
-        precision of the device that they lie on (``.to(device)`` first), so that no norm of the backbone and no type
-        conversion is left in the forward pass. In float32 on a CPU, large 3x3 convolutions are computed by Winograd's
-        method; their transformed weights, four times as large, are kept from the first batch on. Detections change by
-        rounding alone: boxes by a small fraction of a pixel in float32, as under autocast in bfloat16; one whose score
-        lies that near to a threshold can come or go.
+        Batch norms, plain and frozen, are folded into the convolutions. Weights are channels-last and in the chosen
+        precision, so the forward pass has no norms of the backbone and no type conversions. Call ``.to(device)`` first:
+        the precision depends on the device. In float32 on a CPU, large 3x3 convolutions use Winograd's method; their
+        transformed weights, four times as large, are kept from the first batch on. Detections differ by rounding only:
+        boxes by a small fraction of a pixel in float32, and as under autocast in bfloat16; detections with a score that
+        close to a threshold can appear or disappear.
 
-        The copy has another state dict, with a bias in place of each norm, and cannot be trained.
+        The copy cannot be trained and has a different state dict, with a bias in place of each norm.
 
         Args:
-            precision: of the weights and activations; ``auto`` is bfloat16 where the device is fast at it, else
-                float32. Pixel values, norms of the head and post-processing are float32 in any case.
+            precision: precision of weights and activations; ``auto`` is bfloat16 on devices with fast bfloat16, else
+                float32. Pixel values, norms of the head and post-processing are always float32.
             compile: run the network through ``torch.compile``, which fuses ReLU and addition into the convolutions.
-                For images of one size, or few: the first batch of every other shape compiles anew, for up to
-                minutes, and from the ninth on torch runs them as without it.
+                Meant for one image size, or few: each new shape compiles again, for up to minutes, and from the ninth
+                shape on torch runs without compiling.
 
         Raises:
-            RuntimeError: for a model that is such a copy already.
+            RuntimeError: this model is such a copy already.
         """
         if self.inference_dtype is not None:
-            raise RuntimeError(f"{_FOR_INFERENCE}; optimize the model that it was made from")
+            raise RuntimeError(f"{_FOR_INFERENCE}; optimize the original model instead")
         model = copy.deepcopy(self).eval().requires_grad_(False)
         device = self.transform.mean.device
         model.inference_dtype, _ = choose_precision(precision, device)
         fold_batch_norms(model.backbone, conv_norm_pairs(model.backbone))
         _lower_precision(model, model.inference_dtype)
         if compile:
-            # Not dynamic: a network compiled for any size is slower than one that is not compiled.
-            model.network = torch.compile(model.network, dynamic=False, options={"freezing": True})
+            # Not dynamic: a network compiled for any size is slower than without compiling.
+            model._compiled_network = torch.compile(model._network, dynamic=False, options={"freezing": True})
         elif device.type == "cpu" and model.inference_dtype == torch.float32:
             use_winograd(model, keep=True)
         return model
@@ -205,19 +222,20 @@ class Detector(nn.Module):
         """As ``nn.Module.train``.
 
         Raises:
-            RuntimeError: when a model of :meth:`optimize_for_inference` is to be trained.
+            RuntimeError: the model was made by :meth:`optimize_for_inference`.
         """
         if mode and self.inference_dtype is not None:
-            raise RuntimeError(f"{_FOR_INFERENCE}; train the model that it was made from")
+            raise RuntimeError(f"{_FOR_INFERENCE}; train the original model instead")
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What torch.compile made belongs to this object: a copy would run the original's weights.
-        return {name: value for name, value in vars(self).items() if name not in ("losses", "network")}
+        # Compiled functions are bound to this object: a copy would run with the original's weights.
+        return {**vars(self), "_compiled_losses": None, "_compiled_network": None}
 
     def feature_sizes(self, size: Size) -> list[Size]:
-        """(height, width) of each level's maps over a padded image, known before the network runs."""
-        return [tuple(math.ceil(side / stride) for side in size) for stride in self.config.strides]
+        """(height, width) of each level's feature maps of a padded image, known before the network runs."""
+        height, width = size
+        return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in self.config.strides]
 
 
 def _build_pyramid(config: DetectorConfig) -> BackboneWithFPN:
@@ -237,21 +255,25 @@ def _build_pyramid(config: DetectorConfig) -> BackboneWithFPN:
 
 
 def _lower_precision(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let ``model`` compute in ``dtype``, channels-last.
+    """Make ``model`` compute in ``dtype`` and channels-last.
 
-    Norms of the head and batch norms that were not folded take maps of 16 bits with their float32 parameters, and so do
-    deformable convolutions.
+    Norms of the head, batch norms that were not folded, and deformable convolutions accept 16-bit activations and keep
+    float32 parameters.
     """
-    whole = [module for module in model.modules() if isinstance(module, TimmBackbone)]
-    kept = [module for module in model.modules() if isinstance(module, DeformConv2d)]
-    kept_ids = {id(module) for parent in kept for module in parent.modules()}
-    for module in whole:
-        module.to(dtype, memory_format=torch.channels_last)  # of layers and parameters of any kind
-        kept_ids |= {id(m) for m in module.modules()}
-        for norm in module.modules():
-            if isinstance(norm, nn.modules.batchnorm._NormBase):
-                norm.float()
-    for module in model.modules():
-        lowers = isinstance(module, (nn.Conv2d, nn.GroupNorm)) and not isinstance(module, GroupNormReLU)
-        if lowers and id(module) not in kept_ids:
-            module.to(dtype, memory_format=torch.channels_last)
+    done: set[nn.Module] = set()
+    for part in model.modules():
+        if isinstance(part, TimmBackbone):
+            _convert(part, dtype)  # layers and parameters of any kind
+            for norm in part.modules():
+                if isinstance(norm, nn.modules.batchnorm._NormBase):
+                    norm.float()
+        if isinstance(part, (TimmBackbone, DeformConv2d)):
+            done.update(part.modules())
+        is_lowered = isinstance(part, (nn.Conv2d, nn.GroupNorm)) and not isinstance(part, GroupNormReLU)
+        if is_lowered and part not in done:  # modules() yields parents first
+            _convert(part, dtype)
+
+
+def _convert(module: nn.Module, dtype: torch.dtype) -> None:
+    module.to(dtype=dtype)
+    module.to(memory_format=torch.channels_last)

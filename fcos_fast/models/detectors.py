@@ -1,20 +1,15 @@
-"""The detectors by name: what a checkpoint, a YAML file or a preset may hold."""
+"""Builds the detector that a configuration describes."""
 
 from __future__ import annotations
 
-from fcos_fast.models.config import CONFIGS, DetectorConfig
+from fcos_fast.models.config import DetectorConfig, FCOSConfig, RetinaNetConfig
 from fcos_fast.models.detector import Detector
 from fcos_fast.models.fcos import FCOS
 from fcos_fast.models.retinanet import RetinaNet
 
-MODELS: dict[str, type[Detector]] = {"fcos": FCOS, "retinanet": RetinaNet}
-
-DETECTORS: dict[str, tuple[type[DetectorConfig], type[Detector]]] = {
-    name: (config, MODELS[name]) for name, config in CONFIGS.items()
-}
-"""The name in the field ``detector`` of a configuration, to the type of that configuration and of its model."""
+_MODEL_OF: dict[type[DetectorConfig], type[Detector]] = {FCOSConfig: FCOS, RetinaNetConfig: RetinaNet}
 
 
 def build_detector(config: DetectorConfig) -> Detector:
-    """The detector that ``config`` describes, with random weights."""
-    return MODELS[config.detector](config)
+    """Build the detector of a configuration, with random weights."""
+    return _MODEL_OF[type(config)](config)

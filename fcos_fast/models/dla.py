@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcos_fast.models.backbone import Backbone, register_backbone
-from fcos_fast.models.norm import GROUPS, NORMS, conv_norm
+from fcos_fast.models.config import GROUPS
+from fcos_fast.models.norm import NORMS, conv_norm
 
 CHANNELS = (16, 32, 64, 128, 256, 512)
 DEPTHS = (1, 1, 1, 2, 2, 1)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a residual that is given."""
+    """Two 3x3 convolutions and a residual from outside."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, norm: str) -> None:
         super().__init__()
@@ -26,7 +27,7 @@ class BasicBlock(nn.Module):
         self.bn2 = NORMS[norm](channels)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        """(B, in_channels, H, W) and a residual of the output's shape (B, channels, ...)."""
+        """(B, in_channels, H, W) and a residual to (B, channels, ceil(H / stride), ceil(W / stride))."""
         out = F.relu(conv_norm(x, self.conv1, self.bn1), inplace=True)
         out = conv_norm(out, self.conv2, self.bn2)
         out += residual
@@ -34,7 +35,7 @@ class BasicBlock(nn.Module):
 
 
 class Root(nn.Module):
-    """A 1x1 convolution over all that a tree hands it."""
+    """A 1x1 convolution over the concatenated outputs of a tree."""
 
     def __init__(self, in_channels: int, channels: int, norm: str) -> None:
         super().__init__()
@@ -50,10 +51,10 @@ class Tree(nn.Module):
     """Blocks whose outputs meet in a root (figure 3 of the paper).
 
     Args:
-        depth: 1: two blocks and their root; more: two trees of one less.
+        depth: 1: two blocks and their root; more: two trees of depth - 1.
         in_channels, channels, stride, norm: of the first block.
-        level_root: hand the root the input of the level too.
-        root_channels: of what the root gets beside its own blocks.
+        level_root: whether the root also gets the input of the level.
+        root_channels: channels that the root gets in addition to its own blocks.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class Tree(nn.Module):
         super().__init__()
         root_channels += 2 * channels + (in_channels if level_root else 0)
         self.depth, self.level_root = depth, level_root
+        self.tree1: nn.Module
+        self.tree2: nn.Module
         if depth == 1:
             self.tree1 = BasicBlock(in_channels, channels, stride, norm)
             self.tree2 = BasicBlock(channels, channels, 1, norm)
@@ -97,22 +100,27 @@ class Tree(nn.Module):
 
 @register_backbone("dla34")
 class DLA34(Backbone):
-    """DLA-34 without what the authors' state dicts hold beside it: a classifier, and projections without a use.
+    """DLA-34. Ignores the classifier and the unused projections in the authors' state dicts.
 
     Args:
-        norm: ``"batch"`` or ``"frozen"``; its first channels do not divide into the groups of a group norm.
+        norm: ``"batch"`` or ``"frozen"``; group norm is impossible, the first layers have fewer channels than groups.
 
     Raises:
-        ValueError: for a group norm.
+        ValueError: ``norm="group"``.
     """
 
     out_channels = CHANNELS[2:]
+    UNUSED_KEYS = ("fc.", "level3.project.", "level4.project.")
+    level2: Tree
+    level3: Tree
+    level4: Tree
+    level5: Tree
 
     def __init__(self, norm: str = "batch") -> None:
         super().__init__()
         if norm == "group":
             raise ValueError(
-                f"dla34: its 16 channels do not divide into {GROUPS} groups; take norm batch or frozen"
+                f"dla34: its 16 channels do not divide into {GROUPS} groups; use norm batch or frozen"
             )
         self.base_layer = _conv(3, CHANNELS[0], 7, 1, norm)
         self.level0 = _conv(CHANNELS[0], CHANNELS[0], 3, 1, norm)
@@ -126,7 +134,7 @@ class DLA34(Backbone):
 
     def stages(self) -> list[list[nn.Module]]:
         """The layers up to stride 2, then level2 to level5."""
-        stem = [self.base_layer, self.level0, self.level1]
+        stem: list[nn.Module] = [self.base_layer, self.level0, self.level1]
         return [stem, [self.level2], [self.level3], [self.level4], [self.level5]]
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -137,13 +145,6 @@ class DLA34(Backbone):
         c3 = self.level3(c2)
         c4 = self.level4(c3)
         return [c2, c3, c4, self.level5(c4)]
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        # Their trees of trees have a projection that nothing uses.
-        unused = tuple(prefix + name for name in ("fc.", "level3.project.", "level4.project."))
-        for name in [key for key in state_dict if key.startswith(unused)]:
-            del state_dict[name]
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _conv(in_channels: int, channels: int, kernel_size: int, stride: int, norm: str) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""The backbone of Faster R-CNN: a ResNet with a pyramid over C2 to C5, as ``torchvision.models.detection`` takes it."""
+"""A backbone for torchvision's Faster R-CNN: feature maps of C2 to C5 with a pyramid."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from fcos_fast.models.backbones import build_backbone
 from fcos_fast.models.fpn import FPN, BackboneWithFPN
-from fcos_fast.models.names import unknown_name
+from fcos_fast.suggest import unknown_name
 
 
 class FasterRCNNBackbone(BackboneWithFPN):
-    """A backbone with a pyramid over C2 to C5, at strides 4 to 32, and every second position of P5 at stride 64.
+    """A backbone with a pyramid over C2 to C5, at strides 4 to 32, and max-pooled P5 at stride 64.
 
-    Made for ``torchvision.models.detection.FasterRCNN(backbone, num_classes)``; parameter names and, with a ResNet,
-    outputs are those of torchvision's ``resnet_fpn_backbone``.
+    For ``torchvision.models.detection.FasterRCNN(backbone, num_classes)``. Parameter names, and with a ResNet the
+    outputs, are the same as of torchvision's ``resnet_fpn_backbone``.
 
     Args:
         name: a name of ``fcos_fast.models.BACKBONES``.
         trainable_stages: how many of its five stages train, counted from the last.
-        channels: of every level of the pyramid.
-        norm: of the backbone; ``frozen`` is what torchvision takes for pretrained weights.
-        **options: of the backbone.
+        channels: channels of every pyramid level.
+        norm: norm of the backbone; torchvision uses ``frozen`` for pretrained weights.
+        **options: options of the backbone.
 
     Attributes:
         out_channels: ``channels``.
@@ -42,23 +42,23 @@ class FasterRCNNBackbone(BackboneWithFPN):
         super().__init__(body, FPN(body.out_channels, channels, "max_pool", num_extra=1))
         self.out_channels = channels
 
-    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:  # type: ignore[override]  # as torchvision wants it
         """Images (B, 3, H, W) to maps (B, channels, ...) ``0`` to ``3`` of strides 4 to 32, and ``pool`` of 64."""
         return OrderedDict(zip(("0", "1", "2", "3", "pool"), super().forward(x), strict=True))
 
 
 class IntermediateLayerGetter(nn.ModuleDict):
-    """Outputs of some of the modules that ``model`` runs one after the other, by new names.
+    """The outputs of some children of ``model``, under new names.
 
-    As in torchvision, the modules are the children of ``model`` in the order in which they were registered, with their
-    own parameter names; what comes after the last that is asked for is left out.
+    As in torchvision, the children run in the order in which they were registered and keep their parameter names;
+    those after the last requested one are dropped.
 
     Args:
-        model: runs its children one after the other, as the ResNets here and in torchvision do.
+        model: runs its children one after the other, like the ResNets here and in torchvision.
         return_layers: name of a child to the name of its output.
 
     Raises:
-        ValueError: ``model`` has no such child; the message names the nearest.
+        ValueError: ``model`` has no such child; the message has the nearest names.
 
     Example:
         >>> getter = IntermediateLayerGetter(build_backbone("resnet18"), {"layer1": "c2", "layer3": "c4"})
@@ -76,8 +76,8 @@ class IntermediateLayerGetter(nn.ModuleDict):
         self.return_layers = dict(return_layers)
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        """What the first of the modules takes, to the outputs in the order in which they come about."""
-        outputs = OrderedDict()
+        """Input of the first child to the requested outputs, in the order of the children."""
+        outputs: OrderedDict[str, Tensor] = OrderedDict()
         for name, module in self.items():
             x = module(x)
             if name in self.return_layers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,23 +10,23 @@ from torch import Tensor
 
 from fcos_fast import ops
 from fcos_fast.assignment import BACKGROUND, GroundTruth, Level, Targets
-from fcos_fast.models.config import FCOSConfig, check_fields
+from fcos_fast.models.config import FCOSConfig, configure
 from fcos_fast.models.detector import Detector
 from fcos_fast.models.head import FCOSHead, HeadOutputs
-from fcos_fast.models.names import unknown_name
 from fcos_fast.models.padding import ignore_outside
 from fcos_fast.models.presets import FCOS_PRESETS
 from fcos_fast.models.transform import ImageBatch, Size
 
 
 class FCOS(Detector):
-    """The detector that ``config`` describes, with torchvision's calling convention and parameter names.
+    """FCOS, with torchvision's calling convention and parameter names.
 
-    See :class:`Detector` for what it takes and returns; the losses are ``{"classification", "bbox_regression",
+    See :class:`Detector` for inputs and outputs; the losses are ``{"classification", "bbox_regression",
     "bbox_ctrness"}``.
     """
 
     config: FCOSConfig
+    mean_num_positive: Tensor
     LOSSES = ("classification", "bbox_regression", "bbox_ctrness")
 
     def __init__(self, config: FCOSConfig) -> None:
@@ -47,7 +46,7 @@ class FCOS(Detector):
             config.head_dcn,
         )
         if config.normalizer == "moving_average":
-            # Neither saved nor shared between processes: as detectron2, every run and every process begins anew.
+            # As in detectron2: not saved and not shared, every run and every process starts with 300.
             self.register_buffer("mean_num_positive", torch.tensor(300.0), persistent=False)
             self._ddp_params_and_buffers_to_ignore = ["mean_num_positive"]
         self._units = config.strides if config.regression_unit == "stride" else (1,) * len(config.strides)
@@ -56,12 +55,14 @@ class FCOS(Detector):
         self, images: Tensor, targets: Targets, reduction: dist.Work | None = None
     ) -> dict[str, Tensor]:
         """As :meth:`Detector.losses`."""
-        outputs = self.network(images)
+        cls_logits, box_regression, centerness = self.network(images)
         if reduction is not None:
             reduction.wait()
         config = self.config
         return ops.detection_loss(
-            *outputs,
+            cls_logits,
+            box_regression,
+            centerness,
             targets,
             units=self._units,
             alpha=config.focal_alpha,
@@ -97,7 +98,7 @@ class FCOS(Detector):
         ).split()
 
     def levels(self, size: Size) -> list[Level]:
-        """The levels over a padded image of (height, width), known before the network runs."""
+        """The levels of a padded image of (height, width), known before the network runs."""
         return self.config.rule.levels(self.feature_sizes(size), size, self.config.strides)
 
     def assign(self, batch: ImageBatch, gt: GroundTruth) -> Targets:
@@ -106,13 +107,14 @@ class FCOS(Detector):
         targets = ops.assign_targets(gt, levels, self.config.rule)
         if not self.config.ignore_padding or not batch.is_padded:
             return targets
-        return ignore_outside(targets, levels, batch.tensors[1])
+        _, sizes = batch.tensors()
+        return ignore_outside(targets, levels, sizes)
 
     def _normalizers(self, targets: Targets) -> Tensor | None:
-        """(3,) or (3, B) what the classification, box and centerness losses are divided by; None: the operator knows.
+        """(3,) or (3, B) normalizers of the classification, box and centerness losses; None: the operator's defaults.
 
-        Where processes share it, each divides by its share of what one process would divide by. So the mean over the
-        processes is the loss that one process has, also where there are fewer positive locations than processes.
+        If they are all-reduced, each process divides by the number of processes too. The mean over the processes then
+        equals the loss of a single process, also with fewer positive locations than processes.
         """
         config, shares = self.config, self._shares_totals()
         if config.normalizer == "image":
@@ -143,19 +145,13 @@ def fcos(
         backbone: a name of ``fcos_fast.models.BACKBONES``.
         num_classes: number of classes C; labels are 0..C-1. None: the preset's.
         preset: a name of ``fcos_fast.models.presets.FCOS_PRESETS``.
-        **overrides: fields of :class:`FCOSConfig` that shall differ from the preset.
+        **overrides: fields of :class:`FCOSConfig` that differ from the preset.
 
     Raises:
-        ValueError: for an unknown preset, backbone or field, with the nearest names; for a value that no
-            FCOS can have.
+        ValueError: unknown preset, backbone or field, with the nearest names; invalid value.
 
     Example:
         >>> model = fcos("resnet18", num_classes=3, min_size=240, max_size=320)
         >>> losses = model([torch.rand(3, 240, 320)], [{"boxes": boxes, "labels": labels}])
     """
-    if preset not in FCOS_PRESETS:
-        raise unknown_name("preset", preset, FCOS_PRESETS)
-    check_fields(FCOSConfig, overrides)
-    if num_classes is not None:
-        overrides["num_classes"] = num_classes
-    return FCOS(replace(FCOS_PRESETS[preset], backbone=backbone, **overrides))
+    return FCOS(configure(FCOS_PRESETS, preset, backbone, num_classes, overrides))

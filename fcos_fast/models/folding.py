@@ -1,4 +1,8 @@
-"""Batch norms folded into the convolutions before them: in evaluation the two are one convolution."""
+"""Folds batch norms into the convolutions before them, permanently: an inference-only network has no norms.
+
+:mod:`fcos_fast.integrations.layers` folds reversibly, for models that keep training. Both use the arithmetic of
+:func:`fcos_fast.models.norm.folded`.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +17,31 @@ from fcos_fast.models.norm import folded
 
 
 def fold_batch_norms(module: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
-    """Fold batch norms of ``module`` into their convolutions, once and in place.
+    """Fold batch norms of ``module`` into their convolutions, in place and for good.
 
-    The convolution gets new weights and a bias, without gradient; ``nn.Identity`` takes the place of the norm. The
-    products are computed in float64 and rounded once to the convolution's dtype: outputs change by rounding alone.
+    The convolution gets new weights and a bias, without gradient; the norm becomes ``nn.Identity``. Products are
+    computed in float64 and rounded once to the convolution's dtype, so outputs change by rounding only.
 
     Args:
-        module: holds the layers; its norms are in evaluation mode.
-        pairs: dotted names of a convolution and of the one norm that takes its output, for example
-            ``("layer1.0.conv1", "layer1.0.bn1")``. A norm is whatever has ``running_mean``, ``running_var`` and
-            ``eps``, and ``weight`` and ``bias`` or None: ``nn.BatchNorm2d``, this project's and torchvision's
-            ``FrozenBatchNorm2d``.
+        module: contains the layers; its norms are in evaluation mode.
+        pairs: dotted names of a convolution and of the only norm that reads its output, for example
+            ``("layer1.0.conv1", "layer1.0.bn1")``, as :func:`conv_norm_pairs` finds them. Norms are ``nn.BatchNorm2d``,
+            ``nn.SyncBatchNorm``, and ``FrozenBatchNorm2d`` of this project or torchvision.
 
     Raises:
-        TypeError, ValueError: for another kind of layer, or a norm whose statistics are those of each batch.
+        TypeError, ValueError: another kind of layer, or a norm without running statistics.
     """
     for conv_name, norm_name in pairs:
         conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
-        _check(conv_name, conv, norm_name, norm)
-        _fold(conv, norm)
+        _fold(_check(conv_name, conv, norm_name, norm), norm)
         parent, _, child = norm_name.rpartition(".")
         setattr(module.get_submodule(parent), child, nn.Identity())
 
 
 def conv_norm_pairs(module: nn.Module) -> list[tuple[str, str]]:
-    """The names of every convolution and batch norm that were registered in a row: what :func:`fold_batch_norms` takes.
+    """The names of every convolution and of the batch norm registered directly after it.
 
-    The backbones here and those of torchvision register a norm right behind the convolution whose output it takes. A
-    network that does otherwise needs its pairs written down.
+    In the backbones of this project and of torchvision, that norm is the one that reads the convolution's output.
     """
     pairs = []
     for path, parent in module.named_modules():
@@ -53,26 +54,28 @@ def conv_norm_pairs(module: nn.Module) -> list[tuple[str, str]]:
 
 
 def _is_batch_norm(layer: nn.Module) -> bool:
-    # By its name, not by what it has: timm's BatchNormAct2d applies an activation too.
+    # By its class name, which also covers torchvision's. Not subclasses: timm's BatchNormAct2d applies an activation.
     return type(layer).__name__ in ("BatchNorm2d", "SyncBatchNorm", "FrozenBatchNorm2d")
 
 
-def _check(conv_name: str, conv: nn.Module, norm_name: str, norm: nn.Module) -> None:
+def _check(conv_name: str, conv: nn.Module, norm_name: str, norm: nn.Module) -> nn.Conv2d:
     if not isinstance(conv, nn.Conv2d):
         raise TypeError(f"{conv_name}: got {type(conv).__name__}; a batch norm folds into an nn.Conv2d")
     if not _is_batch_norm(norm):
         raise TypeError(f"{norm_name}: got {type(norm).__name__}; expected a batch norm, plain or frozen")
-    if norm.running_var is None:
+    variance = dict(norm.named_buffers(recurse=False)).get("running_var")
+    if variance is None:
         raise ValueError(
-            f"{norm_name}: keeps no statistics (track_running_stats=False), so it cannot be folded"
+            f"{norm_name}: has no running statistics (track_running_stats=False), so it cannot be folded"
         )
     if isinstance(norm, nn.BatchNorm2d) and norm.training:
         raise ValueError(f"{norm_name}: is in training mode; call .eval() before folding")
-    if norm.running_var.shape != (conv.out_channels,):
+    if variance.shape != (conv.out_channels,):
         raise ValueError(
-            f"{norm_name}: has {norm.running_var.numel()} channels, {conv_name} gives {conv.out_channels}; "
-            "name the norm that takes its output"
+            f"{norm_name}: has {variance.numel()} channels, but {conv_name} has {conv.out_channels}; "
+            "name the norm that reads its output"
         )
+    return conv
 
 
 @torch.no_grad()

@@ -14,12 +14,12 @@ TOP_LEVELS = ("p5", "c5", "max_pool")
 
 
 class ExtraLevels(nn.Module):
-    """P6 and P7: strided convolutions on P5 (as FCOS) or C5 (as RetinaNet).
+    """P6 and P7: strided convolutions on P5 (FCOS) or C5 (RetinaNet).
 
     Args:
-        in_channels: of P5 or C5.
-        channels: of the pyramid.
-        count: 1 for P6 alone, 2 for both.
+        in_channels: channels of P5 or C5.
+        channels: channels of the pyramid.
+        count: 1 for only P6, 2 for both.
     """
 
     def __init__(self, in_channels: int, channels: int, count: int = 2) -> None:
@@ -34,10 +34,10 @@ class ExtraLevels(nn.Module):
 
 
 def _two_columns(x: Tensor) -> Tensor:
-    """A column of zeros beside a map of one, which its convolution pads in any case: the result is the same.
+    """Append a column of zeros to a feature map of width 1. The convolution pads with zeros, so the result is the same.
 
-    On processors with AMX, the backward pass of a strided bfloat16 convolution of one column gives weights a gradient
-    that differs from call to call and can be NaN (seen with torch 2.14.1).
+    On CPUs with AMX, the weight gradient of a strided bfloat16 convolution of width 1 differs from call to call and
+    can be NaN (seen with torch 2.14.1).
     """
     return F.pad(x, (0, 1)) if x.shape[-1] == 1 and x.device.type == "cpu" else x
 
@@ -46,17 +46,17 @@ class FPN(nn.Module):
     """Lateral 1x1 convolutions, a top-down path, 3x3 output convolutions, and levels above P5.
 
     Args:
-        in_channels: channels of the backbone's maps, the last of which is C5.
-        channels: channels of every level of the pyramid.
+        in_channels: channels of the backbone's last feature maps, up to C5.
+        channels: channels of every pyramid level.
         p6_from: ``"p5"`` or ``"c5"``: a strided convolution of that map; ``"max_pool"``: every second position of P5,
-            as Faster R-CNN has it.
+            as in Faster R-CNN.
         num_extra: number of levels above P5: 0, 1 or 2.
-        norm: ``"none"``, or a norm behind every lateral and output convolution, which then have no bias.
-        relu: a ReLU behind those convolutions.
-        upsampling: ``"nearest"``, or ``"bilinear"`` as SimpleAICV has it.
+        norm: ``"none"``, or the norm after every lateral and output convolution, which then have no bias.
+        relu: whether a ReLU follows those convolutions.
+        upsampling: ``"nearest"``, or ``"bilinear"`` as in SimpleAICV.
 
     Raises:
-        ValueError: for P7 of a max-pool, which no detector has.
+        ValueError: P7 with ``max_pool``, which no detector has.
     """
 
     def __init__(
@@ -71,7 +71,9 @@ class FPN(nn.Module):
     ) -> None:
         super().__init__()
         if p6_from == "max_pool" and num_extra > 1:
-            raise ValueError("FPN: p6_from='max_pool' gives P6 alone; take max_level 5 or 6")
+            raise ValueError(
+                f"FPN: num_extra={num_extra}; p6_from='max_pool' adds only P6; use max_level 5 or 6"
+            )
         self.p6_from, self.num_extra, self.upsampling = p6_from, num_extra, upsampling
         self.inner_blocks = nn.ModuleList(_block(c, channels, 1, norm, relu) for c in in_channels)
         self.layer_blocks = nn.ModuleList(_block(channels, channels, 3, norm, relu) for _ in in_channels)
@@ -120,11 +122,11 @@ def _block(in_channels: int, channels: int, kernel_size: int, norm: str, relu: b
 
 
 class BackboneWithFPN(nn.Module):
-    """A backbone and the pyramid on it.
+    """A backbone with a pyramid.
 
     Args:
         body: the backbone.
-        fpn: over its last maps.
+        fpn: the pyramid over its last feature maps.
     """
 
     def __init__(self, body: Backbone, fpn: FPN) -> None:

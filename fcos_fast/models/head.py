@@ -9,17 +9,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fcos_fast.models.config import GROUPS
 from fcos_fast.models.deform_conv import DeformConv2d
-from fcos_fast.models.norm import GROUPS, GroupNormReLU
+from fcos_fast.models.norm import GroupNormReLU
 
 
 class HeadOutputs(NamedTuple):
-    """What the head says, one tensor per level, as the convolutions leave it in memory.
+    """The outputs of the head, one tensor per level, in the memory format of the convolutions.
 
     Attributes:
         cls_logits: (B, C, H, W) each.
-        box_regression: (B, 4, H, W) each; distances left, top, right, bottom, not negative, in strides or
-            pixels.
+        box_regression: (B, 4, H, W) each; non-negative distances left, top, right, bottom, in strides or pixels.
         centerness: (B, 1, H, W) each; logits.
     """
 
@@ -29,30 +29,31 @@ class HeadOutputs(NamedTuple):
 
 
 def head_conv(in_channels: int, out_channels: int, bias: float | None = 0.0) -> nn.Conv2d:
-    """A 3x3 convolution of a head with random weights; ``bias`` is the first value, or None for no bias."""
+    """A 3x3 convolution of a head with random weights; ``bias`` is its initial value, None for no bias."""
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=bias is not None)
     nn.init.normal_(conv.weight, std=0.01)
-    if bias is not None:
+    if bias is not None and conv.bias is not None:
         nn.init.constant_(conv.bias, bias)
     return conv
 
 
 def prior_bias(prior: float) -> float:
-    """The logit of a class whose probability is ``prior``."""
+    """The logit of the probability ``prior``."""
     return -math.log((1 - prior) / prior)
 
 
 def _tower(in_channels: int, channels: int, num_convs: int, norm: str, bias: bool, dcn: str) -> nn.Sequential:
     modules: list[nn.Module] = []
     for i in range(num_convs):
-        conv: nn.Module = head_conv(in_channels if i == 0 else channels, channels, 0.0 if bias else None)
+        conv = head_conv(in_channels if i == 0 else channels, channels, 0.0 if bias else None)
         if dcn != "none" and i == num_convs - 1:
             deformable = DeformConv2d(conv.in_channels, channels, bias=bias, modulated=dcn == "v2")
             deformable.conv = conv
-            conv = deformable
-        modules.append(conv)
+            modules.append(deformable)
+        else:
+            modules.append(conv)
         if norm == "group":
-            # The identity keeps the place, and so the keys, of torchvision's ReLU.
+            # The identity stands for torchvision's ReLU, so that the keys are the same.
             modules += [GroupNormReLU(GROUPS, channels), nn.Identity()]
         else:
             modules.append(nn.ReLU(inplace=True))
@@ -60,16 +61,16 @@ def _tower(in_channels: int, channels: int, num_convs: int, norm: str, bias: boo
 
 
 def bounded_exp(x: Tensor) -> Tensor:
-    """``exp(x)`` that ends at about 60,000 pixels, the most that float16 holds.
+    """``exp(x)`` up to about 60,000 pixels, the maximum of float16.
 
-    Unbounded, one overflow at a background location would turn every weight to NaN: the loss gives it the gradient 0,
-    and 0 times the infinite slope of exp is not a number.
+    Without the bound, one overflow at a background location makes every weight NaN: its gradient is 0 from the loss
+    times infinity from exp.
     """
     return torch.exp(x.clamp(max=11.0))
 
 
 class ClassificationHead(nn.Module):
-    """The classification tower, its logits, and the centerness where it stands on this tower."""
+    """The classification tower and its logits, and the centerness if it is on this tower."""
 
     def __init__(
         self, tower: nn.Sequential, channels: int, num_classes: int, prior: float, centerness: bool
@@ -86,7 +87,7 @@ class ClassificationHead(nn.Module):
 
 
 class RegressionHead(nn.Module):
-    """The regression tower, its distances, and the centerness where it stands on this tower."""
+    """The regression tower and its distances, and the centerness if it is on this tower."""
 
     def __init__(
         self,
@@ -123,12 +124,12 @@ class FCOSHead(nn.Module):
         num_classes: number of classes C.
         num_levels: number of levels.
         channels, num_convs, norm: of each tower; ``norm`` is ``"group"`` or ``"none"``.
-        prior: probability that every class starts with.
+        prior: initial probability of every class.
         centerness_on: tower that predicts the centerness, ``"regression"`` or ``"classification"``.
-        activation: of the distances, ``"relu"`` or ``"exp"``.
-        scale: what multiplies the distances of each level, before the activation: ``"none"``, ``"factor"``, a learned
-            number, or ``"exp"``, exp of it.
-        bias: whether the convolutions of the towers have one.
+        activation: activation of the distances, ``"relu"`` or ``"exp"``.
+        scale: factor of each level's distances before the activation: ``"none"``, a learned number (``"factor"``), or
+            the exp of one (``"exp"``).
+        bias: whether the convolutions of the towers have a bias.
         dcn: ``"v1"`` or ``"v2"``: the last convolution of each tower is deformable (:class:`DeformConv2d`).
     """
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcos_fast.models.backbone import Backbone, register_backbone
+from fcos_fast.models.config import GROUPS
 from fcos_fast.models.norm import NORMS, conv_norm
 
 BLOCKS = (
@@ -21,7 +22,7 @@ BLOCKS = (
 """Table 2 of the paper."""
 
 ENDS = (1, 3, 6, 13, 17)
-"""The last of ``features`` of each of the five stages."""
+"""Index in ``features`` of the last block of each stage."""
 
 
 class ConvNormReLU6(nn.Sequential):
@@ -49,11 +50,12 @@ class ConvNormReLU6(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
-        return F.relu6(conv_norm(x, *self), inplace=True)
+        conv, norm = self
+        return F.relu6(conv_norm(x, conv, norm), inplace=True)
 
 
 class InvertedResidual(nn.Module):
-    """Widen by a 1x1 convolution, a 3x3 one per channel, narrow by a linear 1x1 one."""
+    """1x1 convolution to more channels, depthwise 3x3, linear 1x1 to fewer channels."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int, norm: str) -> None:
         super().__init__()
@@ -70,30 +72,32 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride))."""
         out = x
-        for layer in list(self.conv)[:-2]:
+        *layers, conv, norm = self.conv
+        for layer in layers:
             out = layer(out)
-        out = conv_norm(out, *list(self.conv)[-2:])
+        out = conv_norm(out, conv, norm)
         return x + out if self.is_residual else out
 
 
 @register_backbone("mobilenet_v2")
 class MobileNetV2(Backbone):
-    """The 17 blocks of MobileNetV2, without the last convolution and the classifier of torchvision's state dicts.
+    """The 17 blocks of MobileNetV2. Ignores the last convolution and the classifier in torchvision's state dicts.
 
     Args:
-        norm: ``"batch"`` or ``"frozen"``; its channels do not divide into the groups of a group norm.
+        norm: ``"batch"`` or ``"frozen"``; group norm is impossible, its channels are not multiples of the groups.
 
     Raises:
-        ValueError: for a group norm.
+        ValueError: ``norm="group"``.
     """
 
     out_channels = (24, 32, 96, 320)
+    UNUSED_KEYS = ("features.18.", "classifier.")
 
     def __init__(self, norm: str = "batch") -> None:
         super().__init__()
         if norm == "group":
             raise ValueError(
-                "mobilenet_v2: its channels do not divide into 32 groups; take norm batch or frozen"
+                f"mobilenet_v2: its channels do not divide into {GROUPS} groups; use norm batch or frozen"
             )
         layers: list[nn.Module] = [ConvNormReLU6(3, 32, 3, norm, stride=2)]
         channels = 32
@@ -109,8 +113,8 @@ class MobileNetV2(Backbone):
 
     def stages(self) -> list[list[nn.Module]]:
         """The blocks up to each of :data:`ENDS`."""
-        begins = (0, *(end + 1 for end in ENDS))
-        return [list(self.features[begin : end + 1]) for begin, end in zip(begins, ENDS, strict=False)]
+        starts = (0, *(end + 1 for end in ENDS))
+        return [list(self.features[start : end + 1]) for start, end in zip(starts, ENDS, strict=False)]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) to [C2, C3, C4, C5]."""
@@ -120,10 +124,3 @@ class MobileNetV2(Backbone):
             if i in ENDS:
                 maps.append(x)
         return maps[1:]
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        for name in [
-            key for key in state_dict if key.startswith((f"{prefix}features.18.", f"{prefix}classifier."))
-        ]:
-            del state_dict[name]
-        super()._load_from_state_dict(state_dict, prefix, *args)

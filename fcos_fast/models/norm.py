@@ -1,8 +1,9 @@
-"""Normalisation layers of the backbones."""
+"""Normalization layers of the backbones, and their folding into convolutions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,16 @@ from fcos_fast.models.config import GROUPS
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics and affine parameters are buffers: an affine map per channel.
 
-    Keys and values as in ``torchvision.ops.FrozenBatchNorm2d``. The output has the input's dtype, also
-    where the buffers are float32 and autocast made the activations bfloat16.
+    Keys and values as in ``torchvision.ops.FrozenBatchNorm2d``. The output has the dtype of the input, also under
+    autocast with float32 buffers.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5):
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
         self.register_buffer("weight", torch.ones(channels))
@@ -31,21 +37,20 @@ class FrozenBatchNorm2d(nn.Module):
         """(B, C, H, W) of any floating dtype to the same shape and dtype."""
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        # A checkpoint of an ordinary batch norm also counts its batches.
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Checkpoints of ordinary batch norms also count batches.
         state_dict.pop(prefix + "num_batches_tracked", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
-        """Size and eps, as the other norms print them."""
+        """Channels and eps, for printing."""
         return f"{self.weight.numel()}, eps={self.eps}"
 
 
 class GroupNormReLU(nn.GroupNorm):
-    """Group norm and the ReLU after it as one operator; parameters and keys of ``nn.GroupNorm``.
+    """Group norm and ReLU as one operator; parameters and keys of ``nn.GroupNorm``.
 
-    The output has the input's dtype and memory format, also where the parameters are float32 and autocast made the
-    activations bfloat16.
+    The output has the dtype and memory format of the input, also under autocast with float32 parameters.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,20 +63,32 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "frozen": FrozenBatchNorm2d,
     "group": lambda channels: nn.GroupNorm(GROUPS, channels),
 }
-"""The norms of a backbone, by the name that ``DetectorConfig.norm`` gives them."""
+"""Value of ``DetectorConfig.norm`` to a norm of the given number of channels."""
 
 
-def folded(conv: nn.Conv2d, norm: nn.Module, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the one convolution that ``norm(conv(x))`` is, where the norm's statistics do not change.
+class BatchNorm(Protocol):
+    """A batch norm with constant statistics: a frozen one of this project or torchvision, or one in evaluation mode."""
 
-    Autograd carries the norm's scale to the gradient of ``conv.weight``.
+    running_mean: Tensor
+    running_var: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+
+def folded(
+    conv: nn.Conv2d, norm: BatchNorm | nn.Module, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that equals ``norm(conv(x))``.
+
+    Differentiable: the gradient of ``conv.weight`` includes the norm's scale.
 
     Args:
         conv: with or without a bias.
-        norm: whatever has ``running_mean``, ``running_var`` and ``eps``, and ``weight`` and ``bias`` or None: a frozen
-            batch norm of this project or of torchvision, ``nn.BatchNorm2d`` in evaluation mode.
-        dtype: to compute in; by default that of the layers.
+        norm: a :class:`BatchNorm`.
+        dtype: dtype to compute in; by default that of the layers.
     """
+    norm = cast(BatchNorm, norm)  # the class of an nn.Module does not show its buffers
     scale = (norm.running_var.to(dtype) + norm.eps).rsqrt()  # (C,)
     if norm.weight is not None:
         scale = norm.weight * scale
@@ -81,8 +98,8 @@ def folded(conv: nn.Conv2d, norm: nn.Module, dtype: torch.dtype | None = None) -
     return conv.weight * scale[:, None, None, None], shift
 
 
-def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
-    """``norm(conv(x))``; a frozen norm is folded, which leaves no pass over the activations, forward or backward."""
+def conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
+    """``norm(conv(x))``; a frozen norm is folded, which saves a pass over the activations, forward and backward."""
     if not isinstance(norm, FrozenBatchNorm2d) or not isinstance(conv, nn.Conv2d):
         return norm(conv(x))
     return conv._conv_forward(x, *folded(conv, norm))

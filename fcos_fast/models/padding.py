@@ -1,4 +1,4 @@
-"""What the padding of a batch adds may not change a result."""
+"""Excludes the padding of a batch from the losses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fcos_fast.assignment import BACKGROUND, IGNORED, Level, Targets
 
 
 def ignore_outside(targets: Targets, levels: Sequence[Level], sizes: Tensor) -> Targets:
-    """Take the locations that lie outside their image, in what the batch is padded with, out of every loss.
+    """Label the locations in the padding as ignored.
 
     Args:
-        targets: of B images.
-        levels: that the targets were assigned on.
+        targets: targets of B images.
+        levels: levels of the targets.
         sizes: (B, 2); height and width of the images without padding, in pixels.
     """
     points = torch.cat([level.points(sizes.device) for level in levels])  # (P, 2), x and y

@@ -1,11 +1,11 @@
 """The published detectors as complete configurations.
 
-A preset says what a detector computes. How its backbone is trained is the user's: every preset starts
-with batch norm and all stages trainable, as random weights need it; with pretrained weights the published
-recipes have ``norm="frozen"`` and ``trainable_stages=3``. In evaluation the two norms are the same map.
+A preset defines what a detector computes, not how its backbone is trained: every preset has batch norm and all stages
+trainable, for random weights. With pretrained weights, the published recipes use ``norm="frozen"`` and
+``trainable_stages=3``; in evaluation both norms compute the same.
 
-Where a published program differs from its preset, the comment says in what. All but ``official-improved`` train
-as published on the locations of the padding too, as background.
+Comments name the differences between a published implementation and its preset. Like the implementations, all presets
+except ``official-improved`` also train on the locations in the padding, as background.
 """
 
 from __future__ import annotations
@@ -16,28 +16,22 @@ from fcos_fast.assignment_rule import RULES
 from fcos_fast.models.config import DetectorConfig, FCOSConfig
 from fcos_fast.models.retinanet_presets import RETINANET_PRESETS
 
-_BGR = {"channel_order": "bgr", "pixel_range": 255, "image_std": (1.0, 1.0, 1.0)}
-_CAFFE2_BGR = _BGR | {"image_mean": (102.9801, 115.9465, 122.7717)}
-_DETECTRON_BGR = _BGR | {"image_mean": (103.53, 116.28, 123.675)}
-_IMAGENET_RGB = {
-    "channel_order": "rgb",
-    "pixel_range": 1,
-    "image_mean": (0.485, 0.456, 0.406),
-    "image_std": (0.229, 0.224, 0.225),
-}
+# Of BGR images in 0..255, the means of detectron2 and mmdetection; the default is Caffe2's.
+_DETECTRON_MEAN = (103.53, 116.28, 123.675)
 
-# Distances as the paper of 2019 has them, and the centerness on the tower of the classes.
-_PAPER = {"centerness_on": "classification", "regression": "exp", "regression_unit": "pixel"}
+# Of RGB images in 0..1, as in torchvision.
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# tianzhi0549/FCOS, fcos_R_50_FPN_1x. There the area that decides between two boxes has 1 added to their sides, and
-# detections that end beyond the image, by less than a pixel where it was enlarged, are not clipped again.
+# tianzhi0549/FCOS, fcos_R_50_FPN_1x. That code adds 1 to both sides of a box before it compares areas. It does not
+# clip again after resizing to the original image, where boxes may end less than a pixel outside.
 _OFFICIAL = FCOSConfig(
-    **_PAPER,
+    centerness_on="classification",
+    regression="exp",
+    regression_unit="pixel",
     inclusive_targets=True,
     rule=RULES["official"],
     ignore_padding=False,
     box_loss="iou",
-    **_CAFFE2_BGR,
 )
 
 # aim-uofa/AdelaiDet, configs/FCOS-Detection: R_50_1x.
@@ -47,13 +41,15 @@ _ADELAIDET = FCOSConfig(
     inclusive_boxes=False,
     drop_empty="at_end",
     clip="after_nms",
-    **_DETECTRON_BGR,
+    image_mean=_DETECTRON_MEAN,
 )
 
-# open-mmlab/mmdetection 3.x, configs/fcos: fcos_r50-caffe_fpn_gn-head_1x_coco. There an IoU below 1e-6 counts as
-# 1e-6 in the loss, here below 1e-7.
+# open-mmlab/mmdetection 3.x, configs/fcos: fcos_r50-caffe_fpn_gn-head_1x_coco. Its loss clamps the IoU to at least
+# 1e-6, this one to 1e-7.
 _MMDETECTION = FCOSConfig(
-    **_PAPER,
+    centerness_on="classification",
+    regression="exp",
+    regression_unit="pixel",
     head_bias=False,
     rule=RULES["mmdetection"],
     ignore_padding=False,
@@ -64,18 +60,17 @@ _MMDETECTION = FCOSConfig(
     nms_threshold=0.5,
     inclusive_boxes=False,
     drop_empty="before_nms",
-    **_CAFFE2_BGR,
 )
 
 FCOS_PRESETS: dict[str, FCOSConfig] = {
-    # tianzhi0549/FCOS with centre sampling, GIoU, normalised regression and centerness on the regression
-    # tower. That code also trains on the locations of the padding, as background: ignore_padding=False.
+    # tianzhi0549/FCOS with center sampling, GIoU, normalized regression and centerness on the regression tower. That
+    # code also trains on the locations in the padding, as background: ignore_padding=False.
     "official-improved": FCOSConfig(inclusive_targets=True),
     "official": _OFFICIAL,
     "adelaidet": _ADELAIDET,
     # With BOX_QUALITY "iou".
     "adelaidet-iou": replace(_ADELAIDET, quality="iou", centerness_weighted=False, normalizer="positives"),
-    # The real-time models, FCOS_RT: P3 to P5. They are trained at sizes from 256 to 608.
+    # The real-time models, FCOS_RT: P3 to P5, trained at sizes from 256 to 608.
     "adelaidet-rt": replace(
         _ADELAIDET,
         rule=replace(RULES["adelaidet"], sizes_of_interest=(64.0, 128.0)),
@@ -97,7 +92,7 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
         inclusive_boxes=False,
         drop_empty="at_end",
         clip="after_nms",
-        **_DETECTRON_BGR,
+        image_mean=_DETECTRON_MEAN,
     ),
     "mmdetection": _MMDETECTION,
     # fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.
@@ -110,7 +105,7 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
         rule=replace(RULES["mmdetection"], sampling="center_clipped"),
         box_loss="giou",
         nms_threshold=0.6,
-        **_DETECTRON_BGR,
+        image_mean=_DETECTRON_MEAN,
     ),
     # torchvision.models.detection.fcos_resnet50_fpn.
     "torchvision": FCOSConfig(
@@ -127,11 +122,14 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
         threshold_on="score",
         inclusive_boxes=False,
         batching="pad",
-        **_IMAGENET_RGB,
+        channel_order="rgb",
+        pixel_range=1,
+        image_mean=_IMAGENET_MEAN,
+        image_std=_IMAGENET_STD,
     ),
-    # zgcr/SimpleAICV_pytorch_training_examples, resnet50_fcos. There images are padded to squares of 1024, the losses
-    # take probabilities from 1e-4 to 1 - 1e-4 alone and are 0 for a batch without a positive location, and decoded
-    # boxes are cut to whole pixels.
+    # zgcr/SimpleAICV_pytorch_training_examples, resnet50_fcos. That code pads images to squares of 1024,
+    # clamps probabilities to [1e-4, 1 - 1e-4] in the losses, which are 0 for a batch without a positive location, and
+    # truncates decoded boxes to whole pixels.
     "simpleaicv": FCOSConfig(
         stride_in_1x1=False,
         fpn_upsampling="bilinear",
@@ -158,15 +156,17 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
         max_size=1024,
     ),
     # VectXmy/FCOS.Pytorch for VOC, published with norm="frozen" and trainable_stages=3 (first stage and stem frozen).
-    # There a score of exactly the threshold passes, NMS adds 1 to the sides in areas but not in overlaps, and boxes are
-    # clipped to the padded image. Neither its data sets nor its evaluation add 1: no inclusive_targets.
+    # That code keeps scores equal to the threshold, adds 1 to the sides in the areas of NMS but not in its
+    # intersections, and clips boxes to the padded image. Its datasets and evaluation add no 1: no inclusive_targets.
     "notebook": FCOSConfig(
         num_classes=20,
         stride_in_1x1=False,
-        **_PAPER,
+        centerness_on="classification",
+        regression="exp",
+        regression_unit="pixel",
         rule=RULES["notebook"],
         ignore_padding=False,
-        focal_alpha=0.75,  # its 0.25 is the weight of the negatives
+        focal_alpha=0.75,  # its 0.25 weights the negatives
         box_loss_smooth=0.0,
         centerness_weighted=False,
         normalizer="image",
@@ -181,7 +181,10 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
         max_detections=150,
         clip="after_nms",
         max_size=1024,
-        **_IMAGENET_RGB,
+        channel_order="rgb",
+        pixel_range=1,
+        image_mean=_IMAGENET_MEAN,
+        image_std=_IMAGENET_STD,
     ),
 }
 

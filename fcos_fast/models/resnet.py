@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from fcos_fast.models.backbone import Backbone, register_backbone
 from fcos_fast.models.deform_conv import DCN, DeformConv2d
-from fcos_fast.models.names import unknown_name
 from fcos_fast.models.norm import NORMS, conv_norm
+from fcos_fast.suggest import unknown_name
 
 
 class _Block(nn.Module):
-    """Base of the residual blocks: the shortcut."""
+    """Base class of the residual blocks: the shortcut."""
 
     expansion: int
 
@@ -57,7 +57,7 @@ class BasicBlock(_Block):
     ) -> None:
         if (groups, width_per_group) != (1, 64):
             raise ValueError(
-                "BasicBlock: groups and width_per_group are of ResNeXt, whose blocks are bottlenecks"
+                "BasicBlock: groups and width_per_group are options of Bottleneck; use that block"
             )
         super().__init__(in_channels, width, stride, norm)
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride, padding=1, bias=False)
@@ -76,9 +76,9 @@ class BasicBlock(_Block):
 class Bottleneck(_Block):
     """1x1, 3x3, 1x1 convolutions: the block of ResNet 50, 101 and 152, and of ResNeXt.
 
-    The stride is in the 3x3 convolution, as torchvision has it, or with ``stride_in_1x1`` in the first
-    1x1, as the paper and the weights of Caffe and Detectron have it. With ``dcn`` the 3x3 is deformable. ResNeXt has
-    ``groups`` in it, and ``groups * width_per_group`` channels where a ResNet has 64.
+    The stride is in the 3x3 convolution, as in torchvision, or with ``stride_in_1x1`` in the first 1x1, as in the paper
+    and in weights of Caffe and Detectron. With ``dcn`` the 3x3 is deformable. In ResNeXt it has ``groups``, and
+    ``groups * width_per_group`` channels instead of a ResNet's 64.
     """
 
     expansion = 4
@@ -126,7 +126,7 @@ class Bottleneck(_Block):
 class ResNet(Backbone):
     """The convolutional part of a ResNet or ResNeXt.
 
-    Loads torchvision's state dicts: the classifier ``fc.*`` of an ImageNet checkpoint is left out.
+    Loads torchvision's state dicts of ImageNet models and ignores their classifier ``fc.*``.
 
     Args:
         block: kind of residual block.
@@ -135,11 +135,17 @@ class ResNet(Backbone):
         stride_in_1x1, groups, width_per_group: see :class:`Bottleneck`.
         dcn: ``"v1"`` or ``"v2"``: deformable convolutions (:class:`DeformConv2d`) in the stages ``dcn_stages``;
             ``"none"``.
-        dcn_stages: of 2 to 5, those that end in C2 to C5.
+        dcn_stages: some of 2 to 5, the stages of C2 to C5.
 
     Raises:
         ValueError: an unknown ``dcn`` or stage.
     """
+
+    UNUSED_KEYS = ("fc.",)
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(
         self,
@@ -164,7 +170,7 @@ class ResNet(Backbone):
 
         channels = 64
         for i, depth in enumerate(depths):
-            width, blocks = 64 << i, []
+            width, blocks = 64 << i, list[nn.Module]()
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
                 deformable = dcn if i + 2 in dcn_stages else "none"
@@ -173,7 +179,8 @@ class ResNet(Backbone):
                 )
                 channels = width * block.expansion
             self.add_module(f"layer{i + 1}", nn.Sequential(*blocks))
-        self.out_channels = tuple(width * block.expansion for width in (64, 128, 256, 512))
+        e = block.expansion
+        self.out_channels = (64 * e, 128 * e, 256 * e, 512 * e)
 
         offsets = {module.offset for module in self.modules() if isinstance(module, DeformConv2d)}
         for module in self.modules():
@@ -190,8 +197,3 @@ class ResNet(Backbone):
         c3 = self.layer2(c2)
         c4 = self.layer3(c3)
         return [c2, c3, c4, self.layer4(c4)]
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        for name in ("fc.weight", "fc.bias"):
-            state_dict.pop(prefix + name, None)
-        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,26 +13,26 @@ from torch import Tensor
 
 from fcos_fast import ops
 from fcos_fast.assignment import GroundTruth
-from fcos_fast.detections import Detections
+from fcos_fast.boxes import has_area
+from fcos_fast.detections import BatchDetections
 from fcos_fast.models.anchors import Anchors, decode_boxes, encode_boxes, matched_box_loss
-from fcos_fast.models.config import RetinaNetConfig, check_fields
+from fcos_fast.models.config import RetinaNetConfig, configure
 from fcos_fast.models.detector import Detector
-from fcos_fast.models.names import unknown_name
 from fcos_fast.models.retinanet_head import RetinaNetHead, RetinaNetOutputs
 from fcos_fast.models.retinanet_presets import RETINANET_PRESETS
-from fcos_fast.models.transform import ImageBatch, Size, has_area
+from fcos_fast.models.transform import ImageBatch, Size
 
 
 @dataclass(frozen=True)
 class AnchorTargets:
-    """What the A anchors of all levels are to predict, for B images.
+    """The targets of the A anchors of all levels, for B images.
 
     Attributes:
         anchors: (A, 4) xyxy in pixels.
         labels: (B, A) int32; class 0..C-1, ``BACKGROUND`` (-1) or ``IGNORED`` (-2).
-        matched: (B, A) int32; row of ``boxes``, negative where there is none.
-        boxes: (M, 4) float32, those of the whole batch.
-        totals: float32 scalar on the device; number of anchors with a box.
+        matched: (B, A) int32; row of ``boxes``, negative for unmatched anchors.
+        boxes: (M, 4) float32, the boxes of the whole batch.
+        totals: float32 scalar on the device; number of matched anchors.
     """
 
     anchors: Tensor
@@ -43,9 +43,9 @@ class AnchorTargets:
 
 
 class RetinaNet(Detector):
-    """The detector that ``config`` describes, with torchvision's calling convention and parameter names.
+    """RetinaNet, with torchvision's calling convention and parameter names.
 
-    See :class:`Detector` for what it takes and returns; the losses are ``{"classification", "bbox_regression"}``.
+    See :class:`Detector` for inputs and outputs; the losses are ``{"classification", "bbox_regression"}``.
     """
 
     config: RetinaNetConfig
@@ -88,10 +88,9 @@ class RetinaNet(Detector):
         if self.config.normalizer == "image":
             normalizers = (targets.labels >= 0).sum(dim=1).clamp(min=1) * len(deltas)  # (B,)
         else:
+            # the mean of the losses over the processes then equals the loss of a single process
             processes = dist.get_world_size() if self._shares_totals() else 1
-            normalizers = (
-                targets.totals.clamp(min=1) / processes
-            )  # a process's share of what one would divide by
+            normalizers = targets.totals.clamp(min=1) / processes
         boxes = matched_box_loss(
             deltas, targets.matched, targets.anchors, targets.boxes, self._box_loss
         )  # (B,)
@@ -101,14 +100,16 @@ class RetinaNet(Detector):
         }
 
     def _classification_loss(self, cls_logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """The sum over the anchors: of the batch, or (B,) of its images where these are normalised by themselves."""
+        """The sum over the anchors of the batch, or (B,) of each image if the normalizers are per image."""
         logits = [_by_anchor(x, self.config.num_classes) for x in cls_logits]  # views of channels-last maps
-        levels = zip(logits, labels.split([x.shape[1] for x in logits], dim=1), strict=True)
-        if self.config.normalizer == "positives":
-            return sum(self._focal_loss(*level) for level in levels)
-        return sum(
-            torch.stack([self._focal_loss(*image) for image in zip(*level, strict=True)]) for level in levels
-        )
+        losses = []  # of each level
+        for level, of_level in zip(logits, labels.split([x.shape[1] for x in logits], dim=1), strict=True):
+            if self.config.normalizer == "positives":
+                losses.append(self._focal_loss(level, of_level))
+            else:
+                images = zip(level, of_level, strict=True)
+                losses.append(torch.stack([self._focal_loss(*image) for image in images]))
+        return torch.stack(losses).sum(dim=0)
 
     def _focal_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The sum of the loss of logits (..., C) with labels (...)."""
@@ -118,7 +119,7 @@ class RetinaNet(Detector):
         return ops.sigmoid_focal_loss(logits, labels, config.focal_alpha, config.focal_gamma, "sum")
 
     def _box_loss(self, deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
-        """(N,) of coded boxes (N, 4), their anchors and the boxes that these are to predict."""
+        """(N,) of encoded boxes (N, 4), their anchors and their target boxes."""
         kind = self.config.box_loss
         if kind not in ("l1", "smooth_l1"):
             return ops.box_loss(decode_boxes(deltas, anchors), boxes, kind)
@@ -130,49 +131,22 @@ class RetinaNet(Detector):
         return self.config.normalizer == "positives" and super()._shares_totals()
 
     def postprocess(self, outputs: RetinaNetOutputs, batch: ImageBatch) -> list[dict[str, Tensor]]:
-        """As :meth:`Detector.postprocess`; torchvision's rule, without waiting for the device before the end."""
+        """As :meth:`Detector.postprocess`."""
         config = self.config
-        levels = zip(*outputs, self._anchors(batch.padded_size), strict=True)
-        candidates = [self._candidates(*level) for level in levels]
-        boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
-        # Inclusive boxes end at the last pixel; their sides are greater by 1 than the difference of the corners.
-        pixel = 1 if config.inclusive_boxes else 0
-        limits = (batch.tensors[1] - pixel).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4)
-        boxes = boxes.clamp(min=0).minimum(limits)
-        compared = torch.cat((boxes[..., :2], boxes[..., 2:] + pixel), dim=-1)
-        if config.drop_empty == "before_nms":
-            scores = torch.where(has_area(compared), scores, -torch.inf)
-        indices, counts = ops.nms_padded(
-            compared,
-            scores,
-            labels,
-            config.nms_threshold,
-            config.max_detections,
-        )
-        beyond = indices < 0
-        rows = indices.clamp(min=0)
-        return Detections(
-            boxes.gather(1, rows[..., None].expand(-1, -1, 4)).masked_fill(beyond[..., None], 0),
-            scores.gather(1, rows).masked_fill(beyond, 0),
-            labels.gather(1, rows).masked_fill(beyond, -1),
-            counts,
+        cls_logits, box_regression = outputs
+        _, sizes = batch.tensors()
+        return postprocess_anchors(
+            [_by_anchor(x, config.num_classes) for x in cls_logits],
+            [_by_anchor(x, 4) for x in box_regression],
+            self._anchors(batch.padded_size),
+            sizes,
+            score_threshold=config.score_threshold,
+            topk_candidates=config.topk_candidates,
+            iou_threshold=config.nms_threshold,
+            max_detections=config.max_detections,
+            inclusive_boxes=config.inclusive_boxes,
+            drop_empty=config.drop_empty == "before_nms",
         ).split()
-
-    def _candidates(
-        self, cls_logits: Tensor, box_regression: Tensor, anchors: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (B, K, 4), scores and labels (B, K) of a level's best; the score is -inf below the threshold."""
-        most, classes = self.config.topk_candidates, self.config.num_classes
-        logits = _by_anchor(cls_logits, classes)  # (B, A, C)
-        # The best pairs of anchor and class belong to the anchors with the best class, so most logits are read once.
-        rows = logits.amax(dim=2).topk(min(most, len(anchors))).indices  # (B, R)
-        logits = logits.gather(1, rows[..., None].expand(-1, -1, classes)).flatten(1)  # (B, R * C)
-        logits, places = logits.topk(min(most, logits.shape[1]))  # (B, K)
-        rows, labels = rows.gather(1, places // classes), places % classes
-        scores = logits.to(anchors.dtype).sigmoid()
-        scores = torch.where(scores > self.config.score_threshold, scores, -torch.inf)
-        deltas = _by_anchor(box_regression, 4).gather(1, rows[..., None].expand(-1, -1, 4))
-        return decode_boxes(deltas.to(anchors.dtype), anchors[rows]), scores, labels
 
     def _anchors(self, size: Size) -> list[Tensor]:
         return self.anchors(size, self.feature_sizes(size))
@@ -181,6 +155,77 @@ class RetinaNet(Detector):
 def _by_anchor(maps: Tensor, numbers: int) -> Tensor:
     """(B, n * numbers, H, W) to (B, H * W * n, numbers)."""
     return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, numbers)
+
+
+def postprocess_anchors(
+    cls_logits: Sequence[Tensor],
+    box_regression: Sequence[Tensor],
+    anchors: Sequence[Tensor],
+    sizes: Tensor,
+    *,
+    score_threshold: float,
+    topk_candidates: int,
+    iou_threshold: float,
+    max_detections: int,
+    inclusive_boxes: bool = False,
+    drop_empty: bool = False,
+    decode: Callable[[Tensor, Tensor], Tensor] = decode_boxes,
+) -> BatchDetections:
+    """Detections of an anchor-based head: torchvision's rule, without waiting for the device.
+
+    Args:
+        cls_logits: (B, A, C) of each level.
+        box_regression: (B, A, 4) of each level.
+        anchors: (A, 4) of each level, xyxy in pixels.
+        sizes: (B, 2); height and width of each image, on the device.
+        score_threshold: detections score above it.
+        topk_candidates: candidates per level that go to NMS.
+        iou_threshold: IoU above which NMS drops the box with the lower score.
+        max_detections: detections per image.
+        inclusive_boxes: whether x2 and y2 name the last pixel inside.
+        drop_empty: drop boxes without width or height before NMS.
+        decode: box regression (..., 4) and anchors to boxes.
+    """
+    levels = zip(cls_logits, box_regression, anchors, strict=True)
+    candidates = [_candidates(*level, score_threshold, topk_candidates, decode) for level in levels]
+    boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
+    # Sides of inclusive boxes are longer by 1 than the difference of their corners.
+    pixel = 1 if inclusive_boxes else 0
+    limits = (sizes - pixel).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4)
+    boxes = boxes.clamp(min=0).minimum(limits)
+    compared = torch.cat((boxes[..., :2], boxes[..., 2:] + pixel), dim=-1)
+    if drop_empty:
+        scores = torch.where(has_area(compared), scores, -torch.inf)
+    indices, counts = ops.nms_padded(compared, scores, labels, iou_threshold, max_detections)
+    is_padding = indices < 0
+    rows = indices.clamp(min=0)
+    return BatchDetections(
+        boxes.gather(1, rows[..., None].expand(-1, -1, 4)).masked_fill(is_padding[..., None], 0),
+        scores.gather(1, rows).masked_fill(is_padding, 0),
+        labels.gather(1, rows).masked_fill(is_padding, -1),
+        counts,
+    )
+
+
+def _candidates(
+    logits: Tensor,
+    deltas: Tensor,
+    anchors: Tensor,
+    score_threshold: float,
+    topk_candidates: int,
+    decode: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes (B, K, 4), scores and labels (B, K) of the best of a level; the score is -inf below the threshold."""
+    classes = logits.shape[2]
+    # The best pairs of anchor and class are among the anchors with the best class, so most logits are read once.
+    rows = logits.amax(dim=2).topk(min(topk_candidates, len(anchors))).indices  # (B, R)
+    logits = logits.gather(1, rows[..., None].expand(-1, -1, classes)).flatten(1)  # (B, R * C)
+    logits, pairs = logits.topk(min(topk_candidates, logits.shape[1]))  # (B, K)
+    rows, labels = rows.gather(1, pairs // classes), pairs % classes
+    scores = logits.to(anchors.dtype).sigmoid()
+    scores = torch.where(scores > score_threshold, scores, -torch.inf)
+    deltas = deltas.gather(1, rows[..., None].expand(-1, -1, 4))
+    return decode(deltas.to(anchors.dtype), anchors[rows]), scores, labels
 
 
 def retinanet(
@@ -195,19 +240,13 @@ def retinanet(
         backbone: a name of ``fcos_fast.models.BACKBONES``.
         num_classes: number of classes C; labels are 0..C-1. None: the preset's.
         preset: a name of ``fcos_fast.models.retinanet_presets.RETINANET_PRESETS``.
-        **overrides: fields of :class:`RetinaNetConfig` that shall differ from the preset.
+        **overrides: fields of :class:`RetinaNetConfig` that differ from the preset.
 
     Raises:
-        ValueError: for an unknown preset, backbone or field, with the nearest names; for a value that no
-            RetinaNet can have.
+        ValueError: unknown preset, backbone or field, with the nearest names; invalid value.
 
     Example:
         >>> model = retinanet("resnet18", num_classes=3, min_size=240, max_size=320)
         >>> losses = model([torch.rand(3, 240, 320)], [{"boxes": boxes, "labels": labels}])
     """
-    if preset not in RETINANET_PRESETS:
-        raise unknown_name("preset", preset, RETINANET_PRESETS)
-    check_fields(RetinaNetConfig, overrides)
-    if num_classes is not None:
-        overrides["num_classes"] = num_classes
-    return RetinaNet(replace(RETINANET_PRESETS[preset], backbone=backbone, **overrides))
+    return RetinaNet(configure(RETINANET_PRESETS, preset, backbone, num_classes, overrides))

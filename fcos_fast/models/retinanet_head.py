@@ -7,15 +7,16 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from fcos_fast.models.config import GROUPS
 from fcos_fast.models.head import head_conv, prior_bias
-from fcos_fast.models.norm import GROUPS, GroupNormReLU
+from fcos_fast.models.norm import GroupNormReLU
 
 
 class RetinaNetOutputs(NamedTuple):
-    """What the head says of the n anchors of every location, one tensor per level, as the convolutions leave it.
+    """The outputs of the head for n anchors per location, one tensor per level, in the convolutions' memory format.
 
     Attributes:
-        cls_logits: (B, n * C, H, W) each, the classes of an anchor side by side.
+        cls_logits: (B, n * C, H, W) each, the C classes of an anchor in a row.
         box_regression: (B, n * 4, H, W) each; (dx, dy, dw, dh) of each anchor, see
             :func:`fcos_fast.models.anchors.encode_boxes`.
     """
@@ -38,7 +39,7 @@ def _subnet(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Se
 
 
 class RetinaNetClassificationHead(nn.Module):
-    """The classification subnet; one level (B, channels, H, W) to logits (B, n * C, H, W)."""
+    """The classification subnet."""
 
     def __init__(self, subnet: nn.Sequential, channels: int, num_logits: int, prior: float) -> None:
         super().__init__()
@@ -46,12 +47,12 @@ class RetinaNetClassificationHead(nn.Module):
         self.cls_logits = head_conv(channels, num_logits, prior_bias(prior))
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """One level (B, channels, H, W) to logits (B, n * C, H, W)."""
         return self.cls_logits(self.conv(x))
 
 
 class RetinaNetRegressionHead(nn.Module):
-    """The box subnet; one level (B, channels, H, W) to deltas (B, n * 4, H, W)."""
+    """The box subnet."""
 
     def __init__(self, subnet: nn.Sequential, channels: int, num_anchors: int) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class RetinaNetRegressionHead(nn.Module):
         self.bbox_reg = head_conv(channels, 4 * num_anchors)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """One level (B, channels, H, W) to deltas (B, n * 4, H, W)."""
         return self.bbox_reg(self.conv(x))
 
 
@@ -71,7 +72,7 @@ class RetinaNetHead(nn.Module):
         num_anchors: anchors per location n.
         num_classes: number of classes C.
         channels, num_convs, norm: of each subnet; ``norm`` is ``"group"`` or ``"none"``.
-        prior: probability that every class starts with.
+        prior: initial probability of every class.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from fcos_fast.models.config import RetinaNetConfig
 _TORCHVISION_V1 = RetinaNetConfig(
     num_classes=91,
     stride_in_1x1=False,
-    p6_from="p5",  # torchvision's first version; the paper and its second version take C5
+    p6_from="p5",  # torchvision's first version; its second and the paper use C5
     head_norm="none",
     anchor_rule="torchvision",
     box_loss="l1",
@@ -23,15 +23,15 @@ _TORCHVISION_V1 = RetinaNetConfig(
 )
 
 RETINANET_PRESETS: dict[str, RetinaNetConfig] = {
-    # For training from random weights: group norm in the head, GIoU loss, exact anchors in the centres of the cells;
-    # images as the preset official-improved has them.
+    # For training from random weights: group norm in the head, GIoU loss, unrounded anchors centered on the cells;
+    # image sizes and normalization of the preset official-improved.
     "retinanet": RetinaNetConfig(),
     # torchvision.models.detection.retinanet_resnet50_fpn.
     "torchvision-retinanet": _TORCHVISION_V1,
     # torchvision.models.detection.retinanet_resnet50_fpn_v2.
     "torchvision-retinanet-v2": replace(_TORCHVISION_V1, p6_from="c5", head_norm="group", box_loss="giou"),
-    # The anchors, matching and losses of bubbliiiing/retinanet-pytorch and zylo117's EfficientDet. Their box loss is
-    # the mean over the four numbers of the coding, this one their sum.
+    # The anchors, matching and losses of bubbliiiing/retinanet-pytorch and zylo117's EfficientDet. Their box loss
+    # averages over the four regression values, this one sums them.
     "retinanet-tutorial": replace(
         _TORCHVISION_V1,
         num_classes=80,

@@ -1,4 +1,4 @@
-"""From images of any size to what the backbone sees, and from its detections back."""
+"""Images of any size to batches for the backbone, and boxes back to the original images."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class ImageBatch:
     """Images padded to one size.
 
     Attributes:
-        tensor: (B, 3, H, W); each image stands in the top left corner, zeros beyond. Floating point: normalised.
-            uint8: RGB as decoded, which :meth:`Transform.normalize` normalises where the tensor lies.
-        sizes: the images' own (height, width).
-        extents: (B, 2) int64, ``sizes`` beside the tensor on its device; None: copied there when it is needed.
+        tensor: (B, 3, H, W), padded with zeros at the right and bottom. Floating point: normalized. uint8: RGB as
+            decoded; :meth:`Transform.normalize` normalizes it on the tensor's device.
+        sizes: (height, width) of each image without padding.
+        extents: (B, 2) int64, ``sizes`` on the tensor's device; None: copied there when needed.
     """
 
     tensor: Tensor
@@ -34,16 +34,15 @@ class ImageBatch:
     @property
     def padded_size(self) -> Size:
         """(H, W) of the batch."""
-        return tuple(self.tensor.shape[-2:])
+        return image_size(self.tensor)
 
     @property
     def is_padded(self) -> bool:
-        """Is any image smaller than the batch?"""
+        """Whether any image is smaller than the batch."""
         return any(size != self.padded_size for size in self.sizes)
 
-    @property
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """Images and extents."""
+        """Images and extents; copies the extents to the device if they are not there yet."""
         if self.extents is not None:
             return self.tensor, self.extents
         extents = torch.tensor(self.sizes)
@@ -53,7 +52,7 @@ class ImageBatch:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ImageBatch:
         """``function`` of each tensor."""
-        tensor, extents = map(function, self.tensors)
+        tensor, extents = map(function, self.tensors())
         return ImageBatch(tensor, self.sizes, extents)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageBatch:
@@ -61,30 +60,33 @@ class ImageBatch:
         return self.map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> ImageBatch:
-        """Copy to pinned memory, from which ``to(device, non_blocking=True)`` does not wait."""
+        """Copy to pinned memory, from which ``to(device, non_blocking=True)`` is asynchronous."""
         return self.map(Tensor.pin_memory)
 
 
 def image_size(image: Tensor) -> Size:
-    """(height, width) of a (3, H, W) image."""
-    return tuple(image.shape[-2:])
+    """(height, width) of an image or batch (..., H, W)."""
+    height, width = image.shape[-2:]
+    return height, width
 
 
 def resized(size: Size, min_size: int, max_size: int | None) -> Size:
-    """``size`` with its shorter side scaled to ``min_size``, or less where the longer passes ``max_size``."""
+    """``size`` with its shorter side scaled to ``min_size``, or less to keep the longer side within ``max_size``."""
     scale = min_size / min(size)
     if max_size is not None:
         scale = min(scale, max_size / max(size))
-    return tuple(max(1, math.floor(side * scale)) for side in size)
+    height, width = (max(1, math.floor(side * scale)) for side in size)
+    return height, width
 
 
 def padded(size: Size, divisor: int) -> Size:
-    """The smallest multiples of ``divisor`` that hold ``size``."""
-    return tuple(math.ceil(side / divisor) * divisor for side in size)
+    """``size`` rounded up to multiples of ``divisor``."""
+    height, width = (math.ceil(side / divisor) * divisor for side in size)
+    return height, width
 
 
 def scale_boxes(boxes: Tensor, from_size: Size, to_size: Size) -> Tensor:
-    """xyxy boxes (N, 4) of an image of ``from_size`` for the same image at ``to_size``."""
+    """Scale xyxy boxes (N, 4) of an image with its size, from ``from_size`` to ``to_size``."""
     if from_size == to_size:
         return boxes
     ratio_y, ratio_x = (new / old for new, old in zip(to_size, from_size, strict=True))
@@ -92,16 +94,14 @@ def scale_boxes(boxes: Tensor, from_size: Size, to_size: Size) -> Tensor:
     return torch.stack((x1 * ratio_x, y1 * ratio_y, x2 * ratio_x, y2 * ratio_y), dim=1)
 
 
-def has_area(boxes: Tensor) -> Tensor:
-    """(...) bool: which xyxy boxes (..., 4) have width and height; one with a NaN has not."""
-    return (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-
-
 class Transform(nn.Module):
-    """Pixel values, sizes and padding, as ``DetectorConfig`` defines them.
+    """Normalize, resize and pad images as ``DetectorConfig`` defines it.
 
-    Bit for bit torchvision's ``GeneralizedRCNNTransform`` under the preset ``torchvision``.
+    With the preset ``torchvision``, bit-identical to torchvision's ``GeneralizedRCNNTransform``.
     """
+
+    mean: Tensor  # (3, 1, 1)
+    std: Tensor  # (3, 1, 1)
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -111,40 +111,38 @@ class Transform(nn.Module):
         self.max_size = config.max_size
         self.size_divisor = config.size_divisor
         self.batching = config.batching
-        # Buffers, so that they follow the model to its device; not persistent: they belong to the
-        # configuration.
+        # Buffers move with the model to its device; not persistent: the values are in the configuration.
         self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """One RGB image (3, H, W), float in [0, 1] or uint8, normalised and resized; not yet padded."""
+        """Normalize and resize one RGB image (3, H, W), float in [0, 1] or uint8, without padding."""
         return self._resize(self._normalize(image), self._draw_size(image_size(image)))
 
     def resize(self, image: Tensor) -> Tensor:
-        """As :meth:`forward`, but an image that keeps its size is left as it is, to be normalised on the device."""
+        """As :meth:`forward`, but an image that keeps its size is not normalized: the device does that later."""
         size = self._draw_size(image_size(image))
         return image if size == image_size(image) else self._resize(self._normalize(image), size)
 
     def pack(self, images: Sequence[Tensor]) -> ImageBatch:
-        """Batch what :meth:`resize` returned: as uint8 where no image was resized, else normalised."""
+        """Batch outputs of :meth:`resize`: as uint8 if no image was resized, else normalized."""
         if any(image.dtype != torch.uint8 for image in images):
             images = [self._normalize(x) if x.dtype == torch.uint8 else x for x in images]
         return self.batch(images)
 
     def normalize(self, batch: ImageBatch) -> ImageBatch:
-        """Normalise a uint8 batch of :meth:`pack`, on its device; a floating-point one is so already.
+        """Normalize a uint8 batch of :meth:`pack` on its device; a floating-point batch is normalized already.
 
-        The bits are those of :meth:`forward` and :meth:`batch`.
+        The result is bit-identical to :meth:`forward` and :meth:`batch`.
         """
         if batch.tensor.is_floating_point():
             return batch
         tensor = self._normalize(batch.tensor)
         if batch.is_padded:
-            device = tensor.device
-            extents = batch.tensors[1]
-            y, x = (torch.arange(side, device=device) for side in batch.padded_size)
-            beyond = (y >= extents[:, :1])[:, :, None] | (x >= extents[:, 1:])[:, None, :]  # (B, H, W)
-            tensor.masked_fill_(beyond[:, None], 0)
+            _, extents = batch.tensors()
+            y, x = (torch.arange(side, device=tensor.device) for side in batch.padded_size)
+            padding = (y >= extents[:, :1])[:, :, None] | (x >= extents[:, 1:])[:, None, :]  # (B, H, W)
+            tensor.masked_fill_(padding[:, None], 0)
         return replace(batch, tensor=tensor)
 
     def _normalize(self, image: Tensor) -> Tensor:
@@ -168,8 +166,9 @@ class Transform(nn.Module):
         return F.interpolate(image[None], size=size, mode="bilinear", align_corners=False)[0]
 
     def padded_size(self, sizes: Sequence[Size]) -> Size:
-        """The smallest multiples of the size divisor that hold all ``sizes``."""
-        return padded(tuple(map(max, zip(*sizes, strict=True))), self.size_divisor)
+        """The size of a batch with images of these ``sizes``."""
+        heights, widths = zip(*sizes, strict=True)
+        return padded((max(heights), max(widths)), self.size_divisor)
 
     def batch(self, images: Sequence[Tensor]) -> ImageBatch:
         """Pad transformed images to one size."""
@@ -183,7 +182,7 @@ class Transform(nn.Module):
         return ImageBatch(tensor, sizes)
 
     def groups(self, images: Sequence[Tensor]) -> list[list[int]]:
-        """Which of the transformed images are evaluated together: lists of their indices."""
+        """Indices of the transformed images that are evaluated together, as one list per batch."""
         if self.batching == "pad":
             return [list(range(len(images)))]
         groups: dict[Size, list[int]] = {}

@@ -1,32 +1,37 @@
 """3x3 convolutions by Winograd's method (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015).
 
-F(4x4, 3x3): a tile of 4x4 outputs is computed from 6x6 inputs with 36 products per pair of channels in place of 144.
-The products of all tiles are 36 matrix products, which run at the machine's peak, and the transforms cost little where
-there are many channels. The gradients are computed alike: that of the input is such a convolution with the weight
-turned around, that of the weight sums the products of transformed inputs and gradients over all tiles. For CPUs in
-float32; 16 bits are too few for the transforms.
+F(4x4, 3x3): a tile of 4x4 outputs is computed from 6x6 inputs with 36 products per pair of channels instead of 144.
+The products of all tiles are 36 matrix products, which run at peak speed; the transforms cost little if there are many
+channels. The gradient of the input is such a convolution with the flipped weight; the gradient of the weight sums the
+products of transformed inputs and output gradients over all tiles. For CPUs in float32: the transforms need more than
+16 bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing from Python 3.11 on
+
+Matrix = list[list[float]]
+
 TILE = 4
 MIN_CHANNELS = 128
 """With fewer channels, in or out, the transforms cost what the products save."""
 MIN_TILES = 48
-"""For fewer tiles the transformed weights, four times as large, are not worth reading."""
+"""For fewer tiles, reading the transformed weights, four times as large, costs more than it saves."""
 TILES_AT_ONCE = 512
-"""So many are transformed and multiplied before the next: what lies between the steps should fit into caches."""
+"""Tiles per block: the intermediate results of a block should fit into the caches."""
 
-# The transforms of a row of inputs, weights and outputs, from the interpolation points 0, 1, -1, 2, -2 and infinity.
-INPUT = [
+# The transforms of a row of inputs, weights and outputs, for the interpolation points 0, 1, -1, 2, -2 and infinity.
+INPUT: Matrix = [
     [4, 0, -5, 0, 1, 0],
     [0, -4, -4, 1, 1, 0],
     [0, 4, -4, -1, 1, 0],
@@ -34,7 +39,7 @@ INPUT = [
     [0, 2, -1, -2, 1, 0],
     [0, 4, 0, -5, 0, 1],
 ]
-WEIGHT = [
+WEIGHT: Matrix = [
     [1 / 4, 0, 0],
     [-1 / 6, -1 / 6, -1 / 6],
     [-1 / 6, 1 / 6, -1 / 6],
@@ -42,14 +47,14 @@ WEIGHT = [
     [1 / 24, -1 / 12, 1 / 6],
     [0, 0, 1],
 ]
-OUTPUT = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+OUTPUT: Matrix = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 ADDED_TO_EVERY_OUTPUT = 7  # row 1, column 1 of 6x6: the second column of OUTPUT is all ones
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A plain 3x3 convolution that takes Winograd's method where that is faster, to a few units in the last places.
+    """A 3x3 convolution that uses Winograd's method if that is faster; equal up to a few units in the last place.
 
-    A convolution becomes one by :func:`use_winograd`; its parameters and keys stay.
+    :func:`use_winograd` changes the class of a convolution; its parameters and keys stay.
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -59,13 +64,13 @@ class WinogradConv2d(nn.Conv2d):
 
 
 class KeptWinogradConv2d(WinogradConv2d):
-    """For inference: keeps the transformed weight, four times as large as the weight, from call to call.
+    """For inference: keeps the transformed weight, four times as large as the weight, between calls.
 
     It is recomputed when the weight changes: by loading a state dict, by moving the module, or in place. Like autograd,
-    it does not notice what is written through ``weight.data``.
+    it does not notice writes through ``weight.data``.
     """
 
-    _kept: tuple[Tensor, int, Tensor] | None = None  # the weight, its version, what it was transformed to
+    _kept: tuple[Tensor, int, Tensor] | None = None  # the weight, its version, the transformed weight
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not _is_worth_it(x) or weight.is_inference():  # an inference tensor has no version
@@ -77,24 +82,24 @@ class KeptWinogradConv2d(WinogradConv2d):
             kept = self._kept = (weight, weight._version, _transform_weight(weight))
         return _convolve(x, kept[2], bias)
 
-    def _apply(self, fn, recurse=True):
-        self._kept = None  # a parameter that is moved stays the same object of the same version
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._kept = None  # moving a parameter keeps its object and version
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy's weight begins with version 0, whatever was done to this one.
+        # The weight of a copy has version 0, even if this one was changed.
         return {name: value for name, value in vars(self).items() if name != "_kept"}
 
 
 def use_winograd(module: nn.Module, keep: bool = False) -> list[tuple[nn.Module, type[nn.Module]]]:
-    """Let every convolution of ``module`` that gains from it take Winograd's method.
+    """Make every convolution of ``module`` that gains from it use Winograd's method.
 
     Args:
-        module: is changed in place.
-        keep: keep transformed weights, for weights that hardly ever change.
+        module: changed in place.
+        keep: keep the transformed weights, for weights that rarely change.
 
     Returns:
-        The convolutions, each with the class that it had; setting this again undoes it.
+        The convolutions with their previous class; setting ``__class__`` to it undoes the change.
     """
     convs = [conv for conv in module.modules() if type(conv) is nn.Conv2d and gains(conv)]
     for conv in convs:
@@ -103,7 +108,7 @@ def use_winograd(module: nn.Module, keep: bool = False) -> list[tuple[nn.Module,
 
 
 def gains(conv: nn.Conv2d) -> bool:
-    """Whether it is a plain 3x3 convolution of stride 1 with many channels."""
+    """Whether this is an ungrouped, undilated 3x3 convolution of stride 1 with many channels."""
     plain = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
     return (
         conv.kernel_size == (3, 3)
@@ -127,29 +132,29 @@ class _Convolution(torch.autograd.Function):
     """Maps (B, C, H, W), weight (K, C, 3, 3), bias (K,) or None to (B, K, H, W), channels-last."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         return _convolve(x, _transform_weight(weight), bias)
 
     @staticmethod
     @once_differentiable
-    @torch.autocast("cpu", enabled=False)  # the caller may run backward under it
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        turned = weight.flip(2, 3).transpose(0, 1)
-        return (
-            _convolve(grad, _transform_weight(turned), None) if of_x else None,
-            _weight_gradient(x, grad) if of_weight else None,
-            grad.sum((0, 2, 3)) if of_bias else None,
-        )
+        flipped = weight.flip(2, 3).transpose(0, 1)
+        with torch.autocast("cpu", enabled=False):  # backward can be called under autocast
+            return (
+                _convolve(grad, _transform_weight(flipped), None) if of_x else None,
+                _weight_gradient(x, grad) if of_weight else None,
+                grad.sum((0, 2, 3)) if of_bias else None,
+            )
 
 
 def _convolve(x: Tensor, transformed: Tensor, bias: Tensor | None) -> Tensor:
     """(B, C, H, W) and a weight (36, C, K) to (B, K, H, W)."""
     batch, _, height, width = x.shape
     down, across, channels = _tiles(height), _tiles(width), transformed.shape[2]
-    # No view: a ReLU after it may work in place.
+    # Not a view: the ReLU after it can be in-place.
     out = torch.empty(
         (batch, channels, height, width),
         dtype=x.dtype,
@@ -195,8 +200,8 @@ def _transform_weight(weight: Tensor) -> Tensor:
     return (_squared(WEIGHT, weight) @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, inputs, outputs)
 
 
-def _squared(rows: list[list[float]], like: Tensor) -> Tensor:
-    """The transform of rows as one of squares, in the order of their flattened elements."""
+def _squared(rows: Matrix, like: Tensor) -> Tensor:
+    """The transform of flattened squares that transforms both rows and columns."""
     matrix = torch.tensor(rows, dtype=torch.float64, device=like.device)
     return torch.kron(matrix, matrix).to(like)
 
@@ -222,7 +227,7 @@ def _output_tiles(x: Tensor) -> Tensor:
 
 
 def _parts(batch: int, down: int, across: int) -> Iterator[tuple[slice, slice]]:
-    """Images and rows of tiles that are taken at once."""
+    """Slices of images and of rows of tiles for each block."""
     rows = max(1, TILES_AT_ONCE // across)
     images = max(1, TILES_AT_ONCE // (down * across))
     for b in range(0, batch, images):

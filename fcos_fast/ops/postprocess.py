@@ -10,7 +10,7 @@ from torch import Tensor
 from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
 from fcos_fast.assignment import Level
-from fcos_fast.detections import Detections
+from fcos_fast.detections import BatchDetections
 from fcos_fast.ops import _checks
 from fcos_fast.ops._checks import ArgumentTypeError, ArgumentValueError
 from fcos_fast.ops._register import register_fake, sum_type
@@ -43,7 +43,7 @@ def postprocess(
     inclusive_boxes: bool = False,
     clip: str = "before_nms",
     drop_empty: bool = False,
-) -> Detections:
+) -> BatchDetections:
     """Threshold, top-k, decoding, clipping and exact greedy NMS for a whole batch.
 
     With ``threshold_on="score"`` it gives what torchvision's ``FCOS.postprocess_detections`` does, in the same order;
@@ -80,7 +80,7 @@ def postprocess(
             ``min_bbox_size=0``). By default such boxes are detections like any other, as in torchvision.
 
     Returns:
-        :class:`fcos_fast.detections.Detections`: boxes (B, D, 4), scores (B, D), labels (B, D) and counts (B,);
+        :class:`fcos_fast.detections.BatchDetections`: boxes (B, D, 4), scores (B, D), labels (B, D) and counts (B,);
         ``.split()`` cuts them into one dict per image. Of equal scores the first level, location, class comes first. A
         candidate whose score is NaN is none.
 
@@ -131,7 +131,7 @@ def postprocess(
         for level, unit in zip(levels, units, strict=True)
         for number in (*level.step, *level.offset, unit)
     ]
-    return Detections(
+    return BatchDetections(
         *torch.ops.fcos_fast.postprocess(
             *([x.detach() for x in maps or ()] for maps in (cls_logits, box_regression, centerness)),
             sizes,

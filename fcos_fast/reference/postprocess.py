@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fcos_fast.assignment import Level
-from fcos_fast.detections import Detections
+from fcos_fast.detections import BatchDetections
 from fcos_fast.reference.nms import batched_nms
 
 
@@ -33,13 +33,13 @@ def postprocess(
     inclusive_boxes: bool = False,
     clip: str = "before_nms",
     drop_empty: bool = False,
-) -> Detections:
+) -> BatchDetections:
     """See :func:`fcos_fast.ops.postprocess`."""
     batch, device = cls_logits[0].shape[0], cls_logits[0].device
     dtype = torch.promote_types(cls_logits[0].dtype, torch.float32)
     last_pixel = 1 if inclusive_boxes else 0
     limits = torch.as_tensor(sizes).reshape(-1, 2).to(device, dtype) - last_pixel
-    found = Detections(
+    found = BatchDetections(
         boxes=torch.zeros((batch, max_detections, 4), dtype=dtype, device=device),
         scores=torch.zeros((batch, max_detections), dtype=dtype, device=device),
         labels=torch.full((batch, max_detections), -1, device=device),

@@ -16,11 +16,11 @@ MISTAKES = {
     "subcommand": (["trian"], "unknown subcommand 'trian'; did you mean 'train'?"),
     "far subcommand": (
         ["xyzzy"],
-        "unknown subcommand 'xyzzy'; there are train, evaluate, detect, convert, data, benchmark, demo, info",
+        "unknown subcommand 'xyzzy'; choices: train, evaluate, detect, convert, data, benchmark, demo, info",
     ),
     "option": (["train", "--data.rot", "x"], "there is no option --data.rot; did you mean '--data.root'?"),
     "option=": (["train", "--train.epoch=3"], "no option --train.epoch; did you mean '--train.epochs'?"),
-    "no such option": (["train", "--zzzzzz"], "there is no option --zzzzzz; --help lists what there is"),
+    "no such option": (["train", "--zzzzzz"], "there is no option --zzzzzz; --help lists the choices"),
     "type": (["train", "--train.epochs", "many"], "--train.epochs: Expected a int. Got value: many"),
     "choice": (["train", "--preset", "torchvison"], "cannot be 'torchvison'; did you mean 'torchvision'?"),
     "nested choice": (["train", "--schedule.kind", "cosin"], "--schedule.kind cannot be 'cosin'; did you"),
@@ -38,7 +38,7 @@ MISTAKES = {
     "no batch": (["benchmark", "--batch_sizes", "[]"], "--batch_sizes is 0; it must be 1 or more"),
     "variant": (["benchmark", "--variants", "[optimised]"], "'optimised'"),
     "no image file": (["benchmark", "--images", "/nowhere"], "there is no file or folder /nowhere"),
-    "device": (["train", "--train.device", "gpu"], "device 'gpu' is not usable here"),
+    "device": (["train", "--train.device", "gpu"], "device 'gpu' is not available here"),
 }
 
 

@@ -245,7 +245,7 @@ def test_workers_draw_the_same_sizes():
     for (images, gt), (other_images, other_gt) in zip(here, there, strict=True):
         assert images.sizes == other_images.sizes
         for a, b in zip(
-            (*images.tensors, *gt.tensors), (*other_images.tensors, *other_gt.tensors), strict=True
+            (*images.tensors(), *gt.tensors()), (*other_images.tensors(), *other_gt.tensors()), strict=True
         ):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-3)  # of pixels from -128 to 152
 

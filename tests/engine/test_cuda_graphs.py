@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import fcos_fast.cuda_graphs
 from fcos_fast.assignment import GroundTruth
 from fcos_fast.engine import cuda_graphs
 from fcos_fast.engine.cuda_graphs import WARM_UP, GraphedStep
@@ -76,7 +77,8 @@ def recorder(monkeypatch) -> Recorder:
         return graph
 
     cuda.CUDAGraph = new_graph
-    monkeypatch.setattr(cuda_graphs, "torch", SimpleNamespace(cuda=cuda, clone=torch.clone))
+    for module in (cuda_graphs, fcos_fast.cuda_graphs):
+        monkeypatch.setattr(module, "torch", SimpleNamespace(cuda=cuda))
     return recorder
 
 
@@ -109,7 +111,7 @@ def test_capacity_and_padding_have_graphs_of_their_own(recorder):
 
 
 def test_the_number_of_graphs_is_bounded(recorder, monkeypatch, capsys):
-    monkeypatch.setattr(cuda_graphs, "MOST_GRAPHS", 2)
+    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
     step = GraphedStep(recorder.step, "cuda")
     sizes = [32, 64, 96, 128] * (WARM_UP + 2)
     for size in sizes:

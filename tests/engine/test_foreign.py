@@ -117,7 +117,7 @@ def test_deformable_convolutions_are_recognised(format, kind):
     model = model_of(preset, "resnet50", dcn=kind, dcn_stages=(4, 5), head_dcn=kind)
     found = read_foreign(file_of(model, format), overrides=SMALL)
     config = found.state["model_config"]
-    assert (config["dcn"], config["dcn_stages"], config["head_dcn"]) == (kind, (4, 5), kind)
+    assert (config["dcn"], config["dcn_stages"], config["head_dcn"]) == (kind, [4, 5], kind)
     for key, value in model.state_dict().items():
         torch.testing.assert_close(found.state["model"][key], value, msg=key)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args, get_origin
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fcos_fast import ops, reference
-from fcos_fast.assignment import RULE_CHOICES, AssignmentRule, GroundTruth, Level, Targets
+from fcos_fast.assignment import AssignmentRule, GroundTruth, Level, Targets
 from fcos_fast.ops.box_loss import KINDS as BOX_LOSSES
 from fcos_fast.ops.postprocess import CLIPS, SCORES, THRESHOLDS, TOPK_BY, TOPK_OVER
+from fcos_fast.serialize import field_types
 from tests.fuzz.compare import UNIT, assert_as_good_as_torch
 from tests.fuzz.data import (
     DTYPES,
@@ -245,7 +247,11 @@ image_counts = st.lists(st.integers(0, 6), min_size=1, max_size=3).map(tuple)
 feature_sizes = st.lists(st.tuples(sides, sides), min_size=1, max_size=3).map(tuple)
 rules = st.fixed_dictionaries(
     {
-        **{name: st.sampled_from(choices) for name, choices in RULE_CHOICES.items() if name != "location"},
+        **{
+            name: st.sampled_from(get_args(kind))
+            for name, kind in field_types(AssignmentRule).items()
+            if get_origin(kind) is Literal and name != "location"
+        },
         "radius": st.sampled_from((0.5, 1.5, 3.0)),
     }
 )

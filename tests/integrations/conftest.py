@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture
 def batch():
-    """Three sizes in one batch, boxes of several levels; the second image has none."""
+    """Three sizes in one batch, boxes of several levels; the second image has no boxes."""
     images = [torch.rand(3, 96, 128), torch.rand(3, 128, 100), torch.rand(3, 90, 70)]
     targets = [
         {

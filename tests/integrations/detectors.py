@@ -1,4 +1,4 @@
-"""Small torchvision detectors, and what their steps and detections are compared by."""
+"""Small torchvision detectors, and comparisons of their training steps and detections."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES = {"min_size": 80, "max_size": 112}
 
 
 class Pyramid(nn.Module):
-    """Three small feature maps of strides 8, 16 and 32, with frozen norms, a bias and a norm that stands alone."""
+    """Three small feature maps of strides 8, 16 and 32, with frozen norms, one of them without a convolution."""
 
     out_channels = 64
 
@@ -48,7 +48,7 @@ def small_fcos(norm: type[nn.Module] = FrozenBatchNorm2d, **options) -> detectio
 
 
 def resnet_backbone(**options) -> nn.Module:
-    """What torchvision builds where it downloads pretrained weights: frozen norms and first stages."""
+    """As torchvision builds it with pretrained weights: frozen norms and first stages."""
     extra = LastLevelP6P7(256, 256)
     return resnet_fpn_backbone(
         backbone_name="resnet18", weights=None, returned_layers=[2, 3, 4], extra_blocks=extra, **options
@@ -60,7 +60,7 @@ def resnet_fcos() -> detection.FCOS:
 
 
 def mobilenet_fcos() -> detection.FCOS:
-    """As in torchvision's documentation a backbone that gives one map; its last layers would only take time."""
+    """A backbone with one feature map, as in torchvision's documentation, without its last, slow layers."""
     backbone = torchvision.models.mobilenet_v2(weights=None, norm_layer=FrozenBatchNorm2d).features[:14]
     backbone.out_channels = 96
     anchors = AnchorGenerator(((16,),), ((1.0,),))
@@ -68,7 +68,7 @@ def mobilenet_fcos() -> detection.FCOS:
 
 
 def small_retinanet() -> detection.RetinaNet:
-    """With group norm in its head, as ``retinanet_resnet50_fpn_v2`` has it."""
+    """With group norm in its head, as in ``retinanet_resnet50_fpn_v2``."""
     anchors = AnchorGenerator(((16, 20), (32, 40), (64, 80)), ((0.5, 1.0, 2.0),) * 3)
     head = RetinaNetHead(64, 6, NUM_CLASSES, norm_layer=partial(nn.GroupNorm, 32))
     return detection.RetinaNet(Pyramid(), NUM_CLASSES, anchor_generator=anchors, head=head, **SIZES)
@@ -83,7 +83,7 @@ BUILDERS = [small_fcos, resnet_fcos, mobilenet_fcos, small_retinanet, plain_reti
 
 
 def prepare(model: nn.Module) -> nn.Module:
-    """Norms near the statistics of activations, and a head with many sure and different detections."""
+    """Norms near the statistics of the activations, and a head with many different detections of high scores."""
     generator = torch.Generator().manual_seed(1)
     last = {"cls_logits": (0.02, -3.0), "bbox_ctrness": (0.02, 2.0), "bbox_reg": (0.02, 0.5)}
     with torch.no_grad():

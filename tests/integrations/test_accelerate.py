@@ -70,7 +70,7 @@ def test_twenty_steps_give_the_same_losses(build, batch):
 
 @pytest.mark.parametrize("build", BUILDERS)
 def test_batches_without_a_box(build, batch):
-    """As torchvision's test of negative samples: the box losses are 0 and everything has a gradient path."""
+    """As torchvision's test of negative samples: box losses are 0 and every parameter has a gradient path."""
     model = fcos_fast.accelerate(build())
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     losses, _ = train_step(model, (batch[0], [nothing] * 3))
@@ -79,8 +79,8 @@ def test_batches_without_a_box(build, batch):
 
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
-def test_scores_have_a_gradient_of_the_images(build, batch):
-    """As torchvision's test of its models asks for."""
+def test_scores_are_differentiable(build, batch):
+    """As torchvision tests its models."""
 
     def gradients(model: nn.Module) -> list[torch.Tensor]:
         images = [image.clone().requires_grad_() for image in batch[0]]
@@ -96,8 +96,8 @@ def test_scores_have_a_gradient_of_the_images(build, batch):
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
 @pytest.mark.parametrize("option", ["fold_frozen_bn", "fuse_group_norm", "channels_last", "winograd"])
-def test_options_change_rounding_alone(build, option, batch, monkeypatch):
-    """In float64, where rounding is small enough to be told from a mistake."""
+def test_options_change_only_rounding(build, option, batch, monkeypatch):
+    """In float64, where rounding is far smaller than any mistake."""
     monkeypatch.setattr(winograd, "MIN_CHANNELS", 64)
     monkeypatch.setattr(winograd, "MIN_TILES", 1)
     model = prepare(build()).double()
@@ -108,7 +108,7 @@ def test_options_change_rounding_alone(build, option, batch, monkeypatch):
     assert_same_step(train_step(model, batch), expected, 1e-9)
 
 
-def test_winograd_and_folding_go_together(batch, monkeypatch):
+def test_winograd_with_folding(batch, monkeypatch):
     monkeypatch.setattr(winograd, "MIN_TILES", 1)
     model = prepare(resnet_fcos()).double()
     expected = train_step(copy.deepcopy(model), batch)
@@ -121,11 +121,11 @@ def test_winograd_and_folding_go_together(batch, monkeypatch):
     assert type(both) is nn.Conv2d
 
 
-def test_options_did_something(batch):
+def test_options_have_an_effect(batch):
     model = small_fcos()
     fcos_fast.accelerate(model, fold_frozen_bn=True, fuse_group_norm=True, channels_last=True)
     x = torch.rand(1, 64, 8, 8)
-    assert torch.equal(model.backbone.stem[1](x), x)  # the convolution before it does its work
+    assert torch.equal(model.backbone.stem[1](x), x)  # folded into the convolution before it
     assert not torch.equal(model.backbone.alone(x), x)  # no convolution is before this one
     assert sum(isinstance(module, GroupNormReLU) for module in model.modules()) == 8
     maps = []
@@ -151,7 +151,7 @@ def test_bfloat16_is_within_its_rounding(batch):
         torch.testing.assert_close(loss, expected[name], rtol=0.05, atol=0)
 
     fcos_fast.accelerate(model, precision="float32")
-    with torch.autocast("cpu", torch.bfloat16):  # the option is stronger than the caller's autocast
+    with torch.autocast("cpu", torch.bfloat16):  # the option overrides the caller's autocast
         losses = model(*batch)
     for name, loss in losses.items():
         torch.testing.assert_close(loss, expected[name], rtol=1e-5, atol=0)
@@ -160,7 +160,7 @@ def test_bfloat16_is_within_its_rounding(batch):
 def test_compiled_network_gives_the_same(batch, monkeypatch):
     quick = partialmethod(
         nn.Module.compile, backend="aot_eager"
-    )  # traces as inductor does, and generates nothing
+    )  # traces like inductor without generating code
     monkeypatch.setattr(nn.Module, "compile", quick)
     model = prepare(small_fcos())
     expected = train_step(copy.deepcopy(model), batch)
@@ -191,12 +191,12 @@ def test_state_dict_checkpoint_and_copies(build, batch):
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
     nn.init.zeros_(ours.backbone.get_parameter(next(n for n, _ in ours.backbone.named_parameters())))
-    for other in (copied, loaded):  # on their own from now on
+    for other in (copied, loaded):  # independent from now on
         assert_same_detections(detect(other, batch[0]), expected)
         assert_same_detections(detect(fcos_fast.restore(other), batch[0]), expected)
 
 
-def test_restore_gives_torchvision_back(batch):
+def test_restore(batch):
     model = prepare(small_fcos())
     before = copy.deepcopy(model)
     parameters = [id(p) for p in model.parameters()]
@@ -210,7 +210,7 @@ def test_restore_gives_torchvision_back(batch):
         assert torch.equal(ours["boxes"], theirs["boxes"])
 
 
-def test_a_second_call_begins_anew():
+def test_a_second_call_starts_over():
     model = fcos_fast.accelerate(small_fcos(), fold_frozen_bn=True)
     fcos_fast.accelerate(model, fuse_group_norm=True)
     assert type(model.backbone.stem[1]) is FrozenBatchNorm2d
@@ -218,7 +218,7 @@ def test_a_second_call_begins_anew():
 
 
 def test_folded_weights_follow_the_weights(batch):
-    """What is folded for detecting is folded again after every way in which weights change."""
+    """Folding is repeated after every kind of change of the weights."""
     model = prepare(small_fcos())
     plain = copy.deepcopy(model)
     fcos_fast.accelerate(model, fold_frozen_bn=True)
@@ -247,17 +247,17 @@ def test_folded_weights_follow_the_weights(batch):
         torch.testing.assert_close(features, plain.backbone(batch[0][0][None])["0"], rtol=1e-4, atol=1e-5)
 
 
-def test_trained_batch_norm_is_folded_in_evaluation_alone(batch):
+def test_batch_norm_is_folded_only_in_evaluation(batch):
     model = prepare(small_fcos(nn.BatchNorm2d)).double()
     plain = copy.deepcopy(model)
     fcos_fast.accelerate(model, fold_frozen_bn=True)
     assert_same_step(train_step(model, batch), train_step(plain, batch), 1e-5)
     for ours, theirs in zip(model.buffers(), plain.buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs)  # the running statistics moved alike
+        torch.testing.assert_close(ours, theirs)  # equal running statistics
     assert_same_detections(detect(model, batch[0]), detect(plain, batch[0]))
 
 
-def test_torchvisions_refusals_stay(batch):
+def test_torchvisions_errors_stay(batch):
     model = fcos_fast.accelerate(small_fcos()).train()
     images, _ = batch
     with pytest.raises(AssertionError, match="got None"):
@@ -320,7 +320,7 @@ def _with_own_loss():
         (lambda: small_fcos(), {"cuda_graphs": True}, "model.to"),
     ],
 )
-def test_what_cannot_be_accelerated_is_refused(build, options, message):
+def test_unsupported_models_and_options(build, options, message):
     model = build()
     with pytest.raises((TypeError, ValueError), match=message):
         fcos_fast.accelerate(model, **options)
@@ -330,8 +330,8 @@ def test_what_cannot_be_accelerated_is_refused(build, options, message):
             fcos_fast.restore(model)
 
 
-def test_an_optimizer_goes_on(batch):
-    """One that walks over weights and its state as they lie in memory, and had state before."""
+def test_an_optimizer_continues(batch):
+    """A fused optimizer, which depends on the memory format of weights and state, with state from before."""
     model = prepare(small_fcos())
     plain = copy.deepcopy(model)
     start = torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -365,7 +365,7 @@ def test_hooks_on_the_heads_are_called(batch):
     assert called
 
 
-def test_a_failing_option_leaves_the_model_alone():
+def test_a_failing_option_does_not_change_the_model():
     model = plain_retinanet()
     with pytest.raises(ValueError, match="no ReLU"):
         fcos_fast.accelerate(model, fold_frozen_bn=True, fuse_group_norm=True)
@@ -378,7 +378,7 @@ class Branching(Pyramid):
         return super().forward(x if x.mean() > 0 else -x)
 
 
-def test_a_backbone_that_cannot_be_traced_is_refused():
+def test_untraceable_backbones():
     model = small_fcos()
     model.backbone = Branching()
     with pytest.raises(ValueError, match="torch.fx"):

@@ -1,4 +1,4 @@
-"""Where an accelerated model might differ from torchvision's: 16 bits, labels, hooks, parts that are replaced."""
+"""Edge cases of accelerated models: 16 bits, labels, hooks, replaced parts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.integrations.detectors import (
 
 
 def outputs_of(model):
-    """What the head returns in each call, by name."""
+    """The outputs of the head in each call, by name."""
     seen = []
     model.head.register_forward_hook(lambda _module, _inputs, outputs: seen.append(outputs))
     return seen
@@ -40,7 +40,7 @@ def outputs_of(model):
 @pytest.mark.parametrize("box_loss", ["l1", "smooth_l1", "giou"])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_losses_of_16_bit_outputs_are_summed_in_float32(batch, precision, box_loss):
-    """Torchvision's own losses of the same 16-bit outputs in float64, so that the network's rounding plays no part."""
+    """Against torchvision's losses of the same outputs in float64, to exclude the network's rounding."""
     model = prepare(small_retinanet())
     model.head.regression_head._loss_type = box_loss
     plain = copy.deepcopy(model).double().train()
@@ -74,7 +74,7 @@ def test_a_large_classification_loss_is_finite_in_float16(batch):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-# ---- A box loss that an infinity of the background cannot reach
+# ---- Infinite outputs of background anchors
 
 
 @pytest.mark.parametrize("box_loss", ["l1", "giou"])
@@ -87,7 +87,7 @@ def test_an_infinite_delta_of_a_background_anchor(batch, box_loss):
 
     def corrupt(_module, _inputs, outputs):
         outputs = outputs.detach().clone()
-        outputs[1] = math.inf  # the second image has no box
+        outputs[1] = math.inf  # the second image has no boxes
         outputs.requires_grad_()
         deltas.append(outputs)
         return outputs
@@ -110,7 +110,7 @@ def columns(targets):
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
 def test_labels_may_be_a_column(build, batch):
-    """Also of an image without a box: (0, 1) beside (0, 4)."""
+    """Also for an image without boxes: labels (0, 1) with boxes (0, 4)."""
     images, targets = batch
     model = prepare(build())
     expected = train_step(fcos_fast.accelerate(copy.deepcopy(model)), batch)
@@ -118,8 +118,8 @@ def test_labels_may_be_a_column(build, batch):
 
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
-def test_columns_as_torchvision_takes_them(build, batch):
-    """An image without a box beside labels (0, 1) in both; with boxes of one class its RetinaNet takes columns."""
+def test_label_columns_equal_torchvision(build, batch):
+    """Both accept labels (0, 1) without boxes; torchvision's RetinaNet accepts columns if all boxes have one class."""
     images, targets = batch
     targets = [target | {"labels": torch.full_like(target["labels"], 3)} for target in targets]
     targets[1]["labels"] = targets[1]["labels"][:, None]
@@ -132,7 +132,7 @@ def test_columns_as_torchvision_takes_them(build, batch):
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
 @pytest.mark.parametrize("shape", [(1,), (2, 2), (1, 2), ()])
-def test_other_labels_are_refused(build, batch, shape):
+def test_other_label_shapes_are_rejected(build, batch, shape):
     model = fcos_fast.accelerate(build()).train()
     images, targets = batch
     with pytest.raises(ValueError, match="image 0 has boxes of shape"):
@@ -163,7 +163,7 @@ def test_hooks_on_the_anchor_generator_are_called(build, batch):
 
 
 def test_a_hook_that_moves_the_anchors(batch):
-    """FCOS computes with locations of its own: it says so. RetinaNet takes the hook's."""
+    """FCOS computes its own locations and raises; RetinaNet uses the anchors of the hook."""
     fcos, retinanet = prepare(small_fcos()), prepare(small_retinanet())
     for model in (fcos, retinanet):
         model.anchor_generator.register_forward_hook(lambda _m, _i, found: [anchors + 4 for anchors in found])
@@ -176,7 +176,7 @@ def test_a_hook_that_moves_the_anchors(batch):
     assert_same_step(train_step(fcos_fast.accelerate(retinanet), batch), train_step(theirs, batch), 1e-5)
 
 
-# ---- Parts that are replaced afterwards
+# ---- Replaced parts
 
 
 def _classification_head(model):
@@ -204,7 +204,7 @@ def _retinanet_head(model):
         (small_retinanet, _retinanet_head, r"model\.head .* RetinaNetHead"),
     ],
 )
-def test_a_part_that_was_replaced_is_named(build, replace, name, batch):
+def test_replaced_parts_are_named(build, replace, name, batch):
     model = fcos_fast.accelerate(prepare(build()))
     replace(model)
     prepare(model)
@@ -225,7 +225,7 @@ def test_a_replica_of_data_parallel_has_replaced_parts(batch):
 
 
 def test_layers_inside_a_part_may_be_replaced(batch):
-    """As fine-tuning to other classes does it."""
+    """As in fine-tuning to other classes."""
     model = fcos_fast.accelerate(prepare(small_fcos()))
     model.head.classification_head.cls_logits = nn.Conv2d(64, 9, 3, padding=1)
     model.head.classification_head.num_classes = 9
@@ -238,14 +238,14 @@ def test_layers_inside_a_part_may_be_replaced(batch):
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
 @pytest.mark.parametrize("contained", [False, True])
-def test_scripting_says_what_to_do(build, contained):
+def test_scripting_error(build, contained):
     model = fcos_fast.accelerate(build())
     with pytest.raises(TypeError, match=r"fcos_fast\.restore"):
         torch.jit.script(nn.Sequential(model) if contained else model)
 
 
 def test_degenerate_boxes(batch):
-    """Torchvision's AssertionError, on the host and where FCOS_FAST_CHECK=1 asks for it."""
+    """Torchvision's AssertionError, on the host and with FCOS_FAST_CHECK=1."""
     images, targets = batch
     for boxes in ([[5.0, 5, 5, 9]], [[5.0, 9, 9, 9]], [[9.0, 5, 5, 9]]):
         wrong = [targets[0] | {"boxes": torch.tensor(boxes), "labels": torch.tensor([1])}, *targets[1:]]
@@ -255,8 +255,8 @@ def test_degenerate_boxes(batch):
 
 
 @pytest.mark.parametrize("build", [small_fcos, small_retinanet])
-def test_losses_that_no_gradient_flows_into(build, batch):
-    """Parameters that only an unused loss reaches have None or zeros where torchvision's have."""
+def test_unused_losses(build, batch):
+    """Parameters that only an unused loss depends on have the same gradient, None or zeros, as in torchvision."""
     model = prepare(build())
     gradients = []
     for net in (copy.deepcopy(model), fcos_fast.accelerate(model)):

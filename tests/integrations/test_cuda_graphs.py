@@ -1,4 +1,4 @@
-"""Which CUDA graphs an accelerated model keeps; with a capture that records its calls in place of a GPU's."""
+"""Which CUDA graphs an accelerated model keeps; the capture is emulated without a GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Model(nn.Module):
 
 
 class Replay:
-    """As a graph: the addresses of its time, and the memory of its activations."""
+    """Stands in for a graph, with memory of its own."""
 
     def __init__(self, network, images):
         self.network = network
@@ -34,7 +34,7 @@ class Replay:
 
 @pytest.fixture
 def captured(monkeypatch):
-    """The graphs that were captured, by weak reference."""
+    """Weak references to the captured graphs."""
     captured = []
 
     def capture(network, images):
@@ -65,7 +65,7 @@ def move_parameter(model):
 
 
 def move_buffer(model):
-    """As ``load_state_dict(assign=True)`` does; of a frozen batch norm weight and bias are buffers too."""
+    """As ``load_state_dict(assign=True)`` does; weight and bias of frozen batch norms are buffers."""
     model.backbone[1].running_mean = model.backbone[1].running_mean.clone()
 
 
@@ -78,7 +78,7 @@ def freeze(model):
 
 
 @pytest.mark.parametrize("change", [move_parameter, move_buffer, assign, freeze])
-def test_a_graph_of_memory_that_the_model_left_is_dropped(model, captured, change):
+def test_graphs_are_dropped_when_parameters_move(model, captured, change):
     for side in (8, 16):
         run_graphed(model, image(side))
     run_graphed(model, image(8))
@@ -110,10 +110,10 @@ def test_more_sizes_than_graphs(model, captured):
         sizes, outputs = run_graphed(model, image(99))
     assert sizes == [(99, 99)]
     assert outputs[0].shape == (1, 4, 99, 99)
-    assert alive(captured) == [True] * MAX_GRAPHS  # sizes in use are not captured again and again
+    assert alive(captured) == [True] * MAX_GRAPHS  # sizes in use are not captured repeatedly
 
 
-def test_a_size_out_of_use_makes_room(model, captured, monkeypatch):
+def test_an_idle_size_makes_room(model, captured, monkeypatch):
     assert MAX_IDLE >= 100
     monkeypatch.setattr(cuda_graphs, "MAX_IDLE", 20)
     for side in range(1, MAX_GRAPHS + 1):
@@ -125,7 +125,7 @@ def test_a_size_out_of_use_makes_room(model, captured, monkeypatch):
     assert alive(captured) == [False] + [True] * MAX_GRAPHS
 
 
-def test_graphs_go_with_their_model(captured):
+def test_graphs_are_freed_with_their_model(captured):
     model = Model()
     run_graphed(model, image())
     cuda_graphs.forget_graphs(model)
@@ -135,7 +135,7 @@ def test_graphs_go_with_their_model(captured):
     assert alive(captured) == [False, False]
 
 
-def test_modes_have_graphs_of_their_own(model, captured):
+def test_each_mode_has_its_own_graph(model, captured):
     run_graphed(model, image())
     with torch.no_grad():
         run_graphed(model, image())

@@ -31,7 +31,7 @@ from tests.integrations.detectors import (
 
 
 class Hub:
-    """A mixin that has nothing to do with the forward pass."""
+    """A mixin that does not affect the forward pass."""
 
     repository = "none"
 
@@ -44,11 +44,11 @@ class Hub:
 
 
 class OwnHead(FCOSHead):
-    """A name of its own, and no more."""
+    """Only another name."""
 
 
 class OwnClassificationHead(FCOSClassificationHead):
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         nn.init.zeros_(self.cls_logits.weight)
 
 
@@ -90,7 +90,7 @@ def test_a_subclass_that_overrides_nothing(kind, batch, capsys):
 
 
 @pytest.mark.parametrize("kind", SUBCLASSES)
-def test_its_copies_and_files(kind, batch):
+def test_copies_and_files_of_a_subclass(kind, batch):
     model = fcos_fast.accelerate(prepare(kind()))
     expected = detect(model, batch[0])
     file = io.BytesIO()
@@ -151,12 +151,12 @@ def _with_an_attribute():
         (OwnLoss, "model is OwnLoss, a subclass that overrides compute_loss of torchvision's FCOS"),
         (Clipping, "overrides postprocess_detections of torchvision's RetinaNet"),
         (Mixed, "overrides forward"),
-        (Taken, "Taken has _losses of its own"),
+        (Taken, "Taken defines _losses"),
         (_with_own_map, "model.head is OwnMap, a subclass that overrides forward"),
-        (_with_an_attribute, "has acceleration of its own"),
+        (_with_an_attribute, "defines acceleration"),
     ],
 )
-def test_a_subclass_that_overrides_something_is_refused(build, message):
+def test_subclasses_with_overrides_are_rejected(build, message):
     model = build()
     kinds = [type(module) for module in model.modules()]
     with pytest.raises(TypeError, match=message):
@@ -165,7 +165,7 @@ def test_a_subclass_that_overrides_something_is_refused(build, message):
 
 
 class Task(nn.Module):
-    """As a LightningModule holds its model."""
+    """Like a LightningModule."""
 
     def __init__(self, **models: nn.Module) -> None:
         super().__init__()
@@ -206,6 +206,6 @@ def test_a_module_that_contains_one_detector(build, batch):
         (lambda: fcos_fast.retinanet("resnet18", 2), "built in"),
     ],
 )
-def test_other_modules_are_refused(build, message):
+def test_other_modules_are_rejected(build, message):
     with pytest.raises(TypeError, match=message):
         fcos_fast.accelerate(build())

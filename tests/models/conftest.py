@@ -14,7 +14,7 @@ def seed() -> None:
 
 @pytest.fixture
 def small_model():
-    """Build a narrow FCOS, or RetinaNet where a preset is one, that takes milliseconds for about 100 pixels."""
+    """Build a narrow FCOS, or RetinaNet for its presets, that runs in milliseconds on images of 100 pixels."""
 
     def build(**overrides) -> Detector:
         settings = {
@@ -32,7 +32,7 @@ def small_model():
 
 @pytest.fixture
 def make_talkative():
-    """Give the last layers of a random head weights that produce many sure and different detections."""
+    """Set the last layers of a random head so that it has many different detections with high scores."""
 
     def make(model: torch.nn.Module) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -49,7 +49,7 @@ def make_talkative():
 
 @pytest.fixture
 def batch():
-    """Three images of different sizes; the second has no box."""
+    """Three images of different sizes; the second has no boxes."""
     images = [torch.rand(3, 96, 128), torch.rand(3, 128, 100), torch.rand(3, 90, 70)]
     targets = [
         {

@@ -34,11 +34,11 @@ def test_resnet_has_torchvisions_state_dict(name, torchvision):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
-def test_resnet_computes_what_torchvision_does(name, norm, torchvision):
+def test_resnet_equals_torchvisions(name, norm, torchvision):
     theirs = torchvision.models.get_model(name).eval()
     randomize_norms(theirs)
     ours = build_backbone(name, norm=norm).eval()
-    ours.load_state_dict(theirs.state_dict())  # the classifier is left out, the rest is strict
+    ours.load_state_dict(theirs.state_dict())  # ignores the classifier, strict otherwise
     x = torch.randn(2, 3, 65, 96)
     features = torchvision.models._utils.IntermediateLayerGetter(
         theirs, {"layer1": "c2", "layer2": "c3", "layer3": "c4", "layer4": "c5"}
@@ -48,11 +48,11 @@ def test_resnet_computes_what_torchvision_does(name, norm, torchvision):
 
 
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
-def test_mobilenet_computes_what_torchvision_does(norm, torchvision):
+def test_mobilenet_equals_torchvisions(norm, torchvision):
     theirs = torchvision.models.mobilenet_v2(weights=None).eval()
     randomize_norms(theirs)
     ours = build_backbone("mobilenet_v2", norm=norm).eval()
-    ours.load_state_dict(theirs.state_dict())  # the last convolution and the classifier are left out
+    ours.load_state_dict(theirs.state_dict())  # ignores the last convolution and the classifier
     x, maps = torch.randn(2, 3, 65, 96), []
     y = x
     for i, layer in enumerate(theirs.features[:18]):
@@ -64,19 +64,19 @@ def test_mobilenet_computes_what_torchvision_does(norm, torchvision):
 
 
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
-def test_dla_computes_what_timm_does(norm):
+def test_dla_equals_timms(norm):
     timm = pytest.importorskip("timm", reason="timm is not installed")
     theirs = timm.create_model("dla34", pretrained=False, features_only=True).eval()
     randomize_norms(theirs)
     ours = build_backbone("dla34", norm=norm).eval()
-    ours.load_state_dict(theirs.state_dict())  # timm kept the authors' names
+    ours.load_state_dict(theirs.state_dict())  # timm has the authors' names
     x = torch.randn(2, 3, 64, 96)
     for c, expected in zip(ours(x), theirs(x)[1:], strict=True):
         torch.testing.assert_close(c, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
 
 
 def test_dla_loads_the_authors_weights():
-    """They have a classifier, and in trees of trees a projection that their code never uses."""
+    """They contain a classifier, and in nested trees a projection that the code never uses."""
     backbone = build_backbone("dla34")
     state = backbone.state_dict()
     extra = {"level3.project.0.weight": torch.zeros(128, 64, 1, 1), "fc.weight": torch.zeros(1000, 512, 1, 1)}
@@ -85,12 +85,12 @@ def test_dla_loads_the_authors_weights():
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "dla34"])
-def test_channels_that_do_not_divide_into_groups_are_refused(name):
-    with pytest.raises(ValueError, match="do not divide into 32 groups; take norm batch or frozen"):
+def test_group_norm_needs_enough_channels(name):
+    with pytest.raises(ValueError, match="do not divide into 32 groups; use norm batch or frozen"):
         build_backbone(name, norm="group")
 
 
-def test_stride_in_1x1_moves_the_stride():
+def test_stride_in_1x1():
     first = build_backbone("resnet50", stride_in_1x1=True).layer2[0]
     assert first.conv1.stride == (2, 2)
     assert first.conv2.stride == (1, 1)
@@ -106,7 +106,7 @@ def test_strides_and_channels(name, size):
         assert c.shape == (1, channels, -(-size[0] // stride), -(-size[1] // stride))
 
 
-def test_darknet19_is_the_papers():
+def test_darknet19_matches_the_paper():
     backbone = build_backbone("darknet19")
     convs = [(m.out_channels, m.kernel_size[0]) for m in backbone.modules() if isinstance(m, nn.Conv2d)]
     assert convs == [
@@ -122,7 +122,7 @@ def test_darknet19_is_the_papers():
 
 
 @pytest.mark.parametrize("trainable", range(6))
-def test_freezing_is_torchvisions(trainable, torchvision):
+def test_freezing_equals_torchvisions(trainable, torchvision):
     with torch.device("meta"):
         theirs = torchvision.models.detection.backbone_utils.resnet_fpn_backbone(
             backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=trainable
@@ -150,7 +150,7 @@ def test_gradients_reach_every_parameter(name, norm):
     if (name, norm) == ("mobilenet_v2", "group"):
         pytest.skip("mobilenet_v2 has no group norm")
     backbone = build_backbone(name, norm=norm)
-    # The network of a classifier at random weights, without a trained norm, grows by orders of magnitude.
+    # With random weights and no trained norm, activations grow by orders of magnitude.
     sum(c.abs().mean().log() for c in backbone(torch.randn(2, 3, 64, 64))).backward()
     for parameter_name, parameter in backbone.named_parameters():
         assert parameter.grad is not None, parameter_name
@@ -158,7 +158,7 @@ def test_gradients_reach_every_parameter(name, norm):
         assert parameter.grad.abs().sum() > 0, parameter_name
 
 
-def test_unknown_name_is_answered_with_the_nearest():
+def test_unknown_name_suggests_the_nearest():
     with pytest.raises(ValueError, match="unknown backbone 'resnet5'; did you mean 'resnet50'"):
         build_backbone("resnet5")
 
@@ -205,7 +205,7 @@ def test_frozen_norms_keep_activations_in_bfloat16(name):
         assert norm(torch.rand(1, 4, 2, 2).bfloat16()).dtype == torch.bfloat16
 
 
-def test_a_registered_backbone_is_built_by_its_name(monkeypatch):
+def test_registered_backbone(monkeypatch):
     monkeypatch.setitem(BACKBONES, "before", None)  # so that BACKBONES is restored
 
     @register_backbone("tiny", norm="frozen")
@@ -243,7 +243,7 @@ def test_timm_models_are_backbones():
     }
 
 
-def test_swin_takes_images_of_any_size():
+def test_swin_accepts_any_image_size():
     pytest.importorskip("timm", reason="timm is not installed")
     backbone = build_backbone("timm:swin_tiny_patch4_window7_224").eval()
     with torch.no_grad():
@@ -263,35 +263,35 @@ def test_a_timm_model_trains_and_detects():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("timm:resnet1", {}, "timm:resnet1: timm cannot build it"),
+        ("timm:resnet1", {}, "timm:resnet1: timm has no such model"),
         (
             "timm:vit_tiny_patch16_224",
             {},
             r"has feature maps at strides \[16, 16, 16\]; expected 4, 8, 16 and 32",
         ),
-        ("timm:resnet18", {"norm": "group"}, "timm's models have the norm that they have"),
+        ("timm:resnet18", {"norm": "group"}, "norm='group' is not available for timm models"),
         (
             "timm:efficientnet_b0",
             {"trainable_stages": 3},
-            "cannot be frozen one by one; take trainable_stages 5 or 0",
+            "cannot be frozen one by one; use trainable_stages 5 or 0",
         ),
     ],
 )
-def test_what_timm_cannot_give_is_refused(name, options, message):
+def test_unsupported_timm_models(name, options, message):
     pytest.importorskip("timm", reason="timm is not installed")
     with pytest.raises(ValueError, match=message):
         build_backbone(name, **options)
 
 
-def test_without_timm_one_line_says_what_to_do(monkeypatch):
+def test_message_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ModuleNotFoundError, match="backbone 'timm:resnet18' needs timm; pip install timm"):
         build_backbone("timm:resnet18")
 
 
 @pytest.mark.parametrize("name", ["regnety_002", "convnext_atto", "efficientnet_b0"])
-def test_a_timm_model_detects_the_same_in_its_fast_copy(name):
-    """Norms with an activation inside, layer norms, linear layers: what folding and 16 bits must not break."""
+def test_fast_copy_of_a_timm_model(name):
+    """Norms with an activation, layer norms, linear layers: folding and 16 bits must not break them."""
     pytest.importorskip("timm", reason="timm is not installed")
     torch.manual_seed(0)
     small = {"fpn_channels": 32, "head_channels": 32, "head_convs": 1, "min_size": None, "prior": 0.5}
@@ -308,12 +308,12 @@ def test_a_timm_model_detects_the_same_in_its_fast_copy(name):
     for plain, fast, low, own in zip(expected, exact, rough, torchs, strict=True):
         torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-3 * plain.abs().max().item())
         assert low.dtype == torch.bfloat16
-        # random weights lose a lot in 16 bits, under torch's own autocast too
+        # random weights lose a lot in 16 bits, also under torch's autocast
         assert (low - plain).norm() <= 2 * (own - plain).norm() + 0.01 * plain.norm()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "timm:resnet18"])
-def test_stages_thaw_again(name):
+def test_stages_can_be_unfrozen(name):
     if name.startswith("timm"):
         pytest.importorskip("timm", reason="timm is not installed")
     backbone = build_backbone(name, trainable_stages=0)

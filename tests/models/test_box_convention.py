@@ -19,7 +19,7 @@ INCLUSIVE = ("official", "official-improved")
 AT_END = ("adelaidet", "adelaidet-iou", "adelaidet-rt", "detectron2")
 BEFORE_NMS = ("mmdetection", "mmdetection-tricks")
 SIZE = (96, 160)
-# The image is left alone, enlarged (to 192 x 320), shrunk (to 48 x 80).
+# The image keeps its size, is enlarged (to 192 x 320), is shrunk (to 48 x 80).
 SCALES = {
     1: {"min_size": None},
     2: {"min_size": 192, "max_size": None},
@@ -35,14 +35,14 @@ def build(small_model):
     return build
 
 
-def test_which_presets_do_what():
+def test_conventions_of_the_presets():
     assert {name for name, config in PRESETS.items() if config.inclusive_targets} == set(INCLUSIVE)
     drops = {name: config.drop_empty for name, config in PRESETS.items() if config.drop_empty != "never"}
     assert drops == dict.fromkeys(AT_END, "at_end") | dict.fromkeys(BEFORE_NMS, "before_nms")
 
 
 @pytest.mark.parametrize("preset", ["official", "retinanet"])
-def test_checkpoints_from_before_the_fields_keep_their_meaning(preset):
+def test_checkpoints_without_the_fields_keep_their_meaning(preset):
     values = PRESETS[preset].to_dict()
     del values["inclusive_targets"], values["drop_empty"]
     again = type(PRESETS[preset]).from_dict(values)
@@ -50,7 +50,7 @@ def test_checkpoints_from_before_the_fields_keep_their_meaning(preset):
     assert (again.inclusive_targets, again.drop_empty) == (False, "never")
 
 
-# x, y, w, h as COCO writes them: at the far corner, of a fraction of a pixel over one, of one pixel, of less.
+# COCO's x, y, w, h: at the far corner, slightly over one pixel, one pixel, less than one pixel
 ANNOTATED = [[10, 20, 30.5, 40], [130, 56, 30, 40], [5, 5, 1.5, 8], [50, 60, 1, 20], [70, 60, 9, 0.4]]
 
 
@@ -77,8 +77,8 @@ def test_targets_end_at_the_last_pixel(build, preset, scale):
     assert all(loss.isfinite() for loss in losses.values())
 
 
-def test_ignored_boxes_stay_beside_their_own(build):
-    """A box of one pixel is dropped with its label and its mark."""
+def test_ignore_marks_stay_aligned_with_boxes(build):
+    """A box of one pixel is dropped with its label and its ignore mark."""
     packer = BatchPacker(build("official").config)
     target = {
         "boxes": torch.tensor([[50.0, 60, 51, 80], [10, 20, 40, 60], [20, 20, 50, 60]]),
@@ -88,11 +88,11 @@ def test_ignored_boxes_stay_beside_their_own(build):
     }
     image, resized = packer.resize(torch.rand(3, *SIZE), target)
     assert resized["ignore"].tolist() == [True, False]
-    assert resized["image_id"].tolist() == [1, 2, 3]  # no column of the boxes
+    assert resized["image_id"].tolist() == [1, 2, 3]  # not per box
     assert packer.collate([(image, resized)])[1].labels[:1].tolist() == [2]
 
 
-def test_a_box_that_is_no_box_is_still_an_error(build):
+def test_invalid_boxes_are_still_errors(build):
     packer = BatchPacker(build("official").config)
     for box in ([5.0, 5, 5, 9], [9.0, 5, 5, 9], [5.0, math.nan, 9, 9]):
         target = {"boxes": torch.tensor([box]), "labels": torch.tensor([0])}
@@ -101,7 +101,7 @@ def test_a_box_that_is_no_box_is_still_an_error(build):
 
 
 def perfect_outputs(model, boxes, labels, size):
-    """Of a network that knows boxes (M, 4) in pixels of the padded ``size``: each from one location inside it."""
+    """Outputs of a network that predicts boxes (M, 4) in pixels of the padded ``size``, each at one location."""
     config = model.config
     outputs = HeadOutputs([], [], [])
     for stride in config.strides:
@@ -119,7 +119,7 @@ def perfect_outputs(model, boxes, labels, size):
     return outputs
 
 
-# Small boxes, on which a pixel matters most, and one at the far corner.
+# Small boxes, where one pixel matters most, and one at the far corner.
 OBJECTS = [[3, 2, 11, 13], [20, 18, 31, 31], [50, 10, 75, 20], [90, 50, 118, 91], [136, 72, 160, 96]]
 
 
@@ -139,7 +139,7 @@ def test_a_perfect_model_has_an_average_precision_of_1(build, monkeypatch, prese
 
     monkeypatch.setattr(model, "network", network)
     (found,) = model([torch.rand(3, *SIZE)])
-    # An object at the edge of a shrunk image ends at the last pixel of that.
+    # In a shrunk image, an object at the edge ends at the last pixel.
     far = max(1 / scale - 1, 0)
     expected = torch.tensor(OBJECTS, dtype=torch.float32)
     order = found["boxes"][:, 0].argsort()
@@ -160,13 +160,13 @@ def test_a_perfect_model_has_an_average_precision_of_1(build, monkeypatch, prese
         ],
         "categories": [{"id": n, "name": f"{n}"} for n in range(3)],
     }
-    if scale >= 1:  # in a shrunk image the last is not perfect
+    if scale >= 1:  # in a shrunk image, the last box is not exact
         assert average_precision(truth, [found], categories(("0", "1", "2"), (0, 1, 2))).ap == 1
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("preset", INCLUSIVE)
-def test_detections_are_what_the_official_evaluation_writes(build, make_talkative, preset, scale):
+def test_detections_equal_the_official_evaluation(build, make_talkative, preset, scale):
     model = build(preset, scale).eval()
     make_talkative(model)
     images = [torch.rand(3, *SIZE)]
@@ -181,7 +181,7 @@ def test_detections_are_what_the_official_evaluation_writes(build, make_talkativ
     )
     x1, y1, x2, y2 = (learned["boxes"] / scale).unbind(1)  # prediction.resize, then convert("xywh")
     written = torch.stack((x1, y1, x2 - x1 + 1, y2 - y1 + 1), dim=1)
-    ends = torch.minimum(written[:, :2] + written[:, 2:], torch.tensor([160.0, 96.0]))  # but in the image
+    ends = torch.minimum(written[:, :2] + written[:, 2:], torch.tensor([160.0, 96.0]))  # clipped to the image
     torch.testing.assert_close(found["boxes"], torch.cat((written[:, :2], ends), dim=1), rtol=1e-5, atol=1e-3)
 
 
@@ -189,7 +189,7 @@ def test_detections_are_what_the_official_evaluation_writes(build, make_talkativ
 
 
 def random_outputs(model, size, empty):
-    """Of a head over ``size``; a share of the boxes has no width, some no height, some lie beyond the image."""
+    """Outputs of a head for ``size``; some boxes have no width, some no height, some are outside the image."""
     outputs = HeadOutputs([], [], [])
     for stride in model.config.strides:
         grid = (math.ceil(size[0] / stride), math.ceil(size[1] / stride))
@@ -210,7 +210,7 @@ def sides(found):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("preset", [name for name in FCOS_PRESETS if name not in INCLUSIVE])
 def test_empty_boxes(build, monkeypatch, preset, scale):
-    """A share has no area in the network's output; others lose it at the image's edge, which the padding is beyond."""
+    """Some boxes have no area in the network's output; others lose it when they are clipped to the image."""
     options = {"max_detections": 20, "size_divisor": 64}
     model = build(preset, scale, **options).eval()
     keeps = build(preset, scale, **options, drop_empty="never").eval()
@@ -222,19 +222,19 @@ def test_empty_boxes(build, monkeypatch, preset, scale):
     (found,), (everything,) = model([image]), keeps([image])
     kept = sides(everything) > 0
     assert not kept.all()
-    if preset in AT_END:  # of the detections after the cut
+    if preset in AT_END:  # among the detections after NMS
         for name, values in everything.items():
             assert torch.equal(found[name], values[kept])
     elif preset in BEFORE_NMS:
         assert (sides(found) > 0).all()
-        assert len(found["scores"]) == 20 > int(kept.sum())  # their places are taken
+        assert len(found["scores"]) == 20 > int(kept.sum())  # they count towards the maximum
     else:
         assert torch.equal(found["boxes"], everything["boxes"])
 
 
 @pytest.mark.parametrize("drop_empty", ["never", "before_nms", "at_end"])
 def test_empty_boxes_of_a_retinanet(build, make_talkative, monkeypatch, drop_empty):
-    """Anchors beyond the image lose their area where boxes are clipped."""
+    """Boxes outside the image lose their area when they are clipped."""
     model = build("retinanet", max_detections=30, size_divisor=128, drop_empty=drop_empty).eval()
     make_talkative(model)
     image = torch.rand(3, 100, 140)

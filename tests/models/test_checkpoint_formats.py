@@ -1,4 +1,4 @@
-"""Checkpoint formats of the published FCOS: every key as those projects write it, every value in its right place."""
+"""Checkpoint formats of the published FCOS: the keys that those projects write, with the right values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fcos_fast.models.checkpoint_formats import (
     CHECKPOINT_FORMATS,
     find_format,
     from_format,
-    recognise,
+    recognize,
     to_format,
     without_wrapping,
 )
@@ -33,7 +33,7 @@ def blocks():
 
 
 def resnet(prefix, shortcut="downsample.{}"):
-    """torchvision's names, which official FCOS, mmdetection and the notebooks kept."""
+    """Torchvision's names, which official FCOS, mmdetection and the notebooks use."""
     keys = []
     for stage, block, has_shortcut in blocks():
         at = f"{prefix}layer{stage}.{block}"
@@ -152,17 +152,17 @@ def states():
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_the_keys_are_those_that_the_project_writes(name, states):
+def test_keys_equal_those_of_the_project(name, states):
     assert sorted(to_format(states(name), find_format(name))) == sorted(KEYS[name]())
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_it_is_recognised_by_its_keys(name):
-    assert recognise(KEYS[name]()).name == name
+def test_formats_are_recognized_by_their_keys(name):
+    assert recognize(KEYS[name]()).name == name
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_there_and_back(name, states):
+def test_round_trip(name, states):
     own, format = states(name), find_format(name)
     again = from_format(to_format(own, format), format, own)
     assert again.keys() == own.keys()
@@ -170,8 +170,8 @@ def test_there_and_back(name, states):
         torch.testing.assert_close(again[key], value, rtol=1e-6, atol=1e-6, msg=key)
 
 
-def test_values_end_in_the_right_place(states):
-    """One of each kind, for the format that renames most."""
+def test_values_have_the_right_names(states):
+    """One parameter of each kind, for the format that renames most."""
     theirs = to_format(states("adelaidet"), find_format("adelaidet"))
     theirs = {key: torch.rand_like(value) for key, value in theirs.items()}
     own = from_format(theirs, find_format("adelaidet"), states("adelaidet"))
@@ -191,8 +191,8 @@ def test_values_end_in_the_right_place(states):
     assert torch.equal(own["head.regression_head.scales"], torch.cat(scales))
 
 
-def test_a_norm_without_eps_is_the_same_map(states):
-    """Official FCOS divides by the root of the variance alone."""
+def test_norms_without_eps(states):
+    """Official FCOS divides by the root of the variance without eps."""
     format, own = find_format("official"), states("official")
     theirs = {key: value.double() for key, value in to_format(own, format).items()}
     weight, bias, mean, var = (theirs[f"backbone.body.layer2.0.bn2.{name}"] for name in NORM)
@@ -207,7 +207,7 @@ def test_a_norm_without_eps_is_the_same_map(states):
     torch.testing.assert_close(norm(x), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_scales_have_the_shape_that_the_project_gives_them(states):
+def test_shapes_of_the_scales(states):
     assert to_format(states("official"), find_format("official"))["rpn.head.scales.0.scale"].shape == (1,)
     assert (
         to_format(states("mmdetection"), find_format("mmdetection"))["bbox_head.scales.0.scale"].shape == ()
@@ -231,12 +231,12 @@ def test_older_names_are_read(format, new, old, states):
     theirs = to_format(own, format)
     older = {key.replace(new, old): value for key, value in theirs.items()}
     assert older.keys() != theirs.keys()
-    assert recognise(older) is format
+    assert recognize(older) is format
     again = from_format(older, format, own)
     assert all(torch.equal(again[key], value) for key, value in own.items())
 
 
-def test_what_is_no_parameter_is_ignored(states):
+def test_other_tensors_are_ignored(states):
     format, own = find_format("detectron2"), states("detectron2")
     extra = {"pixel_mean": torch.zeros(3, 1, 1), "anchor_generator.cell_anchors.0": torch.zeros(1, 4)}
     assert from_format({**to_format(own, format), **extra}, format, own).keys() == own.keys()
@@ -257,7 +257,7 @@ def test_keys_left_over_missing_or_misshapen_are_listed(states):
 
 @pytest.mark.parametrize("container", [None, "model", "state_dict", "model_state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_wrapping_is_taken_off(container, prefix):
+def test_wrapping_is_removed(container, prefix):
     state = {f"{prefix}a.weight": torch.zeros(2), f"{prefix}b": torch.zeros(())}
     checkpoint = (
         state if container is None else {container: state, "iteration": 5, "optimizer": {"state": {}}}
@@ -265,8 +265,8 @@ def test_wrapping_is_taken_off(container, prefix):
     assert sorted(without_wrapping(checkpoint)) == ["a.weight", "b"]
 
 
-def test_a_batch_norm_that_counts_its_batches_is_read_without_the_count(states):
-    """Checkpoints of frozen norms have no ``num_batches_tracked``, models that train theirs do."""
+def test_num_batches_tracked_may_be_missing(states):
+    """Checkpoints of frozen norms have no ``num_batches_tracked``, models with batch norm do."""
     format = find_format("official")
     theirs = to_format(states("official"), format)
     own = fcos("resnet50", 3, norm="batch", fpn_channels=32, head_channels=32).state_dict()
@@ -284,4 +284,4 @@ def test_every_format_is_tested():
 def test_unknown_names_and_keys():
     with pytest.raises(ValueError, match="unknown format 'oficial'; did you mean 'official'"):
         find_format("oficial")
-    assert recognise(["encoder.weight"]) is None
+    assert recognize(["encoder.weight"]) is None

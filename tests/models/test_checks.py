@@ -25,7 +25,7 @@ def model():
         ([torch.rand(3, 0, 8)], r"images\[0\]: got shape \(3, 0, 8\)"),
         ([IMAGE.long()], r"images\[0\]: got torch.int64; expected uint8, or floating point"),
         ([IMAGE * 255], r"images\[0\]: got values up to 25\d.*: divide by 255, or pass uint8"),
-        ([IMAGE.to("meta")], r"images\[0\]: is on meta, the model on cpu"),
+        ([IMAGE.to("meta")], r"images\[0\]: is on meta, but the model is on cpu"),
     ],
 )
 @pytest.mark.parametrize("training", [True, False])
@@ -41,14 +41,14 @@ def test_images(model, images, message, training):
         (None, "targets: got None; training needs"),
         ([], "targets: got 0 for 1 images"),
         ({"boxes": BOX}, "targets: got dict for 1 images"),
-        ([{"boxes": BOX}], r"targets\[0\]: expected a dict .* 'labels' is not there"),
+        ([{"boxes": BOX}], r"targets\[0\]: expected a dict .* 'labels' is missing"),
         ([(BOX, LABEL)], r"targets\[0\]: expected a dict"),
         ([{"boxes": BOX[0], "labels": LABEL}], r"targets\[0\]\['boxes'\]: got shape \(4,\)"),
         (
             [{"boxes": torch.zeros(0), "labels": LABEL[:0]}],
-            r"got shape \(0,\); expected \(N, 4\), also where N is 0",
+            r"got shape \(0,\); expected \(N, 4\), also if N is 0",
         ),
-        ([{"boxes": BOX, "labels": LABEL[:0]}], r"targets\[0\]\['labels'\]: got shape \(0,\) beside 1 boxes"),
+        ([{"boxes": BOX, "labels": LABEL[:0]}], r"targets\[0\]\['labels'\]: got shape \(0,\) for 1 boxes"),
         ([{"boxes": BOX.long(), "labels": LABEL}], r"\['boxes'\]: got torch.int64; expected float32"),
         ([{"boxes": BOX, "labels": LABEL.float()}], r"\['labels'\]: got torch.float32; expected int64"),
         ([{"boxes": BOX, "labels": LABEL + 3}], r"\['labels'\]\[0\]: got 3; expected 0 to 2"),
@@ -62,7 +62,7 @@ def test_images(model, images, message, training):
             [{"boxes": BOX * torch.nan, "labels": LABEL}],
             r"\['boxes'\]\[0\]: got \[nan, .*\]; expected finite",
         ),
-        ([{"boxes": BOX.to("meta"), "labels": LABEL}], r"\['boxes'\]: is on meta, the model on cpu"),
+        ([{"boxes": BOX.to("meta"), "labels": LABEL}], r"\['boxes'\]: is on meta, but the model is on cpu"),
     ],
 )
 def test_targets(model, targets, message):
@@ -70,7 +70,7 @@ def test_targets(model, targets, message):
         model.train()([torch.rand(3, 64, 64)], targets)
 
 
-def test_the_bad_one_of_several_is_named(model):
+def test_the_invalid_element_is_named(model):
     good = {"boxes": BOX, "labels": LABEL}
     bad = {"boxes": torch.cat((BOX, BOX)), "labels": torch.tensor([1, 7])}
     with pytest.raises(ValueError, match=r"targets\[2\]\['labels'\]\[1\]: got 7"):

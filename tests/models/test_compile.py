@@ -30,7 +30,7 @@ def test_the_losses_are_one_graph(small_model):
 
 
 class TinyBody(nn.Module):
-    """C3, C4 and C5 of a convolution and a batch norm each, so that compilation takes seconds."""
+    """C3, C4 and C5 by one convolution and batch norm each, which compiles in seconds."""
 
     def __init__(self, channels: list[int]) -> None:
         super().__init__()
@@ -94,8 +94,8 @@ def tiny(request, small_model):
 
 
 @pytest.mark.slow
-def test_sizes_beyond_the_first_share_a_graph(tiny):
-    """The first size has a graph of its own, the second makes one for every size."""
+def test_further_sizes_share_a_graph(tiny):
+    """The first size has its own graph, the second compiles one for all sizes."""
     compiled = torch.compile(tiny.losses, fullgraph=True, backend="aot_eager")
     for size in [(160, 192), (192, 256), (256, 160)]:
         assert_compiled_is_eager(tiny, compiled, *prepare(tiny, *size))

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs against what torchvision publishes, and against counting by hand."""
+"""Parameters and FLOPs against torchvision's published numbers, and counted by hand."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def on_meta(*arguments, **options):
         return fcos(*arguments, **options).eval()
 
 
-def test_torchvisions_published_numbers_are_met_to_the_digit():
-    """32,269,600 parameters and 128.207 GFLOPS stand in the metadata of FCOS_ResNet50_FPN_Weights.COCO_V1.
+def test_torchvisions_published_numbers():
+    """32,269,600 parameters and 128.207 GFLOPS are in the metadata of FCOS_ResNet50_FPN_Weights.COCO_V1.
 
     It counts a multiplication and its addition once, at 800x800 pixels.
     """
@@ -23,14 +23,14 @@ def test_torchvisions_published_numbers_are_met_to_the_digit():
     assert f"{total.flops / 2e9:.3f}" == "128.207"
 
 
-def test_torchvisions_metadata_say_the_same(torchvision):
+def test_torchvisions_metadata(torchvision):
     published = torchvision.models.detection.FCOS_ResNet50_FPN_Weights.COCO_V1.meta
     *_, total = cost(on_meta("resnet50", preset="torchvision", norm="frozen"), (800, 800))
     assert total.parameters == published["num_params"]
     assert f"{total.flops / 2e9:.3f}" == f"{published['_ops']:.3f}"
 
 
-def test_the_parts_are_all_of_it():
+def test_the_parts_add_up():
     model = on_meta("resnet18", num_classes=3)
     *parts, total = cost(model, (64, 96))
     assert [part.part for part in parts] == [
@@ -41,7 +41,7 @@ def test_the_parts_are_all_of_it():
         "head.regression_head",
     ]
     assert sum(part.flops for part in parts) == total.flops
-    # the scales of the levels stand in the regression head, nothing outside of the parts
+    # the scales are in the regression head; nothing is outside of the parts
     assert sum(part.parameters for part in parts) == total.parameters
     assert total.parameters == sum(p.numel() for p in model.parameters())
 
@@ -54,7 +54,7 @@ def test_the_extra_levels_by_hand():
     assert extra.flops == 2 * (2 * 4 + 1 * 2) * 32 * 32 * 9
 
 
-def test_the_table_ends_with_all_of_it():
+def test_the_table_ends_with_the_total():
     lines = cost_table(
         cost(on_meta("resnet50", preset="torchvision", norm="frozen"), (800, 800))
     ).splitlines()

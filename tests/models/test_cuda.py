@@ -20,7 +20,7 @@ each_detector = pytest.mark.parametrize(
 
 
 @each_detector
-def test_losses_and_gradients_are_those_of_the_cpu(small_model, batch, preset):
+def test_losses_and_gradients_equal_the_cpu(small_model, batch, preset):
     model = small_model(norm="group", preset=preset).double()
     expected = model(*batch)
     sum(expected.values()).backward()
@@ -36,7 +36,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(small_model, batch, preset):
 
 
 @each_detector
-def test_detections_are_those_of_the_cpu(small_model, batch, make_talkative, preset):
+def test_detections_equal_the_cpu(small_model, batch, make_talkative, preset):
     model = small_model(norm="group", preset=preset).eval().double()
     make_talkative(model)
     expected = model(batch[0])
@@ -50,7 +50,7 @@ def test_detections_are_those_of_the_cpu(small_model, batch, make_talkative, pre
 def test_a_training_step_never_waits_for_the_device(small_model, batch, monkeypatch, preset):
     monkeypatch.delenv("FCOS_FAST_CHECK", raising=False)
     model, batch = small_model(preset=preset).cuda(), _to_cuda(batch)
-    sum(model(*batch).values()).backward()  # libraries wait while they set themselves up
+    sum(model(*batch).values()).backward()  # libraries synchronize during their initialization
     torch.cuda.set_sync_debug_mode("error")
     try:
         sum(model(*batch).values()).backward()

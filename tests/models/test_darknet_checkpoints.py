@@ -1,4 +1,4 @@
-"""Checkpoints of notebooks whose backbone is DarkNet19 in blocks: ``backbone.block1.0.weight`` and so on."""
+"""Checkpoints of notebooks with DarkNet19 in blocks: ``backbone.block1.0.weight`` and so on."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fcos_fast.models.darknet import read_in_order
 from fcos_fast.models.pretrained import load_pretrained
 
 SMALL = {"fpn_channels": 32, "head_channels": 32, "head_convs": 4, "min_size": None}
-CONVS = (1, 1, 3, 3, 5, 5)  # of each block, as the paper's table 6 has them between its max pools
+CONVS = (1, 1, 3, 3, 5, 5)  # convolutions per block, between the max pools of the paper's table 6
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 def block_names(first_pool: bool, flat: bool):
-    """What a notebook calls the tensors: blocks of convolution, norm and leaky ReLU, with a max pool at either end."""
+    """A notebook's names: blocks of convolution, norm and leaky ReLU, with a max pool at either end."""
     for block, convs in enumerate(CONVS, start=1):
         at = 1 if first_pool and block > 1 else 0
         for k in range(convs):
@@ -65,8 +65,8 @@ def test_a_notebooks_checkpoint_is_read(model, format, flat, first_pool):
                 torch.testing.assert_close(x, y)
 
 
-def test_tensors_of_any_names_in_order():
-    """As a file of the backbone's weights alone, with the classifier that DarkNet19 ends in."""
+def test_tensors_with_other_names_are_read_in_order():
+    """A file of only the backbone, with DarkNet19's classifier at the end."""
     backbone = build_backbone("darknet19")
     tensors = {f"{i}": value for i, (_, value) in enumerate(backbone.state_dict().items()) if value.ndim}
     tensors |= {"conv19.weight": torch.zeros(1000, 1024, 1, 1), "conv19.bias": torch.zeros(1000)}
@@ -94,7 +94,7 @@ def test_a_file_of_the_backbone_alone(norm, tmp_path):
         torch.testing.assert_close(value, source.state_dict()[key])
 
 
-def test_other_tensors_are_named(model):
+def test_errors_name_the_tensor(model):
     state = renamed(model, "bubbliiiing", block_names(False, True))
     state["backbone.block3.0.weight"] = torch.zeros(7, 64, 3, 3)
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Deformable convolutions: plain ones where they begin, torchvision's operator, and their place in a ResNet."""
+"""Deformable convolutions: initialization, torchvision's operator, and their position in a ResNet."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ pytest.importorskip("torchvision", reason="torchvision is not installed")
 
 @pytest.mark.parametrize(("modulated", "factor"), [(False, 1.0), (True, 0.5)])
 @pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (2, 4)])
-def test_it_begins_as_a_plain_convolution(modulated, factor, stride, groups):
+def test_initialized_as_a_plain_convolution(modulated, factor, stride, groups):
     layer = DeformConv2d(8, 12, stride, groups, bias=False, modulated=modulated)
     x = torch.randn(2, 8, 9, 11)
     torch.testing.assert_close(layer(x), factor * layer.conv(x), rtol=1e-5, atol=1e-5)
 
 
 def test_samples_are_moved_and_masked():
-    """Brute force: every sample is read bilinearly at its offset, y first, and multiplied by its mask."""
+    """Brute force: sample bilinearly at each offset, y first, and multiply by the mask."""
     layer = DeformConv2d(2, 3, modulated=True).double()
     nn.init.normal_(layer.offset.weight, std=0.3)
     nn.init.normal_(layer.offset.bias, std=0.5)
@@ -59,7 +59,7 @@ def test_bfloat16_maps_are_sampled_in_float32():
 
 
 @pytest.mark.parametrize("dcn", ["v1", "v2"])
-def test_the_stages_that_are_asked_for_have_it(dcn):
+def test_only_the_requested_stages_are_deformable(dcn):
     backbone = build_backbone("resnet50", dcn=dcn, dcn_stages=(4, 5))
     deformable = {name for name, m in backbone.named_modules() if isinstance(m, DeformConv2d)}
     assert deformable == {f"layer3.{i}.conv2" for i in range(6)} | {f"layer4.{i}.conv2" for i in range(3)}
@@ -70,13 +70,15 @@ def test_the_stages_that_are_asked_for_have_it(dcn):
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnext50_32x4d"])
-def test_offsets_are_learnt_and_the_fast_copy_finds_the_same(backbone):
+def test_offsets_are_learned_and_the_fast_copy_agrees(backbone):
     torch.manual_seed(0)
     options = {"fpn_channels": 32, "head_channels": 32, "head_convs": 1, "min_size": None, "prior": 0.5}
     model = fcos(backbone, 2, dcn="v2", norm="frozen", **options)
     for module in model.modules():
         if isinstance(module, DeformConv2d):
-            nn.init.normal_(module.offset.weight, std=1e-4)  # of some pixels: activations are in the hundreds
+            nn.init.normal_(
+                module.offset.weight, std=1e-4
+            )  # offsets of some pixels: activations are in the hundreds
     images = [torch.rand(3, 64, 64)]
     target = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}
     sum(model(images, [target]).values()).backward()
@@ -92,7 +94,7 @@ def test_offsets_are_learnt_and_the_fast_copy_finds_the_same(backbone):
     assert deformable.offset.weight.dtype == torch.float32
 
 
-def test_dcn_in_another_backbone_and_other_stages_are_refused():
+def test_invalid_dcn_options():
     with pytest.raises(ValueError, match="dcn='v2': darknet19 has no deformable convolutions; use a ResNet"):
         fcos("darknet19", 2, dcn="v2")
     with pytest.raises(ValueError, match=r"dcn_stages=\(6,\); expected some of 2, 3, 4, 5"):
@@ -114,7 +116,7 @@ def test_the_last_convolution_of_each_tower(kind):
     target = {"boxes": torch.tensor([[8.0, 8, 40, 40]]), "labels": torch.tensor([1])}
     sum(model(images, [target]).values()).backward()
     assert all(m.offset.weight.grad.abs().sum() > 0 for m in model.modules() if isinstance(m, DeformConv2d))
-    if kind == "v1":  # which begins as the plain convolution
+    if kind == "v1":  # initialized as the plain convolution
         plain = fcos("resnet18", 2, **options).eval()
         state = {key.replace(".conv.3.conv.", ".conv.3."): value for key, value in model.state_dict().items()}
         plain.load_state_dict({key: value for key, value in state.items() if "offset" not in key})

@@ -1,4 +1,4 @@
-"""The backbone of Faster R-CNN beside torchvision's, and inside of torchvision's detector."""
+"""The backbone of Faster R-CNN against torchvision's, and inside torchvision's detector."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def pair(torchvision):
     return theirs, ours
 
 
-def test_maps_are_torchvisions(pair):
+def test_maps_equal_torchvisions(pair):
     theirs, ours = pair
     assert ours.out_channels == theirs.out_channels == 256
     x = torch.randn(2, 3, 96, 160)
@@ -95,7 +95,7 @@ def test_other_backbones_have_the_same_keys_and_strides(name):
 
 
 @pytest.mark.parametrize("layers", [{"layer1": "a", "layer3": "b"}, {"layer4": "0"}, {"maxpool": "x"}])
-def test_the_getter_is_torchvisions(layers, torchvision):
+def test_the_getter_equals_torchvisions(layers, torchvision):
     model = torchvision.models.resnet18(weights=None).eval()
     theirs = torchvision.models._utils.IntermediateLayerGetter(model, layers)
     ours = IntermediateLayerGetter(model, layers)
@@ -106,7 +106,7 @@ def test_the_getter_is_torchvisions(layers, torchvision):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_the_getter_takes_our_resnet():
+def test_the_getter_with_our_resnet():
     backbone = build_backbone("resnet18").eval()
     x = torch.randn(1, 3, 64, 64)
     found = IntermediateLayerGetter(backbone, {"layer1": "c2", "layer3": "c4"})(x)
@@ -116,7 +116,7 @@ def test_the_getter_takes_our_resnet():
     torch.testing.assert_close(found["c4"], maps[2])
 
 
-def test_the_getter_refuses_what_is_not_there():
+def test_the_getter_rejects_unknown_layers():
     with pytest.raises(ValueError, match="unknown layer 'layer5'; did you mean 'layer"):
         IntermediateLayerGetter(build_backbone("resnet18"), {"layer5": "x"})
     assert IntermediateLayerGetter(nn.Sequential(nn.ReLU()), {})(torch.ones(1)) == {}

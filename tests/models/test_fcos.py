@@ -28,7 +28,7 @@ from fcos_fast.models import PRESETS, FCOSConfig, fcos
 def test_gradients_reach_every_trainable_parameter(small_model, overrides):
     rule = PRESETS[overrides.get("preset", "official-improved")].rule
     model = small_model(rule=replace(rule, sizes_of_interest=(8.0, 16.0, 32.0, 64.0)), **overrides)
-    # A box for each level, so that each has a location to learn from.
+    # One box per level, so that each level has a positive location.
     boxes = torch.tensor(
         [[13.0, 13, 22, 22], [30, 30, 46, 46], [60, 60, 85, 85], [40, 40, 110, 110], [0, 0, 250, 250]]
     )
@@ -44,7 +44,7 @@ def test_gradients_reach_every_trainable_parameter(small_model, overrides):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_no_box_in_the_whole_batch(small_model, batch, preset):
+def test_batch_without_boxes(small_model, batch, preset):
     model = small_model(preset=preset)
     nothing = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)} for _ in batch[0]]
     losses = model(batch[0], nothing)
@@ -66,7 +66,7 @@ def test_levels_are_known_before_the_network_runs(small_model, size, size_diviso
     ]
 
 
-def test_an_images_detections_do_not_depend_on_its_company(small_model, make_talkative, batch):
+def test_detections_do_not_depend_on_the_other_images(small_model, make_talkative, batch):
     model = small_model(min_size=100, max_size=150).eval()
     make_talkative(model)
     images = [*batch[0], torch.rand(3, 95, 127)]  # the last shares its padded size with the first
@@ -77,7 +77,7 @@ def test_an_images_detections_do_not_depend_on_its_company(small_model, make_tal
             torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-2)
 
 
-def test_nothing_is_learnt_from_padding(small_model, batch):
+def test_padding_has_no_gradient(small_model, batch):
     model = small_model(size_divisor=1)
     images, targets = batch
     seen = {}
@@ -98,14 +98,14 @@ def test_nothing_is_learnt_from_padding(small_model, batch):
             assert (of_image[~mask] == 0).all()
 
 
-def test_torchvision_learns_from_padding(small_model, batch):
+def test_torchvision_trains_on_padding(small_model, batch):
     model = small_model(preset="torchvision")
     images = model.transform.batch(batch[0])
     gt = GroundTruth.pack([t["boxes"] for t in batch[1]], [t["labels"] for t in batch[1]])
     assert not (model.assign(images, gt).labels == IGNORED).any()
 
 
-def test_detections_are_in_pixels_of_the_image_as_given(small_model, make_talkative):
+def test_detections_are_in_pixels_of_the_original_image(small_model, make_talkative):
     image = torch.rand(3, 50, 80)
     plane = {"inclusive_boxes": False, "inclusive_targets": False}
     model = small_model(min_size=None, size_divisor=32, **plane).eval()
@@ -119,7 +119,7 @@ def test_detections_are_in_pixels_of_the_image_as_given(small_model, make_talkat
     assert (small["boxes"] <= torch.tensor([80, 50, 80, 50])).all()
 
 
-def test_inputs_are_left_as_they_were(small_model, batch):
+def test_inputs_are_not_changed(small_model, batch):
     images, targets = batch
     copies = [image.clone() for image in images], [{k: v.clone() for k, v in t.items()} for t in targets]
     model = small_model(min_size=64)
@@ -143,14 +143,14 @@ def test_bfloat16_autocast(small_model, batch):
             assert found["boxes"].dtype == found["scores"].dtype == torch.float32
 
 
-def test_the_state_dict_holds_weights_alone():
+def test_the_state_dict_contains_only_weights():
     model = fcos("resnet18", 3)
     assert {key.split(".")[0] for key in model.state_dict()} == {"backbone", "head"}
     again = fcos("resnet18", 3)
     again.load_state_dict(model.state_dict(), strict=True)
 
 
-def test_frozen_backbone_stages_take_no_gradient(small_model):
+def test_frozen_backbone_stages_have_no_gradient(small_model):
     model = small_model(trainable_stages=2)
     trainable = {n.split(".")[2] for n, p in model.named_parameters() if p.requires_grad and "body" in n}
     assert trainable == {"layer3", "layer4"}
@@ -165,10 +165,10 @@ def _loss_of_one_process(rank: int, folder: str, model, images, targets) -> None
     dist.destroy_process_group()
 
 
-def test_processes_share_their_normalisers(small_model, batch, tmp_path):
-    """The mean of the processes' losses is the loss of one process with all images."""
+def test_normalizers_are_all_reduced(small_model, batch, tmp_path):
+    """The mean of the processes' losses equals the loss of one process with all images."""
     model = small_model(norm="frozen")
-    images, targets = [batch[0][0]] * 2, [batch[1][0], batch[1][1]]  # the second process has no box
+    images, targets = [batch[0][0]] * 2, [batch[1][0], batch[1][1]]  # the second process has no boxes
     expected = model(images, targets)
     mp.spawn(_loss_of_one_process, (str(tmp_path), model, images, targets), nprocs=2)
     losses = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]

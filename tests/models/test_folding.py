@@ -25,7 +25,7 @@ NORMS = {
 
 
 def give_statistics(module: nn.Module) -> None:
-    """Statistics and affine parameters that no fold may forget, near those of the activations."""
+    """Random statistics and affine parameters near those of the activations."""
     for layer in module.modules():
         if hasattr(layer, "running_var"):
             with torch.no_grad():
@@ -38,7 +38,7 @@ def give_statistics(module: nn.Module) -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_folded_pair_is_the_same_map(norm, bias):
+def test_a_folded_pair_computes_the_same(norm, bias):
     conv = nn.Conv2d(8, 6, 3, stride=2, padding=1, groups=2, bias=bias)
     module = nn.Sequential(nn.Sequential(conv, NORMS[norm](6)), nn.ReLU()).double().eval()
     give_statistics(module)
@@ -51,7 +51,7 @@ def test_a_folded_pair_is_the_same_map(norm, bias):
 
 
 def test_weights_are_rounded_once():
-    """float32 weights become the float32 numbers nearest to the exact products."""
+    """Folded float32 weights are the float32 numbers nearest to the exact products."""
     module = nn.Sequential(nn.Conv2d(64, 64, 1, bias=False), nn.BatchNorm2d(64)).eval()
     give_statistics(module)
     conv, norm = (copy.deepcopy(layer).double() for layer in module)
@@ -91,16 +91,16 @@ def test_pairs_of_torchvisions_resnet(torchvision):
     ("norm", "error", "message"),
     [
         (nn.BatchNorm2d(6), ValueError, r"1: is in training mode; call \.eval\(\)"),
-        (nn.BatchNorm2d(5).eval(), ValueError, "1: has 5 channels, 0 gives 6"),
-        (nn.BatchNorm2d(6, track_running_stats=False).eval(), ValueError, "1: keeps no statistics"),
+        (nn.BatchNorm2d(5).eval(), ValueError, "1: has 5 channels, but 0 has 6"),
+        (nn.BatchNorm2d(6, track_running_stats=False).eval(), ValueError, "1: has no running statistics"),
         (nn.GroupNorm(2, 6), TypeError, "1: got GroupNorm; expected a batch norm"),
     ],
 )
-def test_what_cannot_be_folded_is_named(norm, error, message):
+def test_errors_name_the_layer(norm, error, message):
     with pytest.raises(error, match=message):
         fold_batch_norms(nn.Sequential(nn.Conv2d(3, 6, 1), norm), [("0", "1")])
 
 
-def test_a_norm_behind_another_layer():
+def test_a_norm_after_another_layer():
     with pytest.raises(TypeError, match="0: got Linear; a batch norm folds into an nn.Conv2d"):
         fold_batch_norms(nn.Sequential(nn.Linear(3, 6), nn.BatchNorm2d(6)).eval(), [("0", "1")])

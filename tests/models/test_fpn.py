@@ -48,8 +48,8 @@ def test_level_sizes(name):
 
 
 @pytest.mark.parametrize("relu", [False, True])
-def test_norm_and_relu_behind_the_convolutions(relu, torchvision):
-    """Torchvision's has the norm alone; with a ReLU it is built by hand."""
+def test_norm_and_relu_after_the_convolutions(relu, torchvision):
+    """Against torchvision's with a norm, and built by hand with a ReLU."""
 
     def norm(channels):
         return nn.Sequential(nn.GroupNorm(32, channels), *([nn.ReLU()] if relu else []))
@@ -86,12 +86,12 @@ def test_the_max_pool_level_is_every_second_position_of_p5():
         [torch.randn(1, channels, 20 // 2**i, 28 // 2**i) for i, channels in enumerate(CHANNELS)]
     )
     assert torch.equal(p6, p5[:, :, ::2, ::2])
-    with pytest.raises(ValueError, match="gives P6 alone; take max_level 5 or 6"):
+    with pytest.raises(ValueError, match="adds only P6; use max_level 5 or 6"):
         FPN(CHANNELS, 32, "max_pool", num_extra=2)
 
 
 def test_bilinear_upsampling_by_hand():
-    """Halfway between two positions of C5, P4 gets a quarter and three quarters of them (corners not aligned)."""
+    """Between two positions of C5, P4 gets a quarter and three quarters of them (align_corners=False)."""
     fpn = FPN((2, 2), 2, num_extra=0, upsampling="bilinear")
     for block in (*fpn.inner_blocks, *fpn.layer_blocks):
         nn.init.zeros_(block[0].weight)
@@ -124,7 +124,7 @@ def test_a_detector_with_other_levels(options, strides):
     assert "boxes" in model.eval()([torch.rand(3, 64, 96)])[0]
 
 
-def test_levels_without_their_sizes_of_interest_are_refused():
+def test_sizes_of_interest_must_match_the_levels():
     with pytest.raises(ValueError, match="rule has 4 sizes_of_interest; expected 2 for P3 to P5"):
         fcos("resnet18", 2, max_level=5)
 
@@ -132,7 +132,7 @@ def test_levels_without_their_sizes_of_interest_are_refused():
 @pytest.mark.parametrize("height", [1, 2, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_maps_of_one_column(dtype, height):
-    """Their gradients are finite and the same each time, whatever was in the memory before."""
+    """Gradients are finite and reproducible, independent of uninitialized memory."""
     blocks = ExtraLevels(32, 32).to(dtype)
     x = torch.randn(2, 32, height, 1, dtype=dtype)
     p6 = F.conv2d(x, blocks.p6.weight, blocks.p6.bias, 2, 1)

@@ -26,13 +26,13 @@ def test_outputs_per_level(centerness_on, norm, num_convs):
     assert any(isinstance(m, nn.GroupNorm) for m in head.modules()) == (norm == "group" and num_convs > 0)
 
 
-def test_key_names_are_torchvisions(torchvision):
+def test_key_names_equal_torchvisions(torchvision):
     ours = FCOSHead(32, 7, 5, 32, scale="none").state_dict()
     theirs = torchvision.models.detection.fcos.FCOSHead(32, 1, 7).state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
 
 
-def test_centerness_stands_on_the_tower_it_is_asked_for():
+def test_centerness_on_either_tower():
     head = FCOSHead(32, 7, 5, 32, centerness_on="classification")
     sum(x.sum() for x in head(_features()).centerness).backward()
     assert head.classification_head.conv[0].weight.grad is not None
@@ -52,7 +52,7 @@ def test_convolutions_start_with_deviation_001():
             assert module.weight.std().item() == pytest.approx(0.01, rel=0.1)
 
 
-def test_a_distance_that_overflows_at_a_background_location_leaves_the_gradients_finite():
+def test_overflow_at_a_background_location_keeps_gradients_finite():
     raw = torch.full((1, 4), 200.0, requires_grad=True)
     distances = bounded_exp(raw)
     (distances * torch.tensor([1.0, 0, 0, 0])).sum().backward()

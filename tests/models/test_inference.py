@@ -1,4 +1,4 @@
-"""``FCOS.optimize_for_inference`` against the model that it was made from."""
+"""``optimize_for_inference`` against the original model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def winograd_however_small(monkeypatch):
 
 
 class Operators(TorchDispatchMode):
-    """Writes down the names of the operators on maps that run, those on (B, C, H, W) tensors."""
+    """Records the names of the operators that run on (B, C, H, W) tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,12 +47,12 @@ class Operators(TorchDispatchMode):
 
 
 def _error(maps, exact) -> float:
-    """Root of the mean square, relative to that of the exact maps; over all maps."""
+    """Root mean square error relative to the exact maps, over all maps."""
     differences = torch.cat([(a.double() - b).flatten() for a, b in zip(maps, exact, strict=True)])
     return (differences.norm() / torch.cat([b.flatten() for b in exact]).norm()).item()
 
 
-def test_float32_detections_are_the_models_own(model, batch, winograd_however_small):
+def test_float32_detections_equal_the_original(model, batch, winograd_however_small):
     optimized = model.optimize_for_inference("float32")
     assert any(isinstance(module, WinogradConv2d) for module in optimized.modules())
     for found, expected in zip(optimized(batch[0]), model(batch[0]), strict=True):
@@ -63,7 +63,7 @@ def test_float32_detections_are_the_models_own(model, batch, winograd_however_sm
 
 
 def test_bfloat16_is_no_worse_than_autocast(model):
-    """At most twice autocast's own distance to the exact outputs."""
+    """At most twice autocast's error."""
     x = torch.rand(1, 3, 64, 96)
     optimized = model.optimize_for_inference("bfloat16")
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -88,7 +88,7 @@ def test_no_batch_norm_conversion_or_copy_is_left(small_model, precision):
     for norm in ("batch", "frozen"):
         optimized = small_model(norm=norm).optimize_for_inference(precision)
         assert not any(isinstance(m, (nn.BatchNorm2d, FrozenBatchNorm2d)) for m in optimized.modules())
-        with Operators() as ran, torch.no_grad():  # inference mode does not take composite operators apart
+        with Operators() as ran, torch.no_grad():  # inference mode does not decompose operators
             optimized.network(torch.rand(1, 3, 64, 96))
         names = " ".join(ran.names)
         assert "aten::convolution" in names
@@ -114,7 +114,7 @@ def test_images_of_several_sizes(small_model, make_talkative, batch):
             torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-2)
 
 
-def test_the_model_itself_stays_as_it_is(small_model):
+def test_the_original_is_not_changed(small_model):
     model = small_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimized = model.optimize_for_inference("float32")
@@ -132,14 +132,14 @@ def test_the_copy_cannot_be_trained(small_model):
     assert not optimized.eval().training
     assert not any(parameter.requires_grad for parameter in optimized.parameters())
     with pytest.raises(
-        RuntimeError, match="made by optimize_for_inference.*train the model that it was made from"
+        RuntimeError, match="made by optimize_for_inference.*train the original model instead"
     ):
         optimized.train()
-    with pytest.raises(RuntimeError, match="optimize the model that it was made from"):
+    with pytest.raises(RuntimeError, match="optimize the original model instead"):
         optimized.optimize_for_inference()
 
 
-def test_auto_is_the_precision_of_the_machine(small_model, monkeypatch):
+def test_auto_precision(small_model, monkeypatch):
     for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda fast=fast: fast)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
@@ -148,7 +148,7 @@ def test_auto_is_the_precision_of_the_machine(small_model, monkeypatch):
         assert optimized.transform.mean.dtype == torch.float32
 
 
-def test_the_network_is_one_graph(small_model):
+def test_the_network_compiles_to_one_graph(small_model):
     optimized = small_model(backbone="resnet18").optimize_for_inference("float32")
     compiled = torch.compile(optimized.network, backend="eager", fullgraph=True)
     x = torch.rand(1, 3, 64, 96)

@@ -1,4 +1,4 @@
-"""RetinaNet's box loss: of matched anchors alone, whatever the network says of the others."""
+"""RetinaNet's box loss: only matched anchors count."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def squares(deltas, anchors, boxes):
 
 
 def by_hand(deltas):
-    """Pair by pair, in float64."""
+    """The loss of each pair, in float64."""
     sums = []
     for row, matched in zip(deltas.double(), MATCHED.tolist(), strict=True):
         total = 0.0
@@ -40,7 +40,7 @@ def by_hand(deltas):
 
 
 def in_one_graph(*arguments):
-    """As on a GPU, where the host does not know how many anchors are matched."""
+    """The code path of GPUs, where the host does not know the number of matched anchors."""
     compiled = torch.compile(matched_box_loss, backend="aot_eager", fullgraph=True)
     return compiled(*arguments)
 
@@ -60,7 +60,7 @@ def test_sums_of_each_image(function, dtype):
 
 @both_ways
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 3e38])
-def test_other_anchors_change_nothing(function, value):
+def test_unmatched_anchors_have_no_effect(function, value):
     plain = torch.randn(2, 4, 4, requires_grad=True)
     wild = plain.detach().clone()
     wild[MATCHED < 0] = value

@@ -1,4 +1,4 @@
-"""What a loader's worker packs trains to the bits of the lists that it was packed from."""
+"""Packed batches train bit-identically to lists of images and targets."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PIXELS = {
     ],
     ids=["one_size", "padded", "nothing_to_resize", "resized"],
 )
-def test_losses_have_the_bits_of_the_lists(small_model, pixels, options, sizes, dtype):
+def test_losses_are_bit_identical_to_lists(small_model, pixels, options, sizes, dtype):
     model = small_model(**{"max_size": None} | PIXELS[pixels] | options).train()
     images, targets = samples(*sizes)
     batch, gt = pack(model.config, images, targets)
@@ -83,28 +83,28 @@ def test_shapes_repeat():
     ],
     ids=["box", "label"],
 )
-def test_what_cannot_be_learnt_is_found_on_the_host(target, message):
+def test_invalid_targets_are_found_on_the_host(target, message):
     images, targets = samples((64, 64), (64, 64))
     with pytest.raises(ValueError, match=message):
         pack(FCOSConfig(num_classes=3, min_size=None, max_size=None), images, [targets[0], target])
 
 
-def test_packer_goes_to_a_worker():
+def test_packer_can_be_pickled():
     config = FCOSConfig(num_classes=3, min_size=64, max_size=96)
     again = pickle.loads(pickle.dumps(BatchPacker(config)))
     image, target = (x[0] for x in samples((70, 90)))
     assert torch.equal(again.resize(image, target)[0], BatchPacker(config).resize(image, target)[0])
 
 
-def test_a_packed_batch_is_for_training(small_model):
+def test_packed_batches_are_only_for_training(small_model):
     model = small_model(max_size=None)
     batch, gt = pack(model.config, *samples((64, 96), (64, 96)))
     with pytest.raises(ValueError, match="ImageBatch in evaluation"):
         model.eval()(batch, gt)
     model.train()
-    with pytest.raises(TypeError, match="got NoneType beside an ImageBatch"):
+    with pytest.raises(TypeError, match="got NoneType with an ImageBatch"):
         model(batch)
-    with pytest.raises(ValueError, match="got 2 images' for 1 images"):
+    with pytest.raises(ValueError, match="got the targets of 2 images for 1 images"):
         model(ImageBatch(batch.tensor[:1], batch.sizes[:1]), gt)
     with pytest.raises(ValueError, match="labels: is on meta"):
         model(batch, replace(gt, labels=gt.labels.to("meta")))

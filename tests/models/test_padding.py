@@ -21,7 +21,7 @@ def test_locations_outside_their_image_are_ignored():
     boxes = [
         torch.tensor([[10.0, 12, 50, 60], [0, 0, 128, 96]]),
         torch.tensor([[60.0, 20, 120, 80]]),
-    ]  # both reach beyond their image
+    ]  # both extend beyond their image
     gt = GroundTruth.pack(boxes, [torch.tensor([0, 2]), torch.tensor([1])])
     before = ops.assign_targets(gt, LEVELS, RULES["official-improved"])
     after = ignore_outside(before, LEVELS, torch.tensor(sizes))

@@ -50,7 +50,7 @@ class Official:
     topk_of_image = False
     iou_threshold = 0.6
     class_agnostic = False
-    pixel = 1  # that NMS adds to sides, and clipping takes from the image's
+    pixel = 1  # added to sides by NMS, subtracted from the image size by clipping
     clips_first = True
 
     # ---- assignment ----
@@ -93,7 +93,7 @@ class Official:
     # ---- regression ----
 
     def unit(self, stride):
-        """Pixels of a distance of 1 as the head says and the loss compares it."""
+        """Pixels per unit of the head's distances."""
         return 1
 
     def distance(self, raw, scale):
@@ -109,7 +109,7 @@ class Official:
         return torch.tensor([centerness(*d) for d in target.tolist()], dtype=torch.float64)
 
     def divide(self, classes, boxes, qualities, counts, weights):
-        """The three losses from the sums of each image, its positive locations and their weights."""
+        """The three losses from each image's sums, number of positive locations and sum of weights."""
         n = max(sum(counts), 1)
         return sum(classes) / n, sum(boxes) / max(sum(weights), 1e-6), sum(qualities) / n
 
@@ -179,7 +179,7 @@ class Official:
 
 
 class OfficialImproved(Official):
-    """Centre sampling, GIoU and distances in strides."""
+    """Center sampling, GIoU and distances in strides."""
 
     def in_region(self, x, y, box, stride):
         cx, cy, reach = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, 1.5 * stride
@@ -299,7 +299,7 @@ class MMDetectionTricks(MMDetection):
 
 
 class SimpleAICV(Official):
-    """Its boxes of whole pixels and its clamped probabilities are left out."""
+    """Without its boxes of whole pixels and its clamped probabilities."""
 
     topk_of_image = True
     class_agnostic = True
@@ -341,7 +341,7 @@ class SimpleAICV(Official):
 
 
 class Notebook(Official):
-    """VectXmy/FCOS.Pytorch; of the 1 in its NMS see the preset."""
+    """VectXmy/FCOS.Pytorch; see the preset for the 1 in its NMS."""
 
     alpha = 0.75
     weighted = False
@@ -393,7 +393,7 @@ def build(small_model):
 
 
 def random_boxes(count):
-    """On a grid of 4 pixels, so that ties and boundaries happen; half of them about a centre that others share."""
+    """On a grid of 4 pixels, so that ties and boundaries occur; half of them share a center."""
     corners = 4 * torch.randint(0, 24, (count, 2))
     boxes = torch.cat((corners, corners + 4 * torch.randint(2, 36, (count, 2))), dim=1)
     for box in boxes[::2]:
@@ -403,7 +403,7 @@ def random_boxes(count):
 
 
 def random_outputs(preset, batch=3):
-    """Of a head; with distances as large as boxes are."""
+    """Outputs of a head with distances as large as boxes."""
     exp = FCOS_PRESETS[preset].regression == "exp"
     outputs = HeadOutputs([], [], [])
     for rows, columns in GRIDS[: PUBLISHED[preset].levels]:
@@ -415,7 +415,7 @@ def random_outputs(preset, batch=3):
 
 
 def by_image(outputs):
-    """(P, C), (P, 4) and (P,) float64 of each image."""
+    """(P, C), (P, 4) and (P,) float64 for each image."""
     flat = [torch.cat([x.flatten(2) for x in maps], dim=2).mT.double() for maps in outputs]
     return [(logits, distances, quality[:, 0]) for logits, distances, quality in zip(*flat, strict=True)]
 
@@ -458,18 +458,18 @@ def test_a_distance_of_exactly_64_pixels(build, preset, on_p3, on_p4):
 
 @every_rule
 def test_losses(build, preset, monkeypatch):
-    # Whether padding is learnt from does not matter here: there is none.
+    # There is no padding here.
     model, project = build(preset), PUBLISHED[preset]()
     boxes = [random_boxes(6), random_boxes(2), torch.zeros(0, 4)]
     labels = [torch.randint(0, CLASSES, (len(b),)) for b in boxes]
     targets = model.assign(whole_images(3), GroundTruth.pack(boxes, labels))
     assert targets.num_positive > 10
-    told = [(b.tolist(), c.tolist()) for b, c in zip(boxes, labels, strict=True)]
-    for _ in range(3):  # a moving average moves
+    listed = [(b.tolist(), c.tolist()) for b, c in zip(boxes, labels, strict=True)]
+    for _ in range(3):  # for the moving average
         outputs = random_outputs(preset)
         monkeypatch.setattr(model, "network", lambda _, outputs=outputs: outputs)
         losses = model.losses(torch.zeros(3, 3, *SIZE), targets)
-        expected = project.losses(by_image(outputs), told)
+        expected = project.losses(by_image(outputs), listed)
         for loss, value in zip(losses.values(), expected, strict=True):
             assert loss.item() == pytest.approx(float(value), rel=1e-5)
 
@@ -528,9 +528,9 @@ SEEN = {
 
 
 @pytest.mark.parametrize("preset", FCOS_PRESETS)
-def test_what_the_backbone_sees_of_a_pixel(build, preset):
+def test_pixel_values_of_the_backbone(build, preset):
     red, green, blue = PIXEL
-    if preset in SEEN:  # 0 to 255, no deviation
+    if preset in SEEN:  # 0 to 255, std 1
         expected = [255 * x - mean for x, mean in zip((blue, green, red), SEEN[preset], strict=True)]
     elif preset == "simpleaicv":
         expected = [red, green, blue]
@@ -541,7 +541,7 @@ def test_what_the_backbone_sees_of_a_pixel(build, preset):
     torch.testing.assert_close(seen[:, 2, 3], torch.tensor(expected), rtol=1e-6, atol=1e-4)
 
 
-# Where the stride of a bottleneck is, where the centerness, whether towers have a bias, the number of classes.
+# stride_in_1x1, centerness_on, head_bias, num_classes
 PARTS = {
     "official": (1, "classification", True, 80),
     "official-improved": (1, "regression", True, 80),
@@ -591,7 +591,7 @@ def test_numbers():
 def test_every_preset_trains_a_step_and_detects(build, make_talkative, batch, preset):
     model = build(preset)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    images, targets = batch  # one has no box
+    images, targets = batch  # one has no boxes
     losses = model(images, targets)
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
@@ -609,7 +609,7 @@ def test_every_preset_trains_a_step_and_detects(build, make_talkative, batch, pr
     assert {line.split()[0] for line in str(model.config).splitlines()} == set(model.config.to_dict())
 
 
-def test_the_moving_average_is_no_weight_and_stays_in_one_graph(build, monkeypatch):
+def test_the_moving_average_is_not_saved_and_compiles(build, monkeypatch):
     model = build("detectron2")
     assert not any("mean_num" in key for key in model.state_dict())
     targets = model.assign(whole_images(1), GroundTruth.pack([random_boxes(8)], [torch.zeros(8).long()]))

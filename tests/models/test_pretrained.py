@@ -1,4 +1,4 @@
-"""Weights of classification models for backbones: what is taken, what is left out, what is refused."""
+"""Weights of classification models for backbones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_file_of_torchvisions_classifier(name, norm, wrapped, torchvision, tmp
     "name", ["resnet18", "mobilenetv3_small_050", "convnext_atto", "efficientnet_lite0", "coat_lite_tiny"]
 )
 def test_a_file_of_timms_classifier(name, tmp_path):
-    """The last map is the classifier's own."""
+    """The last layer belongs to the classifier."""
     timm = pytest.importorskip("timm", reason="timm is not installed")
     theirs = timm.create_model(name, num_classes=7).eval()
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
@@ -56,7 +56,9 @@ def test_a_safetensors_file(tmp_path):
     load_pretrained(backbone, path)
     assert torch.equal(backbone.features.conv_stem.weight, theirs["conv_stem.weight"])
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"model\.safetensors \(1000 bytes\) is no file of weights"):
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors \(1000 bytes\) cannot be read safely as weights"
+    ):
         load_pretrained(backbone, path)
 
 
@@ -93,14 +95,14 @@ def test_timms_weights_by_name(monkeypatch, backbone, source, asked):
     assert torch.equal(state[key], wanted.state_dict()["layer4.1.conv2.weight"])
 
 
-def test_timms_weights_that_cannot_be_had(monkeypatch):
+def test_unavailable_timm_weights(monkeypatch):
     timm = pytest.importorskip("timm", reason="timm is not installed")
     backbone = build_backbone("resnet18")
     with pytest.raises(ValueError, match="timm has no weights of timm:resnet18.none"):
         load_pretrained(backbone, "timm:resnet18.none")
-    with pytest.raises(ValueError, match="timm:hf-hub:a/b: timm cannot build it, it lists no such model"):
+    with pytest.raises(ValueError, match="timm:hf-hub:a/b: timm has no such model"):
         load_pretrained(backbone, "timm:hf-hub:a/b")
-    with pytest.raises(FileNotFoundError, match="there is no file timm; give a file"):
+    with pytest.raises(FileNotFoundError, match="no such file: timm; expected a file of weights"):
         load_pretrained(backbone, "timm")
 
     def fail(*_, **__):
@@ -108,7 +110,7 @@ def test_timms_weights_that_cannot_be_had(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(
-        ConnectionError, match="no route to host.*huggingface.co/timm elsewhere and give the file"
+        ConnectionError, match="no route to host.*https://huggingface.co/timm, then pass the file"
     ):
         load_pretrained(backbone, "timm:resnet18")
 
@@ -118,14 +120,14 @@ def test_timms_weights_that_cannot_be_had(monkeypatch):
     ["hf-hub:timm/resnet18.a1_in1k", "hf_hub:a/b", "local-dir:/tmp", "https://a/resnet18", "../resnet18", ""],
 )
 def test_only_names_that_timm_lists_are_built(name, monkeypatch):
-    """Others would go to the network, or to the disk; a checkpoint of a stranger may hold them."""
+    """Other names would access the network or the disk; untrusted checkpoints can contain them."""
     timm = pytest.importorskip("timm", reason="timm is not installed")
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("timm was asked"))
-    with pytest.raises(ValueError, match="timm cannot build it, it lists no such model"):
+    with pytest.raises(ValueError, match="timm has no such model"):
         build_backbone(f"timm:{name}")
 
 
-def test_weights_of_another_network_are_refused_with_a_list(tmp_path):
+def test_weights_of_another_network(tmp_path):
     torch.save(build_backbone("resnet34").state_dict(), tmp_path / "weights.pth")
     backbone = build_backbone("resnet18", norm="frozen")
     before = backbone.conv1.weight.clone()
@@ -139,16 +141,16 @@ def test_weights_of_another_network_are_refused_with_a_list(tmp_path):
         load_pretrained(backbone, tmp_path / "weights.pth")
 
 
-def test_what_is_no_file_of_weights_is_refused(tmp_path):
+def test_other_files_are_rejected(tmp_path):
     (tmp_path / "notes.txt").write_text("weights")
     torch.save([1, 2], tmp_path / "list.pth")
     backbone = build_backbone("resnet18")
-    with pytest.raises(ValueError, match=r"notes\.txt \(7 bytes\) is no file of weights"):
+    with pytest.raises(ValueError, match=r"notes\.txt \(7 bytes\) cannot be read safely as weights"):
         load_pretrained(backbone, tmp_path / "notes.txt")
-    with pytest.raises(ValueError, match=r"list\.pth holds no tensors"):
+    with pytest.raises(ValueError, match=r"list\.pth contains no tensors"):
         load_pretrained(backbone, tmp_path / "list.pth")
     with pytest.raises(
-        FileNotFoundError, match="there is no file resnet50; give a file of weights, or a name as"
+        FileNotFoundError, match="no such file: resnet50; expected a file of weights, or a name such as"
     ):
         load_pretrained(backbone, "resnet50")
 
@@ -164,13 +166,14 @@ def test_torchvisions_weights_by_name(torchvision, monkeypatch):
         load_pretrained(backbone, "ResNet18_Weights.IMAGENET")
 
 
-def test_without_a_network_the_message_says_what_to_do(torchvision, monkeypatch):
+def test_message_without_a_connection(torchvision, monkeypatch):
     def fail(*_, **__):
         raise URLError("no route to host")
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", fail)
     with pytest.raises(
-        ConnectionError, match=r"no route to host.*fetch https://\S+\.pth elsewhere and give the file"
+        ConnectionError,
+        match=r"no route to host.*download https://\S+\.pth, then pass the file",
     ):
         load_pretrained(build_backbone("resnet18"), "ResNet18_Weights.IMAGENET1K_V1")
     monkeypatch.setitem(sys.modules, "torchvision.models", None)

@@ -13,7 +13,7 @@ from fcos_fast.models.anchors import MAX_LOG_RATIO, decode_boxes, encode_boxes
 from fcos_fast.models.presets import RETINANET_PRESETS
 
 STRIDES = (8, 16, 32, 64, 128)
-BOXES = [[10.0, 12, 50, 60], [40, 5, 120, 90], [7, 30, 17, 90]]  # no anchor is like the last
+BOXES = [[10.0, 12, 50, 60], [40, 5, 120, 90], [7, 30, 17, 90]]  # no anchor resembles the last
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def iou(a, b) -> float:
 
 
 def test_the_tutorials_anchors(model):
-    """Around the centre of each cell, for every scale every shape."""
+    """Around the center of each cell, every shape for every scale."""
     size = (64, 96)
     net = model(preset="retinanet-tutorial")
     for stride, anchors in zip(STRIDES, net.anchors(size, net.feature_sizes(size)), strict=True):
@@ -65,11 +65,11 @@ def test_the_papers_anchors_have_its_areas_and_ratios(model):
         torch.testing.assert_close((y2 - y1) / (x2 - x1), torch.tensor([0.5, 1, 2] * 3).double())
 
 
-def test_anchors_are_no_part_of_the_state_dict(model):
+def test_anchors_are_not_in_the_state_dict(model):
     assert {key.split(".")[0] for key in model().state_dict()} == {"backbone", "head"}
 
 
-def test_decoding_undoes_encoding():
+def test_decoding_inverts_encoding():
     generator = torch.Generator().manual_seed(0)
     corners = 100 * torch.rand(2, 50, 2, dtype=torch.float64, generator=generator)
     sides = 1 + 50 * torch.rand(2, 50, 2, dtype=torch.float64, generator=generator)
@@ -102,7 +102,7 @@ def test_matched_background_and_ignored_anchors(model, allow_low_quality):
             assert label == (IGNORED if best >= 0.35 else BACKGROUND)
             assert matched < 0
         seen.add(label)
-    # The third box, too narrow for an anchor to be like it, has none without allow_low_quality.
+    # The third box, narrower than every anchor, is unmatched without allow_low_quality.
     assert seen == {0, 1, IGNORED, BACKGROUND} | ({2} if allow_low_quality else set())
     assert (targets.labels[1] == BACKGROUND).all()
     assert targets.totals == (targets.labels >= 0).sum()
@@ -112,7 +112,7 @@ def test_matched_background_and_ignored_anchors(model, allow_low_quality):
 
 
 def expected_losses(net, batch, gt, star: bool, box) -> list[tuple[torch.Tensor, torch.Tensor, int]]:
-    """Of each image: sums of the classification and the box loss, and the number of matched anchors."""
+    """Classification loss, box loss and number of matched anchors of each image."""
     outputs, targets = net.network(batch.tensor), net.assign(batch, gt)
     found = []
     for b, labels in enumerate(targets.labels):
@@ -167,14 +167,14 @@ def linear_iou(deltas, anchors, boxes):
 
 @pytest.mark.parametrize("normalizer", ["positives", "image"])
 @pytest.mark.parametrize("star", [False, True], ids=["focal", "FL*"])
-def test_losses_are_the_papers(model, make_talkative, normalizer, star):
-    """The focal loss, and FL* of appendix A, as they are written there; float64."""
+def test_losses_equal_the_papers(model, make_talkative, normalizer, star):
+    """The focal loss, and FL* of appendix A, in float64."""
     options = {"classification_loss": "focal_star", "focal_gamma": 3.0, "focal_beta": 0.5} if star else {}
     kind, box = ("smooth_l1", smooth_l1) if star else ("linear_iou", linear_iou)
     net = model(normalizer=normalizer, box_loss=kind, smooth_l1_beta=0.2, norm="group", **options).double()
     make_talkative(net)
     with torch.no_grad():
-        net.head.regression_head.bbox_reg.weight *= 0.1  # boxes of a size to overlap
+        net.head.regression_head.bbox_reg.weight *= 0.1  # boxes that overlap
         net.head.regression_head.bbox_reg.bias.zero_()
     batch, gt = packed(net, [torch.rand(3, 96, 128, dtype=torch.float64)] * 3, [BOXES, BOXES[:1], []])
     losses = net.losses(batch.tensor, net.assign(batch, gt))
@@ -185,13 +185,13 @@ def test_losses_are_the_papers(model, make_talkative, normalizer, star):
             expected = sum(part[k] / max(1, part[2]) for part in parts) / 3
         else:
             expected = sum(part[k] for part in parts) / sum(part[2] for part in parts)
-        # float32: the coded boxes and the number of matches
+        # encoded boxes and number of matches are float32
         torch.testing.assert_close(losses[name], expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("preset", RETINANET_PRESETS)
 def test_gradients_reach_every_parameter(model, preset):
-    """A box for each level, so that each has an anchor to learn from."""
+    """One box per level, so that each level has a matched anchor."""
     net = model(preset=preset, norm="group")
     boxes = [[10.0, 10, 42, 42], [0, 0, 64, 64], [64, 64, 192, 192], [0, 0, 250, 250], [40, 40, 560, 560]]
     losses = net(
@@ -240,7 +240,7 @@ def test_bfloat16_autocast(model, batch):
 @pytest.mark.parametrize("normalizer", ["positives", "image"])
 @pytest.mark.parametrize("star", [False, True], ids=["focal", "FL*"])
 def test_losses_of_16_bit_outputs_are_summed_in_float32(model, make_talkative, dtype, normalizer, star):
-    """Those of the same outputs in float64: the rounding of the network plays no part."""
+    """Against the same outputs in float64, to exclude the network's rounding."""
     options = {"classification_loss": "focal_star"} if star else {}
     net = model(normalizer=normalizer, norm="group", **options)
     make_talkative(net)

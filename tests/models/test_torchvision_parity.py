@@ -20,7 +20,7 @@ def _torchvision(norm: str) -> torchvision_fcos.FCOS:
         return torchvision_fcos.fcos_resnet50_fpn(
             weights=None, weights_backbone=None, num_classes=NUM_CLASSES, **SIZES
         )
-    # What fcos_resnet50_fpn builds where it downloads pretrained weights.
+    # What fcos_resnet50_fpn builds with pretrained weights.
     body = torchvision.models.detection.backbone_utils.resnet_fpn_backbone(
         backbone_name="resnet50",
         weights=None,
@@ -43,7 +43,7 @@ def pair(request, make_talkative) -> tuple[FCOS, torchvision_fcos.FCOS]:
     make_talkative(theirs)
     for module in theirs.backbone.body.modules():
         if isinstance(module, (nn.BatchNorm2d, torchvision.ops.FrozenBatchNorm2d)):
-            # Near the activations' own statistics: without a norm they would grow from block to block.
+            # Near the statistics of the activations, which otherwise grow from block to block.
             nn.init.uniform_(module.weight, 0.5, 1.0)
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 1.0, 3.0)
@@ -55,7 +55,7 @@ def pair(request, make_talkative) -> tuple[FCOS, torchvision_fcos.FCOS]:
 
 @pytest.fixture
 def batch(pair):
-    """Three sizes in one batch, boxes of several levels; the second image has none."""
+    """Three sizes in one batch, boxes of several levels; the second image has no boxes."""
     dtype = next(pair[0].parameters()).dtype
     images = [torch.rand(3, *size, dtype=dtype) for size in [(112, 150), (140, 105), (63, 119)]]
     targets = [

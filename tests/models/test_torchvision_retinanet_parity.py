@@ -21,7 +21,7 @@ PRESETS = {
 
 @pytest.fixture(params=PRESETS)
 def pair(request, make_talkative) -> tuple[RetinaNet, detection.RetinaNet]:
-    """The same detector twice, in float64, where rounding is too small to switch a ReLU or a sign of an L1 loss."""
+    """The same detector twice, in float64, where rounding does not flip a ReLU or a sign of the L1 loss."""
     theirs = PRESETS[request.param](weights=None, weights_backbone=None, num_classes=NUM_CLASSES, **SIZES)
     make_talkative(theirs)
     for module in theirs.backbone.body.modules():
@@ -44,7 +44,7 @@ def pair(request, make_talkative) -> tuple[RetinaNet, detection.RetinaNet]:
 
 @pytest.fixture
 def batch():
-    """Two sizes in one batch, boxes of several levels, one too thin for every anchor."""
+    """Two sizes in one batch, boxes of several levels, one thinner than every anchor."""
     images = [torch.rand(3, *size, dtype=torch.float64) for size in [(112, 150), (63, 119)]]
     targets = [
         {
@@ -111,7 +111,7 @@ def test_full_size_state_dict_loads(preset):
 
 
 @pytest.mark.parametrize("size", [(160, 224), (96, 32), (800, 1088)])
-def test_anchors_have_torchvisions_bits(size):
+def test_anchors_are_bit_identical_to_torchvision(size):
     ours = retinanet("resnet18", 2, preset="torchvision-retinanet", fpn_channels=32, head_convs=0)
     sizes = ours.feature_sizes(size)
     generator = detection.retinanet._default_anchorgen()

@@ -20,12 +20,12 @@ def _theirs(torchvision, config: FCOSConfig):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("min_size", "max_size"), [(64, 100), (50, 60), ((40, 56, 80), 120)])
-def test_bits_of_torchvision(min_size, max_size, training, torchvision):
+def test_bit_identical_to_torchvision(min_size, max_size, training, torchvision):
     config = dataclasses.replace(PRESETS["torchvision"], min_size=min_size, max_size=max_size)
     ours, theirs = Transform(config).train(training), _theirs(torchvision, config).train(training)
     images = [torch.rand(3, *size) for size in SIZES]
     boxes = [torch.rand(4, 4) * 30 for _ in SIZES]
-    torch.manual_seed(5)  # of several sizes, each image draws one
+    torch.manual_seed(5)  # each image draws one of several sizes
     expected, targets = theirs(images, [{"boxes": b} for b in boxes])
     torch.manual_seed(5)
     small = [ours(image) for image in images]
@@ -36,7 +36,7 @@ def test_bits_of_torchvision(min_size, max_size, training, torchvision):
         assert scale_boxes(b, size, new).equal(target["boxes"])
 
 
-def test_padded_size_of_nothing_to_pad():
+def test_padded_size_without_padding():
     transform = Transform(dataclasses.replace(PRESETS["torchvision"], min_size=None))
     assert transform.batch([torch.rand(3, 64, 96)] * 2).padded_size == (64, 96)
     assert transform.batch([torch.rand(3, 64, 97), torch.rand(3, 1, 1)]).padded_size == (64, 128)
@@ -49,14 +49,14 @@ def test_bytes_equal_floats():
         torch.testing.assert_close(transform(image), transform(image / 255))
 
 
-def test_official_pixels_are_bgr_bytes_less_their_mean():
+def test_official_pixels_are_bgr_bytes_minus_the_mean():
     image = torch.randint(0, 256, (3, 4, 5), dtype=torch.uint8)
     out = Transform(dataclasses.replace(PRESETS["official-improved"], min_size=None))(image)
     expected = image[[2, 1, 0]].double() - torch.tensor([102.9801, 115.9465, 122.7717]).view(3, 1, 1)
     torch.testing.assert_close(out, expected.float(), atol=1e-4, rtol=0)
 
 
-def test_a_sliver_keeps_a_pixel():
+def test_a_sliver_keeps_one_pixel():
     transform = Transform(dataclasses.replace(PRESETS["torchvision"], min_size=64, max_size=100))
     assert transform(torch.rand(3, 1, 500)).shape == (3, 1, 100)
 

@@ -17,7 +17,7 @@ def _however_small(monkeypatch):
 
 @pytest.fixture
 def by_winograd(monkeypatch):
-    """A copy of a convolution that takes Winograd's method, however few its channels are."""
+    """A copy of a convolution with Winograd's method, for any number of channels."""
     monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
 
     def make(conv: nn.Conv2d) -> WinogradConv2d:
@@ -31,7 +31,7 @@ def by_winograd(monkeypatch):
 @pytest.mark.parametrize("at_once", [1, 5, 12, 1000])
 @pytest.mark.parametrize("size", [(1, 4, 4), (3, 13, 18), (2, 16, 20), (2, 1, 1), (5, 6, 3)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_it_is_the_convolution(monkeypatch, by_winograd, size, bias, at_once):
+def test_equals_the_convolution(monkeypatch, by_winograd, size, bias, at_once):
     monkeypatch.setattr(winograd, "TILES_AT_ONCE", at_once)
     conv = nn.Conv2d(5, 7, 3, padding=1, bias=bias).double()
     ours = by_winograd(conv)
@@ -44,7 +44,7 @@ def test_it_is_the_convolution(monkeypatch, by_winograd, size, bias, at_once):
         out, expected = ours(x), conv(x)
         torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
         assert out.is_contiguous(memory_format=torch.channels_last)
-        assert not ours(x).relu_().isnan().any()  # allowed to work in place
+        assert not ours(x).relu_().isnan().any()  # in-place is allowed
 
         upstream = torch.randn_like(expected)
         gradients = torch.autograd.grad(out, [x, *ours.parameters()], upstream)
@@ -54,7 +54,7 @@ def test_it_is_the_convolution(monkeypatch, by_winograd, size, bias, at_once):
             torch.testing.assert_close(ours_too, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_gradients_that_are_not_wanted_are_not_computed(by_winograd, monkeypatch):
+def test_unneeded_gradients_are_not_computed(by_winograd, monkeypatch):
     ours = by_winograd(nn.Conv2d(5, 7, 3, padding=1))
     ours.weight.requires_grad_(False)
     monkeypatch.setattr(winograd, "_weight_gradient", None)
@@ -65,21 +65,21 @@ def test_gradients_that_are_not_wanted_are_not_computed(by_winograd, monkeypatch
     assert x.grad is not None
 
 
-def test_autocast_and_other_types_take_the_ordinary_way(by_winograd):
+def test_autocast_and_other_dtypes_use_the_plain_convolution(by_winograd):
     conv = nn.Conv2d(5, 7, 3, padding=1)
     ours = by_winograd(conv)
     x = torch.randn(1, 5, 9, 9)
     out = ours(x)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(ours(x), conv(x))
-        out.sum().backward()  # of what was computed outside
+        out.sum().backward()  # backward of a forward pass outside of autocast
     conv(x).sum().backward()
     torch.testing.assert_close(ours.weight.grad, conv.weight.grad, rtol=1e-3, atol=1e-3)
     assert torch.equal(ours.bfloat16()(x.bfloat16()), conv.bfloat16()(x.bfloat16()))
 
 
-def test_float32_loses_little(by_winograd):
-    """Of the numbers' own size: a unit in the last place of float32 is 1.2e-7."""
+def test_float32_error(by_winograd):
+    """Relative to the values; a unit in the last place of float32 is 1.2e-7."""
     conv = nn.Conv2d(256, 128, 3, padding=1)
     x = torch.randn(2, 256, 20, 24, requires_grad=True)
     ours = by_winograd(conv)
@@ -114,7 +114,7 @@ def _becomes(conv: nn.Conv2d, change: str) -> nn.Conv2d:
         conv.load_state_dict(other, assign=True)
     elif change == "parameter":
         version, conv.weight = conv.weight._version, nn.Parameter(other["weight"])
-        while conv.weight._version < version:  # another object of the same version
+        while conv.weight._version < version:  # another object with the same version
             conv.weight.mul_(1)
     elif change == "rounded":
         conv.bfloat16().float()
@@ -137,7 +137,7 @@ def _becomes(conv: nn.Conv2d, change: str) -> nn.Conv2d:
         *("copied after a change", "copied and changed"),
     ],
 )
-def test_a_kept_transform_is_that_of_the_present_weight(keeping, change, mode):
+def test_the_kept_transform_follows_the_weight(keeping, change, mode):
     x = torch.randn(1, 5, 9, 9)
     with mode():
         torch.testing.assert_close(keeping(x), by_torch(keeping, x), rtol=1e-4, atol=1e-4)
@@ -149,7 +149,7 @@ def test_a_kept_transform_is_that_of_the_present_weight(keeping, change, mode):
         torch.testing.assert_close(changed(x), by_torch(changed, x), rtol=tolerance, atol=tolerance)
 
 
-def test_the_weight_is_transformed_once_and_is_no_part_of_the_state(keeping, monkeypatch):
+def test_the_weight_is_transformed_once_and_not_saved(keeping, monkeypatch):
     calls = []
     transform = winograd._transform_weight
     monkeypatch.setattr(winograd, "_transform_weight", lambda weight: calls.append(1) or transform(weight))
@@ -162,11 +162,11 @@ def test_the_weight_is_transformed_once_and_is_no_part_of_the_state(keeping, mon
     assert len(list(keeping.buffers())) == 0
     assert "_kept" not in copy.deepcopy(keeping).__dict__
     with torch.no_grad():
-        keeping(torch.ones(1, 5, 9, 9))  # what was kept in inference mode serves outside of it
+        keeping(torch.ones(1, 5, 9, 9))  # kept in inference mode, used outside of it
     assert len(calls) == 1
 
 
-def test_gradients_pass_a_convolution_that_keeps(keeping):
+def test_gradients_with_a_kept_transform(keeping):
     keeping.requires_grad_(False)
     x = torch.randn(1, 5, 9, 9, requires_grad=True)
     with torch.inference_mode():
@@ -185,7 +185,7 @@ def test_weights_made_in_inference_mode_are_not_kept(keeping):
             keeping.weight.mul_(2)
 
 
-def test_small_maps_take_the_ordinary_way(monkeypatch, by_winograd):
+def test_small_maps_use_the_plain_convolution(monkeypatch, by_winograd):
     conv = nn.Conv2d(4, 4, 3, padding=1)
     ours = by_winograd(conv)
     x = torch.randn(2, 4, 9, 9)
@@ -194,7 +194,7 @@ def test_small_maps_take_the_ordinary_way(monkeypatch, by_winograd):
         assert torch.equal(ours(x), conv(x)) is same
 
 
-def test_only_what_gains_is_replaced():
+def test_only_convolutions_that_gain_are_replaced():
     convs = {
         "plain": nn.Conv2d(128, 128, 3, padding=1),
         "strided": nn.Conv2d(128, 128, 3, 2, padding=1),

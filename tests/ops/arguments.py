@@ -55,7 +55,7 @@ def valid_arguments() -> dict[str, tuple]:
         "sigmoid_focal_loss_star_sum": (inputs, labels, 2.0, 1.0, True),
         "sigmoid_focal_loss_star_backward": (torch.tensor(1.0), inputs, labels, 2.0, 1.0),
         "assign_targets": (
-            *gt.tensors,
+            *gt.tensors(),
             [size for level in LEVELS for size in (level.height, level.width)],
             [
                 float(g)
@@ -64,7 +64,7 @@ def valid_arguments() -> dict[str, tuple]:
             ],
             *("closed", "center_clipped", "area", 1.5),
         ),
-        "match_anchors": (torch.rand(9, 4) * 9 + torch.tensor([0, 0, 9, 9]), *gt.tensors, 0.5, 0.4, True),
+        "match_anchors": (torch.rand(9, 4) * 9 + torch.tensor([0, 0, 9, 9]), *gt.tensors(), 0.5, 0.4, True),
         "centerness": (pred,),
         "centerness_backward": (torch.rand(6), pred),
         "box_loss": (pred, target, *box),

@@ -60,10 +60,10 @@ def test_a_label_that_int32_does_not_hold_becomes_no_other_class(label, device):
             ops.match_anchors(gt.boxes, gt)
     arguments = valid_arguments()
     _, _, _, *rest = arguments["assign_targets"]
-    labels, matched, *_ = torch.ops.fcos_fast.assign_targets(*gt.tensors, *rest)
+    labels, matched, *_ = torch.ops.fcos_fast.assign_targets(*gt.tensors(), *rest)
     assert (labels[matched == 0] == MAX_LABEL).all()
     assert (matched == 0).any()
-    labels, matched, _ = torch.ops.fcos_fast.match_anchors(gt.boxes, *gt.tensors, 0.5, 0.4, True)
+    labels, matched, _ = torch.ops.fcos_fast.match_anchors(gt.boxes, *gt.tensors(), 0.5, 0.4, True)
     assert labels[0, 0] == MAX_LABEL
     assert matched[0, 0] == 0
 
