@@ -80,7 +80,7 @@ bccd: build
 
 bench: OUT ?= benchmarks/results/local.json
 bench: build
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet --results $(OUT)
+	$(BIN)/python -m pytest benchmarks --ignore benchmarks/tests --benchmark-only --benchmark-quiet --results $(OUT)
 	$(BIN)/python -m benchmarks.plot $(OUT) $(basename $(OUT)).svg
 
 # Both take the Python, the torch and the nvcc that are there, not .venv: they need no network.
@@ -91,7 +91,7 @@ gpu-check:
 
 gpu-bench: OUT ?= build/gpu-bench-results
 gpu-bench:
-	$(PYTHON) -m tests.gpu_bench $(OUT) --commit "$(COMMIT)" --seconds $(BUDGET)
+	$(PYTHON) -m benchmarks.gpu_bench $(OUT) --commit "$(COMMIT)" --seconds $(BUDGET)
 
 clean:
 	rm -rf build dist *.egg-info fcos_fast/*.so $(READY) $(BUILT)

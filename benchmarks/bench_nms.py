@@ -13,9 +13,9 @@ import torch
 
 from benchmarks.case import Case, torchvision
 from benchmarks.data import clustered_boxes, distinct_scores, jittered, random_boxes
-from benchmarks.nms_agreement import assert_agree, assert_greedy
 from benchmarks.rows import OURS
 from fcos_fast import ops, reference
+from tests.ops.nms_agreement import assert_agree, assert_greedy
 
 THRESHOLD = 0.6
 CLASSES = 91

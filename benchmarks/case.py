@@ -156,11 +156,6 @@ def all_cases() -> list[Case]:
     return [case for file in files for case in importlib.import_module(f"benchmarks.{file.stem}").CASES]
 
 
-def devices() -> list[str]:
-    """``cpu``, and ``cuda`` where a GPU is."""
-    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-
-
 def timed_on(device: str) -> list[Case]:
     """The cases that are timed there."""
     return [case for case in all_cases() if device in case.devices]

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.case import devices, prepare, torchvision
-from benchmarks.machine import machine
+from benchmarks.case import prepare, torchvision
 from benchmarks.report import markdown, result_of, write_json
 from benchmarks.rows import OURS
-from benchmarks.timing import time_in_turns
+from benchmarks.timing import copy_bandwidths, devices, time_in_turns
 from fcos_fast._extension import backend
+from tests.machine import machine
 
 
 def pytest_addoption(parser):
@@ -108,9 +108,10 @@ def pytest_report_header():
 
 
 def pytest_collection_finish(session):
-    """The machine is looked at before it is kept busy."""
-    if not session.config.option.collectonly:
-        session.config.stash[MACHINE] = machine()
+    """Before the first row keeps the machine busy."""
+    timed = any("time_row" in item.fixturenames for item in session.items)
+    if timed and not session.config.option.collectonly:
+        session.config.stash[MACHINE] = machine() | {"copy_gb_per_s": copy_bandwidths()}
 
 
 def pytest_sessionfinish(session):

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import machine
 from fcos_fast.data import AugmentConfig
 from fcos_fast.engine.config import Config, DataConfig, TrainConfig
 from fcos_fast.engine.optimizer import OptimizerConfig
@@ -22,6 +21,7 @@ from fcos_fast.engine.schedule import ScheduleConfig
 from fcos_fast.engine.train import train
 from fcos_fast.models import PRESETS, build_detector
 from fcos_fast.models.cost import cost
+from tests.machine import machine
 
 SIZE = (192, 256)
 MODEL = {

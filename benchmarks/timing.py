@@ -111,8 +111,18 @@ def warm_up(timer: Timer) -> float:
     return first if first > 1000 else max(min(timer(1) for _ in range(3)), 1e-4)
 
 
+def copy_bandwidths() -> dict[str, float]:
+    """Device -> GB/s of a copy, on every device of this machine."""
+    return {device: round(copy_bandwidth(device), 1) for device in devices()}
+
+
+def devices() -> list[str]:
+    """``cpu``, and ``cuda`` if there is a GPU."""
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
 def copy_bandwidth(device: str) -> float:
-    """GB/s of a copy that no cache holds, bytes read and bytes written: the floor of whatever must touch memory."""
+    """GB/s (bytes read and written) of a copy larger than any cache: a bound for everything that touches memory."""
     source = torch.ones(2**31 if device == "cuda" else 2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     (samples,) = time_in_turns({"copy": lambda: target.copy_(source)}, device, 300).values()

@@ -20,7 +20,13 @@ from pathlib import Path
 
 from tests.gpu_steps import Outcome, Run, prepare, run_from_command_line
 
-TESTS = ["tests/ops", "tests/models", "tests/engine", "tests/integrations"]
+TESTS = [
+    "tests/ops",
+    "tests/models",
+    "tests/engine",
+    "tests/integrations",
+    "benchmarks/tests/test_every_operator.py",
+]
 """Where tests with the marker ``gpu`` are; a test sees to it that none is elsewhere."""
 PROCESSES = 6  # of tests beside each other on one GPU, where pytest-xdist is installed
 
@@ -101,7 +107,7 @@ def sanitize(run: Run, tool: str, seconds: float) -> Outcome:
         run.log.write(text := log.read_text(errors="replace") if log.exists() else "")
         count_reports(text, outcome)
 
-    command = [program, *options, sys.executable, "-m", "tests.gpu_small", "cuda"]
+    command = [program, *options, sys.executable, "-m", "benchmarks.small", "cuda"]
     # Every tensor its own allocation: its ends are ends.
     outcome = run.step(name, seconds, command, read, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     if any("Device not supported" in remark for remark in outcome.remarks):  # some virtual machines hide it
@@ -127,4 +133,4 @@ def count_reports(text: str, outcome: Outcome) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_from_command_line("gpu-check", __doc__.splitlines()[0], steps))
+    sys.exit(run_from_command_line("tests.gpu_check", __doc__.splitlines()[0], steps))

@@ -219,7 +219,7 @@ def prepare(run: Run) -> bool:
         if facts.exists():
             run.machine = json.loads(facts.read_text())
 
-    run.step("machine", 60, [sys.executable, "-m", "benchmarks.machine", facts], read)
+    run.step("machine", 60, [sys.executable, "-m", "tests.machine", facts], read)
     if not run.gpu:
         tell(NO_GPU)
     build = run.step(
@@ -294,17 +294,16 @@ def tell(message: str) -> None:
     print(message, flush=True)
 
 
-def run_from_command_line(name: str, description: str, steps: Callable[[Run], None]) -> int:
-    """Exit status: 1 where a step failed or found no time."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m tests.{name.replace('-', '_')}", description=description
-    )
+def run_from_command_line(module: str, description: str, steps: Callable[[Run], None]) -> int:
+    """Returns the exit status: 1 if a step failed or had no time left."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("out", type=Path, help="folder for the results")
     parser.add_argument("--commit", default="", help="hash to name where git is not at hand")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="time for everything")
     arguments = parser.parse_args()
     # In the background of a shell Ctrl-C is ignored, by what is started here too, which is asked to end by it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    name = module.rpartition(".")[2].replace("_", "-")
     with Run(name, arguments.out, arguments.commit, arguments.seconds) as run:
         steps(run)
         return run.finish()

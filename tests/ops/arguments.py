@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
+from torch import Tensor
 
 from fcos_fast import ops, reference
 from fcos_fast.assignment import RULES, GroundTruth
@@ -87,3 +90,14 @@ def valid_arguments() -> dict[str, tuple]:
             *("sqrt", 0.05, True, True, 20, True, False, 0.6, False, 10, False, True, False),
         ),
     }
+
+
+def tensors_in(tree) -> list[Tensor]:
+    """Every tensor in lists, tuples, dictionaries and dataclasses."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if dataclasses.is_dataclass(tree):
+        tree = [getattr(tree, field.name) for field in dataclasses.fields(tree)]
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    return [t for part in tree for t in tensors_in(part)] if isinstance(tree, (list, tuple)) else []

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.nms_agreement import assert_agree
 from fcos_fast import ops, reference
+from tests.ops.nms_agreement import assert_agree
 from tests.ops.opcheck import opcheck
 
 

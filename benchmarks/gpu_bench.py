@@ -1,4 +1,4 @@
-"""The benchmarks of a GPU, flagships first, in one run of under eight minutes: ``python -m tests.gpu_bench OUT``.
+"""The benchmarks of a GPU, flagships first, in one run of under eight minutes: ``python -m benchmarks.gpu_bench OUT``.
 
 Builds a copy of the tree for the GPU that is there and measures row by row. In the folder OUT: gpu-bench.json, .md (a
 table of measured beside predicted) and .log, written after every row: a run that is stopped keeps what it has. A row
@@ -19,7 +19,7 @@ from benchmarks.rows import OURS
 from tests.gpu_steps import Outcome, Run, end, prepare, run_from_command_line, tell
 
 STARTING = 90  # seconds until a process has begun its first row
-COMMAND = [sys.executable, "-m", "benchmarks.gpu"]
+COMMAND = [sys.executable, "-m", "benchmarks.gpu_rows"]
 DRAIN = 5  # seconds that are kept for what ends a run
 NO_TIME = "no time left"
 
@@ -37,7 +37,8 @@ class Rows:
         self.file, self.device = file, device
         file.touch()
         self.plan: list[dict] = []
-        self.left_out = 0
+        self.skipped = 0
+        self.copy_gb_per_s: dict[str, float] = {}
         self.results: dict[int, dict] = {}
         self.begun: int | None = None
         self.ended = False
@@ -51,7 +52,7 @@ class Rows:
         self._read += len(whole + newline)
         for line in map(json.loads, whole.splitlines()):
             if "plan" in line:
-                self.plan, self.left_out = line["plan"], line["left_out"]
+                self.plan, self.skipped, self.copy_gb_per_s = line["plan"], line["skipped"], line["copy"]
             elif "begun" in line:
                 self.begun = line["begun"]
             elif "result" in line:
@@ -150,7 +151,7 @@ def count(rows: Rows, outcome: Outcome) -> None:
     outcome.remarks += [f"{r['operator']} {r['case']}, {r['row']}: {r['error']}" for r in failed.values()]
     skipped = {
         "not measured" if outcome.failed else NO_TIME: len(rows.plan) - len(rows.results),
-        "no CUDA device": rows.left_out,
+        "no CUDA device": rows.skipped,
         "failed, but is not ours": len(failed) - len(ours),
     }
     outcome.skipped = {why: number for why, number in skipped.items() if number}
@@ -162,7 +163,7 @@ def count(rows: Rows, outcome: Outcome) -> None:
 
 def report(run: Run, rows: Rows) -> tuple[dict, str]:
     """Measured beside predicted."""
-    copies = run.machine.get("copy_gb_per_s") or {}
+    copies = rows.copy_gb_per_s
     order = {}  # of the works
     for row in rows.plan:
         order.setdefault((row["operator"], row["case"]), len(order))
@@ -177,8 +178,8 @@ def report(run: Run, rows: Rows) -> tuple[dict, str]:
         f"A copy in this run: {copied or 'not measured'}. Predicted is the bytes that must be moved over that; what "
         "moves less or computes more than that is not predicted by it.\n\n" + gpu_markdown(results)
     )
-    return {"benchmarks": results}, text
+    return {"copy_gb_per_s": copies, "benchmarks": results}, text
 
 
 if __name__ == "__main__":
-    sys.exit(run_from_command_line("gpu-bench", __doc__.splitlines()[0], steps))
+    sys.exit(run_from_command_line("benchmarks.gpu_bench", __doc__.splitlines()[0], steps))

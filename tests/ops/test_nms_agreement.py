@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.nms_agreement import assert_agree, assert_greedy
 from fcos_fast import ops
+from tests.ops.nms_agreement import assert_agree, assert_greedy
 
 ULP = 2**-24  # of float32 from 1/2 to 1
 
@@ -68,7 +68,7 @@ def test_boxes_of_other_classes_do_not_suppress():
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.6, 1.0])
 def test_holds_for_our_operator_and_for_nothing_else(threshold, monkeypatch):
-    monkeypatch.setattr("benchmarks.nms_agreement.CHUNK", 5000)  # several turns
+    monkeypatch.setattr("tests.ops.nms_agreement.CHUNK", 5000)  # several turns
     corner = torch.rand(400, 2) * 60
     boxes = torch.cat([corner, corner + 5 + 20 * torch.rand(400, 2)], dim=1)
     scores, idxs = torch.randperm(400) / 400, torch.randint(2, (400,))

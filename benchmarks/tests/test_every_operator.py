@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from benchmarks.case import Case, Graph, all_cases, prepare
 from benchmarks.rows import OURS
 from fcos_fast import backend
+from tests.ops.arguments import tensors_in
 
 CASES = list({case.operator: case for case in reversed(all_cases())}.values())[::-1]
 WITHOUT_WAITING = [case for case in CASES if not case.waits]
@@ -36,17 +36,6 @@ def make(case: Case, device: str, seed: int = 0):
 def run(case: Case, data) -> list[Tensor]:
     """All tensors of the result."""
     return tensors_in(case.rows[OURS](*data))
-
-
-def tensors_in(tree) -> list[Tensor]:
-    """Every tensor in lists, tuples, dictionaries and dataclasses."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    if dataclasses.is_dataclass(tree):
-        tree = [getattr(tree, field.name) for field in dataclasses.fields(tree)]
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    return [t for part in tree for t in tensors_in(part)] if isinstance(tree, (list, tuple)) else []
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
-"""The rows of a GPU's benchmarks by their weight, each written as soon as it is measured.
+"""Measures the rows of the GPU benchmarks, the most important first, and writes each result immediately.
 
-``python -m benchmarks.gpu FILE --first 0`` is started by ``tests.gpu_bench``, which stops it when a row takes too long,
-and starts it again behind a row that ended the process. It appends JSON lines: the plan, a line when a row begins, and
+``benchmarks.gpu_bench`` runs ``python -m benchmarks.gpu_rows FILE --first 0``, stops it when a row takes too long, and
+restarts it after the row that ended the process. It appends JSON lines to FILE: the plan, a line when a row starts, and
 its result.
 """
 
@@ -20,7 +20,7 @@ import torch
 from benchmarks.case import Case, Prepared, prepare, timed_on, torchvision
 from benchmarks.report import result_of
 from benchmarks.rows import COMPILED, FLOOR
-from benchmarks.timing import host_ms, time_in_turns
+from benchmarks.timing import copy_bandwidths, host_ms, time_in_turns
 from fcos_fast._extension import backend
 
 FLAGSHIPS = ("detection_loss", "postprocess", "nms", "training_step")
@@ -166,8 +166,8 @@ def main() -> None:
             file.flush()
 
         if options.first == 0:
-            left_out = 0 if device == "cuda" else len(plan("cuda"))
-            write({"plan": [job.as_json() for job in jobs], "left_out": left_out})
+            skipped = 0 if device == "cuda" else len(plan("cuda"))
+            write({"plan": [job.as_json() for job in jobs], "skipped": skipped, "copy": copy_bandwidths()})
         run(jobs, device, options.row_seconds, options.first, write)
 
 

@@ -1,4 +1,4 @@
-"""Every operator, forward and backward, on small inputs: ``python -m tests.gpu_small cuda``, for compute-sanitizer.
+"""Every operator, forward and backward, on small inputs: ``python -m benchmarks.small cuda``, for compute-sanitizer.
 
 Small, because each access is looked at; but of several blocks, levels and images, odd sizes, and both memory formats.
 """

@@ -11,11 +11,11 @@ import sys
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu_bench, gpu_rows
 from benchmarks.case import Case
 from benchmarks.report import gpu_markdown, with_prediction
 from benchmarks.rows import OURS
-from tests import gpu_bench, gpu_steps
+from tests import gpu_steps
 from tests.tree import ROOT
 
 SCRIPT = """
@@ -28,7 +28,7 @@ def write(line):
 def row(i):
     return {"operator": "nms", "case": "5 boxes", "peer": "torchvision", "row": rows[i][0]}
 if first == 0:
-    write({"plan": [row(i) | {"seconds": LIMIT} for i in range(len(rows))], "left_out": 0})
+    write({"plan": [row(i) | {"seconds": LIMIT} for i in range(len(rows))], "skipped": 0, "copy": {"cuda": 4000.0}})
 for i in range(first, len(rows)):
     write({"begun": i})
     kind = rows[i][1]
@@ -67,7 +67,6 @@ def measured(tmp_path, monkeypatch):
                     "cuda": "13",
                     "commit": "abc",
                 },
-                "copy_gb_per_s": {"cuda": 4000.0},
                 "torchvision": "0",
             }
             outcome = gpu_bench.measure(run, [sys.executable, script])
@@ -128,11 +127,11 @@ def test_measured_stands_beside_predicted():
 
 
 def test_flagships_come_first_and_what_is_compiled_last():
-    jobs = gpu.plan("cuda")
+    jobs = gpu_rows.plan("cuda")
     names = list(dict.fromkeys(job.case.operator for job in jobs))
-    assert names[:4] == list(gpu.FLAGSHIPS)
+    assert names[:4] == list(gpu_rows.FLAGSHIPS)
     flagships = [
-        job for job in jobs if "float32" not in job.case.title and job.case.operator in gpu.FLAGSHIPS
+        job for job in jobs if "float32" not in job.case.title and job.case.operator in gpu_rows.FLAGSHIPS
     ]
     assert jobs[: len(flagships)] == flagships
     for some in (flagships, jobs[len(flagships) :]):
@@ -148,11 +147,11 @@ def test_flagships_come_first_and_what_is_compiled_last():
     assert any("100,000" in job.case.title for job in jobs)
 
 
-def job(row_functions, **options) -> gpu.Job:
+def job(row_functions, **options) -> gpu_rows.Job:
     case = Case(
         "some", "work", lambda device: (torch.ones(3),), row_functions, lambda a, b, data: None, **options
     )
-    return [gpu.Job(case, row) for row in row_functions]
+    return [gpu_rows.Job(case, row) for row in row_functions]
 
 
 def test_rows_are_written_one_by_one_with_their_bytes():
@@ -161,7 +160,7 @@ def test_rows_are_written_one_by_one_with_their_bytes():
         {"torchvision": lambda x: x + 1, OURS: lambda x: 1 / 0, "floor: copy": lambda x: x.clone()},
         bytes_moved=lambda x: 24,
     )
-    gpu.run(list(jobs), "cpu", 0.001, 0, lines.append)
+    gpu_rows.run(list(jobs), "cpu", 0.001, 0, lines.append)
     assert [next(iter(line)) for line in lines] == ["begun", "job"] * 3 + ["end"]
     results = [line["result"] for line in lines if "result" in line]
     assert [result.get("bytes") for result in results] == [24, 24, None]
@@ -173,7 +172,7 @@ def test_rows_are_written_one_by_one_with_their_bytes():
 
 def test_a_new_process_begins_behind_what_is_done():
     lines = []
-    gpu.run(job({"torchvision": torch.clone, OURS: torch.clone}), "cpu", 0.001, 1, lines.append)
+    gpu_rows.run(job({"torchvision": torch.clone, OURS: torch.clone}), "cpu", 0.001, 1, lines.append)
     assert [line for line in lines if "result" not in line] == [{"begun": 1}, {"end": True}]
 
 
@@ -183,7 +182,7 @@ def test_data_that_cannot_be_made_costs_the_rows_of_its_case():
 
     lines = []
     with pytest.raises(RuntimeError, match="out of memory"):
-        gpu.run(
+        gpu_rows.run(
             job({"torchvision": fail, OURS: fail}) + job({"torch": torch.clone}),
             "cpu",
             0.001,
