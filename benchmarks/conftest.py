@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.case import prepare, torchvision
-from benchmarks.report import markdown, result_of, write_json
+from benchmarks.report import all_rows, result_of, write_json
 from benchmarks.rows import OURS
 from benchmarks.timing import copy_bandwidths, devices, time_in_turns
 from fcos_fast._extension import backend
@@ -131,7 +131,7 @@ def pytest_terminal_summary(terminalreporter, config):
     if config.stash[RESULTS]:
         load = config.stash[MACHINE]["load"]
         terminalreporter.section(f"{OURS} beside its peers")
-        terminalreporter.write_line(markdown(config.stash[RESULTS]))
+        terminalreporter.write_line(all_rows(config.stash[RESULTS]))
         if load > 0.5:
             terminalreporter.write_line(
                 f"something else kept {load:.1f} cores busy before: times mean little"

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.report import gpu_markdown, with_prediction
+from benchmarks.report import GPU_COLUMNS, all_rows, with_prediction
 from benchmarks.rows import OURS
 from tests.gpu_steps import Outcome, Run, end, prepare, run_from_command_line, tell
 
@@ -176,7 +176,7 @@ def report(run: Run, rows: Rows) -> tuple[dict, str]:
     copied = ", ".join(f"{speed:,} GB/s on {device}" for device, speed in copies.items())
     text = (
         f"A copy in this run: {copied or 'not measured'}. Predicted is the bytes that must be moved over that; what "
-        "moves less or computes more than that is not predicted by it.\n\n" + gpu_markdown(results)
+        "moves less or computes more than that is not predicted by it.\n\n" + all_rows(results, GPU_COLUMNS)
     )
     return {"copy_gb_per_s": copies, "benchmarks": results}, text
 

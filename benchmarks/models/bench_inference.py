@@ -37,7 +37,7 @@ CASES = [
         {
             "torchvision": detect(theirs),
             OURS: detect(ours),
-            "floor: its convolutions": convolutions("FCOS", False, ours.channels_last),
+            "floor: PyTorch's convolutions alone": convolutions("FCOS", False, ours.channels_last),
         },
         check,
         waits=True,

@@ -107,7 +107,7 @@ def on_cpu():
         rows = {
             "torchvision": step(theirs),
             OURS: step(ours),
-            "floor: its convolutions": convolutions("FCOS", True, ours.channels_last),
+            "floor: PyTorch's convolutions alone": convolutions("FCOS", True, ours.channels_last),
         }
         yield case("FCOS", title, rows)
 
@@ -123,7 +123,7 @@ def on_gpu():
             graph_of(f"{OURS}'s network"): step(replace(ours, cuda_graphs=True)),
             graph_of(f"{OURS}'s whole step"): whole_step_as_graph(kind, channels_last=True),
             "torchvision as shipped (float32, NCHW)": step(Way(kind)),
-            "floor: its convolutions": convolutions(kind, True, channels_last=True),
+            "floor: PyTorch's convolutions alone": convolutions(kind, True, channels_last=True),
             f"{COMPILED} of torchvision's network": step(replace(theirs, compiled=True)),
         }
         yield case(kind, f"{str(DTYPE).removeprefix('torch.')}, channels-last", rows)

@@ -142,7 +142,7 @@ def ways(kind: str) -> dict[str, tuple[Way, Way]]:
             title = f"{precision}, {name}, against torchvision as shipped (float32, NCHW)"
             compared[title] = (Way(kind), Way(**ours, accelerated=True))
         if (DTYPE, channels_last) != (torch.float32, False):
-            title = f"{precision}, {name}, against torchvision with the same"
+            title = f"{precision}, {name}, against torchvision, same precision and memory format"
             compared[title] = (Way(**ours), Way(**ours, accelerated=True))
     return compared
 

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import gpu_bench, gpu_rows
 from benchmarks.case import Case
-from benchmarks.report import gpu_markdown, with_prediction
+from benchmarks.report import GPU_COLUMNS, all_rows, with_prediction
 from benchmarks.rows import OURS
 from tests import gpu_steps
 from tests.tree import ROOT
@@ -119,11 +119,11 @@ def test_measured_stands_beside_predicted():
     }
     result = with_prediction(result, copy_gb_per_s=4000.0)
     assert (result["gb_per_s"], result["predicted_ms"], result["share_of_prediction"]) == (2.0, 0.002, 0.0005)
-    assert "| 2 | 0.002 | 0.0005 |" in gpu_markdown([result])
+    assert "| 2 | 0.002 | 0.0005 |" in all_rows([result], GPU_COLUMNS)
     failed = {key: result[key] for key in ("operator", "case", "device", "row")} | {
         "error": "RuntimeError: a | b"
     }
-    assert "failed: RuntimeError: a / b" in gpu_markdown([failed])
+    assert "failed: RuntimeError: a / b" in all_rows([failed], GPU_COLUMNS)
 
 
 def test_flagships_come_first_and_what_is_compiled_last():

@@ -342,7 +342,7 @@ def test_unchecked_nonsense_is_never_assigned_and_never_read_out_of_bounds():
         1.5,
     )
     assert set(out[0].flatten().tolist()) == {-1, 3}
-    with pytest.raises(RuntimeError, match="starts must rise"):
+    with pytest.raises(RuntimeError, match="expected non-decreasing starts"):
         torch.ops.fcos_fast.assign_targets(
             boxes,
             torch.arange(4),

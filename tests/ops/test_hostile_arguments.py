@@ -80,8 +80,8 @@ def test_a_label_that_int32_does_not_hold_becomes_no_other_class(label, device):
         ("postprocess", 5, "sum", "score='sum'; expected one of sqrt, product, classification"),
         ("detection_loss_rescale_", 3, torch.ones(2), r"expected upstream \(3,\)"),
         ("detection_loss", 1, [x.to(torch.int8) for x in maps(4)], "a map has dtype Char"),
-        ("detection_loss_rescale_", 0, [torch.ones(2, 1).expand(2, 4)], "has gaps or overlaps"),
-        ("nms", 3, 1.5, "iou_threshold=1.5; expected a number of 0 to 1"),
+        ("detection_loss_rescale_", 0, [torch.ones(2, 1).expand(2, 4)], "expected dense gradients"),
+        ("nms", 3, 1.5, "iou_threshold=1.5; expected a number from 0 to 1"),
         ("nms_padded", 4, 0, "max_detections=0; expected 1"),
     ],
 )

@@ -230,7 +230,13 @@ ANCHORS, GT = torch.tensor([[0.0, 0, 4, 4]]), pack([torch.tensor([[0.0, 0, 4, 4]
         ),
         (ANCHORS, GroundTruth(ANCHORS * -1, GT.labels, GT.starts), {}, ValueError, "box 0 is"),
         (ANCHORS, GroundTruth(ANCHORS, GT.labels - 9, GT.starts), {}, ValueError, "expected classes 0..C-1"),
-        (ANCHORS, GroundTruth(ANCHORS, GT.labels, GT.starts + 1), {}, RuntimeError, "starts must rise"),
+        (
+            ANCHORS,
+            GroundTruth(ANCHORS, GT.labels, GT.starts + 1),
+            {},
+            RuntimeError,
+            "expected non-decreasing starts",
+        ),
     ],
 )
 def test_bad_arguments_are_named(anchors, gt, kwargs, error, message):
