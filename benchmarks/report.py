@@ -1,4 +1,4 @@
-"""Turns results into JSON and markdown tables: ``python -m benchmarks.report [--summary] RESULTS.json ...`` prints them.
+"""Writes results as JSON and markdown: ``python -m benchmarks.report [--summary] RESULTS.json ...`` prints tables.
 
 ``python -m benchmarks.report --update FILE.md ...`` rewrites the tables in markdown files, between lines such as
 ``<!-- benchmarks.report --summary cpu-2-cores.json -->`` (files in benchmarks/results) and ``<!-- end -->``.
@@ -134,8 +134,8 @@ def comparisons(results: list[Result]) -> list[dict[str, Result]]:
         by_row = {result["row"]: result for result in rows if "error" not in result}
         peer = by_row.get(next(iter(by_row.values()), {}).get("peer"))
         if peer and OURS in by_row:
-            floor = {"floor": r for name, r in by_row.items() if name.startswith(FLOOR)}
-            found.append({"peer": peer, "ours": by_row[OURS], **floor})
+            floors = [result for name, result in by_row.items() if name.startswith(FLOOR)]
+            found.append({"peer": peer, "ours": by_row[OURS], **({"floor": floors[0]} if floors else {})})
     return found
 
 

@@ -1,4 +1,4 @@
-"""The facts about a machine that a timing is published with: ``python -m tests.machine FILE`` writes them as JSON."""
+"""Facts about the machine for the report of a run: ``python -m tests.machine FILE`` writes them as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def machine() -> dict:
     return {
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],  # of the last minute, in cores
+        "load": os.getloadavg()[0],  # busy cores, averaged over the last minute
         "simd": importlib.import_module("fcos_fast._C").simd() if cpu_error is None else None,
         "gpu": gpu() if torch.cuda.is_available() else None,
         "torch": torch.__version__,

@@ -1,6 +1,6 @@
-"""What gpu_bench keeps of rows that hang, that end their process, and of those there is no time for.
+"""How gpu_bench handles rows that hang, crash, or have no time left.
 
-The process that measures is played by a script; the whole is rehearsed by ``make gpu-bench``.
+A script replaces the measuring process; ``make gpu-bench`` rehearses the whole program.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ write({"end": True})
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
-    """What comes of such rows, within so many seconds."""
+    """A function that measures fake rows within some seconds."""
     monkeypatch.setattr(gpu_steps, "TREE", ROOT)
     monkeypatch.setattr(gpu_steps, "PATIENCE", 1)
 
@@ -59,7 +59,7 @@ def measured(tmp_path, monkeypatch):
         script.write_text(SCRIPT.replace("ROWS", repr(json.dumps(rows))).replace("LIMIT", str(limit)))
         with gpu_steps.Run("gpu-bench", tmp_path / "out", seconds=gpu_steps.SECONDS) as run:
             run.seconds = seconds
-            run.scaled = lambda wanted: wanted  # rows keep their whole time
+            run.scaled = lambda wanted: wanted  # do not scale the limits of rows
             run.machine = {
                 **{
                     "gpu": {"name": "Card", "driver_version": "1"},
@@ -75,22 +75,22 @@ def measured(tmp_path, monkeypatch):
     return measure
 
 
-def test_a_row_costs_no_other(measured):
+def test_a_failed_row_does_not_affect_others(measured):
     kinds = {"torchvision": "good", "a": "dies", "b": "hangs", "c": "breaks", OURS: "wrong", "e": "good"}
     rows = list(kinds.items())
     outcome, report = measured(rows)
     results = {result["row"]: result for result in report["benchmarks"]}
     assert list(results) == [name for name, _ in rows]
-    assert results["a"]["error"] == "the process ended with 139; Segmentation fault: here"
+    assert results["a"]["error"] == "the process exited with 139; Segmentation fault: here"
     assert results["b"]["error"] == "stopped after 3 s"
     assert results["c"]["p50_ms"] == results["e"]["p50_ms"] == 2.0
     assert (outcome.verdict, outcome.passed, outcome.failed) == ("failed", 3, 1)
-    assert outcome.skipped == {"failed, but is not ours": 2}
+    assert outcome.skipped == {"failed rows that are not ours": 2}
     assert report["steps"][0]["remarks"] == outcome.remarks
     assert any("AssertionError: differ" in remark for remark in outcome.remarks)
 
 
-def test_no_time_for_all(measured):
+def test_time_runs_out(measured):
     rows = [("torchvision", "good"), ("a", "good"), ("b", "hangs"), (OURS, "good")]
     outcome, report = measured(rows, limit=60, seconds=16)
     assert [result["row"] for result in report["benchmarks"]] == ["torchvision", "a"]
@@ -100,7 +100,7 @@ def test_no_time_for_all(measured):
     assert (outcome.verdict, outcome.passed) == ("out of time", 0)
 
 
-def test_a_process_that_does_not_begin_says_why(measured, tmp_path, monkeypatch):
+def test_a_process_that_does_not_start_is_reported(measured, tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "SCRIPT", "raise SystemExit('no torch here')")
     outcome, report = measured([])
     assert outcome.verdict == "failed"
@@ -108,7 +108,7 @@ def test_a_process_that_does_not_begin_says_why(measured, tmp_path, monkeypatch)
     assert not report["ok"]
 
 
-def test_measured_stands_beside_predicted():
+def test_predicted_times():
     result = {
         "bytes": 8_000_000,
         "p50_ms": 4.0,
@@ -126,7 +126,7 @@ def test_measured_stands_beside_predicted():
     assert "failed: RuntimeError: a / b" in all_rows([failed], GPU_COLUMNS)
 
 
-def test_flagships_come_first_and_what_is_compiled_last():
+def test_flagships_come_first_and_compiled_rows_last():
     jobs = gpu_rows.plan("cuda")
     names = list(dict.fromkeys(job.case.operator for job in jobs))
     assert names[:4] == list(gpu_rows.FLAGSHIPS)
@@ -167,16 +167,16 @@ def test_rows_are_written_one_by_one_with_their_bytes():
     assert results[0]["times_faster_than_peer"] == 1
     assert results[1]["error"] == "ZeroDivisionError: division by zero"
     assert results[2]["p50_ms"] > 0
-    assert list(jobs[0].case.rows) == ["torchvision"]  # the peer is needed to the end
+    assert list(jobs[0].case.rows) == ["torchvision"]  # the peer is needed until the end
 
 
-def test_a_new_process_begins_behind_what_is_done():
+def test_a_new_process_continues_after_finished_rows():
     lines = []
     gpu_rows.run(job({"torchvision": torch.clone, OURS: torch.clone}), "cpu", 0.001, 1, lines.append)
     assert [line for line in lines if "result" not in line] == [{"begun": 1}, {"end": True}]
 
 
-def test_data_that_cannot_be_made_costs_the_rows_of_its_case():
+def test_if_data_cannot_be_created_all_rows_of_the_case_fail():
     def fail(x):
         raise RuntimeError("out of memory")
 

@@ -1,4 +1,4 @@
-"""For every registered operator, private ones too, small arguments that it accepts, in the order of its schema."""
+"""Small valid arguments of every registered operator (including private ones), in the order of its schema."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLASSES, BATCH = 3, 2
 
 
 def registered() -> set[str]:
-    """Names of all operators of the binary."""
+    """Names of all operators in the extension."""
     assert ops is not None  # importing it registers them
     names = torch._C._dispatch_get_all_op_names()
     return {name.removeprefix("fcos_fast::") for name in names if name.startswith("fcos_fast::")}
@@ -33,7 +33,7 @@ def maps(channels: int) -> list[torch.Tensor]:
 
 
 def valid_arguments() -> dict[str, tuple]:
-    """Fresh tensors each time: detection_loss_rescale_ writes into its own."""
+    """New tensors each time, since detection_loss_rescale_ writes into its arguments."""
     torch.manual_seed(0)
     gt = ground_truth()
     targets = reference.assign_targets(gt, LEVELS, RULE)
@@ -93,7 +93,7 @@ def valid_arguments() -> dict[str, tuple]:
 
 
 def tensors_in(tree) -> list[Tensor]:
-    """Every tensor in lists, tuples, dictionaries and dataclasses."""
+    """All tensors in nested lists, tuples, dictionaries and dataclasses."""
     if isinstance(tree, Tensor):
         return [tree]
     if dataclasses.is_dataclass(tree):
