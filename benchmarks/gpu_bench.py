@@ -30,7 +30,7 @@ class Rows:
     Attributes:
         plan: the rows in the order of measurement.
         results: results of rows, by their index in the plan.
-        begun: index of the row that was started last; None before the first.
+        started: index of the row that was started last; None before the first.
     """
 
     def __init__(self, file: Path, device: str):
@@ -40,7 +40,7 @@ class Rows:
         self.skipped = 0
         self.copy_gb_per_s: dict[str, float] = {}
         self.results: dict[int, dict] = {}
-        self.begun: int | None = None
+        self.started: int | None = None
         self.ended = False
         self._read = 0
 
@@ -53,8 +53,8 @@ class Rows:
         for line in map(json.loads, whole.splitlines()):
             if "plan" in line:
                 self.plan, self.skipped, self.copy_gb_per_s = line["plan"], line["skipped"], line["copy"]
-            elif "begun" in line:
-                self.begun = line["begun"]
+            elif "started" in line:
+                self.started = line["started"]
             elif "result" in line:
                 self.results[line["job"]] = line["result"]
             self.ended = self.ended or "end" in line
@@ -63,17 +63,19 @@ class Rows:
     @property
     def running(self) -> dict | None:
         """The row that was started and has no result yet."""
-        return self.plan[self.begun] if self.begun is not None and self.begun not in self.results else None
+        return (
+            self.plan[self.started] if self.started is not None and self.started not in self.results else None
+        )
 
     def fail(self, why: str) -> None:
         """Record why the running row has no result."""
         row = {key: value for key, value in self.running.items() if key != "seconds"}
-        self.results[self.begun] = row | {"device": self.device, "error": why}
+        self.results[self.started] = row | {"device": self.device, "error": why}
 
     @property
     def next(self) -> int:
         """Index of the first row that was not started."""
-        done = [*self.results, *([] if self.begun is None else [self.begun])]
+        done = [*self.results, *([] if self.started is None else [self.started])]
         return max(done, default=-1) + 1
 
 

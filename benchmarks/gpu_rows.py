@@ -113,7 +113,7 @@ def run(jobs: list[Job], device: str, seconds: float, first: int, write) -> None
         jobs[index] = None  # the last row of a case frees its data
         if index < first:
             continue
-        write({"begun": index})
+        write({"started": index})
         if prepared is None or prepared.case is not job.case:
             prepared = None
             gc.collect()

@@ -53,8 +53,8 @@ FocalResult focal_result(const Tensor& inputs, const Tensor& targets, const Foca
   DeviceOf<Device> device(inputs);
   const bool dense = is_floating_point(targets.scalar_type());
   const auto format = dense ? std::nullopt : channel_format(inputs, inputs.dim() - 1);
-  const bool as_it_lies = dense ? is_dense(inputs) : format.has_value();
-  const Tensor x = device.aligned(as_it_lies ? inputs : torch::stable::contiguous(inputs));
+  const bool in_place = dense ? is_dense(inputs) : format.has_value();
+  const Tensor x = device.aligned(in_place ? inputs : torch::stable::contiguous(inputs));
   const ScalarType dtype = x.scalar_type();
   const auto in_order = [&](const Tensor& t) { return Tensor(device.aligned(in_order_of(t, x))); };
   const Upstream upstream = upstream_of(grad, dtype, in_order);
@@ -82,7 +82,7 @@ FocalResult focal_result(const Tensor& inputs, const Tensor& targets, const Foca
     work.sum = result.sum.mutable_data_ptr();
   }
   run_focal_loss(*device, parameters, work);
-  if (elementwise && !as_it_lies) result.elements = in_order_of(result.elements, inputs);
+  if (elementwise && !in_place) result.elements = in_order_of(result.elements, inputs);
   return result;
 }
 

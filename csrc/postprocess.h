@@ -58,7 +58,7 @@ inline void check_rule(const math::PostprocessRule& rule) {
 // ---- memory formats ----
 
 // The map without a copy, if its locations have a constant stride.
-inline std::optional<math::FeatureMap> as_it_lies(const Tensor& map) {
+inline std::optional<math::FeatureMap> strided_view(const Tensor& map) {
   const auto strides = map_strides(map);
   if (!strides.has_value()) return std::nullopt;
   return math::FeatureMap{map.const_data_ptr(), strides->image, strides->channel, strides->location};
@@ -78,10 +78,10 @@ inline bool is_scannable(const Cuda&, const math::FeatureMap& map, const Tensor&
 // `copies` keeps a copy alive.
 template <class Accepts>
 math::FeatureMap feature_map(const Tensor& t, const Accepts& accepts, std::vector<Tensor>& copies) {
-  auto map = as_it_lies(t);
+  auto map = strided_view(t);
   if (!map.has_value() || !accepts(*map, t)) {
     copies.push_back(torch::stable::contiguous(t));
-    map = as_it_lies(copies.back());
+    map = strided_view(copies.back());
   }
   return *map;
 }

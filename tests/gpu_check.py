@@ -75,7 +75,7 @@ def count_tests(outcomes: Path, outcome: Outcome) -> None:
     """Complete the outcome from the file that the plugin wrote; a failed test keeps its first reason."""
     lines = [json.loads(line) for line in outcomes.read_text().splitlines()] if outcomes.exists() else []
     selected = max((line["selected"] for line in lines if "selected" in line), default=0)
-    begun = {line["begun"] for line in lines if "begun" in line}
+    started = {line["started"] for line in lines if "started" in line}
     results: dict[str, tuple[str, str]] = {}
     for line in lines:
         if "test" in line and results.get(line["test"], ("",))[0] != "failed":
@@ -85,9 +85,9 @@ def count_tests(outcomes: Path, outcome: Outcome) -> None:
     failed = {test: why for test, (kind, why) in results.items() if kind == "failed"}
     outcome.failed = len(failed)
     outcome.remarks += [f"{test}: {why}" for test, why in failed.items()]
-    if interrupted := sorted(begun - results.keys()):
+    if interrupted := sorted(started - results.keys()):
         outcome.remarks.append(f"did not finish: {', '.join(interrupted[:5])}")
-    if (not_run := selected - len(begun | results.keys())) > 0:
+    if (not_run := selected - len(started | results.keys())) > 0:
         outcome.remarks.append(f"{not_run} of {selected} tests did not run")
 
 

@@ -43,7 +43,7 @@ def pytest_xdist_node_collection_finished(node, ids):
 
 
 def pytest_runtest_logstart(nodeid):
-    tell(begun=nodeid)
+    tell(started=nodeid)
 
 
 def pytest_runtest_logreport(report):

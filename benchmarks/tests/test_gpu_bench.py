@@ -30,7 +30,7 @@ def row(i):
 if first == 0:
     write({"plan": [row(i) | {"seconds": LIMIT} for i in range(len(rows))], "skipped": 0, "copy": {"cuda": 4000.0}})
 for i in range(first, len(rows)):
-    write({"begun": i})
+    write({"started": i})
     kind = rows[i][1]
     if kind == "hangs":
         time.sleep(60)
@@ -161,7 +161,7 @@ def test_rows_are_written_one_by_one_with_their_bytes():
         bytes_moved=lambda x: 24,
     )
     gpu_rows.run(list(jobs), "cpu", 0.001, 0, lines.append)
-    assert [next(iter(line)) for line in lines] == ["begun", "job"] * 3 + ["end"]
+    assert [next(iter(line)) for line in lines] == ["started", "job"] * 3 + ["end"]
     results = [line["result"] for line in lines if "result" in line]
     assert [result.get("bytes") for result in results] == [24, 24, None]
     assert results[0]["times_faster_than_peer"] == 1
@@ -173,7 +173,7 @@ def test_rows_are_written_one_by_one_with_their_bytes():
 def test_a_new_process_continues_after_finished_rows():
     lines = []
     gpu_rows.run(job({"torchvision": torch.clone, OURS: torch.clone}), "cpu", 0.001, 1, lines.append)
-    assert [line for line in lines if "result" not in line] == [{"begun": 1}, {"end": True}]
+    assert [line for line in lines if "result" not in line] == [{"started": 1}, {"end": True}]
 
 
 def test_if_data_cannot_be_created_all_rows_of_the_case_fail():

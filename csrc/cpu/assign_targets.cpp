@@ -58,7 +58,7 @@ struct Assignment {
     const AssignmentLevel& level = *unit.level;
     const float* box = work.boxes + 4 * int64_t(m);
     const float offered = preference(box, work.rule);
-    if (!(offered > no_preference(work.rule)) || !level_may_take(box, level)) return;
+    if (!(offered > no_preference(work.rule)) || !level_can_assign(box, level)) return;
     int32_t left, right, top, bottom;
     candidate_cells(box, level, work.rule, 0, &left, &right);
     candidate_cells(box, level, work.rule, 1, &top, &bottom);
@@ -68,7 +68,7 @@ struct Assignment {
       const float y = location_y(level, i);
       const int64_t row = int64_t(i - unit.first_row) * level.width;
       for (int32_t j = left; j < right; ++j) {
-        if (offered > best[row + j] && may_take(location_x(level, j), y, box, level, work.rule)) {
+        if (offered > best[row + j] && can_assign(location_x(level, j), y, box, level, work.rule)) {
           best[row + j] = offered;
           matched[row + j] = m;
         }

@@ -50,7 +50,7 @@ struct Tile {
 // False only if no location of the tile can be assigned to the box.
 __device__ __forceinline__ bool may_meet(const float box[4], const Tile& tile, const AssignmentLevel& level,
                                          const AssignmentRule& rule) {
-  if (!level_may_take(box, level)) return false;
+  if (!level_can_assign(box, level)) return false;
   float left, right, top, bottom;
   sampling_region(box, level, rule, 0, &left, &right);
   sampling_region(box, level, rule, 1, &top, &bottom);
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads)
       if (!(candidate.preference > best)) continue;
       const float4 b = candidate.corners;
       const float box[4] = {b.x, b.y, b.z, b.w};
-      if (exists && may_take(x, y, box, level, a.rule)) {
+      if (exists && can_assign(x, y, box, level, a.rule)) {
         best = candidate.preference;
         matched = int32_t(first + meeting[k]);
       }

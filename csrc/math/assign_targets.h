@@ -60,9 +60,9 @@ FCOS_HOST_DEVICE void distances(float x, float y, const float box[4], float ltrb
 FCOS_HOST_DEVICE float smallest(const float d[4]) { return min(min(d[0], d[1]), min(d[2], d[3])); }
 FCOS_HOST_DEVICE float largest(const float d[4]) { return max(max(d[0], d[1]), max(d[2], d[3])); }
 
-// Can the location be assigned to the box? (Ties aside.)
-FCOS_HOST_DEVICE bool may_take(float x, float y, const float box[4], const AssignmentLevel& level,
-                               const AssignmentRule& rule) {
+// Can the location be assigned to the box, regardless of other boxes?
+FCOS_HOST_DEVICE bool can_assign(float x, float y, const float box[4], const AssignmentLevel& level,
+                                 const AssignmentRule& rule) {
   float ltrb[4];
   distances(x, y, box, ltrb);
   if (!(smallest(ltrb) > 0.0f)) return false;
@@ -90,7 +90,7 @@ FCOS_HOST_DEVICE bool may_take(float x, float y, const float box[4], const Assig
 }
 
 // False only if no location of the level can be assigned to the box: a cheap early exit.
-FCOS_HOST_DEVICE bool level_may_take(const float box[4], const AssignmentLevel& level) {
+FCOS_HOST_DEVICE bool level_can_assign(const float box[4], const AssignmentLevel& level) {
   const float w = box[2] - box[0], h = box[3] - box[1];
   if (!(w > 0.0f) || !(h > 0.0f)) return false;
   // Inside a box, the greatest distance is between half its longer side and its longer side.

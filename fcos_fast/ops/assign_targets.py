@@ -16,7 +16,7 @@ from fcos_fast.ops._register import register_fake
 
 
 def assign_targets(gt: GroundTruth, levels: Sequence[Level], rule: AssignmentRule) -> Targets:
-    """Assign ground-truth boxes to the locations of all levels and images at once (Tian et al., "FCOS", 2019, 3.1).
+    """Assign ground-truth boxes to the locations of all levels and images (Tian et al., "FCOS", 2019, section 3.1).
 
     Needs only the ground truth and the sizes of the feature maps, so it can run before the network.
 
@@ -31,9 +31,9 @@ def assign_targets(gt: GroundTruth, levels: Sequence[Level], rule: AssignmentRul
         :class:`~fcos_fast.assignment.Targets`.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape or device. Also for a box with x2 <= x1 or y2 <= y1, a NaN or a
-            negative label, which are only checked on the CPU or with ``FCOS_FAST_CHECK=1``. Otherwise such a box is
-            never assigned.
+        TypeError: wrong dtype or number of dimensions.
+        ValueError: wrong shape or device, a box with x2 <= x1 or y2 <= y1, a NaN, or a negative label. Values are only
+            checked on the CPU or with ``FCOS_FAST_CHECK=1``; otherwise such a box is never assigned.
     """
     _check(gt, levels)
     if not use_native(gt.boxes):

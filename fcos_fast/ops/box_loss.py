@@ -53,7 +53,8 @@ def box_loss(
         16-bit boxes (like torchvision's). Both inputs get gradients, in their dtypes.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape or device, or an unknown kind, reduction or format.
+        TypeError: wrong dtype.
+        ValueError: wrong shape or device, or an unknown kind, reduction or format.
     """
     _check(pred, target, kind, reduction, box_format)
     if not use_native(pred):

@@ -21,7 +21,8 @@ def centerness(ltrb: Tensor) -> Tensor:
         (...) centerness, in the same dtype. If a distance is 0, negative or NaN, centerness and gradient are 0.
 
     Raises:
-        TypeError, ValueError: wrong dtype or shape.
+        TypeError: wrong dtype.
+        ValueError: wrong shape.
     """
     _checks.check_same_device("centerness", ltrb=ltrb)
     _checks.check_float("centerness", ltrb=ltrb)

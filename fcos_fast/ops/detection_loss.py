@@ -73,7 +73,8 @@ def detection_loss(
         reproducible.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape, device or value.
+        TypeError: wrong dtype.
+        ValueError: wrong shape, device or value.
     """
     cls_logits, box_regression, centerness = list(cls_logits), list(box_regression), list(centerness)
     _check(cls_logits, box_regression, centerness, targets, units, normalizers)

@@ -41,7 +41,8 @@ def sigmoid_focal_loss(
         bitwise reproducible. Only ``inputs`` gets a gradient, which is 0 in ignored rows.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape, device or value.
+        TypeError: wrong dtype.
+        ValueError: wrong shape, device or value.
     """
     op = "sigmoid_focal_loss"
     _check(op, inputs, targets, reduction)

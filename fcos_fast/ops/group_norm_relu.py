@@ -41,7 +41,8 @@ def group_norm_relu(
         reproducible.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape, device or number of groups.
+        TypeError: wrong dtype.
+        ValueError: wrong shape, device or number of groups.
     """
     _check(x, num_groups, weight, bias)
     if not use_native(x, *(t for t in (weight, bias) if t is not None)):

@@ -40,10 +40,10 @@ def match_anchors(
         :class:`~fcos_fast.assignment.AnchorMatches`. Images without boxes are all background.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape or device, or low_threshold > high_threshold. Also for a box with
-            x2 <= x1 or y2 <= y1, a NaN or a negative label, which are only checked on the CPU or with
-            ``FCOS_FAST_CHECK=1``. Otherwise such a box is skipped (in torchvision, every anchor that overlaps no box
-            would become positive).
+        TypeError: wrong dtype or number of dimensions.
+        ValueError: wrong shape or device, low_threshold > high_threshold, a box with x2 <= x1 or y2 <= y1, a NaN, or a
+            negative label. Values are only checked on the CPU or with ``FCOS_FAST_CHECK=1``; otherwise such a box is
+            skipped (in torchvision, every anchor that overlaps no box would become positive).
     """
     _check(anchors, gt, high_threshold, low_threshold)
     if not use_native(anchors):

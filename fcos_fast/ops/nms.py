@@ -27,7 +27,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
         int64 indices of the kept boxes, in descending score order.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape, device or threshold.
+        TypeError: wrong dtype.
+        ValueError: wrong shape, device or threshold.
     """
     _check("nms", boxes, scores, iou_threshold)
     if not use_native(boxes):
@@ -53,7 +54,8 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
         int64 indices of the kept boxes, in descending score order.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape, device or threshold.
+        TypeError: wrong dtype.
+        ValueError: wrong shape, device or threshold.
     """
     op = "batched_nms"
     _check(op, boxes, scores, iou_threshold)
@@ -86,7 +88,8 @@ def nms_padded(
         (B,) int64: their number.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape, device or number.
+        TypeError: wrong dtype.
+        ValueError: wrong shape, device or number.
 
     Example:
         >>> indices, counts = nms_padded(boxes, scores, labels, 0.6, 100)

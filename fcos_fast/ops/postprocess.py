@@ -84,7 +84,8 @@ def postprocess(
         NaN score are dropped.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape, device or number, or an unknown option.
+        TypeError: wrong dtype, or no centerness although the score requires it.
+        ValueError: wrong shape, device or number, or an unknown option.
     """
     op = "postprocess"
     _checks.check_choices(

@@ -11,8 +11,8 @@ from tests.ops.opcheck import opcheck
 def make_boxes(count, device="cpu", dtype=torch.float32, spread=300.0, size=60.0, clusters=0):
     """Random boxes; with ``clusters``, many boxes around few centers."""
     if clusters:
-        centres = torch.rand(clusters, 4) * spread
-        boxes = centres[torch.randint(clusters, (count,))] + torch.randn(count, 4) * 3
+        centers = torch.rand(clusters, 4) * spread
+        boxes = centers[torch.randint(clusters, (count,))] + torch.randn(count, 4) * 3
     else:
         boxes = torch.rand(count, 4) * spread
     boxes[:, 2:] = boxes[:, :2] + 1 + torch.rand(count, 2) * size
