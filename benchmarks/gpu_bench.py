@@ -185,4 +185,4 @@ def report(run: Run, rows: Rows) -> tuple[dict, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_from_command_line("benchmarks.gpu_bench", __doc__.splitlines()[0], steps))
+    sys.exit(run_from_command_line("benchmarks.gpu_bench", "Run the benchmarks on a GPU.", steps))

@@ -67,7 +67,7 @@ def row(preset: str, config: Config) -> dict[str, float | str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train the presets one after the other, writing the file after each."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description="Train every preset with the same small budget.")
     parser.add_argument("data", type=Path, help="folder of BCCD_Dataset's BCCD")
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=PRESETS)
     parser.add_argument("--epochs", type=int, default=8)

@@ -192,7 +192,9 @@ def document(path: Path, *, summarized: bool = False) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The command line, also of markers."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description="Results as markdown tables."
+    )
     parser.add_argument(
         "files", nargs="+", type=Path, help="JSON files (relative to benchmarks/results, or here)"
     )

@@ -134,4 +134,8 @@ def count_reports(text: str, outcome: Outcome) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_from_command_line("tests.gpu_check", __doc__.splitlines()[0], steps))
+    sys.exit(
+        run_from_command_line(
+            "tests.gpu_check", "Run all tests that need a GPU, and compute-sanitizer.", steps
+        )
+    )

@@ -39,7 +39,9 @@ def remember(failures: list[dict]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description="Search for inputs on which an operator and its reference differ."
+    )
     parser.add_argument("--minutes", type=float, default=30)
     end = time.monotonic() + 60 * parser.parse_args().minutes
     counts: Counter = Counter()
