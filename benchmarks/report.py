@@ -1,7 +1,7 @@
 """Writes results as JSON and markdown: ``python -m benchmarks.report [--summary] RESULTS.json ...`` prints tables.
 
-``python -m benchmarks.report --update FILE.md ...`` rewrites the tables in markdown files, between lines such as
-``<!-- benchmarks.report --summary cpu-2-cores.json -->`` (files in benchmarks/results) and ``<!-- end -->``.
+``python -m benchmarks.report --update FILE.md ...`` rewrites the tables in markdown files, between the lines
+``<!-- table: python -m benchmarks.report RESULTS.json -->`` and ``<!-- end of table -->``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from benchmarks.rows import FLOOR, OURS
 if TYPE_CHECKING:  # which imports torch
     from benchmarks.case import Case
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
 MARKER = re.compile(
-    r"(?P<start><!-- benchmarks\.report (?P<arguments>.+?) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
+    r"(?P<start><!-- table: python -m benchmarks\.report (?P<arguments>.+?) -->\n).*?(?P<end><!-- end of table -->)",
+    re.DOTALL,
 )
 
 Result = dict[str, Any]
@@ -109,8 +110,9 @@ GPU_COLUMNS: Columns = {
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], left: int) -> str:
     """A markdown table whose first ``left`` columns are left-aligned."""
     head = list(head)
-    lines = [head, ["---"] * left + ["--:"] * (len(head) - left), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    separator = f"|{'---|' * left}{'--:|' * (len(head) - left)}"
+    first, *others = (f"| {' | '.join(line)} |" for line in (head, *rows))
+    return "\n".join([first, separator, *others])
 
 
 def all_rows(results: list[Result], columns: Columns = CPU_COLUMNS) -> str:
@@ -156,59 +158,55 @@ def summary(found: list[dict[str, Result]]) -> list[dict[str, Result]]:
     return [typical[place] for place in places]
 
 
-def comparison_table(found: list[dict[str, Result]]) -> str:
-    """One line per case: peer, ours, ratio and floor; in seconds if all are long."""
+def comparison_table(found: list[dict[str, Result]], with_floor: bool = False) -> str:
+    """One line per case: peer, ours, their ratio and optionally the floor; in seconds if all are long."""
     unit, per_unit = ("s", 1000) if all(c["ours"]["p50_ms"] >= 1000 for c in found) else ("ms", 1)
-    lines = [
-        [
-            f"`{c['ours']['operator']}` {c['ours']['case']}",
-            c["ours"]["peer"],
-            percentiles(c["peer"], per_unit),
-            percentiles(c["ours"], per_unit),
-            number(ratio(c)),
-            number(c["floor"]["p50_ms"] / per_unit) if "floor" in c else "",
-        ]
-        for c in found
-    ]
-    times = f"p20 / p50 / p80 {unit}"
     floors = {c["floor"]["row"].removeprefix(f"{FLOOR}: ") for c in found if "floor" in c}
-    floor = f"{floors.pop() if len(floors) == 1 else FLOOR}, p50 {unit}"
-    head = ["work", "peer", f"peer, {times}", f"{OURS}, {times}", "times faster", floor]
+    times = f"p20 / p50 / p80 {unit}"
+    head = ["work", "peer", f"peer, {times}", f"{OURS}, {times}", "times faster"]
+    if with_floor:
+        head.append(f"{floors.pop() if len(floors) == 1 else FLOOR}, p50 {unit}")
+    lines = []
+    for c in found:
+        ours, floor = c["ours"], c.get("floor", {}).get("p50_ms")
+        line = [f"`{ours['operator']}` {ours['case']}", ours["peer"]]
+        line += [percentiles(c["peer"], per_unit), percentiles(ours, per_unit), number(ratio(c))]
+        lines.append(line + [number(floor and floor / per_unit)] * with_floor)
     return table(head, lines, left=2)
 
 
-def document(path: Path, *, summarized: bool = False) -> str:
-    """The machine and the comparison table of a results file."""
-    content = json.loads(path.read_text())
-    found = comparisons(content["results"])
-    machine = content["machine"]
+def describe(machine: dict[str, Any]) -> str:
+    """Device, versions and commit."""
     device = machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']} ({machine['simd']})"
-    caption = (
-        f"{device}, {machine['threads']} threads, torch {machine['torch']}, "
-        f"commit {', '.join(name[:12] for name in machine['commit'].split(', '))}, `{path.name}`:"
-    )
-    return f"{caption}\n\n{comparison_table(summary(found) if summarized else found)}\n"
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line, also of markers."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description="Results as markdown tables."
-    )
-    parser.add_argument(
-        "files", nargs="+", type=Path, help="JSON files (relative to benchmarks/results, or here)"
-    )
-    parser.add_argument("--summary", action="store_true", help="only the best, median and worst operator")
-    parser.add_argument(
-        "--update", action="store_true", help="files are markdown: rewrite the tables in them"
-    )
-    return parser
+    commits = ", ".join(name[:12] for name in machine["commit"].split(", "))
+    return f"{device}, {machine['threads']} threads, torch {machine['torch']}, commit {commits}"
 
 
 def generate(options: argparse.Namespace) -> str:
     """The tables of all files."""
-    files = [file if file.exists() else RESULTS / file for file in options.files]
-    return "\n".join(document(file, summarized=options.summary) for file in files)
+    tables = []
+    for file in options.files:
+        content = json.loads((file if file.exists() else ROOT / file).read_text())
+        found = comparisons(content["results"])
+        text = comparison_table(summary(found) if options.summary else found, with_floor=options.details)
+        tables.append(f"{describe(content['machine'])}:\n\n{text}" if options.details else text)
+    return "\n\n".join(tables)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line, also used in markers."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description="Results as markdown tables."
+    )
+    parser.add_argument(
+        "files", nargs="+", type=Path, help="JSON files; paths are relative to here or to the project"
+    )
+    parser.add_argument("--summary", action="store_true", help="only the best, median and worst operator")
+    parser.add_argument("--details", action="store_true", help="add the machine, and the floor of each case")
+    parser.add_argument(
+        "--update", action="store_true", help="the files are markdown: rewrite the tables in them"
+    )
+    return parser
 
 
 def updated(text: str) -> str:
@@ -216,7 +214,8 @@ def updated(text: str) -> str:
 
     def rewrite(match: re.Match[str]) -> str:
         options = parser().parse_args(shlex.split(match["arguments"]))
-        return f"{match['start']}\n{generate(options)}\n{match['end']}"
+        gap = "\n" if options.details else ""  # a blank line before and after text
+        return f"{match['start']}{gap}{generate(options)}\n{gap}{match['end']}"
 
     return MARKER.sub(rewrite, text)
 

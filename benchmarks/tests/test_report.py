@@ -67,8 +67,14 @@ def test_there_are_committed_tables():
 def test_one_line_per_case():
     lines = report.comparison_table(report.comparisons(RESULTS)).splitlines()
     assert len(lines) == 2 + 5
-    assert lines[2] == "| `nms` few | torchvision | 39 / 40 / 41 | 9 / 10 / 11 | 4 | 2 |"
+    assert lines[1] == "|---|---|--:|--:|--:|"
+    assert lines[2] == "| `nms` few | torchvision | 39 / 40 / 41 | 9 / 10 / 11 | 4 |"
+
+
+def test_the_floor_is_a_column():
+    lines = report.comparison_table(report.comparisons(RESULTS), with_floor=True).splitlines()
     assert lines[0].endswith("| copy, p50 ms |")
+    assert lines[2] == "| `nms` few | torchvision | 39 / 40 / 41 | 9 / 10 / 11 | 4 | 2 |"
 
 
 def test_cases_without_our_row_or_its_peer_are_skipped():
@@ -91,9 +97,15 @@ def test_long_times_are_in_seconds():
 
 
 def test_text_between_markers_is_replaced_and_the_rest_kept(file):
-    start, end = f"<!-- benchmarks.report --summary {file} -->", "<!-- end -->"
+    start, end = f"<!-- table: python -m benchmarks.report {file} -->", "<!-- end of table -->"
     text = report.updated(f"before\n\n{start}\nold\n{end}\n\nafter\n")
     assert "old" not in text
-    assert text.startswith(f"before\n\n{start}\n\nEPYC (avx2), 2 threads, torch 2.10, commit 0123456789ab")
-    assert text.endswith(f"|\n\n{end}\n\nafter\n")
+    assert text.startswith(f"before\n\n{start}\n| work | peer |")
+    assert text.endswith(f"|\n{end}\n\nafter\n")
     assert report.updated(text) == text
+
+
+def test_details_name_the_machine(file):
+    text = report.generate(report.parser().parse_args(["--details", "--summary", str(file)]))
+    assert text.startswith("EPYC (avx2), 2 threads, torch 2.10, commit 0123456789ab:\n\n| work | peer |")
+    assert len(text.splitlines()) == 2 + 2 + 3
