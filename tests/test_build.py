@@ -54,9 +54,9 @@ def toolkit(tmp_path):
 
 @pytest.mark.usefixtures("cuda_torch")
 def test_cuda_build_without_nvcc_fails_with_a_remedy(tmp_path):
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(SystemExit) as error:
         run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(tmp_path), PATH=str(tmp_path))
-    message = str(refused.value)
+    message = str(error.value)
     for part in ("FCOS_FAST_BUILD=cuda", "nvcc", "CUDA_HOME", "nvidia-cuda-nvcc", "FCOS_FAST_BUILD=cpu"):
         assert part in message
 

@@ -45,7 +45,7 @@ for threshold in (0.3, 0.6):
     results["nms", threshold] = ops.nms(data["boxes"], data["scores"], threshold)
 levels = [Level(19, 53, 8.0, (8.0, 8.0), (4.0, 4.0), (0.0, 1.0))]
 for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-    maps = [[data[name].to(dtype)] for name in ("maps", "distances", "centres")]
+    maps = [[data[name].to(dtype)] for name in ("maps", "distances", "centerness")]
     results["postprocess", dtype] = tuple(ops.postprocess(*maps, levels, [(152, 424)], units=[8], score_threshold=0.7))
 gt = GroundTruth.pack([data["boxes"][:40].round()], [torch.zeros(40).long()])
 results["match"] = ops.match_anchors(data["boxes"].round(), gt).matched[0]
@@ -80,7 +80,7 @@ def data():
         # Multiples of 1/8, which are exact in all dtypes.
         "maps": (random(1, 7, 19, 53) * 60).round() / 8 - 5,
         "distances": (random(1, 4, 19, 53) * 20).round() / 8,
-        "centres": (random(1, 1, 19, 53) * 20).round() / 8,
+        "centerness": (random(1, 1, 19, 53) * 20).round() / 8,
     }
 
 
@@ -148,7 +148,7 @@ def test_nms_equals_torchvision(results, data, threshold, torchvision):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_postprocess_equals_the_reference(results, data, dtype):
     found = results["postprocess", dtype]
-    maps = [[data[name].double()] for name in ("maps", "distances", "centres")]
+    maps = [[data[name].double()] for name in ("maps", "distances", "centerness")]
     levels = [Level(19, 53, 8.0, (8.0, 8.0), (4.0, 4.0), (0.0, 1.0))]
     expected = reference.postprocess(*maps, levels, [(152, 424)], units=[8], score_threshold=0.7)
     for actual, value in zip(found, expected, strict=True):

@@ -457,7 +457,7 @@ void dispatch_chunk(const GroupNormInput& in, const F& f) {
   });
 }
 
-// Thread layout: a warp per row, or the whole block if there is much to merge.
+// Threads per row: a warp, or the whole block if there is much to merge.
 struct MergeLaunch {
   dim3 block, grid;
 

@@ -85,7 +85,7 @@ T& shared_variable(Tag) {
 template <class T>
 T exchange(unsigned mask, T value, int from, const char* kind, Place here) {
   const char* values = static_cast<const char*>(warp_exchange(mask, &value, sizeof(T), kind, here));
-  if (!(mask >> from & 1)) fail("a shuffle reads a lane that its mask leaves out", here);
+  if (!(mask >> from & 1)) fail("a shuffle reads a lane that is not in its mask", here);
   T result;
   memcpy(&result, values + from * sizeof(T), sizeof(T));
   return result;

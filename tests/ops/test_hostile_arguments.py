@@ -75,7 +75,7 @@ def test_a_label_beyond_int32_does_not_become_another_class(label, device):
         ("box_loss_backward", 3, "", "kind=''; expected one of iou"),
         ("detection_loss", 11, "giou ", "kind='giou '; expected one of iou"),
         ("assign_targets", 5, "half_open", "range_test='half_open'; expected one of closed, open, left_open"),
-        ("assign_targets", 6, "centre", "sampling='centre'; expected one of box, center_clipped"),
+        ("assign_targets", 6, "middle", "sampling='middle'; expected one of box, center_clipped"),
         ("assign_targets", 7, "", "tie_break=''; expected one of area"),
         ("postprocess", 5, "sum", "score='sum'; expected one of sqrt, product, classification"),
         ("detection_loss_rescale_", 3, torch.ones(2), r"expected upstream \(3,\)"),
