@@ -312,8 +312,8 @@ def test_invalid_values_raise():
         ops.assign_targets(replace(good, starts=good.starts.int()), levels, rule)
     with pytest.raises(ValueError, match="starts has 1 entries"):
         ops.assign_targets(replace(good, starts=good.starts[:1]), levels, rule)
-    with pytest.raises(ValueError, match="sampling='middle'; expected one of box, center_clipped"):
-        AssignmentRule(sampling="middle")
+    with pytest.raises(ValueError, match="sampling='centre'; expected one of box, center_clipped"):
+        AssignmentRule(sampling="centre")
     with pytest.raises(ValueError, match="radius=0; expected a positive"):
         AssignmentRule(radius=0)
     with pytest.raises(ValueError, match="expected them to rise"):
