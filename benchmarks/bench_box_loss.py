@@ -46,7 +46,7 @@ CASES = [
         functools.partial(make, count=count),
         rows(kind),
         close(rtol=1e-4, atol=1e-5),
-        peer_waits=torchvision is not None,  # it counts the overlapping boxes
+        peer_synchronizes=torchvision is not None,  # it counts the overlapping boxes
         bytes_moved=lambda pred, target: 3 * nbytes(pred),  # both are read, a gradient is written
     )
     for kind in PEERS

@@ -132,7 +132,7 @@ CASES = [
         functools.partial(make, batch=batch, dtype=dtype, memory_format=memory_format),
         rows(batch.classes),
         check,
-        peer_waits=torchvision is not None,
+        peer_synchronizes=torchvision is not None,
         devices=(device,),
         bytes_moved=bytes_moved,
     )

@@ -71,7 +71,7 @@ CASES = [
         functools.partial(make, images=images, count=count),
         rows(),
         functools.partial(check, count=count),
-        peer_waits=torchvision is not None,
+        peer_synchronizes=torchvision is not None,
         devices=(device,),
         # read every anchor; write its label and row for each image
         bytes_moved=lambda anchors, gt, boxes: nbytes(anchors) + len(boxes) * len(anchors) * 2 * 4,

@@ -92,7 +92,7 @@ def tight_clusters(count):
 
 small_boxes = functools.partial(random_boxes, smallest=8, largest=32)  # hardly any box is suppressed
 
-WAITS = {"waits": True, "peer_waits": True, "slow_on_cuda": ("reference",)}
+SYNCHRONIZES = {"synchronizes": True, "peer_synchronizes": True, "slow_on_cuda": ("reference",)}
 
 CASES = (
     [
@@ -103,7 +103,7 @@ CASES = (
             rows("nms"),
             check,
             devices=("cuda",) if count == 100_000 else ("cpu", "cuda"),
-            **WAITS,
+            **SYNCHRONIZES,
         )
         for title, boxes, count in (
             ("1,000 clustered boxes", clustered_boxes, 1_000),
@@ -122,7 +122,7 @@ CASES = (
             functools.partial(make, boxes=clustered_boxes, count=count, classes=CLASSES),
             rows("batched_nms"),
             check_batched,
-            **WAITS,
+            **SYNCHRONIZES,
         )
         for count in (1_000, 20_000)
     ]
@@ -133,7 +133,7 @@ CASES = (
             functools.partial(make_images, count=5_000),
             padded_rows(most),
             functools.partial(check_padded, most=most),
-            peer_waits=True,
+            peer_synchronizes=True,
             slow_on_cuda=("reference",),
         )
         for most in (100, 5_000)

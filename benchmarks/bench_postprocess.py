@@ -126,7 +126,7 @@ CASES = [
         functools.partial(make, batch=batch, dtype=dtype, memory_format=memory_format),
         rows(),
         check,
-        peer_waits=True,
+        peer_synchronizes=True,
         devices=(device,),
         slow_on_cuda=("reference",),
         bytes_moved=lambda cls_logits, *others: nbytes(*cls_logits),

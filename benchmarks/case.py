@@ -30,8 +30,8 @@ class Case:
         rows: name -> function of these arguments. ``fcos_fast`` is ours. Names that start with ``floor`` compute
             nothing but do the minimum that any implementation must do.
         check: (result, expected, data) -> None; raises AssertionError if a row's result differs from its peer's.
-        waits: our row synchronizes, because the shape of its result depends on the data.
-        peer_waits: the peer synchronizes. Rows that synchronize cannot be captured in a CUDA graph.
+        synchronizes: our row synchronizes with the device, because the shape of its result depends on the data.
+        peer_synchronizes: the peer synchronizes. Rows that synchronize cannot be captured in a CUDA graph.
         devices: devices on which the case is timed. Every case can be checked on any device.
         slow_on_cuda: rows that synchronize so often that they take seconds on a GPU; they are skipped there.
         bytes_moved: data -> total number of bytes that any implementation must read and write.
@@ -42,8 +42,8 @@ class Case:
     data: Callable[[str], Sequence[Any]]
     rows: dict[str, Callable[..., Any]]
     check: Callable[[Any, Any, Sequence[Any]], None]
-    waits: bool = False
-    peer_waits: bool = False
+    synchronizes: bool = False
+    peer_synchronizes: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
     slow_on_cuda: tuple[str, ...] = ()
     bytes_moved: Callable[..., int] | None = None
@@ -66,7 +66,7 @@ class Case:
         return [*rows, *(graph_of(row) for row in self._captured())]
 
     def _captured(self) -> list[str]:
-        return [OURS] * (not self.waits) + [self.peer] * (not self.peer_waits)
+        return [OURS] * (not self.synchronizes) + [self.peer] * (not self.peer_synchronizes)
 
 
 @dataclass(frozen=True)

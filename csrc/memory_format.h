@@ -45,8 +45,7 @@ inline std::optional<ChannelFormat> channel_format(const Tensor& t, int64_t chan
   int64_t expected = 1;
   for (int64_t d = t.dim() - 1; d >= 0; --d) {
     if (d == channel_dim || t.size(d) == 1) continue;
-    if (expected == inner)
-      expected *= channels;  // the channels lie between the inner and the outer dimensions
+    if (expected == inner) expected *= channels;  // the channels are between inner and outer dimensions
     if (t.stride(d) != expected) return std::nullopt;
     expected *= t.size(d);
   }

@@ -40,8 +40,8 @@ CASES = [
             "floor: PyTorch's convolutions alone": convolutions("FCOS", False, ours.channels_last),
         },
         check,
-        waits=True,
-        peer_waits=True,
+        synchronizes=True,
+        peer_synchronizes=True,
     )
     for title, (theirs, ours) in ways("FCOS").items()
 ]

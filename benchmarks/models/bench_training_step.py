@@ -96,8 +96,8 @@ def case(kind, title, rows):
         functools.partial(make_batch, size=SIZE),
         rows,
         functools.partial(check, kind=kind),
-        waits=True,
-        peer_waits=True,
+        synchronizes=True,
+        peer_synchronizes=True,
         devices=(DEVICE.type,),
     )
 

@@ -14,7 +14,7 @@ from fcos_fast import backend
 from tests.ops.arguments import tensors_in
 
 CASES = list({case.operator: case for case in reversed(all_cases())}.values())[::-1]
-ASYNCHRONOUS = [case for case in CASES if not case.waits]
+ASYNCHRONOUS = [case for case in CASES if not case.synchronizes]
 
 
 def each(cases):

@@ -50,8 +50,8 @@ FCOS_INLINE V focal_step(const FocalSpan& span, const Form& form, V scale, int64
     const auto* upstream = static_cast<const T*>(span.upstream);
     const V flow = upstream != nullptr ? Access::load(upstream + i, n) : scale;
     V grad = at.grad * flow;
-    if constexpr (Target::kMayIgnore)
-      grad = select(at.grad == V(0), at.grad, grad);  // for any incoming gradient
+    // 0 even if the incoming gradient is not finite.
+    if constexpr (Target::kMayIgnore) grad = select(at.grad == V(0), at.grad, grad);
     Access::store(static_cast<T*>(span.grad) + i, grad, n);
   }
   return at.loss;

@@ -14,9 +14,8 @@ namespace fcos_fast {
 struct FocalSpan {
   const void* x;
   int64_t n;
-  const void* targets;  // dense targets, one per element
-  const int32_t*
-      labels;  // or class labels, one per element, compared with `label`; if both are null, all background
+  const void* targets;    // dense targets, one per element
+  const int32_t* labels;  // or class labels, compared with `label`; if both are null, all are background
   int32_t label;
   const void* upstream;  // incoming gradient, one per element; if null, `scale` for all
   double scale;

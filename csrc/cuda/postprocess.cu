@@ -23,8 +23,8 @@ using PostprocessLevel = math::PostprocessLevel<float>;
 
 constexpr int kPacks = 4;          // packs of 16 bytes per thread of filter_kernel
 constexpr uint32_t kPart = 16384;  // maximum number of items, or keys, per top-k block
-constexpr int64_t kSelectBlocks =
-    528;  // approximate number of blocks of select_kernel: four for each of 132 multiprocessors
+// Approximate number of blocks of select_kernel: four for each of 132 multiprocessors.
+constexpr int64_t kSelectBlocks = 528;
 
 struct Work {
   int levels;
