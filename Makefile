@@ -86,7 +86,7 @@ kill-test: build ## kill training runs 80 times, resume them, compare with an un
 ##@ Measure
 bench: OUT ?= benchmarks/results/local.json
 bench: build ## time the operators against their peers; OUT=FILE.json
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet --results $(OUT)
+	$(BIN)/python -m pytest benchmarks --ignore benchmarks/tests --benchmark-only --benchmark-quiet --results $(OUT)
 	$(BIN)/python -m benchmarks.plot $(OUT) $(basename $(OUT)).svg
 
 ##@ On a GPU, with the torch of PYTHON and the nvcc on the PATH instead of .venv; needs no network
@@ -96,4 +96,4 @@ gpu-check: ## build, run the GPU tests and compute-sanitizer; OUT=FOLDER, BUDGET
 
 gpu-bench: OUT ?= build/gpu-bench-results
 gpu-bench: ## build, time the operators against their peers on the GPU; OUT=FOLDER, BUDGET=SECONDS
-	$(PYTHON) -m tests.gpu_bench $(OUT) $(if $(BUDGET),--seconds $(BUDGET))
+	$(PYTHON) -m benchmarks.gpu_bench $(OUT) $(if $(BUDGET),--seconds $(BUDGET))

@@ -19,7 +19,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
-STABLE_ABI = "0x020a000000000000"  # torch 2.10: one binary runs on it and on everything newer
+STABLE_ABI = "0x020a000000000000"  # torch 2.10: one binary works with this and all later versions
 FAMILIES = {
     "Maxwell": "5.0;5.2+PTX",
     "Maxwell+Tegra": "5.3",
@@ -34,12 +34,12 @@ FAMILIES = {
     "Blackwell": "10.0;10.3;12.0;12.1+PTX",
     "Blackwell+Tegra": "11.0",
 }
-"""What TORCH_CUDA_ARCH_LIST can name instead of numbers, as torch.utils.cpp_extension has it."""
+"""Names that TORCH_CUDA_ARCH_LIST accepts instead of numbers, as in torch.utils.cpp_extension."""
 GIB_PER_JOB = {"cpp": 1.0, "cuda": 2.5}
 
 
 def run(*command: str) -> str:
-    """What a command prints, on either stream; "" where it cannot run."""
+    """Output of a command (both streams); "" if it cannot run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
@@ -48,18 +48,18 @@ def run(*command: str) -> str:
 
 
 def has_nvcc(folder: Path) -> bool:
-    """Is the folder a CUDA toolkit?"""
+    """Whether the folder is a CUDA toolkit."""
     return (folder / "bin" / "nvcc").exists()
 
 
 def toolkit_of(nvcc: str) -> Path:
-    """The toolkit that an nvcc belongs to; nvcc may be a wrapper script, so ask it instead of reading its path."""
+    """The toolkit that an nvcc belongs to. Asks nvcc, which may be a wrapper script, instead of using its path."""
     here = re.search(r"_HERE_=(.+)", run(nvcc, "--dryrun", "-c", "-x", "cu", os.devnull))
     return Path(here.group(1)).resolve().parent if here else Path(nvcc).resolve().parent.parent
 
 
 def find_cuda_home() -> Path | None:
-    """CUDA_HOME, else the nvcc on the PATH, the usual folders, or PyPI's nvidia-cuda-nvcc, in that order."""
+    """CUDA_HOME, or else nvcc on the PATH, the usual folders, or PyPI's nvidia-cuda-nvcc, in this order."""
     if named := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
         return Path(named) if has_nvcc(Path(named)) else None
     on_path = shutil.which("nvcc")
@@ -74,11 +74,9 @@ def find_cuda_home() -> Path | None:
 
 
 def why_no_cuda(home: Path | None) -> str:
-    """What stands against a CUDA build with this toolkit; "" where nothing does."""
+    """Why CUDA operators cannot be built with this toolkit; "" if they can."""
     if torch.version.cuda is None:
-        return (
-            "the torch that builds it has no CUDA; install a CUDA build of torch and use --no-build-isolation"
-        )
+        return "the torch used for building has no CUDA; install a CUDA build of torch and use --no-build-isolation"
     if home is None:
         named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
         where = f"no bin/nvcc in CUDA_HOME={named}" if named else "no nvcc found"
@@ -86,22 +84,22 @@ def why_no_cuda(home: Path | None) -> str:
     release = re.search(r"release (\d+)\.(\d+)", run(str(home / "bin" / "nvcc"), "--version"))
     if release and release.group(1) != torch.version.cuda.split(".")[0]:
         return (
-            f"the nvcc of {home} is {release.group(1)}.{release.group(2)} and torch {torch.__version__} was built with "
-            f"CUDA {torch.version.cuda}; set CUDA_HOME to a toolkit of that major version"
+            f"nvcc in {home} is version {release.group(1)}.{release.group(2)}, but torch {torch.__version__} is built "
+            f"with CUDA {torch.version.cuda}; set CUDA_HOME to a toolkit of that major version"
         )
     return ""
 
 
 def choose_backend() -> tuple[Path | None, str]:
-    """The CUDA toolkit to build with, or None and the reason why there is no CUDA build."""
-    wish = os.environ.get("FCOS_FAST_BUILD") or "auto"
-    if wish not in ("auto", "cpu", "cuda"):
-        raise SystemExit(f"FCOS_FAST_BUILD={wish}: expected auto, cpu or cuda")
-    if wish == "cpu":
+    """The CUDA toolkit to build with, or None and the reason why CUDA operators are not built."""
+    requested = os.environ.get("FCOS_FAST_BUILD") or "auto"
+    if requested not in ("auto", "cpu", "cuda"):
+        raise SystemExit(f"FCOS_FAST_BUILD={requested}; expected auto, cpu or cuda")
+    if requested == "cpu":
         return None, "FCOS_FAST_BUILD=cpu"
     home = find_cuda_home()
     reason = why_no_cuda(home)
-    if reason and wish == "cuda":
+    if reason and requested == "cuda":
         raise SystemExit(f"fcos_fast: FCOS_FAST_BUILD=cuda, but {reason}")
     return (None, reason) if reason else (home, "")
 
@@ -122,24 +120,24 @@ def listed_architectures(text: str) -> list[str]:
                 f"TORCH_CUDA_ARCH_LIST: {entry!r}; expected numbers such as 8.0;9.0+PTX, native, or "
                 f"{', '.join(FAMILIES)}, also with +PTX"
             )
-    # of a number with PTX and without, the former; torch too has each once
+    # Like torch, keep each number once, with PTX if listed both ways.
     return [n for n in dict.fromkeys(numbers) if f"{n}+PTX" not in numbers]
 
 
 def of_these_gpus() -> list[str]:
-    """The numbers of the GPUs in this machine, the newest with PTX."""
+    """Compute capabilities of the GPUs in this machine, the newest with PTX."""
     found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
     if not found:
         raise SystemExit(
-            "TORCH_CUDA_ARCH_LIST=native: this machine has no GPU that torch sees; give the number of the one that "
-            "the build is for, such as 9.0"
+            "TORCH_CUDA_ARCH_LIST=native: torch finds no GPU on this machine; set the compute capability of the target "
+            "GPU, such as 9.0"
         )
     numbers = [f"{major}.{minor}" for major, minor in sorted(found)]
     return [*numbers[:-1], f"{numbers[-1]}+PTX"]
 
 
 def cuda_architectures(home: Path) -> list[str]:
-    """Targets such as sm_90 and compute_90: of TORCH_CUDA_ARCH_LIST, else torch's, one per major version, and PTX."""
+    """Targets such as sm_90 and compute_90, from TORCH_CUDA_ARCH_LIST. Default: torch's, one per major, and PTX."""
     if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
         entries = listed_architectures(listed)
         numbers = [entry.removesuffix("+PTX").replace(".", "") for entry in entries]
@@ -153,7 +151,7 @@ def cuda_architectures(home: Path) -> list[str]:
 
 
 def one_per_major(numbers: list[str]) -> list[str]:
-    """The first minor version of each major one: its machine code runs on the later ones too."""
+    """The lowest minor version of each major version; its machine code also runs on higher ones."""
     first: dict[str, str] = {}
     for number in sorted(numbers, key=int):
         first.setdefault(number[:-1], number)
@@ -166,7 +164,7 @@ def gencode(target: str) -> str:
 
 
 def limit_jobs(kind: str) -> None:
-    """Leave MAX_JOBS alone where it is set; else as many compilers as cores and free memory allow."""
+    """Unless MAX_JOBS is set, limit the number of compilers by cores and free memory."""
     free_gib = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not os.environ.get("MAX_JOBS"):
@@ -174,14 +172,14 @@ def limit_jobs(kind: str) -> None:
 
 
 def sources(*patterns: str) -> list[str]:
-    """Paths below csrc, relative to this file as setuptools wants them."""
+    """Paths below csrc, relative to this file as setuptools requires."""
     return sorted(
         path.relative_to(ROOT).as_posix() for pattern in patterns for path in (ROOT / "csrc").glob(pattern)
     )
 
 
 def write_build_facts(cuda_home: Path | None) -> Path:
-    """Write build_facts.h, which module.cpp alone reads, so that no other file is compiled again; its folder."""
+    """Write build_facts.h and return its folder. Only module.cpp includes it, so that changes recompile one file."""
     facts = {
         "SOURCE_HASH": runpy.run_path(str(ROOT / "fcos_fast" / "_source_hash.py"))["source_hash"](),
         "BUILD_TORCH": torch.__version__,
@@ -196,7 +194,7 @@ def write_build_facts(cuda_home: Path | None) -> Path:
 
 
 def cpu_extension(cuda_home: Path | None) -> Extension:
-    """fcos_fast._C, which also knows what fcos_fast._C_cuda was built for."""
+    """fcos_fast._C, which also records the targets of fcos_fast._C_cuda."""
     import pybind11
 
     return Extension(
@@ -221,9 +219,9 @@ def cpu_extension(cuda_home: Path | None) -> Extension:
                     "-Wno-psabi",
                     "-Wno-unknown-pragmas",
                 ),
-                # No fused multiply-add but the written ones: thresholds and ties must fall alike on every machine.
+                # Only explicit fused multiply-adds, so that thresholds and ties are resolved identically everywhere.
                 "-ffp-contract=off",
-                # These two change no result; without them comparisons are not vectorised.
+                # Needed to vectorize comparisons; they do not change results.
                 *("-fno-math-errno", "-fno-trapping-math"),
             ]
         },
@@ -232,7 +230,7 @@ def cpu_extension(cuda_home: Path | None) -> Extension:
 
 
 def cuda_extension(home: Path) -> Extension:
-    """fcos_fast._C_cuda: no Python module, loaded with torch.ops.load_library."""
+    """fcos_fast._C_cuda, which is not a Python module but loaded with torch.ops.load_library."""
     return Extension(
         "fcos_fast._C_cuda",
         sources("cuda/*.cu", "cuda/*.cpp"),
@@ -251,19 +249,19 @@ def cuda_extension(home: Path) -> Extension:
                     "--expt-relaxed-constexpr",
                     "-Xcompiler=-fvisibility=hidden",
                 ),
-                # torch's flags hide the conversions of 16-bit numbers.
+                # Undo torch's flags, which disable conversions of 16-bit types.
                 *("-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"),
                 *map(gencode, cuda_architectures(home)),
             ],
         },
-        # libtorch.so has no symbol of its own but brings libtorch_cuda.so; a linker would drop it as unused.
+        # libtorch.so only exists to load libtorch_cuda.so; without this flag, the linker drops it as unused.
         extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
         language="c++",
     )
 
 
 def print_summary(home: Path | None, reason: str) -> None:
-    """One loud block: what is built, for what, and what is left out and why."""
+    """Print a summary: what is built, for which targets, and what is skipped and why."""
     lines = [
         f"fcos_fast: building with torch {torch.__version__}, Python {platform.python_version()}, "
         f"{os.environ['MAX_JOBS']} jobs"
@@ -281,7 +279,7 @@ try:
     import torch
 except ImportError:
     raise SystemExit(
-        "fcos_fast: building needs torch >= 2.10; leave build isolation on (pip install .), or pip install torch first"
+        "fcos_fast: building needs torch >= 2.10; use build isolation (pip install .), or run pip install torch first"
     ) from None
 
 cuda_home, why_not = choose_backend()
@@ -297,15 +295,15 @@ if {"build_ext", "bdist_wheel", "editable_wheel", "develop", "install"} & set(sy
 
 
 class Build(cpp_extension.BuildExtension):
-    """Objects stay in build/, so that a change compiles what it touches, also after an editable install."""
+    """Keeps object files in build/ for incremental builds, even after an editable install."""
 
     def finalize_options(self) -> None:
-        """Keep the objects of each Python apart; ninja sees other flags and other headers by itself."""
+        """Use one folder per Python version; ninja detects changed flags and headers."""
         super().finalize_options()
         self.build_temp = str(ROOT / "build" / f"temp-{sys.implementation.cache_tag}")
 
     def run(self) -> None:
-        """Build, then remove what is stale: a build without CUDA leaves no older _C_cuda beside the new _C."""
+        """Build, then remove a stale _C_cuda if this build is without CUDA."""
         super().run()
         if self.inplace and cuda_home is None:
             for binary in (ROOT / "fcos_fast").glob("_C_cuda.*"):

@@ -1,9 +1,9 @@
-"""Does torchvision's FCOS learn the same when it is accelerated? All are trained alike, seed by seed, and evaluated.
+"""Trains torchvision's FCOS with and without acceleration, with the same seeds, and compares the accuracy.
 
     python -m benchmarks.accuracy --data PATH_TO/BCCD_Dataset/BCCD --output benchmarks/results/accuracy.json
 
-A small setting, so that nine runs take an hour on two cores and not days: ResNet18 with a pyramid and towers of 128
-channels, images of 96x128 pixels, from random weights.
+The setting is small, so that nine runs take an hour on two cores: ResNet18, pyramid and towers with 128 channels,
+images of 96x128 pixels, random initial weights.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ WAYS: dict[str, dict[str, bool] | None] = {
         "winograd": True,
     },
 }
-"""Name to the options of ``accelerate``."""
+"""Name -> options of ``accelerate``; None is without it."""
 
 
 def build(num_classes: int) -> FCOS:
-    """Torchvision's FCOS; its labels begin at 1."""
+    """torchvision's FCOS; its labels start at 1."""
     layers = {f"layer{i}": str(i) for i in (2, 3, 4)}
     backbone = BackboneWithFPN(resnet18(weights=None), layers, [128, 256, 512], 128, LastLevelP6P7(128, 128))
     head = FCOSHead(128, 1, num_classes + 1, num_convs=2)
-    # A low threshold: average precision counts what is unsure too.
+    # A low threshold, since average precision includes uncertain detections.
     return FCOS(backbone, num_classes + 1, head=head, min_size=SIZE[0], max_size=SIZE[1], score_thresh=0.05)
 
 
 def train(model: FCOS, dataset: DetectionDataset, seed: int, epochs: int) -> list[float]:
-    """The mean loss of each epoch; the order of the images and how they vary depend on the seed alone."""
+    """Train, and return the mean loss of each epoch. Order and augmentation of the images only depend on the seed."""
     augmented = AugmentedDataset(
         dataset, AugmentConfig(size=SIZE, scale=(0.8, 1.25), vertical_flip=0.5), seed
     )
@@ -81,7 +81,7 @@ def train(model: FCOS, dataset: DetectionDataset, seed: int, epochs: int) -> lis
 
 @torch.no_grad()
 def evaluate(model: FCOS, dataset: DetectionDataset) -> AveragePrecision:
-    """Of every image alone."""
+    """Evaluate image by image."""
     model.eval()
     detections = []
     for image, _ in dataset:
@@ -91,7 +91,7 @@ def evaluate(model: FCOS, dataset: DetectionDataset) -> AveragePrecision:
 
 
 def run(data: Path, seed: int, epochs: int, options: dict[str, bool] | None) -> dict[str, float]:
-    """One run from its random weights to its average precision."""
+    """Train from random weights and evaluate."""
     train_set = load_dataset(data, "trainval")
     test_set = load_dataset(data, "test", train_set.categories)
     torch.manual_seed(seed)
@@ -104,7 +104,7 @@ def run(data: Path, seed: int, epochs: int, options: dict[str, bool] | None) -> 
 
 
 def main() -> None:
-    """Run every seed with and without, write and print what came of it."""
+    """Run every variant with every seed; print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of BCCD_Dataset's BCCD")
     parser.add_argument("--epochs", type=int, default=8)

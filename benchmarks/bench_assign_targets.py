@@ -1,9 +1,8 @@
-"""Assignment of 16 images of 800x1344, by torchvision's rule.
+"""Target assignment for 16 images of 800x1344, with torchvision's rule.
 
-torchvision's is the body of ``FCOS.compute_loss`` up to its last line, which passes the matches on to the head: the
-head here returns them. Labels, distances and centerness, which fcos_fast and the reference also give, are not in
-torchvision's time, nor are its anchors.
-torch.compile is left out: it unrolls the reference's loop over images, for minutes.
+The torchvision row is the body of ``FCOS.compute_loss`` up to its last line, which passes the matches to the head: here
+the head returns them. Its time does not include anchors, or labels, distances and centerness, which fcos_fast and the
+reference also compute. There is no torch.compile row, because unrolling the reference's loop over images takes minutes.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def make(device, count):
 
 
 def anchors_of(level):
-    """torchvision describes a location by a box of the level's stride around it."""
+    """torchvision represents a location by a box of the size of the stride."""
     points = level.points()
     return torch.cat((points - level.stride / 2, points + level.stride / 2), dim=1)
 
@@ -55,7 +54,7 @@ def rows():
 
 
 def write_targets(gt, targets, anchors):
-    """Label, matched box, four distances and centerness of every location: seven times four bytes."""
+    """Label, matched box, four distances and centerness of every location: seven four-byte numbers."""
     return torch.empty(IMAGES, len(anchors[0]), 7, device=gt.boxes.device).fill_(1)
 
 
@@ -64,7 +63,7 @@ def check(result, expected, data, count):
 
 
 def matches(result, count):
-    """(B, P) matched box of each location, counted within its image."""
+    """(B, P) index of the matched box within its image."""
     if not isinstance(result, Targets):
         return torch.stack(result)
     return torch.where(result.matched >= 0, result.matched % count, -1).long()

@@ -1,4 +1,4 @@
-"""Sum of a loss between predicted and target boxes, and the gradient of the predicted ones."""
+"""Sum of a loss between predicted and target boxes, and the gradient of the predicted boxes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CASES = [
         functools.partial(make, count=count),
         rows(kind),
         close(rtol=1e-4, atol=1e-5),
-        peer_waits=torchvision is not None,  # it counts the boxes that overlap
+        peer_synchronizes=torchvision is not None,  # it counts the overlapping boxes
         bytes_moved=lambda pred, target: 3 * nbytes(pred),  # both are read, a gradient is written
     )
     for kind in PEERS

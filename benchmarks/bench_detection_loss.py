@@ -1,7 +1,7 @@
 """The three losses of FCOS and their gradients, from the head's maps of a batch.
 
-torchvision's rows begin where its head's convolutions end: they permute and concatenate the levels, then compute the
-losses of its FCOS head. Targets are assigned beforehand.
+The torchvision row starts after the convolutions of its head: it permutes and concatenates the levels, then computes
+the losses of its FCOS head. Target assignment is not included.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.rows import COMPILED, OURS
 from fcos_fast import ops, reference
 from fcos_fast.assignment import RULES, GroundTruth
 
-BOXES = 20  # of an image
+BOXES = 20  # per image
 
 
 def make(device, batch, dtype, memory_format):
@@ -75,7 +75,7 @@ def of_package(package):
 
 def of_torchvision(compute_loss):
     def flatten(maps):
-        """As the ends of torchvision's two branches do."""
+        """As at the end of torchvision's two branches."""
         images, channels = maps[0].shape[:2]
         rows = [x.view(images, -1, channels, *x.shape[2:]).permute(0, 3, 4, 1, 2) for x in maps]
         return torch.cat([x.reshape(images, -1, channels) for x in rows], dim=1)
@@ -102,13 +102,13 @@ def rows(classes):
 
 
 class _Compiled:
-    """torch.compile of the reference."""
+    """The compiled reference."""
 
     detection_loss = staticmethod(torch.compile(reference.detection_loss))
 
 
 def check(result, expected, data):
-    """The gradients too in float32; in bfloat16 torchvision decodes boxes to whole pixels, fcos_fast does not."""
+    """Compare gradients in float32 only: in bfloat16, torchvision rounds decoded boxes to whole pixels."""
     if expected[-1].dtype == torch.bfloat16:
         torch.testing.assert_close(
             torch.stack(result[:3]), torch.stack(expected[:3]).float(), rtol=5e-2, atol=0
@@ -119,7 +119,7 @@ def check(result, expected, data):
 
 
 def bytes_moved(cls_logits, box_regression, centerness, targets, *_):
-    """The maps are read and their gradients written, the label of every location is read."""
+    """Read the maps, write their gradients, and read the label of every location."""
     return 2 * nbytes(*cls_logits, *box_regression, *centerness) + nbytes(targets.labels)
 
 
@@ -132,7 +132,7 @@ CASES = [
         functools.partial(make, batch=batch, dtype=dtype, memory_format=memory_format),
         rows(batch.classes),
         check,
-        peer_waits=torchvision is not None,
+        peer_synchronizes=torchvision is not None,
         devices=(device,),
         bytes_moved=bytes_moved,
     )

@@ -1,6 +1,6 @@
 """Sum of the focal loss and its gradient, for the logits of a batch.
 
-torchvision takes dense targets only. Beside class targets it gets them ready-made: building them is not in its time.
+torchvision only supports dense targets. In cases with class targets, its time does not include converting them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def rows(on_targets):
 
 
 def check(result, expected, data):
-    """torchvision computes bfloat16 in bfloat16, fcos_fast in float32, which its sum also is."""
+    """torchvision computes in bfloat16; fcos_fast computes in float32 and returns a float32 sum."""
     rtol = 5e-2 if expected[1].dtype == torch.bfloat16 else 1e-4
     (loss, grad), (expected_loss, expected_grad) = result, expected
     torch.testing.assert_close(loss, expected_loss.float(), rtol=rtol, atol=0)

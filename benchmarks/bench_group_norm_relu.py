@@ -1,7 +1,7 @@
-"""Group norm and ReLU of a tower of the head at P3 of a batch, forward and backward.
+"""Group norm and ReLU in a tower of the head on P3, forward and backward.
 
-The peer is ``F.relu(F.group_norm(x))``, in place like torchvision's towers, with parameters of x's dtype: mixed ones
-torch does not take. Its rows keep that dtype, as under an autocast that would not send group norm to float32.
+The peer is ``F.relu(F.group_norm(x))``, in place like in torchvision's towers, with parameters in the dtype of x, since
+torch does not support mixed dtypes. Its result keeps the dtype of x; real autocast would run group norm in float32.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def rows():
 
 
 def check(result, expected, data):
-    """The peer rounds to bfloat16 on the way, fcos_fast at the end; next to 0 that decides about the gradient."""
+    """The peer rounds intermediate results to bfloat16, fcos_fast does not; near 0 this affects the gradient."""
     (y, grad_x, *grads), (expected_y, expected_grad_x, *expected_grads) = result, expected
     tolerance = 2e-2 if y.dtype == torch.bfloat16 else 1e-4
     same = (y > 0) == (expected_y > 0)
@@ -73,7 +73,7 @@ CASES = [
         rows(),
         check,
         devices=(device,),
-        # x to y, then x and y's gradient to x's
+        # forward: x to y; backward: x and the gradient of y to the gradient of x
         bytes_moved=lambda x, *others: 5 * nbytes(x),
     )
     for device, shape in SHAPES.items()

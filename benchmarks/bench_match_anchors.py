@@ -1,7 +1,7 @@
 """RetinaNet's matching for images of 800x1344, nine anchors per location on P3 to P7.
 
-torchvision's is what ``RetinaNet.compute_loss`` does before its head's losses: ``box_iou`` and ``Matcher``, image by
-image. Labels, which fcos_fast and the reference also give, are not in its time.
+The torchvision row is what ``RetinaNet.compute_loss`` does before the losses: ``box_iou`` and ``Matcher``, image by
+image. Its time does not include labels, which fcos_fast and the reference also compute.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def make(device, images, count):
 
 
 def anchors_of(size, stride):
-    """(height * width * 9, 4): three sizes from four strides on and three shapes, around every location."""
+    """(height * width * 9, 4): three sizes (from four strides) and three aspect ratios at every location."""
     side = 4 * stride * 2 ** (torch.arange(3) / 3)
     ratio = torch.tensor([0.5, 1.0, 2.0]).sqrt()
     half = torch.stack((side[:, None] / ratio, side[:, None] * ratio), dim=-1).reshape(9, 2) / 2
@@ -58,7 +58,7 @@ def check(result, expected, data, count):
 
 
 def matches(result, count):
-    """(B, A) matched box of each anchor, counted within its image."""
+    """(B, A) index of the matched box within its image."""
     if not isinstance(result, AnchorMatches):
         return torch.stack(result)
     return torch.where(result.matched >= 0, result.matched % count, result.matched).long()
@@ -71,9 +71,9 @@ CASES = [
         functools.partial(make, images=images, count=count),
         rows(),
         functools.partial(check, count=count),
-        peer_waits=torchvision is not None,
+        peer_synchronizes=torchvision is not None,
         devices=(device,),
-        # every anchor is read, a label and a row written for it in each image
+        # read every anchor; write its label and row for each image
         bytes_moved=lambda anchors, gt, boxes: nbytes(anchors) + len(boxes) * len(anchors) * 2 * 4,
     )
     for device, images in IMAGES.items()

@@ -1,8 +1,8 @@
-"""Non-maximum suppression of one set of boxes, of boxes of 91 classes, and of those of 16 images at once.
+"""Non-maximum suppression of one set of boxes, of boxes with 91 classes, and of 16 images at once.
 
-torchvision has no function for several images: the peer calls its ``batched_nms`` image by image. That function adds an
-offset per class to the coordinates where boxes are few (on a GPU up to 25,000), so its results depend on how these sums
-are rounded; ours are then held against the rule itself.
+torchvision has no function for several images, so the peer calls ``batched_nms`` image by image. That function adds a
+per-class offset to the coordinates of few boxes (up to 25,000 on a GPU), so its results depend on the rounding of these
+sums. If they differ, ours are checked against the definition of NMS.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 
 from benchmarks.case import Case, torchvision
 from benchmarks.data import clustered_boxes, distinct_scores, jittered, random_boxes
-from benchmarks.nms_agreement import assert_agree, assert_greedy
 from benchmarks.rows import OURS
 from fcos_fast import ops, reference
+from tests.ops.nms_agreement import assert_agree, assert_greedy
 
 THRESHOLD = 0.6
 CLASSES = 91
@@ -72,27 +72,27 @@ def check_padded(result, expected, data, most):
         if torch.equal(kept, peer):
             continue
         assert len(kept) <= most
-        # After the last of ``most`` nothing is kept: the rule holds among the boxes of at least its score.
+        # Nothing is kept after the last of ``most``, so check only boxes whose score is at least that of the last one.
         seen = scores >= scores[kept[-1]] if len(kept) == most else torch.ones_like(scores, dtype=torch.bool)
         place = seen.cumsum(0) - 1
         assert_greedy(place[kept], boxes[seen], scores[seen], THRESHOLD, classes[seen])
 
 
 def split(kept):
-    """(indices, counts) to one tensor per image, as the peer gives them."""
+    """Convert (indices, counts) to one tensor per image, like the peer."""
     if isinstance(kept, list):
         return kept
     return [indices[:count] for indices, count in zip(*kept, strict=True)]
 
 
 def tight_clusters(count):
-    """Around 60 objects: after a few kept boxes hardly any is left, which suits torchvision best."""
+    """Boxes around 60 objects: few are kept, the best case for torchvision."""
     return jittered(random_boxes(60, 32, 400)[torch.randint(60, (count,))], 0.03)
 
 
-small_boxes = functools.partial(random_boxes, smallest=8, largest=32)  # hardly any is suppressed
+small_boxes = functools.partial(random_boxes, smallest=8, largest=32)  # hardly any box is suppressed
 
-WAITS = {"waits": True, "peer_waits": True, "slow_on_cuda": ("reference",)}
+SYNCHRONIZES = {"synchronizes": True, "peer_synchronizes": True, "slow_on_cuda": ("reference",)}
 
 CASES = (
     [
@@ -103,7 +103,7 @@ CASES = (
             rows("nms"),
             check,
             devices=("cuda",) if count == 100_000 else ("cpu", "cuda"),
-            **WAITS,
+            **SYNCHRONIZES,
         )
         for title, boxes, count in (
             ("1,000 clustered boxes", clustered_boxes, 1_000),
@@ -122,7 +122,7 @@ CASES = (
             functools.partial(make, boxes=clustered_boxes, count=count, classes=CLASSES),
             rows("batched_nms"),
             check_batched,
-            **WAITS,
+            **SYNCHRONIZES,
         )
         for count in (1_000, 20_000)
     ]
@@ -133,7 +133,7 @@ CASES = (
             functools.partial(make_images, count=5_000),
             padded_rows(most),
             functools.partial(check_padded, most=most),
-            peer_waits=True,
+            peer_synchronizes=True,
             slow_on_cuda=("reference",),
         )
         for most in (100, 5_000)

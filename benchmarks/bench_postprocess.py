@@ -1,8 +1,8 @@
-"""From a head's outputs for a batch to at most 100 detections of each image.
+"""From the head outputs of a batch to at most 100 detections per image.
 
-Logits are those of a trained model: nearly all far below the threshold, some hundreds around each of 40 objects.
-torchvision's takes logits as its head leaves them, permuted to (B, locations, C), and no bfloat16 on the CPU: it gets
-float32, and these copies are not in its time.
+Logits are like those of a trained model: nearly all far below the threshold, except some hundreds around each of 40
+objects. torchvision expects logits permuted to (B, locations, C), as returned by its head, and no bfloat16 on the CPU:
+it gets float32, and its time does not include these copies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.rows import OURS
 from fcos_fast import ops, reference
 from fcos_fast.assignment import RULES, Level
 
-OBJECTS = 40  # in an image
+OBJECTS = 40  # per image
 SETTINGS = {"score_threshold": 0.2, "topk_candidates": 1000, "max_detections": 100}
 
 
@@ -36,7 +36,7 @@ def make(device, batch, dtype, memory_format):
 
 
 def head_outputs(batch: Batch, level: Level, generator: torch.Generator) -> list[torch.Tensor]:
-    """Logits, distances in strides, and centerness of one level, with objects of the size that the level is for."""
+    """Logits, distances in strides, and centerness of one level, with objects of the right size for it."""
 
     def noise(channels):
         return torch.randn(batch.images, channels, level.height, level.width, generator=generator)
@@ -60,7 +60,7 @@ def head_outputs(batch: Batch, level: Level, generator: torch.Generator) -> list
 
 
 def as_torchvision(levels, cls_logits, box_regression, centerness):
-    """Head outputs (B, locations, C) and anchors: what FCOS.forward hands to postprocess_detections."""
+    """Head outputs (B, locations, C) and anchors, as FCOS.forward passes them to postprocess_detections."""
     names = ("cls_logits", "bbox_regression", "bbox_ctrness")
     outputs = {
         name: [x.float().flatten(2).transpose(1, 2).contiguous() for x in maps]
@@ -75,7 +75,7 @@ def as_torchvision(levels, cls_logits, box_regression, centerness):
 
 @functools.cache
 def torchvision_fcos():
-    """Its rules; the network in it is never called."""
+    """A model for its post-processing; the network is never called."""
     model = torchvision.models.detection.fcos_resnet50_fpn(weights=None, weights_backbone=None)
     model.score_thresh, model.topk_candidates = SETTINGS["score_threshold"], SETTINGS["topk_candidates"]
     model.detections_per_img, model.nms_thresh = SETTINGS["max_detections"], 0.6
@@ -96,7 +96,7 @@ def run(postprocess, cls_logits, box_regression, centerness, theirs, levels, siz
 
 
 def read_logits(cls_logits, *others):
-    """The greatest logit of each level: reads all, once."""
+    """The greatest logit of each level, which reads all logits once."""
     return [x.amax() for x in cls_logits]
 
 
@@ -110,7 +110,7 @@ def rows():
 
 
 def check(result, expected, data):
-    """On a GPU torchvision's NMS adds an offset per class, which rounds boxes: there our CPU operator decides."""
+    """On a GPU, torchvision's NMS adds a per-class offset that rounds boxes, so compare with our CPU operator."""
     if data[0][0].is_cuda:
         expected = run(ops.postprocess, *([x.cpu() for x in maps] for maps in data[:3]), *data[3:])
     result, expected = (found if isinstance(found, list) else found.split() for found in (result, expected))
@@ -126,7 +126,7 @@ CASES = [
         functools.partial(make, batch=batch, dtype=dtype, memory_format=memory_format),
         rows(),
         check,
-        peer_waits=True,
+        peer_synchronizes=True,
         devices=(device,),
         slow_on_cuda=("reference",),
         bytes_moved=lambda cls_logits, *others: nbytes(*cls_logits),

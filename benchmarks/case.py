@@ -1,4 +1,4 @@
-"""A piece of work, and the ways of doing it that are timed against one another."""
+"""Benchmark cases: a piece of work and the implementations that are compared."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ try:
     import torchvision
 except ImportError:
     torchvision = None
-"""None where it is not installed; its rows are then missing, and the reference is the peer."""
+"""None if it is not installed. Then its rows are missing, and the reference is the peer."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Work that every row does on the same data.
+    """A piece of work that every row (implementation) does on the same data.
 
     Attributes:
-        operator: name of the operator, which is that of its file.
+        operator: name of the operator and of the file.
         title: size and kind of the data.
-        data: device -> the arguments of every row, the same numbers each time.
-        rows: name -> function of these arguments. ``fcos_fast`` is ours. Names that begin with ``floor`` are the least
-            that any implementation must do, and compute nothing.
-        check: (result, expected, data) -> None; raises AssertionError where a row's result is not its peer's.
-        waits: ours waits for the device, because the size of its result is data.
-        peer_waits: so does the peer. What waits cannot be captured as a CUDA graph.
-        devices: where it is timed. Any case can be checked on any device.
-        slow_on_cuda: rows that wait so often that they take seconds on a GPU; they are left out there.
-        bytes_moved: data -> bytes that any implementation must read from and write to memory, in all.
+        data: device -> arguments of every row; the same numbers each time.
+        rows: name -> function of these arguments. ``fcos_fast`` is ours. Names that start with ``floor`` compute
+            nothing but do the minimum that any implementation must do.
+        check: (result, expected, data) -> None; raises AssertionError if a row's result differs from its peer's.
+        synchronizes: our row synchronizes with the device, because the shape of its result depends on the data.
+        peer_synchronizes: the peer synchronizes. Rows that synchronize cannot be captured in a CUDA graph.
+        devices: devices on which the case is timed. Every case can be checked on any device.
+        slow_on_cuda: rows that synchronize so often that they take seconds on a GPU; they are skipped there.
+        bytes_moved: data -> total number of bytes that any implementation must read and write.
     """
 
     operator: str
@@ -42,15 +42,15 @@ class Case:
     data: Callable[[str], Sequence[Any]]
     rows: dict[str, Callable[..., Any]]
     check: Callable[[Any, Any, Sequence[Any]], None]
-    waits: bool = False
-    peer_waits: bool = False
+    synchronizes: bool = False
+    peer_synchronizes: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
     slow_on_cuda: tuple[str, ...] = ()
     bytes_moved: Callable[..., int] | None = None
 
     @property
     def name(self) -> str:
-        """Operator and title."""
+        """The operator and the title."""
         return f"{self.operator}: {self.title}"
 
     @property
@@ -59,24 +59,24 @@ class Case:
         return next(name for name in ("torchvision", "torch", "reference") if name in self.rows)
 
     def rows_on(self, device: str) -> list[str]:
-        """Names of the rows; on a GPU ours and the peer also as CUDA graphs, which cost the host one launch."""
+        """Names of the rows; on a GPU, also ours and the peer as CUDA graphs (a single launch)."""
         if device != "cuda":
             return list(self.rows)
         rows = [row for row in self.rows if row not in self.slow_on_cuda or row == self.peer]
         return [*rows, *(graph_of(row) for row in self._captured())]
 
     def _captured(self) -> list[str]:
-        return [OURS] * (not self.waits) + [self.peer] * (not self.peer_waits)
+        return [OURS] * (not self.synchronizes) + [self.peer] * (not self.peer_synchronizes)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A case on a device.
+    """A case with data on a device.
 
     Attributes:
-        data: the arguments of every row.
+        data: arguments of every row.
         calls: row -> function without arguments.
-        expected: result of the peer.
+        expected: the result of the peer.
     """
 
     case: Case
@@ -87,11 +87,11 @@ class Prepared:
 
     @property
     def bytes_moved(self) -> int | None:
-        """Bytes that any implementation must read and write; None where that is not known."""
+        """Number of bytes that any implementation must read and write; None if unknown."""
         return self.case.bytes_moved and self.case.bytes_moved(*self.data)
 
     def verify(self, row: str) -> None:
-        """Compare the row's result with its peer's: a timing of a wrong result is worth nothing."""
+        """Compare the row's result with its peer's before it is timed."""
         if row.startswith(FLOOR) or row == self.case.peer:
             return
         try:
@@ -103,7 +103,7 @@ class Prepared:
 
 
 def prepare(case: Case, device: str) -> Prepared:
-    """Make the data and the peer's result."""
+    """Create the data and compute the peer's result."""
     torch.manual_seed(0)
     data = case.data(device)
     calls = {name: (lambda function=function: function(*data)) for name, function in case.rows.items()}
@@ -114,24 +114,24 @@ def prepare(case: Case, device: str) -> Prepared:
 
 
 def close(rtol: float, atol: float) -> Callable[[Any, Any, Sequence[Any]], None]:
-    """A check that all numbers of a result are near its peer's."""
+    """A check that a result is close to its peer's."""
     return lambda result, expected, data: torch.testing.assert_close(result, expected, rtol=rtol, atol=atol)
 
 
 def nbytes(*tensors: torch.Tensor) -> int:
-    """Of all tensors together."""
+    """Total size of the tensors in bytes."""
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
 class Graph:
-    """A function whose kernels are captured by the first call, and replayed by it and every later one."""
+    """A function that the first call captures in a CUDA graph, which every call replays."""
 
     def __init__(self, function: Callable[[], Any]):
         self.function = function
         self.graph = None
 
     def __call__(self) -> Any:
-        """The same tensors each time, with the values that follow from what the function's data holds now."""
+        """Returns the same tensors each time, with values computed from the current data."""
         if self.graph is None:
             self._capture()
         self.graph.replay()
@@ -141,7 +141,7 @@ class Graph:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):  # whatever sets itself up does so before it is captured
+            for _ in range(3):  # warm up before capture
                 self.function()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
@@ -151,23 +151,18 @@ class Graph:
 
 
 def all_cases() -> list[Case]:
-    """Those of every ``bench_<operator>.py``."""
+    """The cases of all ``bench_<operator>.py``."""
     files = sorted(Path(__file__).parent.glob("bench_*.py"))
     return [case for file in files for case in importlib.import_module(f"benchmarks.{file.stem}").CASES]
 
 
-def devices() -> list[str]:
-    """``cpu``, and ``cuda`` where a GPU is."""
-    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-
-
 def timed_on(device: str) -> list[Case]:
-    """The cases that are timed there."""
+    """The cases that are timed on the device."""
     return [case for case in all_cases() if device in case.devices]
 
 
 def loss_and_gradients(loss: Callable[..., torch.Tensor]) -> Callable[..., tuple[torch.Tensor, ...]]:
-    """Forward and backward of a scalar loss, for those of its arguments that want a gradient."""
+    """Forward and backward of a scalar loss, with gradients for all arguments that require one."""
 
     def forward_backward(*data):
         value = loss(*data)

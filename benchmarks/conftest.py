@@ -1,7 +1,7 @@
-"""Every row of every case, on every device that is there, as one pytest-benchmark run; then one table and one JSON.
+"""Runs every row of every case on every available device with pytest-benchmark, and writes a table and a JSON file.
 
-The rows of a case are timed in turns when the first of them is asked for. pytest-benchmark, which by itself times one
-row after the other, is told the samples by a clock of its own.
+The rows of a case are timed together, interleaved, when the first of them runs. pytest-benchmark would time one row
+after the other; it receives the samples through a fake clock.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.case import devices, prepare, torchvision
-from benchmarks.machine import machine
-from benchmarks.report import markdown, result_of, write_json
+from benchmarks.case import prepare, torchvision
+from benchmarks.report import all_rows, result_of, write_json
 from benchmarks.rows import OURS
-from benchmarks.timing import time_in_turns
+from benchmarks.timing import copy_bandwidths, devices, time_in_turns
 from fcos_fast._extension import backend
+from tests.machine import machine
 
 
 def pytest_addoption(parser):
     group = parser.getgroup("fcos_fast")
     group.addoption("--results", type=Path, help="JSON file to write")
     group.addoption(
-        "--row-seconds", type=float, default=2.0, help="time of a row, unless three samples take longer"
+        "--row-seconds", type=float, default=2.0, help="time per row, unless three samples take longer"
     )
 
 
@@ -46,7 +46,7 @@ def pytest_generate_tests(metafunc):
 
 
 class Clock:
-    """Stands still but for what ``advance`` is told."""
+    """A clock that only ``advance`` moves."""
 
     seconds = 0.0
 
@@ -60,23 +60,23 @@ class Clock:
 CLOCK = Clock()
 
 
-@functools.lru_cache(maxsize=1)  # the rows of a case come one after the other
+@functools.lru_cache(maxsize=1)  # the rows of a case are consecutive
 def measure(case, device, rows, seconds) -> dict[str, list[float] | Exception]:
-    """Row -> its samples in milliseconds, or why it has none."""
+    """Row -> samples in milliseconds, or the error."""
     prepared = prepare(case, device)
     outcome, right = {}, {}
     for row in rows:
         try:
             prepared.verify(row)
             right[row] = prepared.calls[row]
-        except Exception as error:  # one row must not cost the others their measurement
+        except Exception as error:  # measure the other rows anyway
             outcome[row] = error
     return outcome | time_in_turns(right, device, seconds * 1000)
 
 
 @pytest.fixture
 def time_row(request, benchmark, case, device, row):
-    """A function that times the row, after its result was compared with its peer's."""
+    """A function that compares the row's result with its peer's and times it."""
 
     def run():
         config = request.config
@@ -103,14 +103,17 @@ def pytest_configure(config):
 
 def pytest_report_header():
     return (
-        [] if torchvision else "torchvision is not installed: its rows are missing, the reference is the peer"
+        []
+        if torchvision
+        else "torchvision is not installed: its rows are missing, and the reference is the peer"
     )
 
 
 def pytest_collection_finish(session):
-    """The machine is looked at before it is kept busy."""
-    if not session.config.option.collectonly:
-        session.config.stash[MACHINE] = machine()
+    """Before the first row keeps the machine busy."""
+    timed = any("time_row" in item.fixturenames for item in session.items)
+    if timed and not session.config.option.collectonly:
+        session.config.stash[MACHINE] = machine() | {"copy_gb_per_s": copy_bandwidths()}
 
 
 def pytest_sessionfinish(session):
@@ -130,10 +133,10 @@ def pytest_terminal_summary(terminalreporter, config):
     if config.stash[RESULTS]:
         load = config.stash[MACHINE]["load"]
         terminalreporter.section(f"{OURS} beside its peers")
-        terminalreporter.write_line(markdown(config.stash[RESULTS]))
+        terminalreporter.write_line(all_rows(config.stash[RESULTS]))
         if load > 0.5:
             terminalreporter.write_line(
-                f"something else kept {load:.1f} cores busy before: times mean little"
+                f"other programs kept {load:.1f} cores busy before the run: timings are unreliable"
             )
         if path := config.getoption("--results"):
             terminalreporter.write_line(f"written: {path}")

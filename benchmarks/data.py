@@ -1,4 +1,4 @@
-"""Boxes and scores of the sizes and kinds that detectors meet; made on the CPU, the same for every device."""
+"""Boxes and scores typical for detectors, generated on the CPU so that they are the same for every device."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ IMAGE = (800, 1344)
 """(height, width) of COCO training images after resizing and padding."""
 
 STRIDES = (8, 16, 32, 64, 128)
-"""Of P3 to P7."""
+"""Strides of P3 to P7."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The work of a head: so many images of a size, with so many classes."""
+    """The input of a head: number of images, their size and the number of classes."""
 
     images: int
     size: tuple[int, int]
@@ -29,7 +29,7 @@ class Batch:
 
     @property
     def locations(self) -> int:
-        """Of all levels and images."""
+        """Number of locations on all levels and images."""
         return self.images * sum(height * width for height, width in self.feature_sizes)
 
     def __str__(self) -> str:
@@ -38,14 +38,14 @@ class Batch:
 
 
 BATCHES = {"cpu": Batch(2, (800, 1088), 91), "cuda": Batch(16, IMAGE, 80)}
-"""Where it is timed to what: on a GPU so much that no level-2 cache holds it."""
+"""Device -> batch. On a GPU, it is larger than the L2 cache."""
 
 FEATURE_SIZES = BATCHES["cuda"].feature_sizes
 """(height, width) of P3 to P7 for an image of size ``IMAGE``."""
 
 
 def random_boxes(count: int, smallest: float, largest: float) -> Tensor:
-    """(count, 4) xyxy, anywhere in the image; sides spread evenly in their logarithm, in pixels."""
+    """(count, 4) xyxy in pixels, anywhere in the image, with log-uniform sides."""
     spread = torch.log(torch.tensor(largest / smallest))
     size = smallest * torch.exp(torch.rand(count, 2) * spread)
     height, width = IMAGE
@@ -54,7 +54,7 @@ def random_boxes(count: int, smallest: float, largest: float) -> Tensor:
 
 
 def clustered_boxes(count: int, per_object: int = 50) -> Tensor:
-    """(count, 4) xyxy: about ``per_object`` candidates around each object, as a detection head gives them.
+    """(count, 4) xyxy: about ``per_object`` candidates around each object, like those of a detection head.
 
     An IoU threshold of 0.6 keeps one in twenty.
     """
@@ -63,11 +63,11 @@ def clustered_boxes(count: int, per_object: int = 50) -> Tensor:
 
 
 def jittered(boxes: Tensor, amount: float) -> Tensor:
-    """The boxes with sides moved by up to ``amount`` of their width and height."""
+    """Move each side of the boxes by up to ``amount`` of their width or height."""
     size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     return boxes + (torch.rand_like(boxes) * 2 - 1) * amount * size
 
 
 def distinct_scores(count: int) -> Tensor:
-    """(count,) in [0, 1), no two alike: the order of equal scores is not the same in all libraries."""
+    """(count,) distinct scores in [0, 1), since libraries order equal scores differently."""
     return torch.randperm(count) / count

@@ -1,7 +1,7 @@
-"""The reference work of the CUDA kernels: how many elements they go through, and how many bytes that moves.
+"""Number of elements and bytes that the CUDA kernels process for ``benchmarks.data.BATCHES["cuda"]``.
 
-It is ``benchmarks.data.BATCHES["cuda"]``: 16 images of 800x1344 with 80 classes. What an element costs is read from
-machine code, in ``tests.cuda_budget``; ``python -m benchmarks.roofline`` says what follows for a card.
+That is 16 images of 800x1344 with 80 classes. The cost per element is from machine code, in ``tests.cuda_budget``;
+``python -m benchmarks.roofline`` computes the resulting bounds.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ LOGITS = BATCH.locations * BATCH.classes
 P3 = BATCH.images * 256 * BATCH.feature_sizes[0][0] * BATCH.feature_sizes[0][1]
 ANCHORS = 9 * BATCH.locations
 BUDGETS = {kernel.name: kernel for kernel in KERNELS}
-# of a location: four distances, centerness, their gradients, and an int32 label; shared by its classes
+# bytes per location (four distances, centerness, their gradients, an int32 label), divided among its classes
 BESIDE_LOGITS = (2 * 2 * 5 + 4) / BATCH.classes
 
 
 @dataclass(frozen=True)
 class Work:
-    """What an operator does with the batch.
+    """The work of an operator for this batch.
 
     Attributes:
         what: the operator, dtype and memory format.
-        kernels: names in ``tests.cuda_budget`` of those that go through all elements, in order.
-        elements: of the batch.
-        bytes_per_element: read and written, all launches together.
-        memsets: beside the launches of kernels.
+        kernels: names in ``tests.cuda_budget`` of the kernels that process all elements, in order.
+        elements: number of elements.
+        bytes_per_element: bytes read and written in all launches.
+        memsets: number of memsets, in addition to kernel launches.
     """
 
     what: str
@@ -40,40 +40,40 @@ class Work:
 
     @property
     def budgets(self) -> list[Kernel]:
-        """What its kernels cost."""
+        """The budgets of its kernels."""
         return [BUDGETS[name] for name in self.kernels]
 
     @property
     def bytes(self) -> float:
-        """Of all elements."""
+        """Total number of bytes."""
         return self.elements * self.bytes_per_element
 
     @property
     def instructions_per_element(self) -> float | None:
-        """Of all hot loops, as one thread issues them; None where a kernel has no loop over elements."""
+        """In all hot loops, per thread; None if a kernel has no loop over elements."""
         counted = [budget.instructions_per_element for budget in self.budgets]
         return sum(counted) if all(counted) else None
 
     @property
     def launches(self) -> int:
-        """Of the whole operator, memsets with them."""
+        """Of the whole operator, including memsets."""
         return self.budgets[0].launches + self.memsets
 
 
 def focal(wanted: int) -> str:
-    """The kernel of class targets in bfloat16: 1 is the sum, 2 the gradient, 4 both."""
+    """The bfloat16 kernel for class targets; ``wanted``: 1 is the sum, 2 the gradient, 4 both."""
     return f"class_kernel<{wanted},bfloat16,FocalLoss<float,true>>"
 
 
 def group_norm(*kernels: str, chunk: str) -> tuple[str, ...]:
-    """The kernels on bfloat16."""
+    """The bfloat16 kernels."""
     return tuple(f"{kernel}_kernel<bfloat16,{chunk}Chunk<bfloat16>>" for kernel in kernels)
 
 
 FORMATS = {"NCHW": "Contiguous", "channels-last": "ChannelsLast"}
 
 WORKS = [
-    # the budget is that of the costlier memory format
+    # with the budget of the costlier memory format
     Work(
         "detection_loss with gradient",
         ("loss_kernel<4,bfloat16,FocalLoss<float,true>>",),

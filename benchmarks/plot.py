@@ -1,4 +1,4 @@
-"""One image of results: how many times faster than the peer each row is. python -m benchmarks.plot JSON PLOT"""
+"""Plots the speedup of each row over the peer: ``python -m benchmarks.plot RESULTS.json PLOT.svg``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ COLORS = {"reference": "#b8b8b8", COMPILED: "#8da9c4", OURS: "#d1495b"}
 
 
 def draw(results: list[dict], title: str, path: Path) -> None:
-    """Bars away from the peer, which is 1; a tick for the floor; works of one operator stand together."""
+    """Bars start at the peer (1); a tick marks the floor; cases of an operator are grouped."""
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams |= {
         "svg.hashsalt": "fcos_fast",
         "font.size": 8,
-    }  # the same file from the same numbers
+    }  # reproducible files
     import matplotlib.pyplot as plt
 
     works = list(dict.fromkeys(map(work_of, results)))
@@ -58,7 +58,7 @@ def draw(results: list[dict], title: str, path: Path) -> None:
 
 
 def main() -> None:
-    """One image per device that was measured; the second device's name goes into its file's."""
+    """Write one plot per device; the file name of the second contains the device."""
     source, path = map(Path, sys.argv[1:])
     content = json.loads(source.read_text())
     machine = content["machine"]

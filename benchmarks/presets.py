@@ -1,7 +1,7 @@
-"""Every preset trained on photographs of blood cells with the same small budget: ``python -m benchmarks.presets``.
+"""Trains every preset on blood cell photographs with the same small budget: ``python -m benchmarks.presets``.
 
-From random weights, with one backbone, one size of image, one optimizer and one number of epochs for all: what is
-compared are the rules of assignment, losses and post-processing, not what a preset was published with.
+All runs use the same backbone, image size, optimizer and number of epochs, from random weights. This compares the rules
+for assignment, losses and post-processing, not the published configurations.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import machine
 from fcos_fast.data import AugmentConfig
 from fcos_fast.engine.config import Config, DataConfig, TrainConfig
 from fcos_fast.engine.optimizer import OptimizerConfig
@@ -22,6 +21,7 @@ from fcos_fast.engine.schedule import ScheduleConfig
 from fcos_fast.engine.train import train
 from fcos_fast.models import PRESETS, build_detector
 from fcos_fast.models.cost import cost
+from tests.machine import machine
 
 SIZE = (192, 256)
 MODEL = {
@@ -36,7 +36,7 @@ MODEL = {
 
 
 def configuration(preset: str, data: Path, epochs: int, seed: int, runs: Path) -> Config:
-    """The run of one preset."""
+    """The configuration of one preset."""
     return Config(
         data=DataConfig(root=str(data), train="trainval", val="test"),
         model=replace(PRESETS[preset], **MODEL),
@@ -50,7 +50,7 @@ def configuration(preset: str, data: Path, epochs: int, seed: int, runs: Path) -
 
 
 def row(preset: str, config: Config) -> dict[str, float | str]:
-    """Train, and say what came of it."""
+    """Train one preset and return its results."""
     result = train(config).result
     with torch.device("meta"):
         *_, total = cost(build_detector(config.model).eval(), SIZE)
@@ -66,8 +66,8 @@ def row(preset: str, config: Config) -> dict[str, float | str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train the presets one after the other; the file holds what is done."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Train the presets one after the other, writing the file after each."""
+    parser = argparse.ArgumentParser(description="Train every preset with the same small budget.")
     parser.add_argument("data", type=Path, help="folder of BCCD_Dataset's BCCD")
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=PRESETS)
     parser.add_argument("--epochs", type=int, default=8)

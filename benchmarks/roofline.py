@@ -1,8 +1,8 @@
-"""What binds each kernel on some cards, from machine code and public data sheets: ``python -m benchmarks.roofline``.
+"""Roofline bounds of the CUDA kernels from machine code and data sheets: ``python -m benchmarks.roofline``.
 
-Nothing here is measured. Issue time: every scheduler issues one instruction of a warp per cycle of the boost clock.
-Memory time: bytes over the share of the data sheet's bandwidth that a copy reaches. Launches: each costs the device
-some microseconds. The greatest of those that are counted binds; they overlap in part, so the time is at least that.
+Nothing here is measured. Issue time: every scheduler issues one warp instruction per cycle at the boost clock. Memory
+time: bytes divided by the fraction of the nominal bandwidth that a copy achieves. Launches: some microseconds each. The
+greatest of these is a lower bound of the time; in practice they overlap only in part.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from dataclasses import dataclass
 from benchmarks.kernel_work import WORKS, Work
 
 WARP = 32
-SCHEDULERS = 4  # of a multiprocessor, on all cards below
-COPY_SHARE = 0.9  # of the data sheet's bandwidth
+SCHEDULERS = 4  # per multiprocessor, on all GPUs below
+COPY_SHARE = 0.9  # of the nominal bandwidth
 LAUNCH_US = 2.0
-REGISTERS = 65536  # of a multiprocessor
+REGISTERS = 65536  # per multiprocessor
 NOTE = "predicted from machine code, not measured"
 
 
 @dataclass(frozen=True)
 class Card:
-    """From its data sheet.
+    """A GPU according to its data sheet.
 
     Attributes:
-        multiprocessors: number of them.
-        boost_ghz: greatest clock.
-        memory_gb_per_s: bandwidth.
-        threads: that a multiprocessor holds.
+        multiprocessors: number of multiprocessors.
+        boost_ghz: boost clock.
+        memory_gb_per_s: nominal memory bandwidth.
+        threads: maximum number of threads per multiprocessor.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Card:
     threads: int = 2048
 
     def issue_us(self, work: Work) -> float | None:
-        """Time to issue the instructions of the hot loops; None where they are not counted."""
+        """Time to issue the instructions of the hot loops; None if they are not counted."""
         if work.instructions_per_element is None:
             return None
         instructions = work.elements * work.instructions_per_element / WARP
@@ -48,7 +48,7 @@ class Card:
         return work.bytes / (COPY_SHARE * self.memory_gb_per_s * 1e3)
 
     def occupancy(self, work: Work) -> float:
-        """Share of the threads of a multiprocessor that registers and blocks allow; shared memory is not looked at."""
+        """Fraction of a multiprocessor's threads that registers and blocks allow; ignores shared memory."""
         return min(self._occupancy(budget.registers, budget.threads) for budget in work.budgets)
 
     def _occupancy(self, registers: int, threads: int) -> float:
@@ -66,12 +66,12 @@ CARDS = [
 
 
 def binding(times: dict[str, float | None]) -> str:
-    """The name of the greatest."""
+    """The name of the greatest time."""
     return max((name for name, time in times.items() if time is not None), key=lambda name: times[name])
 
 
 def line(card: Card, work: Work) -> str:
-    """A piece of work on a card."""
+    """The report of one operator on one GPU."""
     times = {
         "issue": card.issue_us(work),
         "memory": card.memory_us(work),
@@ -89,7 +89,7 @@ def line(card: Card, work: Work) -> str:
 
 
 def main() -> None:
-    """A line for each kernel on each card."""
+    """Print a line for each operator on each GPU."""
     for card in CARDS:
         for work in WORKS:
             print(line(card, work))

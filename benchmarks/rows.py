@@ -1,11 +1,11 @@
-"""Names of the rows of a case."""
+"""Names of rows."""
 
 OURS = "fcos_fast"
 FLOOR = "floor"
 COMPILED = "torch.compile"
-"""The reference, compiled."""
+"""The compiled reference."""
 
 
 def graph_of(row: str) -> str:
-    """The name of the row that replays ``row`` from a CUDA graph."""
+    """Name of the row that replays ``row`` from a CUDA graph."""
     return f"{row} as CUDA graph"

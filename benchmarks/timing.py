@@ -1,4 +1,4 @@
-"""Times of several calls, taken in turns, so that whatever else the machine does meets all of them alike."""
+"""Interleaved timing of several calls, so that disturbances by other programs affect all of them equally."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import torch
 
 Call = Callable[[], object]
 Timer = Callable[[int], float]
-"""Number of calls in a row -> mean milliseconds of one."""
+"""Number of consecutive calls -> mean milliseconds per call."""
 
 SAMPLE_MS = 1.0
-"""On a CPU a sample of a shorter call is the mean of as many calls as take about this long."""
+"""On a CPU, shorter calls are repeated until a sample takes about this long."""
 
 MOST_HOST_MS = 20.0
-"""Of a call that takes the host longer, the rest is not hidden: it may wait for the device."""
+"""Upper bound of the host time that is hidden; longer calls may synchronize."""
 
 
 def time_in_turns(
     rows: dict[str, Call], device: str, budget_ms: float, least: int = 3, most: int = 100
 ) -> dict[str, list[float]]:
-    """Milliseconds per call, sample by sample, for every row.
+    """Samples (milliseconds per call) of every row.
 
-    Each row gets about as many samples as fit into ``budget_ms``, from ``least`` to ``most``; a row of fewer samples
-    sits rounds out, evenly over the whole run.
+    Each row gets about as many samples as fit into ``budget_ms``, from ``least`` to ``most``. Rows with fewer samples
+    skip rounds evenly over the whole run.
     """
     timers = {name: timer(call, device) for name, call in rows.items()}
     once = {name: warm_up(timer) for name, timer in timers.items()}
@@ -41,14 +41,14 @@ def time_in_turns(
 
 
 def timer(call: Call, device: str) -> Timer:
-    """How a call is timed there."""
+    """The timer for calls on this device."""
     if device == "cuda":
         return functools.partial(time_on_gpu, call, host_ms(call))
     return functools.partial(time_on_cpu, call)
 
 
 def time_on_cpu(call: Call, calls: int) -> float:
-    """By the clock. Caches are not flushed."""
+    """Wall-clock time. Caches are not flushed."""
     start = time.perf_counter_ns()
     for _ in range(calls):
         call()
@@ -56,11 +56,11 @@ def time_on_cpu(call: Call, calls: int) -> float:
 
 
 def time_on_gpu(call: Call, host: float, calls: int) -> float:
-    """Between two events on the stream, from a level-2 cache without the data of the call.
+    """Time between two events on the stream, with a cold L2 cache.
 
-    The cache is filled by reading: lines that were written would go back to memory while the call is measured. Then the
-    device sleeps while the host, which needs ``host`` milliseconds for it, queues the call, so that the time is the
-    device's alone; of a call that waits for the device, what the host does after that is in the time.
+    Reading a buffer evicts the cache; dirty lines would be written back during the measurement. Then the device sleeps
+    while the host queues the call (``host`` milliseconds), so that only device time is measured. If the call
+    synchronizes, the host time after that is included.
     """
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     _larger_than_cache().sum()
@@ -74,9 +74,9 @@ def time_on_gpu(call: Call, host: float, calls: int) -> float:
 
 
 def host_ms(call: Call) -> float:
-    """Milliseconds until the host has queued a call, at most ``MOST_HOST_MS``."""
+    """Milliseconds that the host needs to queue a call, at most ``MOST_HOST_MS``."""
     took = 0.0
-    for _ in range(2):  # the first call sets things up
+    for _ in range(2):  # the first call is a warm-up
         torch.cuda.synchronize()
         start = time.perf_counter_ns()
         call()
@@ -87,17 +87,17 @@ def host_ms(call: Call) -> float:
 
 @functools.cache
 def _larger_than_cache() -> torch.Tensor:
-    """A buffer whose reading leaves nothing else in the level-2 cache."""
+    """A buffer that fills the L2 cache."""
     size = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-    return torch.zeros(size, dtype=torch.float32, device="cuda")  # four times its bytes
+    return torch.zeros(size, dtype=torch.float32, device="cuda")  # four times its size in bytes
 
 
 @functools.cache
 def _cycles_per_ms() -> float:
-    """Of the clock that ``torch.cuda._sleep`` counts."""
+    """Cycles per millisecond of ``torch.cuda._sleep``."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     cycles = 10_000_000
-    for _ in range(2):  # the first wakes the device
+    for _ in range(2):  # the first is a warm-up
         begin.record()
         torch.cuda._sleep(cycles)
         end.record()
@@ -106,13 +106,23 @@ def _cycles_per_ms() -> float:
 
 
 def warm_up(timer: Timer) -> float:
-    """Milliseconds of a warm call; a slow first one (more than a second) is taken as it is."""
+    """Milliseconds of a warm call; if the first call takes more than a second, it is used directly."""
     first = timer(1)
     return first if first > 1000 else max(min(timer(1) for _ in range(3)), 1e-4)
 
 
+def copy_bandwidths() -> dict[str, float]:
+    """Device -> GB/s of a copy, on every device of this machine."""
+    return {device: round(copy_bandwidth(device), 1) for device in devices()}
+
+
+def devices() -> list[str]:
+    """``cpu``, and ``cuda`` if there is a GPU."""
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
 def copy_bandwidth(device: str) -> float:
-    """GB/s of a copy that no cache holds, bytes read and bytes written: the floor of whatever must touch memory."""
+    """GB/s (bytes read and written) of a copy larger than any cache: a bound for everything that touches memory."""
     source = torch.ones(2**31 if device == "cuda" else 2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     (samples,) = time_in_turns({"copy": lambda: target.copy_(source)}, device, 300).values()

@@ -1,4 +1,4 @@
-// The front of assign_targets: see math/assign_targets.h.
+// Device-independent part of assign_targets; see math/assign_targets.h.
 #pragma once
 
 #include <limits>
@@ -8,7 +8,7 @@
 
 namespace fcos_fast {
 
-// Columns and rows are float32 numbers in the arithmetic, exact up to here.
+// Column and row indices are converted to float32, which is exact up to 2^24.
 constexpr int64_t kMaxSide = int64_t(1) << 24;
 constexpr int64_t kMaxLocations = int64_t(1) << 40;
 

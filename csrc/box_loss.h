@@ -1,4 +1,4 @@
-// The front of box_loss: see math/box_loss.h.
+// Device-independent part of box_loss; see math/box_loss.h.
 #pragma once
 
 #include "device_of.h"

@@ -1,4 +1,4 @@
-// The front of centerness: see math/centerness.h.
+// Device-independent part of centerness; see math/centerness.h.
 #pragma once
 
 #include "device_of.h"

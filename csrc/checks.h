@@ -1,5 +1,5 @@
-// What every operator demands of its arguments before it reads them. The public operators say it better; these keep a
-// direct call through torch.ops, or one with tensors of two devices, from reading what is not there.
+// Argument checks of every operator. The public Python operators have better messages; these prevent out-of-bounds
+// reads in direct calls through torch.ops and in calls with tensors on different devices.
 #pragma once
 
 #include <limits>
@@ -25,7 +25,7 @@ inline bool on_one_device(const Tensor& a, const std::vector<Tensor>& list) {
 template <class... Tensors>
 void check_same_device(const char* op, const Tensor& first, const Tensors&... others) {
   STD_TORCH_CHECK((on_one_device(first, others) && ...), "fcos_fast::", op,
-                  ": expected all tensors on one device");
+                  ": expected all tensors on the same device");
 }
 
 inline void check_floating(const char* op, const char* name, const Tensor& t) {
@@ -42,19 +42,19 @@ inline void check_integer(const char* op, const char* name, const Tensor& t) {
                   "; expected an integer dtype");
 }
 
-// An enumeration, a count or a size.
+// For counts and sizes.
 inline void check_range(const char* op, const char* name, int64_t value, int64_t low, int64_t high) {
   STD_TORCH_CHECK(low <= value && value <= high, "fcos_fast::", op, ": ", name, "=", value, "; expected ",
                   low, "..", high);
 }
 
-// NaN is in no range.
+// NaN is out of any range.
 inline void check_number(const char* op, const char* name, double value, double low, double high) {
   STD_TORCH_CHECK(low <= value && value <= high, "fcos_fast::", op, ": ", name, "=", value,
-                  "; expected a number of ", low, " to ", high);
+                  "; expected a number from ", low, " to ", high);
 }
 
-// A choice that Python names; `names` stand in the order of the enumeration.
+// Parses a choice that Python passes by name; `names` are in the order of the enumeration.
 template <class Enum, size_t N>
 Enum read_choice(const char* op, const char* name, const std::string& choice, const char* const (&names)[N]) {
   std::string known;
@@ -65,7 +65,7 @@ Enum read_choice(const char* op, const char* name, const std::string& choice, co
   STD_TORCH_CHECK(false, "fcos_fast::", op, ": ", name, "='", choice, "'; expected one of ", known);
 }
 
-// A packed batch of boxes.
+// Checks a packed batch of boxes.
 inline void check_ground_truth(const char* op, const Tensor& boxes, const Tensor& labels,
                                const Tensor& starts) {
   check_same_device(op, boxes, labels, starts);
@@ -75,16 +75,16 @@ inline void check_ground_truth(const char* op, const Tensor& boxes, const Tensor
       labels.scalar_type() == ScalarType::Long && labels.dim() == 1 && labels.size(0) == boxes.size(0),
       "fcos_fast::", op, ": expected int64 labels (M,)");
   STD_TORCH_CHECK(starts.scalar_type() == ScalarType::Long && starts.dim() == 1 && starts.size(0) >= 2,
-                  "fcos_fast::", op, ": expected int64 starts (B + 1,) of at least one image");
-  STD_TORCH_CHECK(boxes.size(0) <= std::numeric_limits<int32_t>::max(), "fcos_fast::", op,
-                  ": more than 2^31 - 1 boxes");
+                  "fcos_fast::", op, ": expected int64 starts (B + 1,) with at least one image");
+  STD_TORCH_CHECK(boxes.size(0) <= std::numeric_limits<int32_t>::max(), "fcos_fast::", op, ": got ",
+                  boxes.size(0), " boxes; expected at most 2^31 - 1");
 }
 
-// On the host.
+// For `starts` in host memory.
 inline void check_starts(const char* op, const int64_t* starts, int64_t batch, int64_t boxes) {
   for (int64_t b = 0; b < batch; ++b) {
     STD_TORCH_CHECK(0 <= starts[b] && starts[b] <= starts[b + 1] && starts[b + 1] <= boxes, "fcos_fast::", op,
-                    ": starts must rise from 0 to the number of boxes");
+                    ": expected non-decreasing starts from 0 to the number of boxes (", boxes, ")");
   }
 }
 

@@ -1,4 +1,4 @@
-// The front of detection_loss: see math/detection_loss.h.
+// Device-independent part of detection_loss; see math/detection_loss.h.
 #pragma once
 
 #include "box_loss.h"
@@ -11,12 +11,12 @@ using MapLists = std::tuple<std::vector<Tensor>, std::vector<Tensor>, std::vecto
 
 struct DetectionMaps {
   std::vector<Tensor> given[kLossParts];
-  std::vector<Tensor> maps[kLossParts];   // the given ones, or dense copies
-  std::vector<Tensor> grads[kLossParts];  // in the order of maps; none where no gradient is wanted
+  std::vector<Tensor> maps[kLossParts];   // the given maps, or dense copies
+  std::vector<Tensor> grads[kLossParts];  // like `maps`; empty without a gradient
 
   const Tensor& logits() const { return given[kClassification][0]; }
 
-  // The gradients in the memory order of the given maps.
+  // The gradients in the memory format of the given maps.
   MapLists results() const { return {results(kClassification), results(kBoxes), results(kQuality)}; }
 
  private:
@@ -33,9 +33,10 @@ inline void check_detection_maps(const std::vector<Tensor>* const (&lists)[kLoss
   const char* op = "fcos_fast::detection_loss: ";
   const std::vector<Tensor>& cls_logits = *lists[kClassification];
   const size_t levels = cls_logits.size();
-  STD_TORCH_CHECK(levels > 0 && lists[kBoxes]->size() == levels && lists[kQuality]->size() == levels, op,
-                  "expected maps of the same levels, at least one");
-  STD_TORCH_CHECK(levels <= kMaxLevels, op, levels, " levels; at most ", kMaxLevels);
+  STD_TORCH_CHECK(
+      levels > 0 && lists[kBoxes]->size() == levels && lists[kQuality]->size() == levels, op,
+      "expected the same number of levels, at least one, in cls_logits, box_regression and centerness");
+  STD_TORCH_CHECK(levels <= kMaxLevels, op, "got ", levels, " levels; expected at most ", kMaxLevels);
   STD_TORCH_CHECK(cls_logits[0].dim() == 4, op, "expected cls_logits (B, C, H, W)");
   check_same_device("detection_loss", cls_logits[0], cls_logits, *lists[kBoxes], *lists[kQuality]);
   const int64_t channels[kLossParts] = {cls_logits[0].size(1), 4, 1};
@@ -46,9 +47,10 @@ inline void check_detection_maps(const std::vector<Tensor>* const (&lists)[kLoss
       STD_TORCH_CHECK(map.dim() == 4 && like.dim() == 4 && map.size(0) == cls_logits[0].size(0) &&
                           map.size(1) == channels[part] && map.size(2) == like.size(2) &&
                           map.size(3) == like.size(3),
-                      op, "maps of level ", l, " do not fit together");
+                      op, "the maps of level ", l,
+                      " differ in batch size, height or width, or have the wrong number of channels");
       STD_TORCH_CHECK(map.scalar_type() == (*lists[part])[0].scalar_type(), op,
-                      "the levels of a map differ in type");
+                      "all levels of a map must have the same dtype");
     }
   }
 }
@@ -95,11 +97,12 @@ inline DetectionTargets read_targets(const Tensor& labels, const Tensor& ltrb, c
           normalizers.has_value() ? std::optional<Tensor>(contiguous(*normalizers)) : std::nullopt};
 }
 
-// From the numbers of the schema, in its order.
+// Arguments in the order of the schema.
 inline DetectionLossParameters read_parameters(const std::vector<double>& units, size_t levels, double alpha,
                                                double gamma, const std::string& box_kind, double smooth,
                                                double eps, bool weighted, bool iou_quality) {
-  STD_TORCH_CHECK(units.size() == levels, "fcos_fast::detection_loss: expected one unit per level");
+  STD_TORCH_CHECK(units.size() == levels, "fcos_fast::detection_loss: got ", units.size(),
+                  " units; expected one per level (", levels, ")");
   constexpr double kLeast = std::numeric_limits<float>::min(), kMost = std::numeric_limits<float>::max();
   for (const double unit : units) check_number("detection_loss", "unit", unit, kLeast, kMost);
   return {focal(alpha, gamma), box_loss_parameters(box_kind, true, smooth, eps), weighted, iou_quality};
@@ -162,7 +165,7 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>, std::vector<Tensor>
   return std::tuple_cat(std::make_tuple(losses), maps.results());
 }
 
-// A part that no gradient flows into may be left out.
+// A part without gradients may be empty.
 inline RescaleWork rescale_work(const std::vector<Tensor>* const (&parts)[kLossParts],
                                 const Tensor& upstream) {
   RescaleWork work{};
@@ -195,7 +198,7 @@ MapLists detection_loss_backward(const Tensor& upstream, std::vector<Tensor> cls
   DetectionLossWork work = detection_work(maps, targets, units);
   work.upstream = factors.const_data_ptr();
   run_detection_loss(*device, parameters, work);
-  // 0 times a gradient that is not finite is not 0.
+  // The product of 0 and a non-finite gradient is NaN, so these gradients are set to 0.
   RescaleWork zeros = rescale_work({&maps.grads[0], &maps.grads[1], &maps.grads[2]}, factors);
   zeros.only_zero = true;
   run_rescale(*device, zeros);
@@ -208,13 +211,13 @@ void detection_loss_rescale_(std::vector<Tensor> cls_grads, std::vector<Tensor> 
   const std::vector<Tensor>* const lists[kLossParts] = {&cls_grads, &box_grads, &centerness_grads};
   const char* op = "detection_loss_rescale_";
   for (const auto* list : lists) {
-    STD_TORCH_CHECK(list->size() <= kMaxLevels, "fcos_fast::detection_loss_rescale_: at most ", kMaxLevels,
-                    " levels");
+    STD_TORCH_CHECK(list->size() <= kMaxLevels, "fcos_fast::detection_loss_rescale_: got ", list->size(),
+                    " levels; expected at most ", kMaxLevels);
     for (const Tensor& grad : *list) {
       check_upstream(upstream, grad);
       check_floating(op, "a gradient", grad);
       DeviceOf<Device>::check_dtype(grad);
-      STD_TORCH_CHECK(is_dense(grad), "fcos_fast::detection_loss_rescale_: a gradient has gaps or overlaps");
+      STD_TORCH_CHECK(is_dense(grad), "fcos_fast::detection_loss_rescale_: expected dense gradients");
     }
   }
   if (cls_grads.empty() && box_grads.empty() && centerness_grads.empty()) return;

@@ -1,4 +1,4 @@
-// What the kernels of an operator are handed of the device that they run on, beside plain pointers and numbers.
+// Device handles for the kernels: the stream and the allocator.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@ struct Cpu {};
 
 class Cuda {
  public:
-  // `allocate(owner, bytes)` gives device memory, aligned to 256 bytes, that the owner keeps until the operator ends.
+  // `allocate(owner, bytes)` returns device memory, aligned to 256 bytes, that the owner frees when the operator ends.
   Cuda(void* stream, void* (*allocate)(void* owner, int64_t bytes), void* owner)
       : stream(stream), allocate_(allocate), owner_(owner) {}
 

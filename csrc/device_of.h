@@ -1,4 +1,4 @@
-// Where an operator runs: on the device of its first tensor.
+// Selects the device of an operator: that of its first tensor.
 #pragma once
 
 #include "checks.h"
@@ -25,7 +25,7 @@ class DeviceOf<Cpu> {
 };
 
 #if defined(USE_CUDA)
-// Makes the tensor's device current, and owns the operator's scratch memory.
+// Makes the tensor's device current and owns the operator's scratch memory.
 template <>
 class DeviceOf<Cuda> {
  public:
@@ -35,16 +35,17 @@ class DeviceOf<Cuda> {
   }
   DeviceOf(const DeviceOf&) = delete;
 
-  // Of the first tensor that is done already; here, of others whose type is their own.
+  // The constructor checks the first tensor; call this for others with their own dtype.
   static void check_dtype(const Tensor& t) {
     STD_TORCH_CHECK(
         t.scalar_type() != ScalarType::Double,
-        "fcos_fast: float64 has no CUDA kernels; the functions of fcos_fast.ops run the reference");
+        "fcos_fast: there are no CUDA kernels for float64; call the functions in fcos_fast.ops, which run the "
+        "reference");
   }
 
   Cuda operator*() { return {stream_, &allocate, this}; }
 
-  // `t` itself where accesses of 16 bytes may begin at its first element (a slice need not), else a copy.
+  // `t`, or a copy if its first element is not aligned to 16 bytes (as in some slices).
   Tensor aligned(const Tensor& t) const {
     return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 ? t : torch::stable::clone(t);
   }

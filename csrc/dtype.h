@@ -1,4 +1,4 @@
-// The element types of the operators, named without torch: kernels and their launches see nothing else of it.
+// The element types of the operators. Defined without torch, so that kernels and launches need no torch header.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -28,11 +28,11 @@ constexpr int64_t size_of(Dtype dtype) {
   return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
 }
 
-// float32 for 16-bit elements.
+// The type of the computation: float32 for 16-bit elements.
 template <class T>
 using compute_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// Calls f with a value of the element type. CUDA kernels exist for these three.
+// Calls f with a value of the element type, one of the three that CUDA kernels exist for.
 template <class F>
 void dispatch_to_float32(Dtype dtype, const F& f) {
   switch (dtype) {

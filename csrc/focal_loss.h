@@ -1,4 +1,4 @@
-// The front of sigmoid_focal_loss and sigmoid_focal_loss_star: see math/focal_loss.h.
+// Device-independent part of sigmoid_focal_loss and sigmoid_focal_loss_star; see math/focal_loss.h.
 #pragma once
 
 #include <limits>
@@ -27,21 +27,23 @@ inline void check_focal(const Tensor& inputs, const Tensor& targets, const Tenso
   check_floating(op, "inputs", inputs);
   if (!is_floating_point(targets.scalar_type())) {
     check_integer(op, "targets", targets);
-    STD_TORCH_CHECK(inputs.dim() > 0, "fcos_fast::sigmoid_focal_loss: class targets need inputs (..., C)");
+    STD_TORCH_CHECK(inputs.dim() > 0,
+                    "fcos_fast::sigmoid_focal_loss: expected inputs (..., C) for class targets");
   }
   if (grad != nullptr) check_floating(op, "grad", *grad);
   std::vector<int64_t> sizes = sizes_of(inputs);
   STD_TORCH_CHECK(grad == nullptr || grad->dim() == 0 || sizes_of(*grad) == sizes,
                   "fcos_fast::sigmoid_focal_loss: grad must be a scalar or have the shape of inputs");
   if (!is_floating_point(targets.scalar_type()) && !sizes.empty()) sizes.pop_back();
-  STD_TORCH_CHECK(sizes_of(targets) == sizes,
-                  "fcos_fast::sigmoid_focal_loss: targets must have the shape of inputs, or without its last "
-                  "dimension if they are classes");
+  STD_TORCH_CHECK(
+      sizes_of(targets) == sizes,
+      "fcos_fast::sigmoid_focal_loss: expected targets with the shape of inputs, without the last "
+      "dimension for class targets");
 }
 
 struct FocalResult {
   Tensor sum;
-  Tensor elements;  // losses or their gradient; empty for a sum alone
+  Tensor elements;  // losses or their gradient; empty if only the sum is requested
 };
 
 template <class Device>
@@ -51,8 +53,8 @@ FocalResult focal_result(const Tensor& inputs, const Tensor& targets, const Foca
   DeviceOf<Device> device(inputs);
   const bool dense = is_floating_point(targets.scalar_type());
   const auto format = dense ? std::nullopt : channel_format(inputs, inputs.dim() - 1);
-  const bool as_it_lies = dense ? is_dense(inputs) : format.has_value();
-  const Tensor x = device.aligned(as_it_lies ? inputs : torch::stable::contiguous(inputs));
+  const bool in_place = dense ? is_dense(inputs) : format.has_value();
+  const Tensor x = device.aligned(in_place ? inputs : torch::stable::contiguous(inputs));
   const ScalarType dtype = x.scalar_type();
   const auto in_order = [&](const Tensor& t) { return Tensor(device.aligned(in_order_of(t, x))); };
   const Upstream upstream = upstream_of(grad, dtype, in_order);
@@ -80,7 +82,7 @@ FocalResult focal_result(const Tensor& inputs, const Tensor& targets, const Foca
     work.sum = result.sum.mutable_data_ptr();
   }
   run_focal_loss(*device, parameters, work);
-  if (elementwise && !as_it_lies) result.elements = in_order_of(result.elements, inputs);
+  if (elementwise && !in_place) result.elements = in_order_of(result.elements, inputs);
   return result;
 }
 

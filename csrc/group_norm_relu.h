@@ -1,4 +1,4 @@
-// The front of group_norm_relu: see math/group_norm_relu.h.
+// Device-independent part of group_norm_relu; see math/group_norm_relu.h.
 #pragma once
 
 #include "device_of.h"
@@ -34,18 +34,18 @@ inline void check_group_norm_grad(const Tensor& grad, const Tensor& x, const Ten
   check_group_norm(x, weight, bias, mean.size(1));
 }
 
-// Memory (B, ..., C) without gaps?
+// Is the memory dense in (B, ..., C) order?
 inline bool is_channels_last(const Tensor& x) {
   int64_t expected = x.size(1);
   for (int64_t k = 1; k < x.dim(); ++k) {
-    const int64_t d = k == x.dim() - 1 ? 0 : x.dim() - k;  // the last axis, ..., the third, the first
+    const int64_t d = k == x.dim() - 1 ? 0 : x.dim() - k;  // the last dimension, ..., the third, the first
     if (x.size(d) != 1 && x.stride(d) != expected) return false;
     expected *= x.size(d);
   }
   return x.size(1) == 1 || x.stride(1) == 1;
 }
 
-// weight or bias is read in its own type, which need not be that of x, but in float64 only where the computation is.
+// weight and bias are read in their own dtype, which may differ from that of x; float64 only if x is float64.
 inline ScalarType parameter_type(const Tensor& parameter, const Tensor& x) {
   return parameter.scalar_type() == ScalarType::Double ? sum_type(x.scalar_type()) : parameter.scalar_type();
 }
@@ -55,7 +55,7 @@ inline std::optional<Tensor> parameter_of(const std::optional<Tensor>& t, const 
   return torch::stable::contiguous(converted(*t, parameter_type(*t, x)));
 }
 
-// The tensors that the kernels read, and what they are told of them.
+// The tensors that the kernels read, and their description.
 template <class Device>
 struct GroupNormArguments {
   bool channels_last;

@@ -1,7 +1,7 @@
-// Every operator schema of fcos_fast: the table of contents of the native side.
+// The schemas of all operators of fcos_fast: the table of contents of csrc.
 //
-// What an operator computes, for which shapes and types, is said at the top of math/<op>.h. Gradients, fake
-// kernels and argument checks are registered from Python (fcos_fast/ops).
+// math/<op>.h documents what an operator computes, for which shapes and dtypes. Gradients, fake kernels and argument
+// checks are registered from Python (fcos_fast/ops).
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fcos_fast, m) {

@@ -1,4 +1,4 @@
-// The front of match_anchors: see math/match_anchors.h.
+// Device-independent part of match_anchors; see math/match_anchors.h.
 #pragma once
 
 #include "device_of.h"

@@ -1,11 +1,11 @@
-// How tensors lie in memory, for the operators that read and write them as they lie.
+// Memory formats of tensors, for the operators that read and write them without a copy.
 #pragma once
 
 #include "tensor.h"
 
 namespace fcos_fast {
 
-// Do the elements fill one stretch of memory, each once, in whatever order?
+// Do the elements fill a contiguous range of memory without gaps or overlaps, in any order?
 inline bool is_dense(const Tensor& t) {
   if (t.numel() == 0) return true;
   std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
@@ -21,7 +21,7 @@ inline bool is_dense(const Tensor& t) {
   return true;
 }
 
-// `t` in the strides that torch gives a result of `like`, which has the same sizes and type: its own if it is dense.
+// `t` with the strides of empty_like(like), which has the same shape and dtype: those of `like` if it is dense.
 inline Tensor in_order_of(const Tensor& t, const Tensor& like) {
   if (strides_of(t) == strides_of(like)) return t;
   Tensor ordered = torch::stable::empty_like(like);
@@ -29,7 +29,7 @@ inline Tensor in_order_of(const Tensor& t, const Tensor& like) {
   return ordered;
 }
 
-// Memory is dense [outer][channels][inner]; the dimensions beside that of the channels are in order.
+// Dense memory [outer][channels][inner]; the dimensions other than the channels are in order.
 struct ChannelFormat {
   int64_t outer, channels, inner;
 };
@@ -45,7 +45,7 @@ inline std::optional<ChannelFormat> channel_format(const Tensor& t, int64_t chan
   int64_t expected = 1;
   for (int64_t d = t.dim() - 1; d >= 0; --d) {
     if (d == channel_dim || t.size(d) == 1) continue;
-    if (expected == inner) expected *= channels;  // they lie between the inner and the outer dimensions
+    if (expected == inner) expected *= channels;  // the channels are between inner and outer dimensions
     if (t.stride(d) != expected) return std::nullopt;
     expected *= t.size(d);
   }
@@ -53,7 +53,7 @@ inline std::optional<ChannelFormat> channel_format(const Tensor& t, int64_t chan
   return ChannelFormat{t.numel() / channels / inner, channels, inner};
 }
 
-// Strides of a map (B, K, H, W) whose H and W can be walked as one.
+// Strides of a map (B, K, H, W) whose H and W can be flattened into one dimension.
 struct MapStrides {
   int64_t image, channel, location;
 };
@@ -65,13 +65,13 @@ inline std::optional<MapStrides> map_strides(const Tensor& map) {
   return MapStrides{map.stride(0), map.stride(1), location};
 }
 
-// NCHW or channels-last, without gaps?
+// Is it dense NCHW or channels-last?
 inline bool is_dense_map(const Tensor& map) {
   const auto format = channel_format(map, 1);
   return format.has_value() && (format->inner == 1 || format->inner == map.size(2) * map.size(3));
 }
 
-// The map itself where it is dense, else a copy that is.
+// The map, or a dense copy of it.
 inline Tensor dense_map(const Tensor& map) {
   if (is_dense_map(map)) return map;
   Tensor copy = torch::stable::empty_like(map);
@@ -79,7 +79,7 @@ inline Tensor dense_map(const Tensor& map) {
   return is_dense_map(copy) ? copy : torch::stable::contiguous(copy);
 }
 
-// Of a dense map; those of axes of size 1, which say nothing, are what they would be.
+// The strides of a dense map. Dimensions of size 1, whose stride is arbitrary, get the regular one.
 inline MapStrides dense_map_strides(const Tensor& map) {
   const int64_t channels = map.size(1), locations = map.size(2) * map.size(3);
   const bool channels_last = channel_format(map, 1)->inner == 1;

@@ -1,5 +1,4 @@
-// The Python module fcos_fast._C: facts about the build. Importing it registers the schemas and the CPU
-// operators.
+// The Python module fcos_fast._C: build facts. Importing it registers the schemas and the CPU operators.
 #include <pybind11/pybind11.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -7,10 +6,10 @@
 #include "cpu/kernels.h"
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Build facts of fcos_fast, and its CPU operators.";
+  m.doc() = "Build facts and CPU operators of fcos_fast.";
   m.attr("source_hash") = FCOS_FAST_SOURCE_HASH;
   m.attr("build_torch") = FCOS_FAST_BUILD_TORCH;
-  m.attr("cuda_targets") = FCOS_FAST_CUDA_TARGETS;  // such as "sm_80 sm_90 compute_90"
+  m.attr("cuda_targets") = FCOS_FAST_CUDA_TARGETS;  // e.g. "sm_80 sm_90 compute_90"
 #if defined(__clang__)
   m.attr("compiler") = "clang " __clang_version__;
 #else
@@ -19,5 +18,6 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "simd", [] { return fcos_fast::kernel_set().name; }, "The instruction set that the CPU operators use.");
   m.def(
-      "threads", [] { return torch::stable::get_num_threads(); }, "How many threads the CPU operators use.");
+      "threads", [] { return torch::stable::get_num_threads(); },
+      "The number of threads that the CPU operators use.");
 }

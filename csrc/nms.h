@@ -1,4 +1,4 @@
-// The front of nms and nms_padded: see math/nms.h.
+// Device-independent part of nms and nms_padded; see math/nms.h.
 #pragma once
 
 #include <limits>
@@ -20,7 +20,7 @@ inline void check_candidates(const char* op, const Tensor& boxes, const Tensor& 
   check_number(op, "iou_threshold", iou_threshold, 0, 1);
 }
 
-// As kernels read them: contiguous float32 (float64), or int64.
+// Converted to the types that the kernels read: contiguous float32 (float64), or int64.
 inline Tensor real_rows(const Tensor& t) {
   return torch::stable::contiguous(converted(t, sum_type(t.scalar_type())));
 }
@@ -58,7 +58,7 @@ inline Tensor kept_indices(Cuda device, const Tensor& boxes, const Tensor& score
   Tensor kept = new_empty(boxes, {boxes.size(0)}, ScalarType::Bool);
   run_nms(device, {const_data<float>(sorted), data_or_null(classes), data_or_null(ranks), boxes.size(0),
                    iou_threshold, mutable_data<bool>(kept)});
-  return index_select(order, nonzero(kept));  // the size of the result is data: here the host waits
+  return index_select(order, nonzero(kept));  // synchronizes: the shape of the result depends on the data
 }
 
 template <class Device>
@@ -67,8 +67,8 @@ Tensor nms(const Tensor& boxes, const Tensor& scores, const std::optional<Tensor
   STD_TORCH_CHECK(
       boxes.dim() == 2 && boxes.size(1) == 4 && scores.dim() == 1 && scores.size(0) == boxes.size(0),
       "fcos_fast::nms: expected boxes (N, 4) and scores (N,)");
-  STD_TORCH_CHECK(boxes.size(0) < std::numeric_limits<int32_t>::max(),
-                  "fcos_fast::nms: 2^31 - 1 boxes or more");
+  STD_TORCH_CHECK(boxes.size(0) < std::numeric_limits<int32_t>::max(), "fcos_fast::nms: got ", boxes.size(0),
+                  " boxes; expected fewer than 2^31 - 1");
   check_candidates("nms", boxes, scores, idxs, iou_threshold);
   DeviceOf<Device> device(boxes);
   return kept_indices(*device, boxes, scores, idxs, iou_threshold);
@@ -83,12 +83,12 @@ std::tuple<Tensor, Tensor> nms_padded(const Tensor& boxes, const Tensor& scores,
   STD_TORCH_CHECK(boxes.dim() == 3 && boxes.size(2) == 4 && scores.dim() == 2 &&
                       scores.size(0) == boxes.size(0) && scores.size(1) == boxes.size(1),
                   "fcos_fast::nms_padded: expected boxes (B, N, 4) and scores (B, N)");
-  STD_TORCH_CHECK(boxes.size(1) < std::numeric_limits<uint32_t>::max(),
-                  "fcos_fast::nms_padded: 2^32 - 1 boxes of an image or more");
+  STD_TORCH_CHECK(boxes.size(1) < std::numeric_limits<uint32_t>::max(), "fcos_fast::nms_padded: got ",
+                  boxes.size(1), " boxes per image; expected fewer than 2^32 - 1");
   check_candidates("nms_padded", boxes, scores, labels, iou_threshold);
   check_range("nms_padded", "max_detections", max_detections, 1, std::numeric_limits<int32_t>::max());
   DeviceOf<Device> device(boxes);
-  const DeviceOf<Device> of_scores(scores);  // rejects what has no kernels here either
+  const DeviceOf<Device> of_scores(scores);  // rejects a dtype without kernels on this device
   Tensor indices = new_empty(boxes, {boxes.size(0), max_detections}, ScalarType::Long);
   Tensor counts = new_empty(boxes, {boxes.size(0)}, ScalarType::Long);
   if (boxes.size(0) == 0) return {indices, counts};

@@ -1,4 +1,4 @@
-// The operators of library.cpp on a device.
+// Registers the operators of library.cpp for a device.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

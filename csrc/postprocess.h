@@ -1,4 +1,4 @@
-// The front of postprocess: see math/postprocess.h.
+// Device-independent part of postprocess; see math/postprocess.h.
 #pragma once
 
 #include <limits>
@@ -10,7 +10,7 @@
 namespace fcos_fast {
 
 inline void check_maps(const std::vector<Tensor>& maps, const std::vector<Tensor>& logits, int64_t channels) {
-  STD_TORCH_CHECK(maps.size() == logits.size(), "fcos_fast::postprocess: ", maps.size(), " maps for ",
+  STD_TORCH_CHECK(maps.size() == logits.size(), "fcos_fast::postprocess: got ", maps.size(), " maps for ",
                   logits.size(), " levels");
   for (size_t l = 0; l < maps.size(); ++l) {
     const Tensor &map = maps[l], &like = logits[l];
@@ -19,8 +19,8 @@ inline void check_maps(const std::vector<Tensor>& maps, const std::vector<Tensor
     STD_TORCH_CHECK(
         same_grid && map.size(1) == channels && map.scalar_type() == maps[0].scalar_type() &&
             is_floating_point(map.scalar_type()),
-        "fcos_fast::postprocess: expected maps (B, C, H, W), (B, 4, H, W) and (B, 1, H, W) of one grid per "
-        "level and one type");
+        "fcos_fast::postprocess: expected maps (B, C, H, W), (B, 4, H, W) and (B, 1, H, W) with the same size per "
+        "level and the same dtype on all levels");
   }
 }
 
@@ -36,14 +36,14 @@ inline void check_postprocess(const std::vector<Tensor>& cls_logits,
   check_maps(cls_logits, cls_logits, first.size(1));
   check_maps(box_regression, cls_logits, 4);
   if (!centerness.empty()) check_maps(centerness, cls_logits, 1);
-  STD_TORCH_CHECK(geometry.size() == 5 * cls_logits.size(),
-                  "fcos_fast::postprocess: expected 5 numbers of geometry per level");
+  STD_TORCH_CHECK(geometry.size() == 5 * cls_logits.size(), "fcos_fast::postprocess: got ", geometry.size(),
+                  " numbers of geometry; expected 5 per level");
   for (const double g : geometry) check_number(op, "geometry", g, -INFINITY, INFINITY);
   STD_TORCH_CHECK(sizes.dim() == 2 && sizes.size(0) == first.size(0) && sizes.size(1) == 2,
                   "fcos_fast::postprocess: expected sizes (B, 2)");
   STD_TORCH_CHECK(sizes.scalar_type() == ScalarType::Int || sizes.scalar_type() == ScalarType::Long ||
                       is_floating_point(sizes.scalar_type()),
-                  "fcos_fast::postprocess: sizes are int32, int64 or floating-point numbers");
+                  "fcos_fast::postprocess: expected int32, int64 or floating-point sizes");
   check_same_device(op, first, cls_logits, box_regression, centerness, sizes);
 }
 
@@ -57,15 +57,15 @@ inline void check_rule(const math::PostprocessRule& rule) {
 
 // ---- memory formats ----
 
-// The map as it lies, if its locations are equally far apart.
-inline std::optional<math::FeatureMap> as_it_lies(const Tensor& map) {
+// The map without a copy, if its locations have a constant stride.
+inline std::optional<math::FeatureMap> strided_view(const Tensor& map) {
   const auto strides = map_strides(map);
   if (!strides.has_value()) return std::nullopt;
   return math::FeatureMap{map.const_data_ptr(), strides->image, strides->channel, strides->location};
 }
 
-// Are logits that lie so read without a copy? On the CPU where locations or classes are neighbours; on a GPU where, in
-// addition, an image's logits fill one stretch of memory.
+// Can the kernels read these logits without a copy? The CPU needs contiguous locations or classes; a GPU also needs
+// each image to be dense.
 inline bool is_scannable(Cpu, const math::FeatureMap& map, const Tensor&) {
   return map.location_stride == 1 || map.channel_stride == 1;
 }
@@ -75,13 +75,13 @@ inline bool is_scannable(const Cuda&, const math::FeatureMap& map, const Tensor&
          (map.channel_stride == 1 && map.location_stride == classes);
 }
 
-// Copies are kept in `copies`.
+// `copies` keeps a copy alive.
 template <class Accepts>
 math::FeatureMap feature_map(const Tensor& t, const Accepts& accepts, std::vector<Tensor>& copies) {
-  auto map = as_it_lies(t);
+  auto map = strided_view(t);
   if (!map.has_value() || !accepts(*map, t)) {
     copies.push_back(torch::stable::contiguous(t));
-    map = as_it_lies(copies.back());
+    map = strided_view(copies.back());
   }
   return *map;
 }
@@ -124,7 +124,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess(
   if (score_rule == ScoreRule::kClassification) {
     centerness.clear();
   } else {
-    STD_TORCH_CHECK(!centerness.empty(), "fcos_fast::postprocess: no centerness");
+    STD_TORCH_CHECK(!centerness.empty(), "fcos_fast::postprocess: expected centerness maps for score '",
+                    score, "'");
   }
   check_postprocess(cls_logits, box_regression, centerness, sizes, geometry);
   const Tensor& first = cls_logits[0];
@@ -158,8 +159,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> postprocess(
   std::vector<Tensor> copies;
   const auto levels = levels_of(*device, cls_logits, box_regression, centerness, geometry, copies);
   const int64_t pairs = (levels.back().first + levels.back().locations) * rule.classes;
-  STD_TORCH_CHECK(pairs < std::numeric_limits<uint32_t>::max(), "fcos_fast::postprocess: ", pairs,
-                  " pairs of a location and a class; expected less than 2^32 - 1 of an image");
+  STD_TORCH_CHECK(pairs < std::numeric_limits<uint32_t>::max(), "fcos_fast::postprocess: got ", pairs,
+                  " (location, class) pairs per image; expected fewer than 2^32 - 1");
   rule.topk = std::min(topk, std::max<int64_t>(1, pairs));
   const Tensor limits = torch::stable::contiguous(converted(sizes, real));
   if (batch > 0) {

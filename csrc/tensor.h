@@ -1,4 +1,4 @@
-// What every operator needs of torch's stable interface.
+// The parts of torch's stable ABI that every operator needs.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -32,7 +32,7 @@ inline std::vector<int64_t> strides_of(const Tensor& t) {
   return std::vector<int64_t>(strides.begin(), strides.end());
 }
 
-// Uninitialised, contiguous, on the device of `like`.
+// An uninitialized, contiguous tensor on the device of `like`.
 inline Tensor new_empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
   return torch::stable::new_empty(like, sizes, dtype);
 }
@@ -41,7 +41,7 @@ inline Tensor converted(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
 }
 
-// Of a type that was checked.
+// For a dtype that has passed check_floating().
 inline Dtype dtype_of(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::BFloat16:
@@ -71,7 +71,7 @@ inline bool is_floating_point(ScalarType t) {
          t == ScalarType::Half;
 }
 
-// What a loss operator is asked for.
+// The output requested from a loss operator.
 enum class Result { kElements, kSum, kGrad };
 
 // Sums of 16-bit losses are float32, those of float64 losses float64.
@@ -79,15 +79,15 @@ inline ScalarType sum_type(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// The gradient that flows into a loss: one number per element of the loss, or a scalar, that of their sum, which a GPU
-// reads where it lies.
+// The incoming gradient of a loss: one number per element, or a scalar (the gradient of the sum), which is read on the
+// device.
 struct Upstream {
   Tensor tensor;
   const void* scale = nullptr;  // of sum_type(dtype)
   const void* elements = nullptr;
 };
 
-// Without a gradient both pointers are null. `arrange` brings elements into the memory order of the loss.
+// Both pointers are null without a gradient. `arrange` converts elements to the memory format of the loss.
 template <class Arrange>
 Upstream upstream_of(const Tensor* grad, ScalarType dtype, const Arrange& arrange) {
   Upstream upstream;

@@ -1,4 +1,4 @@
-"""Finds and loads the binaries, and chooses between native and reference operators."""
+"""Loads the compiled extensions and selects between native and reference operators."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ from fcos_fast.errors import ExtensionError, ExtensionLoadError, ExtensionNotBui
 
 BACKENDS = ("auto", "native", "reference")
 
-
-REBUILD = (
-    "rebuild with `pip install .` in the source folder, or set FCOS_FAST_BACKEND=reference for plain PyTorch"
-)
+REBUILD = "rebuild with `pip install .` in the source folder, or set FCOS_FAST_BACKEND=reference to use plain PyTorch"
 
 
 def _load_cpu() -> ExtensionError | None:
@@ -32,7 +29,7 @@ def _load_cpu() -> ExtensionError | None:
         binary = importlib.import_module("fcos_fast._C")
     except (ImportError, OSError, RuntimeError) as error:
         return ExtensionLoadError(
-            f"fcos_fast._C does not load beside torch {torch.__version__}: {error}; {REBUILD}"
+            f"fcos_fast._C cannot be loaded with torch {torch.__version__}: {error}; {REBUILD}"
         )
     if source_hash() not in (None, binary.source_hash):
         warnings.warn(
@@ -43,26 +40,26 @@ def _load_cpu() -> ExtensionError | None:
 
 def _load_cuda() -> ExtensionError | None:
     if torch.version.cuda is None:
-        return ExtensionNotBuiltError(f"torch {torch.__version__} has no CUDA")
+        return ExtensionNotBuiltError(f"torch {torch.__version__} is built without CUDA")
     binaries = sorted(Path(__file__).parent.glob("_C_cuda.*"))
     if not binaries:
         return ExtensionNotBuiltError(
-            "fcos_fast._C_cuda is not built; reinstall with FCOS_FAST_BUILD=cuda, which says what is missing"
+            "fcos_fast._C_cuda is not built; reinstall with FCOS_FAST_BUILD=cuda, which reports what is missing"
         )
     try:
         torch.ops.load_library(str(binaries[0]))
     except (OSError, RuntimeError) as error:
         return ExtensionLoadError(
-            f"{binaries[0].name} does not load beside torch {torch.__version__}: {error.__cause__ or error}; {REBUILD}"
+            f"{binaries[0].name} cannot be loaded with torch {torch.__version__}: {error.__cause__ or error}; {REBUILD}"
         )
     return None
 
 
 cpu_error: ExtensionError | None = _load_cpu()
-"""Why there are no native CPU operators, or None."""
+"""Why the native CPU operators are unavailable, or None."""
 
 cuda_error: ExtensionError | None = cpu_error or _load_cuda()
-"""Why there are no native CUDA operators, or None. The schemas are in the CPU binary, so its failure is theirs too."""
+"""Why the native CUDA operators are unavailable, or None. They need the schemas in the CPU extension."""
 
 
 def _backend_from_environment() -> str:
@@ -76,15 +73,15 @@ _backend = _backend_from_environment()
 
 
 def current_backend() -> str:
-    """``auto``, ``native`` or ``reference``."""
+    """The selected backend: ``auto``, ``native`` or ``reference``."""
     return _backend
 
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Choose the operators inside a ``with``: ``auto``, ``native`` (raise where missing) or ``reference``.
+    """Context manager that selects the backend: ``auto``, ``native`` (raise if unavailable) or ``reference``.
 
-    The choice is global to the process, not to a thread.
+    The selection is global to the process, not to a thread.
     """
     global _backend
     if name not in BACKENDS:
@@ -97,22 +94,22 @@ def backend(name: str) -> Iterator[None]:
 
 
 def missing(device: torch.device | str) -> ExtensionError | None:
-    """Why operators on ``device`` are not native, or None."""
+    """Why the native operators are unavailable on ``device``, or None."""
     kind = torch.device(device).type
-    if kind in ("cpu", "meta"):  # the shapes-only kernels come with the schemas
+    if kind in ("cpu", "meta"):  # the fake kernels are registered with the schemas
         return cpu_error
     if kind == "cuda":
         if cuda_error is not None or not torch.cuda.is_available():
             return cuda_error
         index = torch.device(device).index
         return _architecture_error(torch.cuda.current_device() if index is None else index)
-    return ExtensionNotBuiltError(f"fcos_fast has native operators for cpu and cuda, not for {kind}")
+    return ExtensionNotBuiltError(f"fcos_fast has native operators for cpu and cuda, but not for {kind}")
 
 
 def capability_is_covered(capability: tuple[int, int], targets: str) -> bool:
-    """Does a binary built for ``targets`` ("sm_80 compute_90") run on a GPU of this compute capability?
+    """Whether a binary built for ``targets`` (such as "sm_80 compute_90") runs on a GPU of this compute capability.
 
-    Machine code runs on the same major version from its own minor version on; PTX on everything newer.
+    Machine code runs on the same major version with an equal or higher minor version; PTX on all newer GPUs.
     """
     for target in targets.split():
         kind, number = target.split("_")
@@ -133,7 +130,7 @@ def _architecture_error(index: int) -> ExtensionError | None:
         return None
     number = "{}.{}".format(*capability)
     return ExtensionLoadError(
-        f"fcos_fast._C_cuda was built for {targets}, cuda:{index} has compute capability {number}; reinstall with "
+        f"fcos_fast._C_cuda is built for {targets}, but cuda:{index} has compute capability {number}; reinstall with "
         f"TORCH_CUDA_ARCH_LIST={number}"
     )
 
@@ -142,19 +139,19 @@ _warned: set[str] = set()
 
 
 def is_on_gpu(tensor: Tensor) -> bool:
-    """Does the tensor lie on a CUDA device?"""
+    """Whether the tensor is on a CUDA device; replaced in the emulation of the CUDA kernels."""
     return tensor.is_cuda
 
 
 def use_native(tensor: Tensor, *others: Tensor) -> bool:
-    """Does the operator on these tensors run natively?
+    """Whether to run the native operator on these tensors.
 
-    float64 on CUDA serves checks alone and would cost a sixth of the build: there the reference runs.
+    float64 on CUDA runs the reference: it is only needed for gradient checks, and kernels would add a sixth to the
+    build time. Other devices without native operators also run the reference, with a warning the first time.
 
     Raises:
-        ExtensionError: under ``native`` where there is no native operator; under ``auto`` where the package was never
-            built. Under ``auto``, another device without native operators gets the reference version, and a warning
-            says so once.
+        ExtensionError: if there is no native operator and the backend is ``native``, or if the extension is not built
+            at all and the backend is ``auto``.
     """
     if _backend == "reference":
         return False
@@ -163,12 +160,14 @@ def use_native(tensor: Tensor, *others: Tensor) -> bool:
         if not is_on_gpu(tensor) or all(t.dtype != torch.float64 for t in (tensor, *others)):
             return True
         if _backend == "native":
-            raise ExtensionNotBuiltError('float64 has no CUDA kernels; use float32, or backend("reference")')
+            raise ExtensionNotBuiltError(
+                'there are no CUDA kernels for float64; use float32, or backend("reference")'
+            )
         return False
     if _backend == "native" or cpu_error is not None:
         raise error
     kind = tensor.device.type
     if kind not in _warned:
         _warned.add(kind)
-        warnings.warn(f"fcos_fast: plain PyTorch operators on {kind}: {error}", stacklevel=3)
+        warnings.warn(f"fcos_fast: using plain PyTorch operators on {kind}: {error}", stacklevel=3)
     return False

@@ -1,4 +1,4 @@
-"""The hash of the native sources, which setup.py builds into the binary and an editable install compares at import."""
+"""Hash of the C++ and CUDA sources. setup.py compiles it into the extension; editable installs compare it on import."""
 
 import hashlib
 from pathlib import Path
@@ -7,7 +7,7 @@ SOURCES = Path(__file__).parent.parent / "csrc"
 
 
 def source_hash() -> str | None:
-    """Hash of everything under csrc, or None where the package stands without its sources."""
+    """Hash of all files in csrc, or None if the package is installed without its sources."""
     if not (SOURCES / "library.cpp").exists():
         return None
     digest = hashlib.sha256()

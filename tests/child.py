@@ -1,4 +1,4 @@
-"""A fresh Python process: for what is decided once, when the package is imported."""
+"""Runs code in a new Python process, for tests of decisions made when the package is imported."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from tests.tree import ROOT, package_environment
 
 
 def run_python(code: str, *, package_in: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """Run ``code`` with the ``fcos_fast`` that lies in the folder, and with no FCOS_FAST_ variables but those given."""
+    """Run ``code`` with the ``fcos_fast`` in the folder and only the given FCOS_FAST_ variables."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env=package_environment(package_in, **environment),
         cwd=package_in,
         capture_output=True,
         text=True,
-        timeout=240,  # a busy machine imports torch slowly
+        timeout=240,  # importing torch is slow on a busy machine
     )
 
 
 def assert_runs(code: str, **kwargs) -> str:
-    """What the code prints, once it has run to its end without an error."""
+    """Assert that the code runs without an error, and return its output."""
     done = run_python(code, **kwargs)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,4 +1,4 @@
-"""What a kernel may cost, read from its machine code for sm_90: nvcc 13.0, not measured on any GPU.
+"""Resource budgets of the CUDA kernels, from their sm_90 machine code (nvcc 13.0), not measured on any GPU.
 
 Instructions are counted on one path around the hot loop: `tests.sass.Code.hot` chooses both. An element is what moves
 `bytes_per_element` bytes there, by accesses of `bytes_per_access`. ``python -m tests.cuda_budget`` prints what the built binary has.
@@ -20,18 +20,18 @@ class Kernel:
     """A kernel's budget.
 
     Attributes:
-        name: as `tests.sass.readable` writes it.
+        name: from `tests.sass.demangled`.
         source: file in csrc/cuda.
-        dtype: of the elements.
+        dtype: dtype of the elements.
         instructions_per_element: in the hot loop.
-        bytes_per_element: that the hot loop moves; 0 where no loop runs over elements, and none are counted.
-        bytes_per_access: width of the accesses that the hot loop is known by, and that move these bytes.
-        registers: of a thread.
-        threads: of a block.
-        blocks_per_sm: at once, by registers, threads and static shared memory.
-        launches: of the operator's call that runs it.
-        shortest: the hot loop has branches for rare elements, and its shortest path counts; elsewhere the longest one.
-        memory: ``global`` or ``shared``: whose accesses the hot loop is known by.
+        bytes_per_element: moved in the hot loop; 0 if no loop runs over elements, so that none are counted.
+        bytes_per_access: width of the accesses that identify the hot loop and move these bytes.
+        registers: per thread.
+        threads: per block.
+        blocks_per_sm: concurrent blocks, limited by registers, threads and static shared memory.
+        launches: number of launches per call of the operator.
+        shortest: count the shortest path, since the hot loop has branches for rare elements. Default: the longest.
+        memory: ``global`` or ``shared``: the kind of accesses that identify the hot loop.
     """
 
     name: str
@@ -125,28 +125,28 @@ KERNELS = [
 # fmt: on
 
 FLOAT64 = {
-    "add_partial_sums": "the sums of the blocks",
-    "sum_kernel": "the sums of the blocks",
-    "filter_kernel": "holds the scores of the few candidates against the threshold",
-    "select_kernel": "holds the scores of the few candidates against the threshold",
-    "detect_kernel": "converts maps of any type, of kept candidates alone",
+    "add_partial_sums": "sums over blocks",
+    "sum_kernel": "sums over blocks",
+    "filter_kernel": "compares the scores of the few candidates with the threshold",
+    "select_kernel": "compares the scores of the few candidates with the threshold",
+    "detect_kernel": "converts map values of any dtype, only for kept candidates",
 }
-"""Kernels that compute in float64 in their hot loop, and what."""
+"""Kernels with float64 computations in their hot loop, and the reason."""
 
 
 @dataclass(frozen=True)
 class Binary:
-    """The CUDA operators as they were built."""
+    """The compiled CUDA operators."""
 
     path: Path
     cuobjdump: Path
 
     def usage(self) -> list[sass.Usage]:
-        """Of every kernel on every architecture."""
+        """Resource usage of every kernel on every architecture."""
         return sass.read_usage(sass.run(self.cuobjdump, "-res-usage", self.path))
 
     def code(self, mangled: list[str]) -> dict[str, sass.Code]:
-        """Of these kernels on sm_90."""
+        """Code of these kernels on sm_90."""
         text = sass.run(
             self.cuobjdump, "-sass", "-arch", ARCHITECTURE, self.path
         )  # -fun takes five times as long
@@ -154,7 +154,7 @@ class Binary:
 
 
 def measured(kernel: Kernel, usage: sass.Usage, code: sass.Code) -> Kernel:
-    """The row with what the binary has."""
+    """The budget with the values of the binary."""
     memory = sass.Memory(kernel.memory, kernel.bytes_per_access)
     trace = code.hot(memory, kernel.shortest).trace
     moved = memory.count(trace) * kernel.bytes_per_access
@@ -173,7 +173,7 @@ def built() -> Binary:
     """The binary of this tree.
 
     Raises:
-        FileNotFoundError: where it was not built, or cuobjdump is missing; the message says which.
+        FileNotFoundError: if it is not built, or cuobjdump is missing.
     """
     folder = Path(__file__).parent.parent / "fcos_fast"
     path = next(folder.glob("_C_cuda.*"), None)
@@ -181,12 +181,12 @@ def built() -> Binary:
         raise FileNotFoundError("fcos_fast._C_cuda is not built here")
     cuobjdump = sass.find_cuobjdump()
     if cuobjdump is None:
-        raise FileNotFoundError("no cuobjdump: not in the CUDA toolkit, not on the PATH, not in Triton")
+        raise FileNotFoundError("cuobjdump not found in the CUDA toolkit, on the PATH or in Triton")
     return Binary(path, cuobjdump)
 
 
 def main() -> None:
-    """Print the rows as the binary has them."""
+    """Print all rows with the values of the binary."""
     binary = built()
     usage = {u.name: u for u in binary.usage() if u.architecture == ARCHITECTURE}
     code = binary.code([usage[kernel.name].mangled for kernel in KERNELS])

@@ -1,10 +1,11 @@
-"""Every test that needs a GPU, in one unattended run of under eight minutes: ``python -m tests.gpu_check OUT``.
+"""Runs all tests that need a GPU, unattended and in under eight minutes: ``python -m tests.gpu_check OUT``.
 
-Builds a copy of the tree for the GPU that is there, runs the tests with the marker ``gpu``, and then compute-sanitizer
-over small inputs of every operator. Each step has its own time and hides no other. In the folder OUT: gpu-check.json,
-.md (summary) and .log, written after every step. The exit status is 0 where nothing failed.
+Builds a copy of the tree for the GPU of this machine, runs the tests with the marker ``gpu``, and then
+compute-sanitizer on small inputs of every operator. Each step has its own time limit, so a failing step does not
+prevent the others. Writes gpu-check.json, .md (summary) and .log to the folder OUT after every step. The exit status is
+0 if nothing failed.
 
-Without a GPU it is a rehearsal: the same steps, those of the GPU skipped and counted. It proves nothing about a GPU.
+Without a GPU this is a rehearsal: the same steps, with GPU tests skipped and counted. It proves nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -20,20 +21,26 @@ from pathlib import Path
 
 from tests.gpu_steps import Outcome, Run, prepare, run_from_command_line
 
-TESTS = ["tests/ops", "tests/models", "tests/engine", "tests/integrations"]
-"""Where tests with the marker ``gpu`` are; a test sees to it that none is elsewhere."""
-PROCESSES = 6  # of tests beside each other on one GPU, where pytest-xdist is installed
+TESTS = [
+    "tests/ops",
+    "tests/models",
+    "tests/engine",
+    "tests/integrations",
+    "benchmarks/tests/test_every_operator.py",
+]
+"""All tests with the marker ``gpu``; test_gpu_check.py verifies that there are no others."""
+PROCESSES = 6  # parallel test processes on one GPU, if pytest-xdist is installed
 
 
 def steps(run: Run) -> None:
-    """Correctness of results first, then of memory accesses."""
+    """First the results, then the memory accesses."""
     if not prepare(run):
         return
     name, marker = "tests on the GPU", "gpu and not large"
     outcome = run_tests(run, name, 180, marker, TESTS, PROCESSES)
     if not (
         outcome.passed or outcome.failed or outcome.skipped
-    ):  # a conftest.py that cannot be imported ends pytest
+    ):  # pytest stops if a conftest.py cannot be imported
         for folder in TESTS:
             run_tests(run, f"{name}, {folder}", 90, marker, [folder], PROCESSES)
     run_tests(run, "large tensors on the GPU", 50, "gpu and large", ["tests/ops"])
@@ -44,7 +51,7 @@ def steps(run: Run) -> None:
 def run_tests(
     run: Run, name: str, seconds: float, marker: str, where: list[str], processes: int = 1
 ) -> Outcome:
-    """A step of tests, counted with the reasons of those skipped; each outcome is kept as soon as it is known."""
+    """Run tests as one step; the plugin writes each outcome immediately."""
     outcomes = run.scratch / f"{len(run.outcomes)}.jsonl"
     options = []
     if installed("xdist") and processes > 1:
@@ -60,15 +67,15 @@ def run_tests(
 
 
 def installed(module: str) -> bool:
-    """Can it be imported?"""
+    """Whether the module can be imported."""
     return importlib.util.find_spec(module) is not None
 
 
 def count_tests(outcomes: Path, outcome: Outcome) -> None:
-    """Complete the outcome from what the plugin wrote: of a test that failed the first reason."""
+    """Complete the outcome from the file that the plugin wrote; a failed test keeps its first reason."""
     lines = [json.loads(line) for line in outcomes.read_text().splitlines()] if outcomes.exists() else []
     selected = max((line["selected"] for line in lines if "selected" in line), default=0)
-    begun = {line["begun"] for line in lines if "begun" in line}
+    started = {line["started"] for line in lines if "started" in line}
     results: dict[str, tuple[str, str]] = {}
     for line in lines:
         if "test" in line and results.get(line["test"], ("",))[0] != "failed":
@@ -78,14 +85,14 @@ def count_tests(outcomes: Path, outcome: Outcome) -> None:
     failed = {test: why for test, (kind, why) in results.items() if kind == "failed"}
     outcome.failed = len(failed)
     outcome.remarks += [f"{test}: {why}" for test, why in failed.items()]
-    if interrupted := sorted(begun - results.keys()):
-        outcome.remarks.append(f"did not end: {', '.join(interrupted[:5])}")
-    if (not_run := selected - len(begun | results.keys())) > 0:
+    if interrupted := sorted(started - results.keys()):
+        outcome.remarks.append(f"did not finish: {', '.join(interrupted[:5])}")
+    if (not_run := selected - len(started | results.keys())) > 0:
         outcome.remarks.append(f"{not_run} of {selected} tests did not run")
 
 
 def sanitize(run: Run, tool: str, seconds: float) -> Outcome:
-    """One of compute-sanitizer's tools over small inputs of every operator."""
+    """Run a tool of compute-sanitizer on small inputs of every operator."""
     name = f"compute-sanitizer {tool}"
     if not run.gpu:
         return run.skip(name, "no CUDA device")
@@ -101,16 +108,16 @@ def sanitize(run: Run, tool: str, seconds: float) -> Outcome:
         run.log.write(text := log.read_text(errors="replace") if log.exists() else "")
         count_reports(text, outcome)
 
-    command = [program, *options, sys.executable, "-m", "tests.gpu_small", "cuda"]
-    # Every tensor its own allocation: its ends are ends.
+    command = [program, *options, sys.executable, "-m", "benchmarks.small", "cuda"]
+    # Without the caching allocator every tensor has its own allocation, so out-of-bounds accesses are detected.
     outcome = run.step(name, seconds, command, read, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    if any("Device not supported" in remark for remark in outcome.remarks):  # some virtual machines hide it
+    if any("Device not supported" in remark for remark in outcome.remarks):  # on some virtual machines
         outcome.verdict = "skipped"
     return outcome
 
 
 def count_reports(text: str, outcome: Outcome) -> None:
-    """Complete the outcome from compute-sanitizer's text: reports about a kernel of ours fail it, others are told."""
+    """Complete the outcome from the log of compute-sanitizer: only reports about our kernels are failures."""
     others = 0
     for report in re.split(r"^========= (?=\S)", text, flags=re.MULTILINE)[1:]:
         if re.match(r"COMPUTE-SANITIZER|[A-Z ]+SUMMARY", report):
@@ -121,10 +128,14 @@ def count_reports(text: str, outcome: Outcome) -> None:
             outcome.remarks.append(" ".join(on_device.split())[:300])
         else:
             others += 1
-            outcome.remarks.append(f"not about a kernel of ours: {' '.join(on_device.split())[:200]}")
+            outcome.remarks.append(f"not about our kernels: {' '.join(on_device.split())[:200]}")
     if others:
-        outcome.remarks.append(f"{others} reports about other things than kernels of ours; see the log")
+        outcome.remarks.append(f"{others} reports that are not about our kernels; see the log")
 
 
 if __name__ == "__main__":
-    sys.exit(run_from_command_line("gpu-check", __doc__.splitlines()[0], steps))
+    sys.exit(
+        run_from_command_line(
+            "tests.gpu_check", "Run all tests that need a GPU, and compute-sanitizer.", steps
+        )
+    )

@@ -1,7 +1,8 @@
-"""For ``pytest -p tests.gpu_plugin``: outcomes are written as soon as they are known, and a lost GPU costs one test.
+"""For ``pytest -p tests.gpu_plugin``: writes outcomes immediately, and exits when the CUDA context is lost.
 
-``GPU_CHECK_OUTCOMES`` names the file of JSON lines. A kernel's illegal access breaks the CUDA context of the process,
-and every test after it would fail: such a process ends. pytest-xdist starts another; without it the rest does not run.
+``GPU_CHECK_OUTCOMES`` names the file of JSON lines. An illegal access in a kernel destroys the CUDA context of the
+process, so that all later tests would fail. Therefore the process exits; pytest-xdist starts a new one. Without
+pytest-xdist the remaining tests do not run.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ import pytest
 import torch
 
 OUTCOMES = os.environ["GPU_CHECK_OUTCOMES"]
-is_worker = False  # of pytest-xdist
+is_worker = False  # a worker of pytest-xdist
 
 
 def pytest_configure(config):
     global is_worker
     is_worker = hasattr(
         config, "workerinput"
-    )  # the environment may be that of a worker which started this process
+    )  # not from the environment, which may be inherited from a worker
 
 
 def tell(**line) -> None:
-    """Append a line; with pytest-xdist only the controller does."""
+    """Append a line; with pytest-xdist, only in the controller."""
     if not is_worker:
         with open(OUTCOMES, "a") as file:
             file.write(json.dumps(line) + "\n")
@@ -42,7 +43,7 @@ def pytest_xdist_node_collection_finished(node, ids):
 
 
 def pytest_runtest_logstart(nodeid):
-    tell(begun=nodeid)
+    tell(started=nodeid)
 
 
 def pytest_runtest_logreport(report):
@@ -56,14 +57,14 @@ def pytest_collectreport(report):
 
 
 def reason(report) -> str:
-    """Of a failure the error, of a skip its reason."""
+    """The error message or the reason for skipping."""
     if report.passed:
         return ""
     if report.skipped and isinstance(report.longrepr, tuple):
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash else str(report.longrepr)
-    errors = re.findall(r"^E +(.+)$", text, flags=re.MULTILINE)  # of a file that cannot be collected
+    errors = re.findall(r"^E +(.+)$", text, flags=re.MULTILINE)  # for a file that cannot be collected
     return (errors[-1] if errors else text.strip().partition("\n")[0])[:300]
 
 
@@ -81,7 +82,7 @@ def pytest_runtest_protocol(item):
     if item.session.stash.get(LOST, False):
         if is_worker:
             os._exit(70)
-        item.session.shouldstop = f"the CUDA context is lost since {item.nodeid}"
+        item.session.shouldstop = f"the CUDA context was lost in {item.nodeid}"
     return result
 
 
@@ -89,7 +90,7 @@ LOST = pytest.StashKey[bool]()
 
 
 def context_is_lost() -> bool:
-    """After an illegal access nothing works any more."""
+    """Whether the CUDA context is unusable after an illegal access."""
     try:
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()

@@ -1,6 +1,6 @@
-"""What ``gpu_check`` and ``gpu_bench`` share: steps with a time of their own, a build, a report after each step.
+"""Shared by ``gpu_check`` and ``gpu_bench``: steps with a time limit, a build, and a report after each step.
 
-Both run with the Python and torch that are there, without network, ``.git``, ``.venv`` or pip, on a copy of the tree.
+Both use the installed Python and torch, need no network, ``.git``, ``.venv`` or pip, and run on a copy of the tree.
 """
 
 from __future__ import annotations
@@ -22,22 +22,23 @@ from pathlib import Path
 
 from tests.tree import ROOT, copy_tree, package_environment
 
-REMARKS = 12  # of a step in the summary
-SECONDS = 465  # of everything; what writes the report comes on top, within eight minutes
-PATIENCE = 8  # seconds that a process has to end by itself once it was asked to
+REMARKS = 12  # per step in the summary
+SECONDS = 465  # total; eight minutes with the writing of the report
+PATIENCE = 8  # seconds for a process to exit after SIGINT
 TREE = ROOT / "build" / "gpu-tree"
 BAD = ("failed", "out of time")
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of a step.
+    """The outcome of a step.
 
     Attributes:
         verdict: passed, failed, skipped or "out of time".
-        passed, failed: numbers of tests or rows.
+        passed: number of tests or rows.
+        failed: number of tests or rows.
         skipped: reason -> number of tests or rows.
-        remarks: what failed, or why the step was skipped.
+        remarks: failures, or why the step was skipped.
     """
 
     step: str
@@ -50,14 +51,14 @@ class Outcome:
 
 
 class Run:
-    """One run of ``name``: its folder, its log, its time.
+    """A run of ``name``: its folder, log and time budget.
 
     Args:
-        name: the report is ``name``.json and .md, the log ``name``.log.
-        out: folder for them.
-        commit: hash to name where git is not at hand.
-        seconds: time for everything; of another than ``SECONDS`` the steps get the same share.
-        clock: seconds that only grow.
+        name: base name of the report (.json and .md) and the log (.log).
+        out: folder for report and log.
+        commit: commit hash to report if git is unavailable.
+        seconds: total time; the limits of the steps are scaled by ``seconds / SECONDS``.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(
@@ -73,7 +74,10 @@ class Run:
         )
         self.machine: dict = {}
         self.outcomes: list[Outcome] = []
-        self.extra: Callable[[], tuple[dict, str]] = lambda: ({}, "")  # more of the report: JSON and markdown
+        self.extra: Callable[[], tuple[dict, str]] = lambda: (
+            {},
+            "",
+        )  # additional content of the report: JSON and markdown
 
     def __enter__(self) -> Run:
         return self
@@ -84,19 +88,19 @@ class Run:
 
     @property
     def gpu(self) -> dict:
-        """The GPU that is there; {} in a rehearsal."""
+        """The GPU of this machine; {} in a rehearsal."""
         return self.machine.get("gpu") or {}
 
     def left(self) -> float:
-        """Seconds until everything is to be done."""
+        """Remaining seconds."""
         return self.seconds - (self.clock() - self.start)
 
     def scaled(self, seconds: float) -> float:
-        """What so many seconds of ``SECONDS`` are of the time that this run has."""
+        """Scale a time limit from ``SECONDS`` to the total time of this run."""
         return seconds * self.seconds / SECONDS
 
     def share(self, seconds: float) -> float:
-        """The same, but not more than is left."""
+        """Scale a time limit, but not beyond the remaining time."""
         return min(self.scaled(seconds), self.left())
 
     def step(
@@ -107,12 +111,12 @@ class Run:
         read: Callable[[Outcome], None] | None = None,
         **environment,
     ) -> Outcome:
-        """Run a command for at most so long; ``read`` completes its outcome from the files that it wrote."""
+        """Run a command with a time limit; ``read`` completes the outcome from files that the command wrote."""
         outcome = Outcome(name)
         seconds = self.share(seconds)
         tell(f"{name} ... (at most {max(seconds, 0):.0f} s)")
         if seconds < 5:
-            outcome.verdict, outcome.remarks = "out of time", ["not begun"]
+            outcome.verdict, outcome.remarks = "out of time", ["not started"]
             return self.add(outcome)
         start = self.clock()
         process = self.begin(command, **environment)
@@ -131,19 +135,19 @@ class Run:
         return self.add(outcome)
 
     def skip(self, name: str, reason: str) -> Outcome:
-        """Count a step that cannot run here."""
+        """Record a step that cannot run here."""
         tell(name)
         return self.add(Outcome(name, "skipped", remarks=[reason]))
 
     def add(self, outcome: Outcome) -> Outcome:
-        """Keep it, say it and write the report: whoever stops the run later has it."""
+        """Record and print the outcome, and write the report, so that a stopped run keeps it."""
         self.outcomes.append(outcome)
         tell(f"  {line_of(outcome)}")
         self.write()
         return outcome
 
     def begin(self, command: list, **environment: str) -> subprocess.Popen:
-        """Start a command in the copy of the tree; what it prints goes to the log."""
+        """Start a command in the copy of the tree, with its output in the log."""
         command = list(map(str, command))
         self.log.write(f"\n\n==== {' '.join(command)}\n")
         self.log.flush()
@@ -159,14 +163,14 @@ class Run:
         return process
 
     def last_lines(self, process: subprocess.Popen) -> str:
-        """The end of what a process wrote to the log."""
+        """The last lines that a process wrote to the log."""
         with open(self.log.name, errors="replace") as log:
             log.seek(process.log_begins)
             lines = [line for line in log.read().splitlines() if line.strip()]
         return "\n    ".join(lines[-12:])[-1500:]
 
     def write(self) -> bool:
-        """The report as JSON and markdown; is everything well?"""
+        """Write the report as JSON and markdown. Returns whether no step failed."""
         bad = [outcome for outcome in self.outcomes if outcome.verdict in BAD]
         extra, table = self.extra()
         content = {
@@ -183,7 +187,7 @@ class Run:
         return not bad
 
     def finish(self) -> int:
-        """Write and say what came of everything; the exit status."""
+        """Write the report, print a summary and return the exit status."""
         well = self.write()
         _, table = self.extra()
         tell(f"\n{summary(self)}\n\n{table}\n")
@@ -198,20 +202,20 @@ class Run:
 
 
 def end(process: subprocess.Popen, seconds: float) -> int | None:
-    """Exit status, or None where it had to be stopped: asked first, so that it still writes what it knows."""
+    """Wait for a process. Returns its exit status, or None if it was stopped (first by SIGINT, to let it clean up)."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         return process.wait(seconds)
     for number in (signal.SIGINT, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        # Not longer even where it was killed: a process can hang in the driver.
+        # Limited even after SIGKILL: a process can hang in the driver.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(PATIENCE)
     return None
 
 
 def prepare(run: Run) -> bool:
-    """Copy the tree, look at the machine and build for its GPU; can the rest run?"""
+    """Copy the tree, record the machine and build for its GPU. Returns whether the build succeeded."""
     copy_tree(TREE)
     facts = run.scratch / "machine.json"
 
@@ -219,7 +223,7 @@ def prepare(run: Run) -> bool:
         if facts.exists():
             run.machine = json.loads(facts.read_text())
 
-    run.step("machine", 60, [sys.executable, "-m", "benchmarks.machine", facts], read)
+    run.step("machine", 60, [sys.executable, "-m", "tests.machine", facts], read)
     if not run.gpu:
         tell(NO_GPU)
     build = run.step(
@@ -231,12 +235,12 @@ def prepare(run: Run) -> bool:
     )
     run.step("info", 40, [sys.executable, "-m", "fcos_fast.info"])
     if build.verdict != "passed":
-        run.skip("everything else", "needs the build")
+        run.skip("everything else", "the build did not pass")
     return build.verdict == "passed"
 
 
 def summary(run: Run) -> str:
-    """Steps, counts, and the reason of whatever did not pass."""
+    """Steps, counts, and the reasons of everything that did not pass."""
     lines = [
         title(run.machine),
         "",
@@ -253,7 +257,7 @@ def summary(run: Run) -> str:
         if len(o.remarks) > REMARKS:
             lines.append(f"* {o.step}: and {len(o.remarks) - REMARKS} more; see the log")
     if run.machine and not run.machine.get("torchvision"):
-        lines.append("* torchvision is absent: its rows are missing, and the tests against it are skipped")
+        lines.append("* torchvision is not installed: its rows are missing, and tests against it are skipped")
     return "\n".join(lines)
 
 
@@ -265,16 +269,16 @@ NO_GPU = """
 
 
 def title(machine: dict) -> str:
-    """What ran where."""
+    """The headline: GPU, versions and commit."""
     if not machine:
-        return "# The machine could not be read: see the log"
+        return "# The machine could not be identified: see the log"
     gpu = machine.get("gpu")
     where = f"{gpu['name']}, driver {gpu['driver_version']}" if gpu else "REHEARSAL without a GPU"
     return f"# {where}; torch {machine['torch']}, CUDA {machine['cuda']}, commit {machine['commit']}"
 
 
 def line_of(outcome: Outcome) -> str:
-    """The outcome in a line, and its first remarks."""
+    """The outcome on one line, followed by its first remarks."""
     skipped = sum(outcome.skipped.values())
     counts = f", {outcome.passed} passed, {outcome.failed} failed, {skipped} skipped"
     any_count = outcome.passed or outcome.failed or skipped
@@ -283,28 +287,27 @@ def line_of(outcome: Outcome) -> str:
 
 
 def put(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     unfinished = path.with_suffix(f"{path.suffix}.unfinished")
     unfinished.write_text(text)
     os.replace(unfinished, path)
 
 
 def tell(message: str) -> None:
-    """To whoever waits."""
+    """Print immediately."""
     print(message, flush=True)
 
 
-def run_from_command_line(name: str, description: str, steps: Callable[[Run], None]) -> int:
-    """Exit status: 1 where a step failed or found no time."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m tests.{name.replace('-', '_')}", description=description
-    )
+def run_from_command_line(module: str, description: str, steps: Callable[[Run], None]) -> int:
+    """Returns the exit status: 1 if a step failed or had no time left."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.add_argument("out", type=Path, help="folder for the results")
-    parser.add_argument("--commit", default="", help="hash to name where git is not at hand")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="time for everything")
+    parser.add_argument("--commit", default="", help="commit hash to report if git is unavailable")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="total time")
     arguments = parser.parse_args()
-    # In the background of a shell Ctrl-C is ignored, by what is started here too, which is asked to end by it.
+    # Background jobs of a shell ignore SIGINT, and so would the processes started here, which are stopped with it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    name = module.rpartition(".")[2].replace("_", "-")
     with Run(name, arguments.out, arguments.commit, arguments.seconds) as run:
         steps(run)
         return run.finish()

@@ -1,7 +1,7 @@
-"""The tests of the CPU operators on a build with AddressSanitizer and UndefinedBehaviorSanitizer: ``make sanitize``.
+"""Runs the tests of the CPU operators with AddressSanitizer and UndefinedBehaviorSanitizer: ``make sanitize``.
 
-Builds a copy of the tree; the tree's own binaries stay as they are. A read or write outside a tensor, or undefined
-behaviour, ends the run with a report. Needs GCC.
+Builds a copy of the tree and leaves the tree's own binaries alone. The run stops with a report at the first read or
+write out of bounds, or undefined behavior. Needs GCC.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ import sys
 from tests.tree import ROOT, copy_tree, package_environment
 
 TREE = ROOT / "build" / "sanitize"
-# Appended, because the last -O counts. Python's own -fwrapv would define the overflow of integers. Looking for uses
-# after scope would make the SIMD files compile six times longer.
+# Appended to the command, because the last -O wins. -fno-wrapv undoes Python's -fwrapv, which would hide integer
+# overflow. Checking for use after scope would increase the compile time of the SIMD files six-fold.
 FLAGS = (
     "-O1 -g1 -fno-omit-frame-pointer -fno-wrapv -fsanitize=address,undefined -fno-sanitize-recover=undefined "
     "-fno-sanitize-address-use-after-scope"
 )
 OPTIONS = {
-    # Python leaves much behind; and what asks for more memory than there is gets torch's error, as without a sanitizer.
+    # Python itself leaks. Allocations that are too large must return null, to get torch's error as without a sanitizer.
     "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
 }
-# Everything that computes; what compiles, traces or repeats takes long and runs the same kernels.
+# Everything that computes. Tests that compile, trace or repeat are slow and run the same kernels.
 TESTS = [
     "tests/fuzz",
     "tests/ops",
+    "benchmarks/tests/test_every_operator.py",
     "tests/test_simd.py",
     "-m",
     "not (gpu or slow or large)",
@@ -38,10 +39,10 @@ TESTS = [
 
 
 def compiler() -> str:
-    """Path of a script that is the compiler with FLAGS."""
+    """Path of a script that calls the compiler with FLAGS."""
     original = shutil.which(os.environ.get("CXX", "g++"))
     if original is None:
-        raise SystemExit("sanitize: no g++; install GCC or set CXX")
+        raise SystemExit("sanitize: g++ not found; install GCC or set CXX")
     script = TREE / "build" / "g++"
     script.parent.mkdir(exist_ok=True)
     script.write_text(f'#!/bin/sh\nexec {original} "$@" {FLAGS}\n')
@@ -50,7 +51,7 @@ def compiler() -> str:
 
 
 def libraries(cxx: str) -> str:
-    """The sanitizers' libraries, which must be loaded before Python's first allocation."""
+    """Paths of the sanitizer runtimes, which must be loaded before Python starts."""
     names = ("libasan.so", "libubsan.so")
     return " ".join(
         subprocess.check_output([cxx, f"-print-file-name={name}"], text=True).strip() for name in names
@@ -58,7 +59,7 @@ def libraries(cxx: str) -> str:
 
 
 def main() -> int:
-    """The first exit status that is not 0."""
+    """Build and test; returns the first nonzero exit status."""
     copy_tree(TREE)
     cxx = compiler()
     build = package_environment(TREE, CXX=cxx, FCOS_FAST_BUILD="cpu")

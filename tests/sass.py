@@ -1,4 +1,4 @@
-"""Reads the machine code of kernels: what cuobjdump prints of a binary, the loops, and a path around the hot one."""
+"""Analyzes the machine code of kernels: parses the output of cuobjdump, finds loops and a path through the hot loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLOAT64 = ("DADD", "DMUL", "DFMA", "DSETP", "DMNMX")
 
 
 def find_cuobjdump() -> Path | None:
-    """That of the toolkit, which not every toolkit has; of the PATH; or of Triton, which comes with torch."""
+    """cuobjdump of the CUDA toolkit, on the PATH, or in Triton, which is installed with torch."""
     home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
     candidates = [Path(home) / "bin" / "cuobjdump"]
     if on_path := shutil.which("cuobjdump"):
@@ -34,12 +34,12 @@ def find_cuobjdump() -> Path | None:
 
 
 def run(cuobjdump: Path, *arguments: str | Path) -> str:
-    """What it prints."""
+    """Output of cuobjdump."""
     return subprocess.run([cuobjdump, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def readable(mangled: str) -> str:
-    """``box_loss_kernel<bfloat16,2,0>``: no namespaces, no types of enumerations, no parameters."""
+def demangled(mangled: str) -> str:
+    """Short name, such as ``box_loss_kernel<bfloat16,2,0>``: without namespaces, enum types and parameters."""
     name = torch._C._demangle(mangled).replace("(anonymous namespace)::", "").removeprefix("void ")
     name = re.sub(r"\([\w:]+\)(?=-?\d)", "", name)
     name = re.sub(r"\w+::| ", "", name.partition("(")[0])
@@ -48,7 +48,7 @@ def readable(mangled: str) -> str:
 
 @dataclass(frozen=True)
 class Usage:
-    """Of a kernel on one architecture: registers of a thread; bytes."""
+    """Resource usage of a kernel on one architecture: registers per thread; stack and memory in bytes."""
 
     source: str
     mangled: str
@@ -60,12 +60,12 @@ class Usage:
 
     @property
     def name(self) -> str:
-        """That of ``readable``."""
-        return readable(self.mangled)
+        """Short demangled name."""
+        return demangled(self.mangled)
 
 
 def read_usage(text: str) -> list[Usage]:
-    """Of every kernel and architecture, from ``cuobjdump -res-usage``."""
+    """Parse ``cuobjdump -res-usage``: usage of every kernel on every architecture."""
     found, source, architecture = [], "", ""
     pattern = (
         r"arch = (\S+)|identifier = (\S+)|Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
@@ -80,7 +80,7 @@ def read_usage(text: str) -> list[Usage]:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One of a kernel; ``text`` without its predicate."""
+    """A machine instruction; ``text`` is without the predicate."""
 
     address: int
     predicate: str
@@ -88,84 +88,86 @@ class Instruction:
 
     @property
     def opcode(self) -> str:
-        """``LDG`` of ``LDG.E.128 R4, [R2]``."""
+        """Such as ``LDG`` for ``LDG.E.128 R4, [R2]``."""
         return re.split(r"[.\s]", self.text)[0]
 
     @property
     def width(self) -> int:
-        """Bytes of a thread's access to memory."""
+        """Bytes per thread of a memory access."""
         kinds = self.text.split()[0].split(".")
         return next((WIDTHS[kind] for kind in kinds if kind in WIDTHS), 4)
 
     @property
     def address_in_text(self) -> int | None:
-        """That of a branch, a call or a barrier."""
+        """The target of a branch, a call or a barrier."""
         address = re.search(r" 0x([0-9a-f]+)$", self.text)
         return int(address[1], 16) if address else None
 
     @property
     def branches(self) -> bool:
-        """To address_in_text; not where the lanes of a warp diverge (BRA.DIV), which is rare."""
+        """Whether it branches to address_in_text. Not for diverging warps (BRA.DIV), which are rare."""
         return self.opcode == "BRA" and not self.text.startswith("BRA.DIV")
 
     @property
     def is_float64(self) -> bool:
-        """Arithmetic or conversion of float64."""
+        """Whether it is a float64 arithmetic instruction or conversion."""
         return self.opcode in FLOAT64 or re.search(r"\.(F64|RCP64H|RSQ64H)\b", self.text) is not None
 
     @property
     def ends(self) -> bool:
-        """Does no thread go on to the next instruction?"""
+        """Whether no thread continues with the next instruction."""
         always = not self.predicate and (self.opcode != "BRA" or re.match(r"BRA(\.INC)? 0x", self.text))
         return bool(always) and self.opcode in ("BRA", "EXIT", "RET", "BRX", "JMP")
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The instructions on a path, as one thread runs them."""
+    """The instructions on a path, in the order in which a thread executes them."""
 
     instructions: tuple[Instruction, ...]
 
 
 @dataclass(frozen=True)
 class Memory:
-    """A kind of access: to ``global`` or ``shared`` memory, of so many bytes."""
+    """A kind of memory access: to ``global`` or ``shared`` memory, ``width`` bytes per thread."""
 
     where: str
     width: int
 
     def has(self, instruction: Instruction) -> bool:
-        """Is the instruction one?"""
+        """Whether the instruction is such an access."""
         return instruction.opcode in ACCESSES[self.where] and instruction.width == self.width
 
     def count(self, trace: Trace) -> int:
-        """How many there are."""
+        """Number of such accesses."""
         return sum(map(self.has, trace.instructions))
 
 
 @dataclass(frozen=True)
 class Hot:
-    """Where a kernel spends its time."""
+    """The hot loop of a kernel."""
 
     loop: tuple[Instruction, ...]
     trace: Trace
-    """Once around the loop: the longest path with the most accesses, or the shortest."""
+    """One iteration: the longest path with the most accesses, or the shortest."""
 
     @property
     def float64(self) -> list[str]:
-        """Instructions on float64, of rare elements too."""
+        """float64 instructions, including those on rare paths."""
         return [i.text for i in self.loop if i.is_float64]
 
 
 class Code:
-    """A kernel's instructions as a graph: each knows which ones may follow."""
+    """Control flow graph of a kernel's instructions."""
 
     def __init__(self, instructions: list[Instruction]):
         self.instructions = instructions
         place = {instruction.address: k for k, instruction in enumerate(instructions)}
         named = {place.get(i.address_in_text) for i in instructions}
         after_ends = [k + 1 for k, i in enumerate(instructions[:-1]) if i.ends]
-        tables = [k for k in after_ends if k not in named]  # where a switch may go: nothing else names it
+        tables = [
+            k for k in after_ends if k not in named
+        ]  # possible targets of a switch: not the target of any branch
         self.next: list[list[int]] = []
         for k, instruction in enumerate(instructions):
             following = [] if instruction.ends or k + 1 == len(instructions) else [k + 1]
@@ -175,12 +177,12 @@ class Code:
 
     @cached_property
     def _reached(self) -> set[int]:
-        """What the entry leads to; subroutines and the code for diverged lanes are not followed."""
+        """Instructions reachable from the entry, except subroutines and code for diverged lanes."""
         return set(self._in_order(0, len(self.instructions) - 1, back=()))
 
     @cached_property
     def _back(self) -> set[tuple[int, int]]:
-        """Branches (from, to) back to an instruction that is on every path to them."""
+        """Back edges: branches (from, to) to an instruction that dominates them."""
         return {
             (k, first)
             for k, following in enumerate(self.next)
@@ -192,7 +194,7 @@ class Code:
     def loops(self) -> list[tuple[int, int]]:
         """First and last instruction of every loop.
 
-        What the compiler moved behind the last branch back (it expects it to be rare) does not count.
+        Excludes code that the compiler moved behind the last back edge because it expects it to be rare.
         """
         ends: dict[int, int] = {}
         for k, first in self._back:
@@ -200,7 +202,7 @@ class Code:
         return sorted(ends.items())
 
     def _passes(self, through: int, to: int) -> bool:
-        """Is that instruction on every path from the entry to this one?"""
+        """Whether ``through`` dominates ``to``: it is on every path from the entry."""
         seen, open_ends = {0}, [0]
         while open_ends and through not in (0, to):
             for k in self.next[open_ends.pop()]:
@@ -212,7 +214,7 @@ class Code:
         return True
 
     def _in_order(self, first: int, last: int, back: Container[tuple[int, int]]) -> list[int]:
-        """What can be reached between these two, each after all that may come before it."""
+        """Instructions reachable from ``first`` up to ``last``, in topological order."""
         order: list[int] = []
         seen = {first}
         stack = [(first, iter(self.next[first]))]
@@ -228,14 +230,14 @@ class Code:
         return order[::-1]
 
     def trace(self, first: int, last: int, end: int, kind: Memory, shortest: bool) -> Trace:
-        """From first to end, between first and last: the longest path with the most accesses, or the shortest."""
+        """The longest (or shortest) path with the most accesses from first to end, within first to last."""
         cost = -1 if shortest else 1
         best: dict[int, tuple[int, int]] = {first: (0, 0)}  # accesses, cost
         came: dict[int, int] = {}
         order = self._in_order(first, last, self._back)
         rank = {
             k: i for i, k in enumerate(order)
-        }  # forwards only: what a switch may reach is more than it does
+        }  # only forward, since the targets of a switch are overestimated
         for k in order:
             if k not in best:
                 continue
@@ -249,10 +251,10 @@ class Code:
         return Trace(tuple(self.instructions[k] for k in reversed(places)))
 
     def hot(self, memory: Memory, shortest: bool = False) -> Hot:
-        """The innermost loop with the most accesses of this kind, and a path around it.
+        """The innermost loop with the most accesses of this kind, and a path through it.
 
-        Loops without such accesses do not count, inside it either: a path passes through them once. Where no loop has
-        one, the whole kernel is hot.
+        Loops without such accesses are ignored; a path passes through them once. If no loop has such an access, the
+        whole kernel is hot.
         """
         touching = [loop for loop in self.loops if any(map(memory.has, self._between(*loop)))]
         hot = [
@@ -273,7 +275,7 @@ class Code:
 
 
 def read_code(text: str, mangled: Container[str]) -> dict[str, Code]:
-    """Mangled name of each of these kernels -> its code, from ``cuobjdump -sass`` for one architecture."""
+    """Parse ``cuobjdump -sass`` of one architecture: mangled name -> code, for these kernels."""
     found = {}
     for part in text.split("Function : ")[1:]:
         name = part[: part.index("\n")]
@@ -285,7 +287,7 @@ def read_code(text: str, mangled: Container[str]) -> dict[str, Code]:
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What the blocks on it share."""
+    """The resources that the blocks on a multiprocessor share."""
 
     threads: int
     blocks: int
@@ -293,12 +295,14 @@ class Multiprocessor:
     shared: int = 0
 
     def resident(self, threads: int, registers: int, shared: int) -> int:
-        """Blocks at once."""
+        """Number of concurrent blocks."""
         warps = -(-threads // 32)
         of_warp = -(-registers * 32 // 256) * 256
-        resident_warps = 4 * (self.registers // 4 // of_warp)  # each quarter has its own registers
+        resident_warps = 4 * (
+            self.registers // 4 // of_warp
+        )  # each quarter of the multiprocessor has its own registers
         most = [self.blocks, self.threads // (warps * 32), resident_warps // warps]
-        reserved = 1024  # of each block
+        reserved = 1024  # per block
         return min([*most, *([self.shared // (shared + reserved)] if shared else [])])
 
 

@@ -15,7 +15,7 @@ READ_BY_SETUP = ("FCOS_FAST_BUILD", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_L
 
 
 def run_setup(**environment):
-    """Run setup.py as `build_ext` would, but for the build itself; returns its names."""
+    """Run setup.py like `build_ext` but without compiling; returns its namespace."""
     kept = {name: value for name, value in os.environ.items() if name not in READ_BY_SETUP}
     with (
         mock.patch.dict(os.environ, kept | environment, clear=True),
@@ -36,14 +36,14 @@ def write_script(path, body):
 
 @pytest.fixture
 def cuda_torch(monkeypatch):
-    """setup.py sees a torch with CUDA, whatever torch this is."""
+    """Make setup.py see a torch with CUDA."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch._C, "_cuda_getArchFlags", lambda: "sm_75 sm_80 sm_90 compute_90", raising=False)
 
 
 @pytest.fixture
 def toolkit(tmp_path):
-    """Folder with an nvcc that answers what setup.py asks, and compiles nothing."""
+    """A folder with a fake nvcc that answers the queries of setup.py."""
     home = tmp_path / "toolkit"
     answers = {"--dryrun": f"#$ _HERE_={home}/bin", "--list-gpu-arch": "compute_80\ncompute_90\ncompute_100"}
     cases = "\n".join(
@@ -54,10 +54,10 @@ def toolkit(tmp_path):
 
 
 @pytest.mark.usefixtures("cuda_torch")
-def test_cuda_build_without_nvcc_fails_and_says_what_helps(tmp_path):
-    with pytest.raises(SystemExit) as refused:
+def test_cuda_build_without_nvcc_fails_with_a_remedy(tmp_path):
+    with pytest.raises(SystemExit) as error:
         run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(tmp_path), PATH=str(tmp_path))
-    message = str(refused.value)
+    message = str(error.value)
     for part in (
         "FCOS_FAST_BUILD=cuda",
         "nvcc",
@@ -68,20 +68,20 @@ def test_cuda_build_without_nvcc_fails_and_says_what_helps(tmp_path):
         assert part in message
 
 
-def test_cuda_build_with_a_torch_without_cuda_fails_and_says_what_helps(monkeypatch, toolkit):
+def test_cuda_build_with_a_torch_without_cuda_fails_with_a_remedy(monkeypatch, toolkit):
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(SystemExit, match=r"torch .* no CUDA; .*--no-build-isolation"):
         run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(toolkit))
 
 
 @pytest.mark.usefixtures("cuda_torch")
-def test_automatic_build_without_nvcc_leaves_cuda_out_aloud(tmp_path, capfd):
+def test_automatic_build_without_nvcc_reports_the_skipped_cuda_operators(tmp_path, capfd):
     names = run_setup(FCOS_FAST_BUILD="auto", CUDA_HOME=str(tmp_path), PATH=str(tmp_path))
     assert [extension.name for extension in names["extensions"]] == ["fcos_fast._C"]
     assert f"CUDA operators  NO: no bin/nvcc in CUDA_HOME={tmp_path}" in capfd.readouterr().err
 
 
-def test_cpu_build_says_what_is_left_out_and_why(capfd):
+def test_cpu_build_reports_what_is_skipped_and_why(capfd):
     names = run_setup(FCOS_FAST_BUILD="cpu", MAX_JOBS="3")
     assert [extension.name for extension in names["extensions"]] == ["fcos_fast._C"]
     summary = capfd.readouterr().err
@@ -91,12 +91,12 @@ def test_cpu_build_says_what_is_left_out_and_why(capfd):
     assert "CUDA operators  NO: FCOS_FAST_BUILD=cpu" in summary
 
 
-def test_unknown_kind_of_build_is_refused():
-    with pytest.raises(SystemExit, match="FCOS_FAST_BUILD=nonsense: expected auto, cpu or cuda"):
+def test_unknown_kind_of_build_raises():
+    with pytest.raises(SystemExit, match="FCOS_FAST_BUILD=nonsense; expected auto, cpu or cuda"):
         run_setup(FCOS_FAST_BUILD="nonsense")
 
 
-def test_build_without_torch_says_what_helps(monkeypatch):
+def test_build_without_torch_fails_with_a_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(SystemExit, match=r"needs torch >= 2\.10; .*pip install torch"):
         run_setup()
@@ -132,7 +132,7 @@ def test_wrapper_around_the_nvcc_of_this_machine_leads_to_its_headers(tmp_path):
         ("Ampere+Tegra", ["87,code=sm_87"]),
         ("Ampere+Tegra+PTX", ["87,code=sm_87", "87,code=compute_87"]),
         ("Turing 8.0", ["75,code=sm_75", "80,code=sm_80", "75,code=compute_75"]),
-        # Not listed: what torch was built for, as far as this nvcc knows it, and PTX of the newest.
+        # Nothing listed: the architectures of torch that this nvcc supports, and PTX of the newest.
         ("", ["80,code=sm_80", "90,code=sm_90", "90,code=compute_90"]),
     ],
 )
@@ -144,7 +144,7 @@ def test_architectures(listed, expected, toolkit):
 
 @pytest.mark.usefixtures("cuda_torch")
 @pytest.mark.parametrize("name", ["Ampere", "Turing", "Volta", "Ada", "Hopper", "Ampere+Tegra", "Pascal"])
-def test_names_of_architectures_are_torchs(name, toolkit, monkeypatch):
+def test_architecture_names_are_those_of_torch(name, toolkit, monkeypatch):
     from torch.utils.cpp_extension import _get_cuda_arch_flags
 
     names = run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(toolkit), TORCH_CUDA_ARCH_LIST=name)
@@ -154,7 +154,7 @@ def test_names_of_architectures_are_torchs(name, toolkit, monkeypatch):
 
 
 @pytest.mark.usefixtures("cuda_torch")
-def test_the_architectures_of_the_gpus_that_are_there(toolkit, monkeypatch):
+def test_the_architectures_of_the_present_gpus(toolkit, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_capability", [(9, 0), (8, 0), (9, 0)].__getitem__)
     names = run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(toolkit), TORCH_CUDA_ARCH_LIST="native")
@@ -162,18 +162,20 @@ def test_the_architectures_of_the_gpus_that_are_there(toolkit, monkeypatch):
     expected = ["80,code=sm_80", "90,code=sm_90", "90,code=compute_90"]
     assert flags == [f"-gencode=arch=compute_{e}" for e in expected]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(SystemExit, match="native: this machine has no GPU that torch sees; give the number"):
+    with pytest.raises(
+        SystemExit, match="native: torch finds no GPU on this machine; set the compute capability"
+    ):
         run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(toolkit), TORCH_CUDA_ARCH_LIST="native")
 
 
 @pytest.mark.usefixtures("cuda_torch")
 @pytest.mark.parametrize("listed", ["Hoper", "8", "sm_90", "9.0+ptx", "8.0;;x"])
-def test_an_unknown_architecture_is_named(listed, toolkit):
+def test_an_unknown_architecture_raises(listed, toolkit):
     with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST: '.*expected numbers such as .* Hopper"):
         run_setup(FCOS_FAST_BUILD="cuda", CUDA_HOME=str(toolkit), TORCH_CUDA_ARCH_LIST=listed)
 
 
-def test_variables_that_are_empty_are_not_set(capfd):
+def test_empty_variables_count_as_unset(capfd):
     names = run_setup(FCOS_FAST_BUILD="", CUDA_HOME="", TORCH_CUDA_ARCH_LIST="", MAX_JOBS="")
     assert "fcos_fast._C" in [extension.name for extension in names["extensions"]]
     assert re.search(r" [1-9]\d* jobs", capfd.readouterr().err)

@@ -1,4 +1,4 @@
-"""The built CUDA binary: nothing spills on any architecture, and hot loops stay within their budget."""
+"""The compiled CUDA kernels do not spill on any architecture, and hot loops stay within their budgets."""
 
 import re
 
@@ -9,7 +9,7 @@ from tests.cuda_budget import ARCHITECTURE, FLOAT64, KERNELS, measured
 from tests.sass import Memory
 
 MOST_STATIC_SHARED = 48 * 1024
-MARGIN = 1.05  # of instructions: another nvcc orders and unrolls differently
+MARGIN = 1.05  # for instructions, since other nvcc versions schedule and unroll differently
 
 pytestmark = pytest.mark.slow
 
@@ -29,9 +29,9 @@ def usage(binary):
 
 @pytest.fixture(scope="module")
 def kernels(usage):
-    """Name -> usage on the architecture of the budget."""
+    """Name -> usage, on the architecture of the budgets."""
     found = {u.name: u for u in usage if u.architecture == ARCHITECTURE}
-    return found or pytest.skip(f"the binary was not built for {ARCHITECTURE}")
+    return found or pytest.skip(f"the binary is not built for {ARCHITECTURE}")
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,10 @@ def code(binary, kernels):
     return binary.code([kernels[kernel.name].mangled for kernel in KERNELS if kernel.name in kernels])
 
 
-def test_nothing_lies_in_local_memory_on_any_architecture(usage):
+def test_no_kernel_uses_local_memory_on_any_architecture(usage):
     assert usage, "no kernel in the binary"
     in_memory = [u for u in usage if u.stack + u.local > 0 and "<double" not in u.name]
-    assert not in_memory, "registers spilled or arrays in local memory"
+    assert not in_memory, "spilled registers, or arrays in local memory"
 
 
 def test_shared_memory_fits_everywhere(usage):
@@ -62,7 +62,7 @@ def test_within_its_budget(kernel, kernels, code, record_property):
     assert kernel.name in kernels, "not in the binary"
     used = kernels[kernel.name]
     now = measured(kernel, used, code[used.mangled])
-    record_property(kernel.name, str(now))  # --junitxml has them all
+    record_property(kernel.name, str(now))  # visible with --junitxml
     assert kernel.source in (used.source, "launch.h")
     assert now.instructions_per_element <= kernel.instructions_per_element * MARGIN
     assert now.registers <= kernel.registers

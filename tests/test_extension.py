@@ -17,14 +17,14 @@ SCHEMAS = re.findall(r'm\.def\(\s*"(\w+)\(', (ROOT / "csrc" / "library.cpp").rea
 
 @pytest.fixture(scope="module")
 def without_binaries(tmp_path_factory):
-    """Folder with a copy of the package that was never built."""
+    """A folder with a copy of the package without binaries."""
     folder = tmp_path_factory.mktemp("without_binaries")
     ignored = shutil.ignore_patterns("*.so", "*.pyd", "*.dylib", "__pycache__")
     shutil.copytree(ROOT / "fcos_fast", folder / "fcos_fast", ignore=ignored)
     return folder
 
 
-def test_imports_without_a_binary_and_says_what_is_missing_at_the_first_call(without_binaries):
+def test_imports_without_a_binary_and_raises_at_the_first_call(without_binaries):
     printed = assert_runs(
         """
         import torch
@@ -71,20 +71,20 @@ def test_reference_operators_need_no_binary(without_binaries):
     )
 
 
-def test_an_empty_backend_in_the_environment_is_none():
+def test_an_empty_backend_in_the_environment_counts_as_unset():
     assert (
         assert_runs("import fcos_fast._extension as e; print(e.current_backend())", FCOS_FAST_BACKEND="")
         == "auto\n"
     )
 
 
-def test_unknown_backend_in_the_environment_is_refused(without_binaries):
+def test_unknown_backend_in_the_environment_raises(without_binaries):
     done = run_python("import fcos_fast.ops", package_in=without_binaries, FCOS_FAST_BACKEND="nonsense")
     assert done.returncode != 0
     assert "FCOS_FAST_BACKEND='nonsense'; expected one of auto, native, reference" in done.stderr
 
 
-def test_broken_binary_is_told_from_a_missing_one(without_binaries, tmp_path):
+def test_a_broken_binary_has_its_own_error(without_binaries, tmp_path):
     package = shutil.copytree(without_binaries / "fcos_fast", tmp_path / "fcos_fast")
     (package / f"_C{SUFFIX}").write_text("not a binary")
     printed = assert_runs(
@@ -99,14 +99,12 @@ def test_broken_binary_is_told_from_a_missing_one(without_binaries, tmp_path):
         """,
         package_in=tmp_path,
     )
-    assert f"beside torch {torch.__version__}" in printed
+    assert f"cannot be loaded with torch {torch.__version__}" in printed
     assert "pip install ." in printed
 
 
-@pytest.mark.skipif(
-    torch.version.cuda is None, reason="without a CUDA build of torch there is nothing to load"
-)
-def test_broken_cuda_binary_costs_the_cpu_operators_nothing(without_binaries, tmp_path):
+@pytest.mark.skipif(torch.version.cuda is None, reason="needs a CUDA build of torch")
+def test_a_broken_cuda_binary_does_not_affect_the_cpu_operators(without_binaries, tmp_path):
     package = shutil.copytree(without_binaries / "fcos_fast", tmp_path / "fcos_fast")
     shutil.copy(ROOT / "fcos_fast" / f"_C{SUFFIX}", package)
     (package / f"_C_cuda{SUFFIX}").write_text("not a binary")
@@ -125,8 +123,8 @@ def test_broken_cuda_binary_costs_the_cpu_operators_nothing(without_binaries, tm
     assert "_C_cuda" in printed
 
 
-def test_operators_and_models_import_torch_and_numpy_alone():
-    # Only imports that stand in the package count: what torch imports for itself is its own affair.
+def test_operators_and_models_only_import_torch_and_numpy():
+    # Only imports in the package count, not those of torch itself.
     assert_runs(
         """
         import builtins, sys
@@ -168,7 +166,7 @@ def test_backend_is_restored_after_an_error():
     assert _extension.current_backend() == before
 
 
-def test_unknown_backend_is_refused_and_changes_nothing():
+def test_unknown_backend_raises_and_changes_nothing():
     before = _extension.current_backend()
     with (
         pytest.raises(ValueError, match=r"backend\('fast'\); expected one of auto, native, reference"),
@@ -186,14 +184,14 @@ def test_backend_decides_which_operator_runs(monkeypatch):
 
 
 def on_device(name):
-    """All that the choice of the operator looks at, for a device that no build of torch has to offer."""
+    """A stand-in for a tensor on a device that torch is not built for."""
     return SimpleNamespace(device=torch.device(name))
 
 
-def test_device_without_kernels_is_refused_under_native():
+def test_device_without_kernels_raises_under_native():
     with (
         backend("native"),
-        pytest.raises(_extension.ExtensionNotBuiltError, match="cpu and cuda, not for xpu"),
+        pytest.raises(_extension.ExtensionNotBuiltError, match="cpu and cuda, but not for xpu"),
     ):
         _extension.use_native(on_device("xpu"))
 
@@ -219,7 +217,7 @@ def test_meta_tensors_give_shapes():
 def test_the_binary_has_exactly_the_schemas_of_the_sources():
     registered = {schema.name for schema in torch._C._jit_get_all_schemas()}
     ours = {name.removeprefix("fcos_fast::") for name in registered if name.startswith("fcos_fast::")}
-    assert ours == set(SCHEMAS), "rebuild: csrc/library.cpp has changed since"
+    assert ours == set(SCHEMAS), "csrc/library.cpp has changed since the build: rebuild"
 
 
 @pytest.mark.parametrize("key", ["CPU", "CUDA", "Meta"])
@@ -234,10 +232,10 @@ def test_every_schema_has_a_kernel(name, key):
     ("capability", "targets", "covered"),
     [
         ((9, 0), "sm_80 sm_90", True),
-        ((8, 6), "sm_80", True),  # machine code serves later minor versions
+        ((8, 6), "sm_80", True),  # machine code also runs on later minor versions
         ((8, 0), "sm_86", False),
-        ((9, 0), "sm_80", False),  # and no other major version
-        ((12, 0), "sm_80 compute_90", True),  # which PTX does
+        ((9, 0), "sm_80", False),  # but not on other major versions
+        ((12, 0), "sm_80 compute_90", True),  # PTX does
         ((7, 5), "compute_80", False),
         ((10, 0), "sm_100", True),
         ((9, 0), "", False),

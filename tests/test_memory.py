@@ -1,4 +1,4 @@
-"""Freed memory is used again: the process takes no new pages for a tensor of a size that it had before."""
+"""Freed memory is reused: the process needs no new pages for a tensor of a size that it had before."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def pages():
     for _ in range(5):
         torch.ones(2**24)  # 64 MiB, 16,384 pages
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-[pages() for _ in range(4)]  # the heap grows to what it needs
+[pages() for _ in range(4)]  # the heap grows to its final size
 print(kept, pages())
 """
 
@@ -29,9 +29,9 @@ def _child(mode: str) -> tuple[bool, int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
-def test_freed_memory_is_used_again():
+def test_freed_memory_is_reused():
     kept, pages = _child("keep")
     if not kept:
         pytest.skip("this C library is not glibc")
     assert pages < 100
-    assert _child("plain")[1] > 100 * 5  # as it is without, with large pages or small
+    assert _child("plain")[1] > 100 * 5  # without keep_memory(), with large or small pages

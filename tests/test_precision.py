@@ -1,4 +1,4 @@
-"""Which precision `auto` means where."""
+"""The precision that `auto` selects on different hardware."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_cuda(monkeypatch, capability, expected):
     assert choose_precision("auto", CUDA)[0] == expected
 
 
-def test_as_asked_for():
+def test_explicit_precision():
     assert choose_precision("float32", CUDA) == (torch.float32, "as requested")
     assert choose_precision("bfloat16", CPU) == (torch.bfloat16, "as requested")
 
@@ -44,7 +44,7 @@ def test_autocast_changes_what_a_convolution_returns():
             assert conv(x).dtype == dtype
 
 
-def test_device_that_is_not_there():
+def test_unavailable_device():
     assert choose_device("cpu") == CPU
     with pytest.raises(ValueError, match=r"device 'cuda:99' is not available here; use auto, cpu"):
         choose_device("cuda:99")

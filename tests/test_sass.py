@@ -1,8 +1,8 @@
-"""The reader of machine code, on a few recorded lines."""
+"""Tests of the machine code analysis, on a few recorded lines."""
 
 import pytest
 
-from tests.sass import MULTIPROCESSORS, Memory, Usage, read_code, read_usage, readable
+from tests.sass import MULTIPROCESSORS, Memory, Usage, demangled, read_code, read_usage
 
 USAGE = """\
 Fatbin elf code:
@@ -26,8 +26,8 @@ Resource usage:
   REG:24 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:1408 TEXTURE:0 SURFACE:0 SAMPLER:0
 """
 
-# A loop over vectors of which one element in many is stored by itself, by code that the compiler put inside; a second
-# loop over single elements; a block that it put behind the end; a shuffle of threads that have parted.
+# A loop over vectors, with code inside for rare elements that are stored separately; a second loop over single
+# elements; a block that the compiler moved to the end; a shuffle of diverged threads.
 CODE = """\
 \t\tFunction : vectors
         /*0000*/                   S2R R0, SR_TID.X ;                        /* 0x00000a00ff017b82 */
@@ -98,15 +98,15 @@ def test_usage_of_every_architecture():
         ("_ZN9fcos_fast11walk_kernelEPKl", "walk_kernel"),
     ],
 )
-def test_readable_names(mangled, name):
-    assert readable(mangled) == name
+def test_demangled_names(mangled, name):
+    assert demangled(mangled) == name
 
 
-def test_only_what_is_asked_for_is_read(code):
+def test_only_the_requested_kernels_are_parsed(code):
     assert list(code) == ["vectors", "straight", "nested"]
 
 
-def test_loops_end_at_the_last_branch_back_that_the_entry_leads_to(code):
+def test_loops_end_at_the_last_reachable_back_edge(code):
     assert code["vectors"].loops == [(1, 8), (9, 13)]
     assert code["straight"].loops == []
 
@@ -120,7 +120,7 @@ def test_the_path_around_the_hot_loop(code):
 def test_the_shortest_path_has_the_accesses_but_not_the_rare_element(code):
     hot = code["vectors"].hot(VECTORS, shortest=True)
     assert opcodes(hot.trace.instructions) == ["LDG", "FADD", "BRA", "BRA", "STG", "BRA"]
-    assert hot.float64, "the rare element's counts all the same"
+    assert hot.float64, "float64 instructions on rare paths count"
 
 
 @pytest.mark.parametrize("memory", [Memory("global", 2), Memory("shared", 8)])
@@ -144,10 +144,10 @@ def test_without_a_loop_the_whole_kernel(code):
     [
         (256, 64, 0, 4),  # registers
         (256, 32, 0, 8),  # threads
-        (256, 33, 0, 6),  # registers, of which a warp gets 256 at a time
-        (64, 38, 0, 24),  # registers, of which each quarter has its own
+        (256, 33, 0, 6),  # registers, allocated to warps in units of 256
+        (64, 38, 0, 24),  # registers, split into quarters
         (32, 16, 0, 32),  # blocks
-        (256, 32, 48 << 10, 4),  # shared memory, and 1 KiB of each block
+        (256, 32, 48 << 10, 4),  # shared memory, plus 1 KiB per block
     ],
 )
 def test_blocks_of_a_multiprocessor(threads, registers, shared, blocks):

@@ -45,7 +45,7 @@ for threshold in (0.3, 0.6):
     results["nms", threshold] = ops.nms(data["boxes"], data["scores"], threshold)
 levels = [Level(19, 53, 8.0, (8.0, 8.0), (4.0, 4.0), (0.0, 1.0))]
 for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-    maps = [[data[name].to(dtype)] for name in ("maps", "distances", "centres")]
+    maps = [[data[name].to(dtype)] for name in ("maps", "distances", "centerness")]
     results["postprocess", dtype] = tuple(ops.postprocess(*maps, levels, [(152, 424)], units=[8], score_threshold=0.7))
 gt = GroundTruth.pack([data["boxes"][:40].round()], [torch.zeros(40).long()])
 results["match"] = ops.match_anchors(data["boxes"].round(), gt).matched[0]
@@ -55,7 +55,7 @@ torch.save(results, {outputs!r})
 
 @pytest.fixture(scope="module")
 def data():
-    """Sizes that are no multiple of a vector, so that every loop has a rest."""
+    """Sizes that are not multiples of a vector, so that every loop has a remainder."""
     generator = torch.Generator().manual_seed(0)
 
     def random(*shape):
@@ -77,19 +77,19 @@ def data():
         "map_classes": torch.randint(-2, 35, (2, 9, 23), generator=generator),
         "boxes": boxes,
         "scores": torch.randperm(1003, generator=generator) / 1003,
-        # In steps of 1/8, which all types hold.
+        # Multiples of 1/8, which are exact in all dtypes.
         "maps": (random(1, 7, 19, 53) * 60).round() / 8 - 5,
         "distances": (random(1, 4, 19, 53) * 20).round() / 8,
-        "centres": (random(1, 1, 19, 53) * 20).round() / 8,
+        "centerness": (random(1, 1, 19, 53) * 20).round() / 8,
     }
 
 
 @pytest.fixture(scope="module", params=LEVELS)
 def results(request, data, tmp_path_factory):
-    """What a process computes that was told to use this instruction set."""
+    """Results of a process that uses this instruction set."""
     level = request.param
     if level not in RUNNABLE:
-        pytest.skip(f"this machine does not run {level}")
+        pytest.skip(f"this CPU does not support {level}")
     folder = tmp_path_factory.mktemp(level)
     inputs, outputs = str(folder / "inputs.pt"), str(folder / "outputs.pt")
     torch.save(data, inputs)
@@ -148,7 +148,7 @@ def test_nms_equals_torchvision(results, data, threshold, torchvision):
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_postprocess_equals_the_reference(results, data, dtype):
     found = results["postprocess", dtype]
-    maps = [[data[name].double()] for name in ("maps", "distances", "centres")]
+    maps = [[data[name].double()] for name in ("maps", "distances", "centerness")]
     levels = [Level(19, 53, 8.0, (8.0, 8.0), (4.0, 4.0), (0.0, 1.0))]
     expected = reference.postprocess(*maps, levels, [(152, 424)], units=[8], score_threshold=0.7)
     for actual, value in zip(found, expected, strict=True):
@@ -162,7 +162,7 @@ def test_matches_equal_torchvision(results, data, torchvision):
 
 
 def instruction_sets_of_functions(binary) -> dict[str, str]:
-    """The widest instruction set of each function's machine code; those of the baseline are missing."""
+    """The widest instruction set used in each function, except functions that only use the baseline."""
     options = ("--disassemble", "--demangle", "--wide")
     listing = subprocess.run(["objdump", *options, binary], capture_output=True, text=True, check=True).stdout
     found: dict[str, str] = {}
@@ -170,18 +170,18 @@ def instruction_sets_of_functions(binary) -> dict[str, str]:
     for line in listing.splitlines():
         if start := re.fullmatch(r"[0-9a-f]+ <(.+)>:", line):
             function = start[1]
-        # Address, bytes, mnemonic. In 64-bit code 62 begins EVEX instructions, c4 and c5 VEX ones, and nothing else.
+        # Address, bytes, mnemonic. In 64-bit code, 62 always starts an EVEX instruction, and c4 or c5 a VEX one.
         elif code := re.match(r"\s*[0-9a-f]+:\t(?:(?:2e|3e|6[457]) )*(62|c4|c5) [0-9a-f ]+\t(\w)", line):
-            is_avx512 = code[1] == "62" or code[2] == "k"  # of masks
+            is_avx512 = code[1] == "62" or code[2] == "k"  # mask instructions
             if is_avx512 or function not in found:
                 found[function] = "avx512" if is_avx512 else "avx2"
     return found
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="other instruction sets")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="only for x86-64")
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="no objdump on the PATH")
-def test_wide_instructions_stand_only_in_functions_made_for_them():
-    """One in an inline function of the standard library would be linked into the code of every machine."""
+def test_wide_instructions_only_occur_in_their_namespaces():
+    """In an inline function of the standard library, they could be linked into code for all CPUs."""
     from fcos_fast import _C
 
     found = instruction_sets_of_functions(_C.__file__)
@@ -198,8 +198,8 @@ def test_wide_instructions_stand_only_in_functions_made_for_them():
 
 
 @pytest.mark.parametrize("call", ["fcos_fast._C.simd()", "fcos_fast.ops.centerness(torch.ones(1, 4))"])
-def test_unknown_instruction_set_is_refused_with_those_that_run_here(call):
+def test_unknown_instruction_set_raises_and_lists_the_available_ones(call):
     done = run_python(f"import torch, fcos_fast.ops, fcos_fast._C; {call}", FCOS_FAST_SIMD="avx1024")
     assert done.returncode != 0
     widest_first = ", ".join(reversed(RUNNABLE))
-    assert f"FCOS_FAST_SIMD=avx1024 cannot be had; this machine runs {widest_first}" in done.stderr
+    assert f"FCOS_FAST_SIMD=avx1024 is not supported on this CPU; available: {widest_first}" in done.stderr

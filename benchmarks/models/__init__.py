@@ -1,1 +1,1 @@
-"""Whole models beside torchvision's: a training step, and detecting."""
+"""Whole models compared with torchvision's: a training step, and inference."""

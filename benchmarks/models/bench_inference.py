@@ -1,4 +1,4 @@
-"""Detecting in two (on a GPU sixteen) 800x1088 images, from pixels to boxes."""
+"""Inference on two (on a GPU sixteen) 800x1088 images, from pixels to boxes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def detect(way):
 
 
 def check(result, expected, data):
-    """The scores of each image's detections, rank by rank."""
+    """Compare the sorted scores of each image's detections."""
     tolerance = 1e-3 if torch.float32 == DTYPE else 0.05
     for found, peer in zip(result, expected, strict=True):
         assert len(found["scores"]) == len(peer["scores"]) == 100
@@ -37,11 +37,11 @@ CASES = [
         {
             "torchvision": detect(theirs),
             OURS: detect(ours),
-            "floor: its convolutions": convolutions("FCOS", False, ours.channels_last),
+            "floor: PyTorch's convolutions alone": convolutions("FCOS", False, ours.channels_last),
         },
         check,
-        waits=True,
-        peer_waits=True,
+        synchronizes=True,
+        peer_synchronizes=True,
     )
     for title, (theirs, ours) in ways("FCOS").items()
 ]

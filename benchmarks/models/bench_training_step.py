@@ -1,7 +1,7 @@
 """A whole training step: forward, losses, backward and optimizer, of two (on a GPU sixteen) 800x1066 images.
 
-On a GPU also torchvision compiled, with its network in CUDA graphs, and this package's own training step, which is one
-CUDA graph; it also clips the gradient and checks that it is finite.
+On a GPU, additional rows are compiled torchvision, torchvision with its network in CUDA graphs, and this package's own
+training step, which is a single CUDA graph and also clips the gradient and checks that it is finite.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def step(way):
 
 
 def whole_step_as_graph(kind, channels_last):
-    """The package's own model of the same weights, and its training step."""
+    """The package's own model with the same weights, and its training step."""
     make = {"FCOS": (fcos, "torchvision"), "RetinaNet": (retinanet, "torchvision-retinanet")}
     train = batch = None
 
@@ -80,11 +80,11 @@ def whole_step_as_graph(kind, channels_last):
 
 
 TOLERANCE = {"FCOS": 0.05, "RetinaNet": 0.2}
-"""In 16 bits torchvision's boxes, and the anchors of its RetinaNet, are off by whole pixels."""
+"""With 16-bit types, torchvision rounds boxes and RetinaNet's anchors to whole pixels."""
 
 
 def check(result, expected, data, kind):
-    """The losses of the first step."""
+    """Compare the losses of the first step."""
     tolerance = 1e-4 if torch.float32 == DTYPE else TOLERANCE[kind]
     torch.testing.assert_close(result, expected, rtol=tolerance, atol=0)
 
@@ -96,8 +96,8 @@ def case(kind, title, rows):
         functools.partial(make_batch, size=SIZE),
         rows,
         functools.partial(check, kind=kind),
-        waits=True,
-        peer_waits=True,
+        synchronizes=True,
+        peer_synchronizes=True,
         devices=(DEVICE.type,),
     )
 
@@ -107,7 +107,7 @@ def on_cpu():
         rows = {
             "torchvision": step(theirs),
             OURS: step(ours),
-            "floor: its convolutions": convolutions("FCOS", True, ours.channels_last),
+            "floor: PyTorch's convolutions alone": convolutions("FCOS", True, ours.channels_last),
         }
         yield case("FCOS", title, rows)
 
@@ -123,7 +123,7 @@ def on_gpu():
             graph_of(f"{OURS}'s network"): step(replace(ours, cuda_graphs=True)),
             graph_of(f"{OURS}'s whole step"): whole_step_as_graph(kind, channels_last=True),
             "torchvision as shipped (float32, NCHW)": step(Way(kind)),
-            "floor: its convolutions": convolutions(kind, True, channels_last=True),
+            "floor: PyTorch's convolutions alone": convolutions(kind, True, channels_last=True),
             f"{COMPILED} of torchvision's network": step(replace(theirs, compiled=True)),
         }
         yield case(kind, f"{str(DTYPE).removeprefix('torch.')}, channels-last", rows)

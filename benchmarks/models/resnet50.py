@@ -1,4 +1,4 @@
-"""Torchvision's FCOS and RetinaNet with ResNet50, as their pretrained recipes have it, and what convolutions take."""
+"""torchvision's FCOS and RetinaNet with ResNet50, as in their pretrained recipes, and their convolutions alone."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ KINDS: dict[str, type[nn.Module]] = {"FCOS": FCOS, "RetinaNet": RetinaNet}
 CLASSES, BOXES = 91, 20
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE, _ = choose_precision("auto", DEVICE)
-"""What a user of ``precision="auto"`` gets on this machine."""
+"""The dtype that ``precision="auto"`` selects on this machine."""
 FORMATS = {"channels-last": True} if torch.float32 != DTYPE else {"NCHW": False, "channels-last": True}
-"""Name to whether it is channels-last; convolutions of 16 bits are made for it, for float32 both are of interest."""
+"""Name -> whether it is channels-last. 16-bit convolutions are optimized for it; for float32, both are of interest."""
 
 
 def images_that_fit() -> int:
-    """In a batch: two on a CPU, sixteen on a GPU that holds the activations of several models with them."""
+    """Batch size: two on a CPU, up to sixteen on a GPU, which must hold the activations of several models."""
     if DEVICE.type == "cpu":
         return 2
     return max(2, min(16, torch.cuda.get_device_properties(DEVICE).total_memory // (5 * 2**30)))
@@ -38,7 +38,7 @@ IMAGES = images_that_fit()
 
 
 def build(kind: str, device: str, channels_last: bool = False) -> Model:
-    """Frozen norms, three trainable stages; random weights whose head finds hundreds of candidates per image."""
+    """Frozen norms, three trainable stages, and random weights with hundreds of candidates per image."""
     torch.manual_seed(0)
     backbone = resnet_fpn_backbone(
         backbone_name="resnet50",
@@ -50,7 +50,7 @@ def build(kind: str, device: str, channels_last: bool = False) -> Model:
     model = KINDS[kind](backbone, CLASSES)
     for name, module in backbone.named_modules():
         if isinstance(module, FrozenBatchNorm2d) and name.endswith("bn3"):
-            module.weight.fill_(0.2)  # trained residuals are small; else activations grow from block to block
+            module.weight.fill_(0.2)  # like trained weights; otherwise activations grow with every block
     last = {
         "cls_logits": (0.05, -4.0),
         "bbox_reg": (0.03, 2.0 if kind == "FCOS" else 0.0),
@@ -67,13 +67,13 @@ def build(kind: str, device: str, channels_last: bool = False) -> Model:
 
 @dataclass
 class Way:
-    """One way of running a model: torchvision's, or accelerated, in a precision and memory format.
+    """One way of running a model: plain torchvision or accelerated, in a precision and memory format.
 
-    Its model is made when it first runs, and keeps what training does to it.
+    The model is created in the first run and is changed by training.
 
     Attributes:
-        compiled: backbone and head by ``torch.compile``; torchvision's other parts break its graph at every image.
-        cuda_graphs: backbone and head as CUDA graphs; torchvision's losses wait for the device, which no graph can.
+        compiled: compile backbone and head; torchvision's other parts would break the graph at every image.
+        cuda_graphs: backbone and head as CUDA graphs; torchvision's losses synchronize, so they cannot be captured.
     """
 
     kind: str = "FCOS"
@@ -104,14 +104,14 @@ class Way:
             channels_last=self.channels_last,
             precision=str(self.dtype).removeprefix("torch."),
             fold_frozen_bn=True,
-            fuse_group_norm=self.kind == "FCOS",  # RetinaNet's first version has none
+            fuse_group_norm=self.kind == "FCOS",  # RetinaNet v1 has no group norm
             winograd=device.type == "cpu" and self.dtype == torch.float32,
             compile=self.compiled,
             cuda_graphs=self.cuda_graphs,
         )
 
     def _capture(self, images: Sequence[Tensor]) -> None:
-        """Backbone and head of torchvision's, forward and backward, for images of this size."""
+        """Capture torchvision's backbone and head, forward and backward, for images of this size."""
         model = self.model
         batch = model.transform(images)[0].tensors
         with self.autocast(batch.device):
@@ -123,9 +123,9 @@ class Way:
             )
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
-        """As a user of torchvision sets it; an accelerated model does by itself."""
+        """The autocast context of a torchvision user; accelerated models set it themselves."""
         enabled = self.dtype != torch.float32 and not self.accelerated
-        # Weights that autocast keeps from one call to the next would be a graph's past.
+        # The weight cache of autocast is incompatible with CUDA graphs.
         cache = not self.cuda_graphs
         return torch.autocast(
             device.type, self.dtype if enabled else None, enabled=enabled, cache_enabled=cache
@@ -133,7 +133,7 @@ class Way:
 
 
 def ways(kind: str) -> dict[str, tuple[Way, Way]]:
-    """What is compared, to torchvision's way and ours: as a user finds torchvision, and in the same memory format."""
+    """Title -> (torchvision, ours): against torchvision as shipped, and with the same precision and memory format."""
     precision = str(DTYPE).removeprefix("torch.")
     compared = {}
     for name, channels_last in FORMATS.items():
@@ -142,13 +142,13 @@ def ways(kind: str) -> dict[str, tuple[Way, Way]]:
             title = f"{precision}, {name}, against torchvision as shipped (float32, NCHW)"
             compared[title] = (Way(kind), Way(**ours, accelerated=True))
         if (DTYPE, channels_last) != (torch.float32, False):
-            title = f"{precision}, {name}, against torchvision with the same"
+            title = f"{precision}, {name}, against torchvision, same precision and memory format"
             compared[title] = (Way(**ours), Way(**ours, accelerated=True))
     return compared
 
 
 def make_batch(device: str, size: tuple[int, int]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Noise with boxes; pixels are those of 8 bits, from 0 to 1."""
+    """Random images with boxes; pixels are 8-bit values scaled to [0, 1]."""
     images = [torch.randint(256, (3, *size)).to(device) / 255 for _ in range(IMAGES)]
     targets = [
         {"boxes": random_boxes(BOXES, 16, 400), "labels": torch.randint(1, CLASSES, (BOXES,))}
@@ -158,7 +158,7 @@ def make_batch(device: str, size: tuple[int, int]) -> tuple[list[Tensor], list[d
 
 
 def convolutions(kind: str, training: bool, channels_last: bool) -> Callable[..., None]:
-    """A row that runs the convolutions of the model alone, forward and, in training, backward."""
+    """A row that only runs the model's convolutions: forward and, in training, backward."""
     calls: list[tuple[nn.Conv2d, Tensor]] = []
 
     def run(images: Sequence[Tensor], *_) -> None:
@@ -177,7 +177,7 @@ def convolutions(kind: str, training: bool, channels_last: bool) -> Callable[...
 
 
 def _calls_of(kind: str, images: Sequence[Tensor], channels_last: bool) -> list[tuple[nn.Conv2d, Tensor]]:
-    """Every convolution that one pass over ``images`` calls, with an input of the size that it gets."""
+    """Every convolution in a pass over ``images``, with an input of the same shape."""
     model = build(kind, images[0].device, channels_last).eval()
     model.requires_grad_(True)
     for stage in ("conv1", "layer1"):

@@ -1,5 +1,5 @@
-// Assignment from the boxes' side: a box is offered to the few locations of its sampling region, so the work
-// grows with locations plus boxes, not with their product.
+// Iterates over boxes: each box visits only the locations in its sampling region, so the work grows with locations plus
+// boxes, not with their product.
 #include "../math/assign_targets.h"
 
 #include "../checks.h"
@@ -11,8 +11,8 @@ using namespace math;
 
 constexpr int64_t kLocationsPerUnit = 4096;
 
-// The columns (axis 0) or rows (axis 1) whose locations may lie in the sampling region: [begin, end), with a
-// margin for rounding.
+// The range [begin, end) of columns (axis 0) or rows (axis 1) that can be in the sampling region, with a margin for
+// rounding.
 void candidate_cells(const float box[4], const AssignmentLevel& level, const AssignmentRule& rule, int axis,
                      int32_t* begin, int32_t* end) {
   const int32_t count = axis == 0 ? level.width : level.height;
@@ -30,7 +30,7 @@ void candidate_cells(const float box[4], const AssignmentLevel& level, const Ass
   *end = int32_t(last);
 }
 
-// Some rows of a level of an image.
+// Consecutive rows of a level of an image.
 struct Unit {
   int64_t image;
   const AssignmentLevel* level;
@@ -58,7 +58,7 @@ struct Assignment {
     const AssignmentLevel& level = *unit.level;
     const float* box = work.boxes + 4 * int64_t(m);
     const float offered = preference(box, work.rule);
-    if (!(offered > no_preference(work.rule)) || !level_may_take(box, level)) return;
+    if (!(offered > no_preference(work.rule)) || !level_can_assign(box, level)) return;
     int32_t left, right, top, bottom;
     candidate_cells(box, level, work.rule, 0, &left, &right);
     candidate_cells(box, level, work.rule, 1, &top, &bottom);
@@ -68,7 +68,7 @@ struct Assignment {
       const float y = location_y(level, i);
       const int64_t row = int64_t(i - unit.first_row) * level.width;
       for (int32_t j = left; j < right; ++j) {
-        if (offered > best[row + j] && may_take(location_x(level, j), y, box, level, work.rule)) {
+        if (offered > best[row + j] && can_assign(location_x(level, j), y, box, level, work.rule)) {
           best[row + j] = offered;
           matched[row + j] = m;
         }

@@ -6,8 +6,8 @@
 namespace fcos_fast {
 
 void run_box_loss(Cpu, const BoxLossParameters& parameters, const BoxLossWork& work) {
-  constexpr int64_t kBlock =
-      2048;  // pairs per unit of work; fixed, so that sums do not depend on the threads
+  // Pairs per unit of work. Fixed, so sums do not depend on the number of threads.
+  constexpr int64_t kBlock = 2048;
   const BoxLossKernel kernel = kernels(work.dtype).box_loss;
   const int64_t row = 4 * size_of(work.dtype), real = work.dtype == Dtype::kFloat64 ? 8 : 4;
   const double scale = read_scalar(work.scale, work.dtype);

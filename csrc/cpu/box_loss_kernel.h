@@ -1,4 +1,4 @@
-// Box losses over pairs that lie one after the other.
+// Box losses of contiguous pairs.
 #pragma once
 
 #include "../math/box_loss.h"

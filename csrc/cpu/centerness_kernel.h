@@ -1,4 +1,4 @@
-// Centerness of locations that lie one after the other.
+// Centerness of contiguous locations.
 #pragma once
 
 #include "../math/centerness.h"

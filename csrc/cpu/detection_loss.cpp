@@ -1,5 +1,5 @@
-// Units of work: stretches of the logits of an image and level, then stretches of locations for boxes and quality.
-// Positive locations are few: they are gathered, go through the box-loss kernel together, and are scattered.
+// Units of work: ranges of the logits of an image and level, and ranges of locations for boxes and quality. The few
+// positive locations are gathered, passed to the box-loss kernel together, and scattered back.
 #include "../math/detection_loss.h"
 
 #include <cstring>
@@ -30,7 +30,7 @@ struct DetectionJob {
   const DetectionLossParameters& parameters;
   const DetectionLossWork& work;
   double upstream[kLossParts];
-  double divisors[kLossParts];  // without normalizers
+  double divisors[kLossParts];  // if there are no normalizers
 
   DetectionJob(const DetectionLossParameters& p, const DetectionLossWork& w) : parameters(p), work(w) {
     for (int part = 0; part < kLossParts; ++part) {
@@ -44,7 +44,7 @@ struct DetectionJob {
   bool is_double() const { return work.levels[0].maps[kClassification].dtype == Dtype::kFloat64; }
   Dtype sum_dtype() const { return is_double() ? Dtype::kFloat64 : Dtype::kFloat32; }
 
-  // What an image's loss of a part is multiplied by.
+  // The factor of a part's loss in this image.
   double scale(int part, int64_t image) const {
     const float* normalizers = work.normalizers;
     return 1 / (normalizers != nullptr ? double(normalizers[part * work.batch + image]) : divisors[part]);
@@ -159,13 +159,13 @@ struct DetectionJob {
     return losses;
   }
 
-  // ---- all of it ----
+  // ---- all units ----
 
   Losses run() const {
     struct Unit {
       int64_t image;
       int32_t level;
-      int64_t begin, end;  // locations; or, with end 0, the begin-th unit of the focal loss
+      int64_t begin, end;  // range of locations; if end is 0, unit `begin` of the focal loss
     };
     std::vector<Unit> units;
     for (int32_t l = 0; l < work.level_count; ++l) {
@@ -220,9 +220,9 @@ void run_rescale(Cpu, const RescaleWork& work) {
     if (gradient.numel == 0) continue;  // its pointer may be null
     const Dtype dtype = work.upstream_dtype;
     const double factor = read_scalar(advance(work.upstream, gradient.part * size_of(dtype)), dtype);
-    if (factor == 0) {  // also where the gradient is not finite: nothing flows in
+    if (factor == 0) {  // even if the gradient is not finite
       std::memset(gradient.values, 0, gradient.numel * size_of(gradient.dtype));
-    } else if (factor != 1 && !work.only_zero) {  // 1 is the usual factor
+    } else if (factor != 1 && !work.only_zero) {  // the factor is usually 1
       dispatch(gradient.dtype,
                [&](auto element) { multiply<decltype(element)>(gradient.values, gradient.numel, factor); });
     }

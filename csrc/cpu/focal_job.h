@@ -1,4 +1,4 @@
-// The work of a focal loss, cut into units that may run in any order and on any thread.
+// Splits a focal loss into units of work that can run in any order, on any thread.
 #pragma once
 
 #include <algorithm>
@@ -9,14 +9,14 @@
 
 namespace fcos_fast {
 
-// Elements per unit of work, about; fixed, so that sums do not depend on the threads.
+// Approximate number of elements per unit; fixed, so sums do not depend on the number of threads.
 constexpr int64_t kFocalElements = 16384;
 
-// The whole work; run() does a stretch of it.
+// The whole input; run() processes the n elements from `begin`.
 struct FocalJob {
   FocalKernel kernel;
   FocalParameters parameters;
-  int64_t element;  // bytes
+  int64_t element;  // size in bytes
   FocalSpan base;
 
   double run(int64_t begin, int64_t n, const int32_t* labels = nullptr, int32_t label = 0) const {
@@ -34,7 +34,7 @@ struct FocalJob {
   }
 };
 
-// Nearly all elements are background: they run in long spans that ask for no label.
+// Nearly all elements are background. They are processed in long spans without labels.
 struct ClassFocalJob {
   FocalJob job;
   int64_t outer, classes, inner;

@@ -1,4 +1,4 @@
-// Focal loss over elements that lie one after the other.
+// Focal loss of contiguous elements.
 #pragma once
 
 #include "../math/focal_loss.h"
@@ -6,7 +6,7 @@
 
 namespace fcos_fast::FCOS_SIMD_NAMESPACE {
 
-// Where an element's target comes from: loss and gradient of lanes i .. i + n.
+// Target policies: how to obtain the target of an element. evaluate() returns loss and gradient of lanes i .. i + n.
 struct AllBackground {
   static constexpr bool kMayIgnore = false;
   template <class T, class V, class Form>
@@ -39,7 +39,7 @@ struct Dense {
   }
 };
 
-// Loss of the lanes i .. i + n; stores what the span wants.
+// Returns the loss of lanes i .. i + n and stores the outputs that the span requests.
 template <class T, class Target, class V, class Form>
 FCOS_INLINE V focal_step(const FocalSpan& span, const Form& form, V scale, int64_t i, int n) {
   using Access = Lanes<V>;
@@ -50,13 +50,14 @@ FCOS_INLINE V focal_step(const FocalSpan& span, const Form& form, V scale, int64
     const auto* upstream = static_cast<const T*>(span.upstream);
     const V flow = upstream != nullptr ? Access::load(upstream + i, n) : scale;
     V grad = at.grad * flow;
-    if constexpr (Target::kMayIgnore) grad = select(at.grad == V(0), at.grad, grad);  // whatever flows in
+    // 0 even if the incoming gradient is not finite.
+    if constexpr (Target::kMayIgnore) grad = select(at.grad == V(0), at.grad, grad);
     Access::store(static_cast<T*>(span.grad) + i, grad, n);
   }
   return at.loss;
 }
 
-// What the loop will read and write some thousand cycles later. Hardware prefetching ends at every page of 4 KiB.
+// Prefetches data for some thousand cycles later. The hardware prefetcher stops at every 4 KiB page.
 template <class T, int kLanes>
 FCOS_INLINE void prefetch_ahead(const FocalSpan& span, int64_t i) {
   constexpr int64_t kAhead = 4096 / sizeof(T);
@@ -71,7 +72,7 @@ double focal_pass(const FocalSpan& span, const FocalParameters& p) {
   using V = vec_t<T>;
   using Wide = wide_t<T>;
   constexpr int kLanes = V::kLanes, kWideLanes = Wide::kLanes;
-  constexpr int64_t kBlock = 64 * kWideLanes;  // float32 inside a block, float64 from block to block
+  constexpr int64_t kBlock = 64 * kWideLanes;  // summed in float32 within a block, in float64 across blocks
   const Form<V> form(p);
   const Form<Wide> wide_form(p);
   const V scale{typename V::Real(span.scale)};

@@ -1,4 +1,4 @@
-// Greedy suppression by lists of the kept boxes, and candidates in falling order, sorted only as far as they are wanted.
+// Greedy suppression with one list of kept boxes per label. Candidates are sorted lazily, in descending order.
 #pragma once
 
 #include <algorithm>
@@ -40,7 +40,7 @@ class KeptBoxes {
   int64_t size_ = 0;
 };
 
-// One image's boxes, given in falling order of their scores.
+// NMS of one image, whose boxes arrive in descending score order.
 template <class Real>
 class GreedyNms {
  public:
@@ -48,7 +48,7 @@ class GreedyNms {
       : overlaps_any_(kernels(dtype).overlaps_any),
         threshold_(std::is_same_v<Real, double> ? iou_threshold : math::round_down(iou_threshold)) {}
 
-  // Is the box kept? Boxes of another label do not matter.
+  // Is the box kept? Only compares boxes with the same label.
   bool keep(const Real xyxy[4], int64_t label) {
     const Real box[5] = {xyxy[0], xyxy[1], xyxy[2], xyxy[3],
                          math::box_area(xyxy[0], xyxy[1], xyxy[2], xyxy[3])};
@@ -64,7 +64,7 @@ class GreedyNms {
   std::unordered_map<int64_t, KeptBoxes<Real>> lists_;
 };
 
-// Leaves the `count` greatest keys, in any order.
+// Keeps only the `count` greatest keys, in any order.
 template <class Key>
 void keep_greatest(std::vector<Key>& keys, int64_t count) {
   if (int64_t(keys.size()) <= count) return;
@@ -72,12 +72,12 @@ void keep_greatest(std::vector<Key>& keys, int64_t count) {
   keys.resize(count);
 }
 
-// Calls take(key) from the greatest on until it says false. Keys are sorted in stretches: it mostly ends early.
+// Calls take(key) in descending order until it returns false. Sorts the keys in chunks, since it usually ends early.
 template <class Key, class Take>
 void in_descending_order(std::vector<Key>& keys, const Take& take) {
   auto sorted = keys.begin();
-  for (int64_t stretch = 512; sorted != keys.end(); stretch *= 2) {
-    const auto end = keys.end() - sorted > stretch ? sorted + stretch : keys.end();
+  for (int64_t chunk = 512; sorted != keys.end(); chunk *= 2) {
+    const auto end = keys.end() - sorted > chunk ? sorted + chunk : keys.end();
     if (end != keys.end()) std::nth_element(sorted, end, keys.end(), std::greater<Key>());
     std::sort(sorted, end, std::greater<Key>());
     for (; sorted != end; ++sorted) {

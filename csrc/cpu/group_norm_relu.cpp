@@ -1,5 +1,5 @@
-// Two passes forward, two backward. An image in channels-last memory, or a group of an image in NCHW memory, is
-// finished before the next one is begun, so that the second pass finds in a cache what the first has read.
+// Two passes in forward, two in backward. Each problem (an image in channels-last memory, a group of an image in NCHW
+// memory) is finished before the next one starts, so that the second pass reads from cache.
 #include "../math/group_norm_relu.h"
 
 #include <torch/csrc/stable/ops.h>
@@ -17,20 +17,21 @@ namespace {
 using math::Moments;
 using GroupGradient = math::GroupGradient<double>;
 
-// Work is cut without a look at the number of threads: the order of every sum depends on it.
+// The split does not depend on the number of threads, so the order of every sum is fixed.
 constexpr int64_t kRowsPerPiece = 128;
 constexpr int64_t kPiecesPerUnit = 4;
-constexpr int64_t kColumnsOfChannel = 64;  // a channel in NCHW memory is cut into rows
+constexpr int64_t kColumnsOfChannel = 64;  // in NCHW memory, a channel is split into rows of this length
 
-// A problem is a stretch of memory whose groups depend on nothing outside it: an image, or in NCHW memory a group of
-// an image. It consists of runs: one whose columns are the channels, or in NCHW memory one per channel.
+// A problem is a contiguous range of memory whose groups are independent of the rest: an image, or in NCHW memory a
+// group of an image. It consists of runs: a single run with the channels as columns, or in NCHW memory one run per
+// channel.
 struct Division {
   bool channels_last;
   int64_t problems, channels, groups;  // channels and groups of each problem
   int64_t runs, run_size, columns;
   int64_t piece_size, unit_size, units_per_run;
 
-  // Empty tensors have no problem, or problems without a unit.
+  // For empty tensors there are no problems, or problems without units.
   explicit Division(const GroupNormInput& l) : channels_last(l.channels_last) {
     channels = std::max<int64_t>(1, channels_last ? l.channels : l.group_channels());
     groups = channels_last ? l.groups : 1;
@@ -57,7 +58,7 @@ void in_parallel(int64_t n, const F& f) {
   });
 }
 
-// weight or bias in the type of the computation; an absent one is empty.
+// weight or bias in the type of the computation; empty if absent.
 template <class Real>
 std::vector<Real> numbers_of(const GroupNormParameter<const void>& parameter, int64_t channels) {
   std::vector<Real> numbers(parameter.data == nullptr ? 0 : channels);
@@ -67,20 +68,20 @@ std::vector<Real> numbers_of(const GroupNormParameter<const void>& parameter, in
   return numbers;
 }
 
-// Real is float, or double where the elements are.
+// Real is float (double for float64 elements).
 template <class Real>
 struct GroupNorm {
   Division d;
   GroupNormKernels kernels;
-  int64_t image_channels, element;  // element: bytes
+  int64_t image_channels, element;  // element: size in bytes
   const char* x;
   const char* grad;
   char* out;                       // y, or the gradient of x
   std::vector<Real> weight, bias;  // (C,) or empty
-  const Real* mean = nullptr;      // (B, G), which is (problems, groups)
+  const Real* mean = nullptr;      // (B, G), viewed as (problems, groups)
   const Real* rstd = nullptr;
   std::vector<double> sums,
-      centered_sums;  // (B, C), which is (problems, channels): of g and of g * (x - mean)
+      centered_sums;  // (B, C), viewed as (problems, channels): of g and of g * (x - mean)
 
   GroupNorm(const GroupNormInput& in, const void* grad, void* out)
       : d(in),
@@ -100,7 +101,7 @@ struct GroupNorm {
 
   template <class F>
   void for_each_problem(const F& f) const {
-    // Many are shared out, each to one thread; few are taken one by one by all, so that only one fills the caches.
+    // Many problems: one thread each. Few problems: all threads on one at a time, so that only one occupies the caches.
     if (d.problems >= 4 * int64_t(torch::stable::get_num_threads())) return in_parallel(d.problems, f);
     for (int64_t p = 0; p < d.problems; ++p) f(p);
   }
@@ -130,7 +131,7 @@ struct GroupNorm {
     }
   }
 
-  // of(channel of the problem), for all its columns.
+  // Repeats of(channel of the problem) for each column of the channel.
   template <class F>
   std::vector<Real> spread(const F& of) const {
     std::vector<Real> numbers;
@@ -174,7 +175,7 @@ struct GroupNorm {
 
   void apply(int64_t problem, const Columns& columns, void (*kernel)(const GroupNormSpan&)) const {
     torch::stable::parallel_for(0, d.units(), 1, [&](int64_t begin, int64_t end) {
-      // Backwards: what was read last is the most likely to be in a cache.
+      // In reverse: what was read last is most likely still in cache.
       for (int64_t unit = end - 1; unit >= begin; --unit) for_each_piece(problem, unit, columns, kernel);
     });
   }
@@ -238,7 +239,7 @@ struct GroupNorm {
     });
   }
 
-  // (B, C) sums of g * (x - mean) * rstd: what the weights' gradient is made of.
+  // (B, C) sums of g * (x - mean) * rstd, whose sum over the batch is the gradient of weight.
   std::vector<double> normalized_sums() const {
     std::vector<double> result(centered_sums);
     const int64_t channels = d.channels / d.groups;
@@ -247,7 +248,7 @@ struct GroupNorm {
   }
 };
 
-// (C,) from (B, C), added image by image.
+// Writes the sum over the batch: (B, C) to (C,).
 template <class Real>
 void write_gradient(const GroupNormParameter<void>& gradient, int64_t batch, int64_t channels,
                     const std::vector<double>& sums) {

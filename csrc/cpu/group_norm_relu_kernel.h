@@ -1,4 +1,4 @@
-// The passes of group_norm_relu over numbers that lie in rows of `columns`, each column with its own parameters.
+// The passes of group_norm_relu over rows of `columns` numbers. Each column has its own parameters.
 #pragma once
 
 #include "../math/group_norm_relu.h"
@@ -16,7 +16,7 @@ FCOS_INLINE void visit_columns(int64_t at, int64_t width, const F& f) {
   if (c < width) f(at + c, c, RowCount<Rows>(), int(width - c));
 }
 
-// f(position, column, rows, lanes) for n numbers: `lanes` neighbours, and the same columns of the rows below.
+// Calls f(position, column, rows, lanes) to cover n numbers: each call gets `lanes` adjacent columns of `rows` rows.
 template <class V, int kRows = 4, class F>
 FCOS_INLINE void visit(int64_t n, int64_t columns, const F& f) {
   int64_t at = 0;
@@ -31,7 +31,7 @@ FCOS_INLINE void add_to(typename V::Real* sums, V x, int lanes) {
 
 template <class Real>
 double sum_of(const Real* p, int64_t n) {
-  double parts[4] = {0, 0, 0, 0};  // four at once: a single sum would wait for each addition
+  double parts[4] = {0, 0, 0, 0};  // four independent sums, to hide the latency of an addition
   int64_t i = 0;
   for (; i + 4 <= n; i += 4) {
     for (int k = 0; k < 4; ++k) parts[k] += double(p[i + k]);
@@ -40,8 +40,8 @@ double sum_of(const Real* p, int64_t n) {
   return (parts[0] + parts[1]) + (parts[2] + parts[3]);
 }
 
-// Subtracting the mean of the first k rows of n leaves nothing to cancel: its square is at most n / k times the
-// variance.
+// The mean of the first k of n rows is subtracted first to avoid cancellation: the squared distance of the two means is
+// at most n / k times the variance.
 template <class T>
 void group_norm_moments(const GroupNormSpan& span, int64_t width, math::Moments* moments) {
   using V = vec_t<T>;
@@ -84,7 +84,7 @@ void group_norm_moments(const GroupNormSpan& span, int64_t width, math::Moments*
   }
 }
 
-// The parameters of some neighbouring columns.
+// The parameters of adjacent columns.
 template <class V>
 struct NormColumns {
   V mean, scale, shift;
@@ -97,7 +97,7 @@ struct NormColumns {
   static FCOS_INLINE V column(const void* numbers, int64_t c, int lanes) {
     return load(static_cast<const typename V::Real*>(numbers) + c, lanes);
   }
-  FCOS_INLINE V behind_relu(V centered, V upstream) const {
+  FCOS_INLINE V through_relu(V centered, V upstream) const {
     return math::relu_grad(math::normalized(centered, scale, shift), upstream);
   }
 };
@@ -131,7 +131,7 @@ void group_norm_grad_sums(const GroupNormSpan& span, int64_t width, double* all_
     for (int r = 0; r < rows; ++r) {
       const int64_t i = at + r * span.columns;
       const V centered = load(x + i, lanes) - own.mean;
-      const V g = own.behind_relu(centered, load(grad + i, lanes));
+      const V g = own.through_relu(centered, load(grad + i, lanes));
       sum = sum + g;
       centered_sum = fma(g, centered, centered_sum);
     }
@@ -156,7 +156,7 @@ void group_norm_grad_apply(const GroupNormSpan& span) {
     for (int r = 0; r < rows; ++r) {
       const int64_t i = at + r * span.columns;
       const V centered = load(x + i, lanes) - own.mean;
-      const V g = own.behind_relu(centered, load(grad + i, lanes));
+      const V g = own.through_relu(centered, load(grad + i, lanes));
       store(out + i, fma(own.scale, g, -fma(centered, slope, offset)), lanes);
     }
   });

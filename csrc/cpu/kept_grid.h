@@ -1,4 +1,4 @@
-// Kept boxes by place, so that a candidate is compared only with those that can suppress it.
+// A spatial grid of kept boxes, so that a candidate is compared only with boxes that can suppress it.
 #pragma once
 
 #include <cmath>
@@ -7,7 +7,7 @@
 
 namespace fcos_fast {
 
-// Where the centers of boxes are and how large the boxes are, in x and in y.
+// The range of the boxes' centers and their mean size, in x and y.
 template <class Real>
 struct BoxExtent {
   Real low[2], high[2];
@@ -19,7 +19,7 @@ Real box_center(const Real box[4], int axis) {
   return Real(0.5) * (box[axis] + box[axis + 2]);
 }
 
-// NaN makes no center, and no mean.
+// NaN coordinates do not affect the range; they make the mean NaN.
 template <class Real>
 BoxExtent<Real> extent_of(const Real* boxes, int64_t n) {
   constexpr Real infinity = std::numeric_limits<Real>::infinity();
@@ -37,25 +37,26 @@ BoxExtent<Real> extent_of(const Real* boxes, int64_t n) {
   return extent;
 }
 
-// A kept box stands in every cell of a grid that may hold the center of a box it suppresses; a candidate looks into
-// the cell of its own center.
+// Each kept box is stored in every cell that can contain the center of a box it suppresses. A candidate is compared
+// only with the cell of its own center.
 //
-// Where that center can be: an IoU above t makes the intersection wider than t times either box. So it reaches to
-// within (1/2 - t) widths of the candidate's center, and the candidate is at most 1/t times as wide as the kept box: the
-// center lies in the kept box, grown on each side by (1/2 - t) / t of its width if t < 1/2. Likewise for heights.
+// Bounds of that center: if the IoU is above t, the intersection is wider than t times either box. So it extends to
+// within (1/2 - t) widths of the candidate's center, and the candidate is at most 1/t times as wide as the kept box:
+// the center is inside the kept box, expanded on each side by (1/2 - t) / t of its width if t < 1/2. The same holds for
+// heights.
 template <class Real>
 class KeptGrid {
  public:
-  // A single cell.
+  // A grid of a single cell.
   explicit KeptGrid(double threshold) : threshold_(Real(threshold)), cells_(1) {}
 
-  // Cells half as large as a box and its margins: a box is then in some nine of them.
+  // Cells are half the size of a mean box with its margins, so that a box is in about nine of them.
   KeptGrid(double threshold, const BoxExtent<Real>& extent) : KeptGrid(threshold) {
     growth_ = Real(std::max(0.0, 0.5 / threshold - 1) + kRounding);
     for (int axis = 0; axis < 2; ++axis) {
       const double range = double(extent.high[axis]) - double(extent.low[axis]);
       const double cells = 2 * range / ((1 + 2 * double(growth_)) * extent.mean_side[axis]);
-      const double side = std::floor(std::max(1.0, std::min(cells, kMostCells)));  // 1 where `cells` is NaN
+      const double side = std::floor(std::max(1.0, std::min(cells, kMostCells)));  // 1 if `cells` is NaN
       origin_[axis] = extent.low[axis];
       last_[axis] = Real(side - 1);
       cells_per_unit_[axis] = Real(side / range);
@@ -64,14 +65,14 @@ class KeptGrid {
     cells_.resize(columns_ * (int64_t(last_[1]) + 1));
   }
 
-  // Compared with these, a candidate has met every kept box that can suppress it.
+  // All kept boxes that can suppress this candidate, and some others.
   const KeptBoxes<Real>& near(const Real box[5]) const {
     return cells_[columns_ * index(box_center(box, 1), 1) + index(box_center(box, 0), 0)];
   }
 
   void append(const Real box[5]) {
     int64_t first[2], last[2];
-    // The IoU of boxes whose areas underflow can be anything.
+    // The IoU is unreliable if areas underflow.
     const bool precise = !(box[4] > 0 && box[4] * threshold_ < Real(1e-30));
     for (int axis = 0; axis < 2; ++axis) {
       const Real margin =
@@ -88,9 +89,9 @@ class KeptGrid {
 
  private:
   static constexpr double kMostCells = 16;   // in a row or column
-  static constexpr double kRounding = 1e-5;  // far more than that of an IoU
+  static constexpr double kRounding = 1e-5;  // far greater than the rounding error of an IoU
 
-  // Rises with x. NaN overlaps nothing and may be anywhere.
+  // Monotonic in x. The cell of a NaN does not matter, since it overlaps nothing.
   int64_t index(Real x, int axis) const {
     const Real at = (x - origin_[axis]) * cells_per_unit_[axis];
     return int32_t(std::max(Real(0), std::min(last_[axis], at)));

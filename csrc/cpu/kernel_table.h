@@ -1,4 +1,4 @@
-// Included by simd_<name>.cpp: the kernels of one instruction set, as a table.
+// The kernel table of one instruction set. Included by simd_<name>.cpp.
 #include "box_loss_kernel.h"
 #include "centerness_kernel.h"
 #include "focal_loss_kernel.h"

@@ -39,14 +39,14 @@ static std::vector<const KernelSet*> runnable_sets() {  // widest first
 
 static const KernelSet* choose_set() {
   const auto runnable = runnable_sets();
-  const char* wish = std::getenv("FCOS_FAST_SIMD");
-  if (wish == nullptr || *wish == '\0') return runnable.front();
+  const char* requested = std::getenv("FCOS_FAST_SIMD");
+  if (requested == nullptr || *requested == '\0') return runnable.front();
   std::string names;
   for (const KernelSet* candidate : runnable) {
-    if (std::strcmp(candidate->name, wish) == 0) return candidate;
+    if (std::strcmp(candidate->name, requested) == 0) return candidate;
     names += std::string(names.empty() ? "" : ", ") + candidate->name;
   }
-  STD_TORCH_CHECK(false, "FCOS_FAST_SIMD=", wish, " cannot be had; this machine runs ", names);
+  STD_TORCH_CHECK(false, "FCOS_FAST_SIMD=", requested, " is not supported on this CPU; available: ", names);
 }
 
 const KernelSet& kernel_set() {

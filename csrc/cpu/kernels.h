@@ -1,4 +1,4 @@
-// The inner loops that exist once per instruction set, and the choice among them at run time.
+// The inner loops, compiled once per instruction set, and their selection at run time.
 #pragma once
 
 #include <cstdint>
@@ -10,15 +10,14 @@
 
 namespace fcos_fast {
 
-// Elements of a focal loss that lie one after the other. Null pointers are what the caller does not have or
-// want.
+// Contiguous elements of a focal loss. Unused inputs and outputs are null.
 struct FocalSpan {
   const void* x;
   int64_t n;
   const void* targets;    // dense targets, one per element
-  const int32_t* labels;  // or class labels, one per element, compared with `label`; neither: all background
+  const int32_t* labels;  // or class labels, compared with `label`; if both are null, all are background
   int32_t label;
-  const void* upstream;  // gradient of the loss, one per element; without it `scale` is that of all
+  const void* upstream;  // incoming gradient, one per element; if null, `scale` for all
   double scale;
   void* loss;
   void* grad;
@@ -28,7 +27,7 @@ struct FocalSpan {
 // Returns the sum of the span's losses if `with_sum`, else 0.
 using FocalKernel = double (*)(const FocalSpan&, const FocalParameters&);
 
-// n pairs of boxes, four numbers each. Losses and what flows into them are float32 (float64 for float64 boxes).
+// n pairs of boxes, four numbers each. Losses and incoming gradients are float32 (float64 for float64 boxes).
 struct BoxLossSpan {
   const void* pred;
   const void* target;
@@ -41,27 +40,26 @@ struct BoxLossSpan {
 
 using BoxLossKernel = double (*)(const BoxLossSpan&, const BoxLossParameters&);
 
-// n locations, four distances each. Without upstream: out[n] centerness; with it: out[n, 4] the gradient.
+// n locations, four distances each. out is the centerness (n), or the gradient (n, 4) if `upstream` is not null.
 using CenternessKernel = void (*)(const void* ltrb, const void* upstream, void* out, int64_t n);
 
-// Kept boxes of non-maximum suppression; unused places hold a box that overlaps nothing. Real: float, or double for
-// float64 boxes.
+// Kept boxes of non-maximum suppression. Unused entries overlap nothing. Real: float (double for float64 boxes).
 template <class Real>
 struct BoxTile {
-  static constexpr int64_t kBoxes = 16;  // a multiple of any instruction set's lanes
+  static constexpr int64_t kBoxes = 16;  // a multiple of the lanes of every instruction set
   alignas(64) Real x1[kBoxes], y1[kBoxes], x2[kBoxes], y2[kBoxes], area[kBoxes];
 };
 
-// Has a box (x1, y1, x2, y2, area) an IoU above the threshold with any of the tiles' boxes [begin, end)? It may look
-// at some before `begin` again.
+// Does a box (x1, y1, x2, y2, area) have an IoU above the threshold with any of the boxes [begin, end) of the tiles?
+// May also compare boxes before `begin`, and unused entries of the last tile.
 using OverlapsAny = bool (*)(const void* tiles, int64_t begin, int64_t end, const void* box,
                              double threshold);
 
-// Positions of the logits that are not below `lowest`, in rising order, and their number; `found` has room for n + 1.
+// Writes the ascending indices of all logits >= `lowest` to `found` (of size n + 1) and returns their number.
 using FindLogits = int64_t (*)(const void* logits, int64_t n, double lowest, int32_t* found);
 
-// n numbers in rows of `columns`, the last row perhaps not whole. Parameters are float32 (float64 for float64),
-// one per column; null pointers are what a pass does not need.
+// n numbers in rows of `columns`; the last row may be incomplete. Parameters are float32 (float64 for float64), one per
+// column, and null if a pass does not need them.
 struct GroupNormSpan {
   const void* x;
   const void* grad;
@@ -71,20 +69,20 @@ struct GroupNormSpan {
   const void* mean;
   const void* scale;
   const void* shift;
-  const void* offset;  // these two: see GroupGradient
+  const void* offset;  // offset and slope: see GroupGradient
   const void* slope;
 };
 
 struct GroupNormKernels {
-  // Of every `width` neighbouring columns; a row that is not whole needs width = columns.
+  // Moments of every `width` adjacent columns. An incomplete row requires width = columns.
   void (*moments)(const GroupNormSpan&, int64_t width, math::Moments*);
   void (*apply)(const GroupNormSpan&);
-  // Adds g and g * (x - mean) of every `width` neighbouring columns; g is the gradient behind the ReLU.
+  // Adds up g and g * (x - mean) over every `width` adjacent columns; g is the gradient that passed the ReLU.
   void (*grad_sums)(const GroupNormSpan&, int64_t width, double* sums, double* centered_sums);
   void (*grad_apply)(const GroupNormSpan&);
 };
 
-// Anchors as columns, and the box around all of them.
+// Anchors as a structure of arrays, with their common bounding box.
 struct AnchorBlock {
   static constexpr int kSize = 128;
   float x1[kSize], y1[kSize], x2[kSize], y2[kSize], area[kSize];
@@ -92,9 +90,10 @@ struct AnchorBlock {
 };
 
 struct MatchKernels {
-  // Offers a box (x1, y1, x2, y2, area) to anchors that have the IoUs `best`; returns its greatest IoU.
+  // Updates `best` and `matched` of all anchors that have a greater IoU with this box (x1, y1, x2, y2, area). Returns
+  // its greatest IoU.
   float (*match_box)(const AnchorBlock&, const float* box, int32_t row, float* best, int32_t* matched);
-  // Marks the anchors that have this IoU, above 0, with the box.
+  // Marks the anchors whose IoU with the box equals `iou` (> 0).
   void (*mark_equal)(const AnchorBlock&, const float* box, float iou, uint8_t* marks);
 };
 
@@ -105,20 +104,19 @@ struct Kernels {
   OverlapsAny overlaps_any;
   FindLogits find_logits;
   GroupNormKernels group_norm_relu;
-  MatchKernels match_anchors;  // float32, whatever the type
+  MatchKernels match_anchors;  // always float32
 };
 
-// Those of one instruction set.
+// The kernels of one instruction set.
 struct KernelSet {
   const char* name;
   Kernels float32, bfloat16, float16, float64;
 };
 
-// The widest instruction set that this machine runs, or the one that FCOS_FAST_SIMD=baseline|avx2|avx512 asks
-// for.
+// The widest instruction set that this CPU supports, or the one requested by FCOS_FAST_SIMD=baseline|avx2|avx512.
 const KernelSet& kernel_set();
 
-// Kernels for elements of a type.
+// The kernels for elements of this dtype.
 const Kernels& kernels(Dtype dtype);
 
 }  // namespace fcos_fast

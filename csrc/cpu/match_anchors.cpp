@@ -1,5 +1,5 @@
-// Block after block of anchors against the boxes of every image. What is kept is the greatest IoU of each box in each
-// block: it tells which blocks hold a box's best anchors, and these few are looked at once more.
+// Compares blocks of anchors with the boxes of every image. The greatest IoU of each box is stored per block; it shows
+// which blocks contain a box's best anchors, and only these few blocks are visited again for the low-quality matches.
 #include "../math/match_anchors.h"
 
 #include "../checks.h"
@@ -10,9 +10,9 @@ namespace {
 
 constexpr int kBlock = AnchorBlock::kSize;
 
-// Anchors [first, first + count) as columns, and the box around them.
+// Anchors [first, first + count) as a block.
 AnchorBlock load_block(const float* anchors, int64_t first, int count) {
-  AnchorBlock block{};  // what is not an anchor has no area and overlaps nothing
+  AnchorBlock block{};  // unused entries have zero area and overlap nothing
   block.bounds[0] = block.bounds[1] = INFINITY;
   block.bounds[2] = block.bounds[3] = -INFINITY;
   for (int i = 0; i < count; ++i) {
@@ -34,14 +34,14 @@ bool may_overlap(const AnchorBlock& block, const float* box) {
 
 struct Matching {
   const MatchAnchorsWork& work;
-  std::vector<float> boxes;  // x1, y1, x2, y2, area; area 0 where the box takes part in nothing
+  std::vector<float> boxes;  // x1, y1, x2, y2, area; area is 0 if the box is skipped
   MatchKernels kernels;
 
   int64_t blocks() const { return (work.anchor_count + kBlock - 1) / kBlock; }
   int64_t box_count() const { return int64_t(boxes.size() / 5); }
 
-  // Matches a block of anchors in an image. greatest: per box, of this block. Where best_of_boxes is given, anchors that
-  // reach it keep their box. Returns the number of positive anchors.
+  // Matches a block of anchors in an image. `greatest` is updated with the greatest IoU of each box in this block. If
+  // best_of_boxes is not null, anchors that attain it keep their match. Returns the number of positive anchors.
   int64_t match(const AnchorBlock& block, int64_t first, int64_t image, float* greatest,
                 const float* best_of_boxes) const {
     float best[kBlock] = {};
@@ -79,7 +79,7 @@ struct Matching {
     return positive;
   }
 
-  // f(block number, its anchors) on all threads.
+  // Calls f(block index) on all threads.
   template <class F>
   void for_each_block(const F& f) const {
     torch::stable::parallel_for(0, blocks(), 8, [&](int64_t begin, int64_t end) {
@@ -110,7 +110,7 @@ struct Matching {
     return total;
   }
 
-  // Does a block hold a best anchor of any box of the image?
+  // Does the block contain a best anchor of any box in the image?
   bool reaches(const float* greatest, const float* best_of_boxes, int64_t image) const {
     for (int64_t m = work.starts[image]; m < work.starts[image + 1]; ++m) {
       if (greatest[m] == best_of_boxes[m] && boxes[5 * m + 4] != 0) return true;

@@ -1,4 +1,4 @@
-// One box against a block of anchors.
+// Compares one box with a block of anchors.
 #pragma once
 
 #include "../math/match_anchors.h"
@@ -6,7 +6,7 @@
 
 namespace fcos_fast::FCOS_SIMD_NAMESPACE {
 
-// f(first anchor, IoUs) for every register of anchors of which one overlaps the box.
+// Calls f(first anchor, IoUs) for every SIMD register of anchors with at least one overlap.
 template <class F>
 FCOS_INLINE void for_each_overlap(const AnchorBlock& anchors, const float* box, const F& f) {
   const Vec x1(box[0]), y1(box[1]), x2(box[2]), y2(box[3]), area(box[4]), zero(0.0f);

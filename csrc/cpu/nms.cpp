@@ -1,5 +1,5 @@
-// Exact greedy suppression: a candidate, in order of score, is compared with the boxes kept before it, several at a
-// time, until one suppresses it. Classes are separate lists; in a long one a grid finds the kept boxes nearby.
+// Exact greedy suppression: each candidate, in score order, is compared with the boxes kept so far, several at a time,
+// until one suppresses it. Each class has its own list. In long lists, a grid finds the kept boxes nearby.
 #include "../math/nms.h"
 
 #include <cmath>
@@ -13,15 +13,15 @@
 namespace fcos_fast {
 namespace {
 
-constexpr int64_t kBlock = 512;            // candidates compared in parallel with the boxes kept before them
-constexpr int64_t kManyCandidates = 2048;  // from here on a list is worth all threads, and a grid
+constexpr int64_t kBlock = 512;            // candidates compared in parallel with the boxes kept so far
+constexpr int64_t kManyCandidates = 2048;  // lists of at least this length use all threads and a grid
 
 // ---- order ----
 
-// Indices by falling score, the lower index first among equals: a stable radix sort of the float32 bits.
+// Indices in descending score order, by a stable radix sort of the float32 bits; equal scores keep their order.
 std::vector<int32_t> order_by_score(const float* scores, int64_t n) {
   constexpr int kBits = 11, kBuckets = 1 << kBits, kPasses = 3;
-  std::vector<uint64_t> items(n), sorted(n);  // bits above the index
+  std::vector<uint64_t> items(n), sorted(n);  // score bits above the index
   std::vector<int32_t> next(kPasses * kBuckets, 0);
   auto bucket = [](uint64_t item, int pass) { return (item >> (32 + pass * kBits)) & (kBuckets - 1); };
   for (int64_t i = 0; i < n; ++i) {
@@ -34,7 +34,7 @@ std::vector<int32_t> order_by_score(const float* scores, int64_t n) {
     for (const uint64_t item : items) sorted[to[bucket(item, pass)]++] = item;
     items.swap(sorted);
   }
-  return std::vector<int32_t>(items.begin(), items.end());  // their lower halves
+  return std::vector<int32_t>(items.begin(), items.end());  // the lower 32 bits
 }
 
 std::vector<int32_t> order_by_score(const double* scores, int64_t n) {
@@ -52,10 +52,10 @@ std::vector<int32_t> order_by_score(const NmsWork& work) {
   return order_by_score(static_cast<const float*>(work.scores), work.n);
 }
 
-// Candidates of one class after the other, each class in order of score.
+// Candidates grouped by class, each class in score order.
 struct Lists {
-  std::vector<int32_t> ranks;   // places in the order of scores
-  std::vector<int64_t> starts;  // of the lists, and the end
+  std::vector<int32_t> ranks;   // positions in `order`
+  std::vector<int64_t> starts;  // of the lists, followed by the end
 };
 
 Lists split_by_class(const std::vector<int32_t>& order, const int64_t* idxs) {
@@ -88,16 +88,16 @@ struct Suppression {
   void run(const int32_t* ranks, int64_t n) const {
     KeptGrid<Real> grid = n < kManyCandidates ? KeptGrid<Real>(threshold) : KeptGrid<Real>(threshold, extent);
     std::vector<int32_t> compared(n);
-    int64_t known = 0, block = kBlock;  // known: boxes kept so far
+    int64_t known = 0, block = kBlock;  // known: number of boxes kept so far
     for (int64_t begin = 0; begin < n;) {
       const int64_t end = std::min(begin + block, n);
-      // One parallel call per block pays only when there is much to compare.
+      // Threads only pay off if there is much to compare.
       const int64_t grain = n >= kManyCandidates && known >= kBlock ? kBlock / 8 : kBlock;
       torch::stable::parallel_for(begin, end, grain, [&](int64_t from, int64_t to) {
         for (int64_t i = from; i < to; ++i) compared[i] = compare(grid, ranks[i]);
       });
       const int64_t added = keep_survivors(grid, ranks, compared, begin, end);
-      // Where hardly any box is kept, a longer block leaves little to do in order.
+      // If hardly any box is kept, a longer block has little sequential work.
       if (added < (end - begin) / 16) block *= 2;
       known += added;
       begin = end;
@@ -113,7 +113,7 @@ struct Suppression {
     box[4] = math::box_area(row[0], row[1], row[2], row[3]);
   }
 
-  // With how many kept boxes of its cell a candidate was compared, or kSuppressed.
+  // The number of kept boxes in its cell that a candidate was compared with, or kSuppressed.
   int32_t compare(const KeptGrid<Real>& grid, int32_t rank) const {
     Real box[5];
     read(rank, box);
@@ -129,7 +129,7 @@ struct Suppression {
       if (compared[i] == kSuppressed) continue;
       read(ranks[i], box);
       const KeptBoxes<Real>& near = grid.near(box);
-      // A read past the last box meets the padding.
+      // Reads past the last box see the padding.
       if (overlaps_any(near.tiles(), compared[i], near.size(), box, threshold)) continue;
       grid.append(box);
       kept[ranks[i]] = 1;
@@ -153,7 +153,7 @@ void suppress(const NmsWork& work, const std::vector<int32_t>& order, const List
   };
   const int64_t count = int64_t(lists.starts.size()) - 1;
   auto is_long = [&](int64_t list) { return lists.starts[list + 1] - lists.starts[list] >= kManyCandidates; };
-  // Long lists use all threads inside, one list at a time; the others are spread over the threads.
+  // Long lists are processed one at a time, each on all threads; the others run in parallel, one thread each.
   for (int64_t list = 0; list < count; ++list) {
     if (is_long(list)) run(list);
   }

@@ -1,4 +1,4 @@
-// The inner loop of non-maximum suppression: one box against the boxes kept so far.
+// The inner loop of non-maximum suppression: compares one box with the boxes kept so far.
 #pragma once
 
 #include "../math/nms.h"
@@ -10,10 +10,10 @@ template <class V>
 bool overlaps_any(const void* tiles, int64_t begin, int64_t end, const void* box_pointer, double threshold) {
   using Real = typename V::Real;
   using Tile = BoxTile<Real>;
-  static_assert(Tile::kBoxes % V::kLanes == 0, "a register holds boxes of one tile");
+  static_assert(Tile::kBoxes % V::kLanes == 0, "a register must not span two tiles");
   const Real* box = static_cast<const Real*>(box_pointer);
   const V x1(box[0]), y1(box[1]), x2(box[2]), y2(box[3]), area(box[4]), limit{Real(threshold)}, zero(0);
-  // A product that falls short of this needs no division: it is below the threshold by more than rounding.
+  // Below this bound the IoU is certainly below the threshold, and the division is skipped.
   const V nearly = limit * V(Real(1 - 1e-6));
   const auto* tile = static_cast<const Tile*>(tiles) + begin / Tile::kBoxes;
   const auto* last = static_cast<const Tile*>(tiles) + (end + Tile::kBoxes - 1) / Tile::kBoxes;

@@ -1,4 +1,4 @@
-// An image per thread: keys of score and index, sorted as far as they are wanted, against the boxes kept so far.
+// One thread per image: candidates are sorted lazily and compared with the boxes kept so far.
 #include "greedy_nms.h"
 #include "reduction.h"
 
@@ -17,7 +17,7 @@ std::vector<math::key_t<Score>> keys_of(const Score* scores, int64_t n) {
   return keys;
 }
 
-// One image. Returns how many indices it wrote.
+// Processes one image. Returns the number of indices written.
 template <class Score, class Real>
 int64_t suppress(const Score* scores, const Real* boxes, const int64_t* labels, int64_t n,
                  GreedyNms<Real> nms, int64_t max_detections, int64_t* indices) {

@@ -1,6 +1,6 @@
-// First all blocks of locations of all levels and images, over the threads: a SIMD scan finds the few logits that are
-// worth a score, and each block keeps its best. Then the images, over the threads: the best of the blocks, and of these,
-// in falling order, decoding and suppression until there are enough.
+// Phase 1, in parallel over blocks of locations of all levels and images: a SIMD scan finds the few logits above the
+// bound, and each block keeps its top candidates. Phase 2, in parallel over images: merge the blocks' candidates, then
+// decode and suppress them in descending order until there are enough.
 #include "../math/postprocess.h"
 
 #include <memory>
@@ -11,8 +11,8 @@
 namespace fcos_fast {
 namespace {
 
-constexpr int64_t kBlock = 2048;  // locations of a unit of work
-constexpr int64_t kScan = 4096;   // logits of a call of the scan: their positions stay in the first cache
+constexpr int64_t kBlock = 2048;  // locations per unit of work
+constexpr int64_t kScan = 4096;   // logits per call of the scan; their indices fit into the L1 cache
 
 struct Unit {
   int64_t image, level, begin, end;  // locations of the level
@@ -30,7 +30,7 @@ std::vector<Unit> split(const PostprocessWork& work) {
   return units;
 }
 
-// The greatest of many keys; memory is a few times what is kept.
+// Collects the `count` greatest keys in at most 4 * count memory.
 template <class Key>
 class Greatest {
  public:
@@ -54,7 +54,7 @@ class Greatest {
   std::vector<Key> keys_;
 };
 
-// Calls f(location, class, logit) for the logits of a unit that are not below the bound.
+// Calls f(location, class, logit) for all logits of a unit that are not below the bound.
 template <class T, class F>
 void for_found(const PostprocessWork& work, const Unit& unit, const F& f) {
   using Real = compute_t<T>;
@@ -106,10 +106,11 @@ std::vector<math::key_t<Real>> best_of(const PostprocessWork& work, const Unit& 
     int64_t c = -1;
     Real logit;
   } choices[kBlock];
-  for_found<T>(work, unit, [&](int64_t location, int64_t c, Real logit) {  // classes come in rising order
-    Choice& choice = choices[location - unit.begin];
-    if (choice.c < 0 || logit > choice.logit) choice = {c, logit};
-  });
+  for_found<T>(work, unit,
+               [&](int64_t location, int64_t c, Real logit) {  // classes arrive in ascending order
+                 Choice& choice = choices[location - unit.begin];
+                 if (choice.c < 0 || logit > choice.logit) choice = {c, logit};
+               });
   for (int64_t location = unit.begin; location < unit.end; ++location) {
     const Choice& choice = choices[location - unit.begin];
     if (choice.c >= 0) add(location, choice.c, choice.logit);
@@ -118,13 +119,13 @@ std::vector<math::key_t<Real>> best_of(const PostprocessWork& work, const Unit& 
 }
 
 template <class Real>
-struct Rows {  // of one image
+struct Rows {  // results of one image
   Real* boxes;
   Real* scores;
   int64_t* labels;
 };
 
-// The best of an image's units, per level or over all.
+// Merges the candidates of an image's units: the top-k per level, or over all levels.
 template <class Key>
 std::vector<Key> merged(const PostprocessWork& work, const std::vector<Unit>& units,
                         const std::vector<std::vector<Key>>& found, int64_t image) {

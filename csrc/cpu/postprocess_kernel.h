@@ -1,11 +1,11 @@
-// The inner loop of post-processing: which logits are worth a look? Nearly none is.
+// The inner loop of post-processing: finds the few logits above the bound.
 #pragma once
 
 #include "vec.h"
 
 namespace fcos_fast::FCOS_SIMD_NAMESPACE {
 
-// Positions of the logits that are not below `lowest`; `found` has room for n + 1 of them.
+// See FindLogits in kernels.h.
 template <class T>
 int64_t find_logits(const void* logits, int64_t n, double lowest, int32_t* found) {
   using V = vec_t<T>;

@@ -1,4 +1,4 @@
-// Sums whose bits do not depend on the number of threads, and the scalars that go into and out of a loss.
+// Sums that are bitwise independent of the number of threads, and access to scalar inputs and outputs of a loss.
 #pragma once
 
 #include <atomic>
@@ -7,7 +7,7 @@
 
 namespace fcos_fast {
 
-// The pointer `bytes` further on; null stays null.
+// p + bytes; null if p is null.
 inline const void* advance(const void* p, int64_t bytes) {
   return p == nullptr ? nullptr : static_cast<const char*>(p) + bytes;
 }
@@ -15,7 +15,7 @@ inline void* advance(void* p, int64_t bytes) {
   return p == nullptr ? nullptr : static_cast<char*>(p) + bytes;
 }
 
-// unit(u) for u in [0, units), on all threads; each takes the next unit when it is done with one.
+// Calls unit(u) for u in [0, units) on all threads, with dynamic scheduling.
 template <class Unit>
 void run_units(int64_t units, const Unit& unit) {
   std::atomic<int64_t> next{0};
@@ -25,7 +25,7 @@ void run_units(int64_t units, const Unit& unit) {
   });
 }
 
-// The results of the units are added in order.
+// Adds up the results of the units in order.
 template <class Unit>
 double sum_units(int64_t units, const Unit& unit) {
   std::vector<double> partial(units);
@@ -35,7 +35,7 @@ double sum_units(int64_t units, const Unit& unit) {
   return total;
 }
 
-// The number that a scalar gradient has.
+// Reads a scalar; 1 if the pointer is null.
 inline double read_scalar(const void* scale, Dtype dtype) {
   if (scale == nullptr) return 1;
   return dtype == Dtype::kFloat64 ? *static_cast<const double*>(scale) : *static_cast<const float*>(scale);

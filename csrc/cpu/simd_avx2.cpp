@@ -12,7 +12,7 @@
 
 #include "target.h"
 
-// Other people's headers stand above: only what follows is compiled for this instruction set.
+// External headers are included above: only the code below is compiled for this instruction set.
 FCOS_TARGET_BEGIN("avx2,fma,f16c")
 #define FCOS_SIMD_NAMESPACE avx2
 #define FCOS_SIMD_BYTES 32

@@ -12,7 +12,7 @@
 
 #include "target.h"
 
-// Other people's headers stand above: only what follows is compiled for this instruction set.
+// External headers are included above: only the code below is compiled for this instruction set.
 #if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in the compiler's own intrinsics
 #pragma GCC diagnostic ignored "-Wuninitialized"

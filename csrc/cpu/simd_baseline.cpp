@@ -1,4 +1,4 @@
-// The kernels for the instruction set that every machine of the architecture has: SSE2, or NEON.
+// The kernels for the instruction set that every CPU of the architecture supports: SSE2 or NEON.
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Switches the compiler's instruction set for the functions between the two macros.
+// Sets the target instruction set for the functions between the two macros.
 #pragma once
 
 #define FCOS_PRAGMA(text) _Pragma(#text)

@@ -1,8 +1,8 @@
-// Registers of floats and doubles, for the instruction set that the including file chose.
+// SIMD vectors of float and double, for the instruction set selected by the including file.
 //
 // simd_<name>.cpp defines FCOS_SIMD_NAMESPACE and FCOS_SIMD_BYTES, switches the compiler's target, and then
-// includes the *_kernel.h files. Everything lives in that namespace, so no two instruction sets share a
-// symbol. Built on the compilers' vector extension: the same source serves SSE2, AVX2, AVX-512 and NEON.
+// includes the *_kernel.h files. Everything is in that namespace, so instruction sets never share a symbol.
+// Based on the compilers' vector extensions: the same source works for SSE2, AVX2, AVX-512 and NEON.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ typedef uint16_t ShortLanes __attribute__((vector_size(FCOS_SIMD_BYTES / 2)));
 typedef double DoubleLanes __attribute__((vector_size(FCOS_SIMD_BYTES)));
 typedef int64_t LongLanes __attribute__((vector_size(FCOS_SIMD_BYTES)));
 
-// Numbers of type R, with integers of the same width beside them.
+// A vector of numbers of type R; masks are integers of the same width.
 template <class R, class RealLanes, class IntegerLanes>
 struct VecOf {
   using Real = R;
@@ -58,13 +58,13 @@ struct VecOf {
 using Vec = VecOf<float, FloatLanes, IntLanes>;
 using VecDouble = VecOf<double, DoubleLanes, LongLanes>;
 
-// The register that elements of type T are computed in.
+// The vector type that elements of type T are computed in.
 template <class T>
 using vec_t = std::conditional_t<std::is_same_v<T, double>, VecDouble, Vec>;
 
 constexpr int kFloats = Vec::kLanes;
 
-// Lane by lane, where no instruction is worth more.
+// Lane-wise fallbacks.
 template <class V, class F>
 FCOS_INLINE V map_lanes(V x, F f) {
   V r;
@@ -86,7 +86,7 @@ FCOS_INLINE typename V::Real sum(V x) {
 }
 FCOS_INLINE Vec abs(Vec x) { return Vec((FloatLanes)((UintLanes)x.v & 0x7fffffffu)); }
 
-// float64 is for checks and gradients of record, not for speed: its functions are the scalar ones.
+// float64 is for gradient checks and reference results, not for speed: it uses the scalar functions.
 FCOS_INLINE VecDouble abs(VecDouble x) { return select(x < VecDouble(0.0), -x, x); }
 FCOS_INLINE VecDouble fma(VecDouble a, VecDouble b, VecDouble c) { return a * b + c; }
 FCOS_INLINE VecDouble min(VecDouble a, VecDouble b) { return select(a < b, a, b); }
@@ -111,7 +111,8 @@ FCOS_INLINE bool any(VecDouble::Mask mask) { return any_lane<VecDouble>(mask); }
 FCOS_INLINE Vec fma(Vec a, Vec b, Vec c) {
   return Vec((FloatLanes)_mm512_fmadd_ps((__m512)a.v, (__m512)b.v, (__m512)c.v));
 }
-// One Newton step from 14 bits: under 1 ulp, at half the cost of a division. For x away from 0 and infinity.
+// One Newton step from a 14-bit estimate: below 1 ulp, at half the cost of a division. x must not be near 0 or
+// infinity.
 FCOS_INLINE Vec reciprocal(Vec x) {
   const Vec r((FloatLanes)_mm512_rcp14_ps((__m512)x.v));
   return fma(fma(-x, r, Vec(1.0f)), r, r);
@@ -144,17 +145,16 @@ FCOS_INLINE bool any(Vec::Mask mask) { return any_lane<Vec>(mask); }
 
 #if FCOS_SIMD_BYTES != 64
 FCOS_INLINE Vec reciprocal(Vec x) { return Vec(1.0f) / x; }
-// To the nearest integer, for |x| < 2^22: adding 1.5 * 2^23 leaves no room for a fraction.
+// Rounds to the nearest integer, for |x| < 2^22: at 1.5 * 2^23 a float has no fractional bits.
 FCOS_INLINE Vec rounded(Vec x) { return (x + Vec(12582912.0f)) - Vec(12582912.0f); }
-// x * 2^n for an integer n of -126 to 127.
+// x * 2^n for an integer n from -126 to 127.
 FCOS_INLINE Vec times_power_of_two(Vec x, Vec n) {
   const IntLanes exponent = __builtin_convertvector(n.v, IntLanes) + 127;
   return x * Vec((FloatLanes)((UintLanes)exponent << 23));
 }
 #endif
 
-// Two registers worked on side by side: their instructions alternate, so that one chain fills the other's latency.
-// Twice<Twice<V>> is four.
+// Two vectors processed in an interleaved manner to hide instruction latency. Twice<Twice<V>> is four.
 template <class V>
 struct Twice {
   using Real = typename V::Real;
@@ -196,14 +196,14 @@ struct Twice {
   FCOS_INLINE friend Real sum(Twice x) { return sum(x.a + x.b); }
 };
 
-// The registers of an inner loop over elements of type T.
+// The vector type of inner loops over elements of type T.
 template <class T>
 using wide_t = std::conditional_t<std::is_same_v<T, double>, VecDouble, Twice<Twice<Vec>>>;
 
-// exp(-a) for a >= 0: 2^n * 2^f with |f| <= 1/2. Below 2^-126 the result stays there.
+// exp(-a) for a >= 0, as 2^n * 2^f with |f| <= 1/2. The result is at least about 2^-126.
 template <class V>
 FCOS_INLINE V exp_negative(V a) {
-  const V bounded = min(V(87.3f), a);  // in this order NaN passes
+  const V bounded = min(V(87.3f), a);  // with this argument order NaN propagates
   const V log2e(-1.44269504f);
   const V n = rounded(bounded * log2e);
   const V f = fma(bounded, log2e, -n);
@@ -219,9 +219,9 @@ FCOS_INLINE VecDouble exp_negative(VecDouble x) {
   return map_lanes(x, [](double d) { return std::exp(-d); });
 }
 
-// log(w) for w > 0, a smaller w counting as the smallest normal number.
+// log(w) for w > 0; w is clamped to the smallest normal number.
 FCOS_INLINE Vec log_positive(Vec w) {
-  const Vec x = select(w < Vec(1.17549435e-38f), Vec(1.17549435e-38f), w);  // NaN passes
+  const Vec x = select(w < Vec(1.17549435e-38f), Vec(1.17549435e-38f), w);  // NaN propagates
   // x = 2^k * m with m in [sqrt(1/2), sqrt(2))
   const UintLanes bits = (UintLanes)x.v + (0x3f800000u - 0x3f3504f3u);
   const IntLanes k = (IntLanes)(bits >> 23) - 127;
@@ -242,10 +242,10 @@ FCOS_INLINE Vec log_positive(Vec w) {
   return select(x == x, result, x);
 }
 
-// The angle of (x, y) to the x axis, -pi to pi: of the smaller by the larger, then mirrored into its octant.
+// atan2 on [-pi, pi]: the arc tangent of min / max of the absolute values, reflected into the right octant.
 FCOS_INLINE Vec atan2(Vec y, Vec x) {
-  const Vec zero(0.0f), ax = abs(x), ay = abs(y), larger_side = max(ax, ay);
-  const Vec t = select(larger_side > zero, min(ax, ay) / larger_side, larger_side);
+  const Vec zero(0.0f), ax = abs(x), ay = abs(y), longest = max(ax, ay);
+  const Vec t = select(longest > zero, min(ax, ay) / longest, longest);
   const Vec s = t * t;
   constexpr float c[] = {2.920693019e-03f,  -1.636793092e-02f, 4.321186617e-02f,
                          -7.552214712e-02f, 1.066600457e-01f,  -1.421105564e-01f,
@@ -258,7 +258,7 @@ FCOS_INLINE Vec atan2(Vec y, Vec x) {
   return select(y < zero, -r, r);
 }
 
-// ---- memory: the first n lanes, from and to elements of type T ----
+// ---- load and store the first n lanes ----
 
 template <int N, class T>
 FCOS_INLINE void copy_lanes(T* to, const T* from, int n) {
@@ -339,7 +339,7 @@ FCOS_INLINE ShortLanes narrow_half(Vec x) {
 FCOS_INLINE Vec load(const Half* p, int n) { return widen_half(load_shorts(p, n)); }
 FCOS_INLINE void store(Half* p, Vec x, int n) { store_shorts(p, narrow_half(x), n); }
 
-// 32-bit labels in lanes as wide as those of V.
+// 32-bit labels, in lanes of the width of V.
 template <class V>
 FCOS_INLINE typename V::Ints load_labels(const int32_t* p, int n) {
   typename V::Ints v{};
@@ -353,7 +353,7 @@ FCOS_INLINE IntLanes load_labels<Vec>(const int32_t* p, int n) {
   return v;
 }
 
-// The memory accesses of a V; `n` counts the lanes in use, and a Twice uses all of its own.
+// Loads and stores of a V. `n` is the number of lanes in use; a Twice always uses all lanes.
 template <class V>
 struct Lanes {
   template <class T>
@@ -385,7 +385,7 @@ struct Lanes<Twice<V>> {
   }
 };
 
-// Rows of four numbers: an array of structures becomes one register per column.
+// Transposes rows of four numbers into one vector per column, and back.
 template <class T, class V>
 FCOS_INLINE void load_rows(const T* rows, int n, V columns[4]) {
   for (int c = 0; c < 4; ++c) columns[c] = V(0);

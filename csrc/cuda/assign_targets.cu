@@ -1,6 +1,6 @@
-// One launch for the whole batch: a thread per location, a block per tile of a level. The image's boxes pass by, 256 at a
-// time: those that can meet the tile are listed, in order, and only they are held against its locations. The block that
-// ends last adds the totals in order. The host never learns the number of boxes.
+// One launch for the whole batch: a thread per location, a block per tile of a level. The image's boxes are processed
+// 256 at a time: those that can intersect the tile are listed, in order, and only these are compared with its
+// locations. The last block to finish adds up the totals in order. The number of boxes is not needed on the host.
 #include "../math/assign_targets.h"
 
 #include "launch.h"
@@ -12,7 +12,7 @@ using namespace math;
 
 constexpr int kMaxLevels = 16;
 constexpr int kTileWidth = 32, kTileHeight = kThreads / kTileWidth;  // a warp writes one row
-constexpr int64_t kMaxImages = 65535;                                // of a grid's second dimension
+constexpr int64_t kMaxImages = 65535;                                // limit of the second grid dimension
 
 struct Levels {
   int count;
@@ -32,29 +32,29 @@ struct Arguments {
   float4* __restrict__ out_ltrb;       // (B, P)
   float* __restrict__ out_centerness;  // (B, P)
   double* partial;                     // (blocks, 2): positives, centerness
-  unsigned* ended;                     // blocks
+  unsigned* ended;                     // number of finished blocks
   float* __restrict__ totals;          // (2)
 };
 
-// A box in shared memory.
+// A box, in shared memory.
 struct Box {
   float4 corners;
   float preference;
 };
 
-// The locations of a tile lie in [x1, x2] and [y1, y2].
+// The locations of a tile are in [x1, x2] and [y1, y2].
 struct Tile {
   float x1, y1, x2, y2;
 };
 
-// False only if no location of the tile can take the box.
+// False only if no location of the tile can be assigned to the box.
 __device__ __forceinline__ bool may_meet(const float box[4], const Tile& tile, const AssignmentLevel& level,
                                          const AssignmentRule& rule) {
-  if (!level_may_take(box, level)) return false;
+  if (!level_can_assign(box, level)) return false;
   float left, right, top, bottom;
   sampling_region(box, level, rule, 0, &left, &right);
   sampling_region(box, level, rule, 1, &top, &bottom);
-  // A cell beside the region pays for rounding.
+  // A margin of one cell covers rounding.
   const float slack_x = abs(level.step_x), slack_y = abs(level.step_y);
   return tile.x2 + slack_x > left && tile.x1 - slack_x < right && tile.y2 + slack_y > top &&
          tile.y1 - slack_y < bottom;
@@ -85,14 +85,14 @@ __global__ void __launch_bounds__(kThreads)
   const float x = location_x(level, column), y = location_y(level, row);
   const Tile tile = tile_of(level, first_row, first_column);
 
-  // Bounds that lie are clamped: nothing is read outside `boxes`.
+  // Invalid bounds are clamped, so that nothing is read outside `boxes`.
   const int64_t begin = max(int64_t(0), min(a.starts[image], a.box_count));
   const int64_t end = max(begin, min(a.starts[image + 1], a.box_count));
   float best = no_preference(a.rule);
   int32_t matched = -1;
   for (int64_t first = begin; first < end; first += kThreads) {
     bool meets = false;
-    __syncthreads();  // the boxes before are done with
+    __syncthreads();  // the previous boxes are no longer needed
     if (first + threadIdx.x < end) {
       const float4 b = a.boxes[first + threadIdx.x];
       const float box[4] = {b.x, b.y, b.z, b.w};
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads)
       if (!(candidate.preference > best)) continue;
       const float4 b = candidate.corners;
       const float box[4] = {b.x, b.y, b.z, b.w};
-      if (exists && may_take(x, y, box, level, a.rule)) {
+      if (exists && can_assign(x, y, box, level, a.rule)) {
         best = candidate.preference;
         matched = int32_t(first + meeting[k]);
       }
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-static_assert(sizeof(Levels) + sizeof(Arguments) <= 4096, "a kernel's parameters end at 4 KiB");
+static_assert(sizeof(Levels) + sizeof(Arguments) <= 4096, "kernel parameters are limited to 4 KiB");
 
 Levels with_tiles(const AssignTargetsWork& work) {
   Levels levels{};

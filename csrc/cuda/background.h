@@ -1,4 +1,4 @@
-// The focal loss of background logits, which nearly all of a detector's are.
+// The focal loss of background logits, which are nearly all logits of a detector.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,7 +13,7 @@ struct FocalTerms {
   float modulation, cross_entropy, slope;
 };
 
-// Any form. What a foreground logit x loses is what -x loses as background.
+// Works for any loss. A foreground logit x has the loss of -x as background.
 template <class T, class Form>
 struct Background {
   Form form;
@@ -24,7 +24,7 @@ struct Background {
   }
 };
 
-// gamma = 2 to the accuracy of float32.
+// gamma = 2, to float32 accuracy.
 template <>
 struct Background<float, math::FocalLossSquare<float>> {
   math::FocalLossSquare<float> form;
@@ -32,19 +32,20 @@ struct Background<float, math::FocalLossSquare<float>> {
   __device__ __forceinline__ FocalTerms operator()(float x) const {
     const auto s = math::sigmoid(x);
     const float softplus = fmaxf(x, 0.0f) + s.log1p_exp;
-    const float bounded = fminf(softplus, 1e30f);  // q * inf would not be the limit
+    const float bounded = fminf(softplus, 1e30f);  // avoids q * inf, which is not the limit
     return {s.p * s.p, softplus, math::fma(2.0f, s.q * bounded, s.p)};
   }
 };
 
-// gamma = 2 to 7e-6, far below what 16 bits round off. p is the sigmoid, q = 1 - p, and with u = min(p, q)
-// softplus(x) = max(x, 0) - log(1 - u). A NaN remains one in p. An infinite loss is the greatest finite number here.
+// gamma = 2, to 7e-6, far below the rounding error of 16-bit types. p is the sigmoid, q = 1 - p, and with u = min(p, q)
+// softplus(x) = max(x, 0) - log(1 - u). A NaN propagates through p. An infinite loss becomes the greatest finite
+// number.
 template <class T>
 struct Background<T, math::FocalLossSquare<float>> {
   math::FocalLossSquare<float> form;
 
   __device__ __forceinline__ FocalTerms operator()(float x) const {
-    // -log(1 - u) / u on [0, 0.5]: minimax of the relative error.
+    // -log(1 - u) / u on [0, 0.5]: minimax fit of the relative error.
     constexpr float c[] = {0.99999351f, 0.50089545f, 0.3136711f, 0.40336279f, -0.31109385f, 0.84637986f};
     const float p = math::reciprocal(1.0f + math::exp_negative(x));
     const float q = 1.0f - p, u = fminf(p, q);
@@ -55,7 +56,7 @@ struct Background<T, math::FocalLossSquare<float>> {
     return {p * p, softplus, math::fma(2.0f, q * softplus, p)};
   }
 
-  // min(max(x, 0), greatest number), as the bits of positive numbers are ordered like integers: one instruction.
+  // min(max(x, 0), greatest number) in one instruction: positive floats are ordered like their bits.
   __device__ __forceinline__ static float clamp_positive(float x) {
     return __int_as_float(__vimin_s32_relu(__float_as_int(x), 0x7f7fffff));
   }

@@ -1,4 +1,4 @@
-// As many pairs of boxes per thread as 16 bytes of a box tensor hold.
+// Each thread processes as many pairs as fit into 16 bytes of a box tensor.
 #include "../math/box_loss.h"
 
 #include "launch.h"
@@ -18,11 +18,11 @@ struct Arguments {
   int64_t n;
   bool ltrb;
   float smooth, eps;
-  const float* __restrict__ scale;     // of the gradient, or
+  const float* __restrict__ scale;     // incoming gradient: one number, or
   const float* __restrict__ upstream;  // (n)
   float* __restrict__ loss;            // (n)
   T* __restrict__ grad;                // (n, 4)
-  double* __restrict__ partial;        // sums of the blocks
+  double* __restrict__ partial;        // sums per block
 };
 
 template <int N, class T>
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads) box_loss_kernel(Arguments<T> a) {
   constexpr int N = kPairs<T>;
   const float scale = Wanted == Want::kGrad && a.scale != nullptr ? *a.scale : 1.0f;
   const int64_t stride = int64_t(gridDim.x) * kThreads * N;
-  float total = 0;  // of a thread's few pairs
+  float total = 0;  // over the thread's few pairs
   for (int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * N; first < a.n; first += stride) {
     const int pairs = int(min(int64_t(N), a.n - first));
     const auto preds = load_pack<4 * N>(a.pred + 4 * first, 4 * pairs);

@@ -1,4 +1,4 @@
-// As many locations per thread as 16 bytes of distances hold.
+// Each thread processes as many locations as fit into 16 bytes of distances.
 #include "../math/centerness.h"
 
 #include "launch.h"
@@ -9,7 +9,7 @@ namespace {
 template <class T>
 constexpr int kRows = 4 / sizeof(T) == 1 ? 1 : 2;
 
-// ltrb (n, 4); out (n), or with upstream (n) the gradient (n, 4)
+// ltrb (n, 4); out is the centerness (n), or the gradient (n, 4) if there is an upstream gradient (n)
 template <class T, bool Grad>
 __global__ void __launch_bounds__(kThreads)
     centerness_kernel(const T* __restrict__ ltrb, const T* __restrict__ upstream, int64_t n,

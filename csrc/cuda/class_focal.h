@@ -1,6 +1,6 @@
-// One pass of the focal loss with class targets over a map of logits. Every element is taken for background; the few
-// packs that hold another one hide it behind a logit of -inf, which has neither loss nor gradient, and the foreground
-// elements are done one by one afterwards.
+// One pass of the focal loss with class targets over a map of logits. Every element is treated as background. In the
+// few packs with other elements, these are replaced by a logit of -inf, which has neither loss nor gradient; foreground
+// elements are processed one by one afterwards.
 #pragma once
 
 #include "../math/label.h"
@@ -15,23 +15,23 @@ enum class Want { kElements, kSum, kGrad, kGradOfElements, kSumAndGrad };
 constexpr bool sums(Want want) { return want == Want::kSum || want == Want::kSumAndGrad; }
 
 constexpr int kFocalThreads = 256, kSumThreads = 1024;
-constexpr int kPacksPerThread = 8;  // a thread adds so few losses that float32 holds their sum
+constexpr int kPacksPerThread = 8;  // few enough for a float32 sum per thread
 
 template <class T>
 struct ClassMap {
   const T* __restrict__ x;  // (images, classes, locations), or (images, locations, classes) if channels_last
-  const T* __restrict__ upstream;  // as x
-  T* __restrict__ out;             // as x: losses or their gradient
-  ClassLabels labels;              // (images, label_stride), the first `locations` of each count
+  const T* __restrict__ upstream;  // like x
+  T* __restrict__ out;             // like x: losses or their gradient
+  ClassLabels labels;              // (images, label_stride), of which the first `locations` are used
   int64_t images, locations, label_stride;
   int32_t classes;
   bool channels_last;
-  // What lies between two packs of a thread: whole rows, in bytes of labels, and some elements. See prepare_rows.
+  // The distance between two packs of a thread: whole rows (in bytes of labels) plus some elements. See prepare_rows.
   uint32_t label_bytes_per_step;
   int32_t elements_per_step;
 };
 
-// Elements per access: 16 bytes of them where they do not straddle planes, or more than two rows.
+// Elements per access: 16 bytes, unless a pack would span two planes or more than two rows.
 template <class T>
 __host__ __device__ int pack_of(const ClassMap<T>& map) {
   constexpr int N = Vector<T>::kSize;
@@ -40,7 +40,7 @@ __host__ __device__ int pack_of(const ClassMap<T>& map) {
 __host__ __device__ inline int64_t class_runs_of(int64_t classes) {
   return (classes + kPacksPerThread - 1) / kPacksPerThread;
 }
-// A thread's work on planes: the same pack of locations in a run of classes.
+// A thread's work on planes: the same pack of locations in consecutive classes.
 template <class T>
 __host__ __device__ int64_t plane_items(const ClassMap<T>& map) {
   return map.locations / pack_of(map) * class_runs_of(map.classes) * map.images;
@@ -51,7 +51,7 @@ __host__ __device__ int64_t row_tiles_per_image(const ClassMap<T>& map) {
   return (map.locations * map.classes + elements - 1) / elements;
 }
 
-// In the kernel these would be computed for each pack again.
+// Precomputed on the host; the kernel would compute these again for each pack.
 template <class T>
 void prepare_rows(ClassMap<T>& map) {
   const int32_t step = kFocalThreads * pack_of(map);
@@ -60,20 +60,19 @@ void prepare_rows(ClassMap<T>& map) {
   map.elements_per_step = step - rows * map.classes;
 }
 
-// Blocks of the launch.
+// Number of blocks.
 template <class T>
 int64_t focal_tiles(const ClassMap<T>& map) {
   if (map.channels_last) return row_tiles_per_image(map) * map.images;
   return (plane_items(map) + kFocalThreads - 1) / kFocalThreads;
 }
 
-// Quotients of numbers that hardly ever need 64 bits, whose division is slow.
+// Avoids the slow 64-bit division for numbers that fit into 32 bits.
 __device__ __forceinline__ int64_t divide(int64_t a, int64_t b) {
   return (a | b) <= 0xffffffffll ? int64_t(uint32_t(a) / uint32_t(b)) : a / b;
 }
 
-// Elements of a pack that are not background: a bit for each foreground element, and 16 bits further on for each
-// ignored one.
+// Elements of a pack that are not background: bits 0-15 mark foreground elements, bits 16-31 ignored ones.
 struct Marks {
   uint32_t bits = 0;
 
@@ -91,15 +90,15 @@ __device__ __forceinline__ void hide(V& x, uint32_t marked) {
   }
 }
 
-// What a thread does with elements of one image.
+// Computes losses and gradients of elements of one image, for one thread.
 template <class T, class Form, Want Wanted>
 class FocalPass {
  public:
-  // Loss and gradient are multiplied by `scale`.
+  // `scale` multiplies loss and gradient.
   __device__ FocalPass(const ClassMap<T>& map, const Form& form, float scale)
       : map_(map), background_{form}, scale_(scale), factor_(form.negative_weight * scale) {}
 
-  // The elements that stand at `from`; results go `to`. Marked elements of x are hidden already.
+  // Processes the elements at `from` and writes to `to`. Marked elements of x must be -inf already.
   template <class V>
   __device__ __forceinline__ void run(const T* from, T* to, const V& x, const Marks& marks) {
     V upstream;
@@ -120,7 +119,7 @@ class FocalPass {
     }
   }
 
-  // Of the elements so far.
+  // Sum over the elements so far.
   __device__ double loss() const {
     const Form& form = background_.form;
     return double(scale_) * (double(weighted(background_loss_, form.negative_weight)) +
@@ -130,7 +129,7 @@ class FocalPass {
  private:
   __device__ const T* upstream_of(const T* from) const { return map_.upstream + (from - map_.x); }
 
-  // A weight of 0 makes any loss 0, but a NaN remains one.
+  // A weight of 0 makes any loss 0 except NaN.
   __device__ __forceinline__ static float weighted(float loss, float weight) {
     constexpr float kGreatest = 3.40282347e38f;
     return loss >= kGreatest ? (weight == 0.0f ? 0.0f : INFINITY) : loss * weight;
@@ -142,7 +141,7 @@ class FocalPass {
   }
 
   __device__ void run_marked(const T* from, T* to, bool foreground) {
-    float value = 0;  // of an ignored element, whatever flows in
+    float value = 0;  // ignored elements: 0 for any incoming gradient
     if (foreground) {
       FocalTerms terms = background_(-float(*from));
       terms.slope = -terms.slope;
@@ -162,12 +161,12 @@ class FocalPass {
 
 // ---- planes ----
 
-// Packs of locations in the classes [first, last) of an image.
+// Packs of locations, in the classes [first, last) of an image.
 template <class V, class T, class Pass>
 __device__ __forceinline__ void run_planes(Pass& pass, const ClassMap<T>& map, int64_t image,
                                            int64_t location, int32_t first, int32_t last) {
   const ClassLabels labels = map.labels + (image * map.label_stride + location);
-  uint32_t marked = 0;  // classes, counted from `first`, in which not all elements are background
+  uint32_t marked = 0;  // bit c: class `first` + c has elements that are not background
 #pragma unroll
   for (int i = 0; i < V::kSize; ++i) {
     const int32_t label = labels[i];
@@ -204,12 +203,12 @@ __device__ __forceinline__ double plane_item(const ClassMap<T>& map, int64_t ite
 
 // ---- rows ----
 
-// Where it is that of another label, the whole is no class, like any number that is none.
+// The lower 32 bits of a label. Enough to recognize background, since no valid label shares them.
 __device__ __forceinline__ int32_t low_half(const char* label) {
   return *reinterpret_cast<const int32_t*>(label);
 }
 
-// Marks those of a pack whose first `left` elements end a row; the others begin the next.
+// Marks the elements of a pack. Its first `left` elements belong to one row, the others to the next.
 template <class V>
 __device__ __forceinline__ Marks marks_of_rows(const ClassLabels& labels, int32_t left, int32_t classes) {
   Marks marks;
@@ -219,15 +218,15 @@ __device__ __forceinline__ Marks marks_of_rows(const ClassLabels& labels, int32_
   return marks;
 }
 
-// `count` packs from this element of the image on, kFocalThreads packs apart.
+// `count` packs from this element of the image, kFocalThreads packs apart.
 template <class V, class T, class Pass>
 __device__ __forceinline__ void run_rows(Pass& pass, const ClassMap<T>& map, int64_t image, int64_t element,
                                          int count) {
   constexpr int kStep = kFocalThreads * V::kSize;
   const int64_t row = divide(element, map.classes), begin = image * map.locations * map.classes + element;
   const ClassLabels labels = map.labels + (image * map.label_stride + row);
-  const char* label = static_cast<const char*>(labels.data);  // of the row of the pack's first element
-  int32_t left = int32_t((row + 1) * map.classes - element);  // elements of that row
+  const char* label = static_cast<const char*>(labels.data);  // label of the row of the pack's first element
+  int32_t left = int32_t((row + 1) * map.classes - element);  // remaining elements of that row
   const T* from = map.x + begin;
   T* to = map.out + begin;
 #pragma unroll 1
@@ -246,7 +245,7 @@ __device__ __forceinline__ void run_rows(Pass& pass, const ClassMap<T>& map, int
   }
 }
 
-// Packs that begin at multiples of 16 bytes; the first tile does what is left at both ends of the image.
+// Packs start at multiples of 16 bytes; the first tile also processes the remainders at both ends of the image.
 template <class V, class T, class Pass>
 __device__ __forceinline__ void run_row_tile(Pass& pass, const ClassMap<T>& map, int64_t image,
                                              int64_t tile) {
@@ -271,7 +270,7 @@ __device__ __forceinline__ double row_tile(const ClassMap<T>& map, int64_t tile,
   return pass.loss();
 }
 
-// This thread's part of the losses of a tile; `scale_of(image)` multiplies loss and gradient.
+// Returns this thread's share of the losses of a tile. `scale_of(image)` multiplies loss and gradient.
 template <Want Wanted, class T, class Form, class ScaleOf>
 __device__ __forceinline__ double focal_tile(const ClassMap<T>& map, int64_t tile, const Form& form,
                                              const ScaleOf& scale_of) {

@@ -1,5 +1,6 @@
-// Two launches. The first one has a block per tile of work: of the logits of a level, or some locations for the boxes and
-// their quality; each leaves partial sums, which the second launch adds in order. Gradients are final.
+// Two launches. The first has a block per tile of work: either logits of a level, or locations whose boxes and quality
+// are processed. Each block writes final gradients and a partial sum; the second launch adds up the partial sums in
+// order.
 #include "../math/detection_loss.h"
 
 #include "../math/element.h"
@@ -11,7 +12,7 @@ namespace {
 using math::BoxLossKind;
 
 constexpr int kRescaleThreads = 256;
-constexpr int64_t kMostRescaleBlocks = 264;  // per gradient; few, for they usually have nothing to do
+constexpr int64_t kMostRescaleBlocks = 264;  // per gradient; few, since they usually have nothing to do
 
 template <class T>
 struct Level {
@@ -25,7 +26,7 @@ template <class T>
 struct Job {
   Level<T> levels[kMaxLevels];
   int32_t level_count;
-  int64_t batch, locations;  // P, of all levels
+  int64_t batch, locations;  // locations: P, over all levels
   int64_t tiles, box_tiles;
   const int32_t* __restrict__ labels;        // (B, P)
   const float* __restrict__ ltrb;            // (B, P, 4)
@@ -39,7 +40,7 @@ struct Job {
   double* __restrict__ partial;  // tiles, then two per box tile
 };
 
-// What an image's loss of a part is multiplied by.
+// The factor of a part's loss in this image.
 template <class T>
 __device__ __forceinline__ float scale_of(const Job<T>& job, int part, int64_t image) {
   if (job.normalizers != nullptr) return 1.0f / job.normalizers[part * job.batch + image];
@@ -53,7 +54,7 @@ __device__ __forceinline__ float upstream_of(const Job<T>& job, int part) {
 
 // ---- boxes and quality ----
 
-// Loss, its gradient and IoU of one pair of ltrb boxes.
+// Loss, gradient and IoU of one pair of ltrb boxes.
 template <BoxLossKind Kind>
 __device__ __forceinline__ float pair_loss(const float pred[4], const float target[4], float smooth,
                                            float eps, float grad[4], float* iou) {
@@ -83,7 +84,7 @@ __device__ float box_loss_of(BoxLossKind kind, const float p[4], const float t[4
   }
 }
 
-// A location of a level, in few registers.
+// A location of a level, in a compact form that saves registers.
 struct Place {
   int32_t image, location;
 
@@ -94,7 +95,7 @@ struct Place {
   __device__ int64_t in(const LevelMap& map) const { return image * map.image + location * map.location; }
 };
 
-// The box of a positive location: its loss, its IoU and, into `grad`, its gradient.
+// Returns the loss and IoU of the box at a positive location, and writes its gradient to `grad`.
 template <class T>
 __device__ __forceinline__ float positive_box(const Job<T>& job, const Level<T>& level, const Place& place,
                                               float grad[4], float* iou) {
@@ -112,7 +113,7 @@ __device__ __forceinline__ float positive_box(const Job<T>& job, const Level<T>&
   return weight * loss;
 }
 
-// One location per thread. `losses` of boxes and quality.
+// One location per thread. `losses`: box loss and quality loss.
 template <class T>
 __device__ void box_tile(const Job<T>& job, const Level<T>& level, int64_t tile, float losses[2]) {
   losses[0] = losses[1] = 0;
@@ -145,11 +146,11 @@ __device__ void box_tile(const Job<T>& job, const Level<T>& level, int64_t tile,
 
 // ---- the launches ----
 
-// At 48 registers five blocks share a multiprocessor.
+// At 48 registers, five blocks fit on a multiprocessor.
 template <Want Wanted, class T, class Form>
 __global__ void __launch_bounds__(kFocalThreads, 5)
     loss_kernel(const __grid_constant__ Job<T> job, const Form form) {
-  const bool is_box = blockIdx.x < job.box_tiles;  // boxes first: their tiles take longest to start
+  const bool is_box = blockIdx.x < job.box_tiles;  // boxes first: their tiles have the longest latency
   const int64_t tile = is_box ? blockIdx.x : blockIdx.x - job.box_tiles;
   int l = 0;
   while (l + 1 < job.level_count &&
@@ -235,7 +236,8 @@ Job<T> describe(const DetectionLossParameters& p, const DetectionLossWork& work)
 template <class T, class Form>
 void launch(const Job<T>& job, const Form& form, cudaStream_t stream) {
   const int64_t blocks = job.tiles + job.box_tiles;
-  if (blocks > 0x7fffffff) throw std::runtime_error("fcos_fast::detection_loss: too large for one launch");
+  if (blocks > 0x7fffffff)
+    throw std::runtime_error("fcos_fast::detection_loss: the maps are too large: more than 2^31 - 1 blocks");
   if (blocks == 0) return;
   const bool with_grad = job.levels[0].boxes.grad != nullptr;
   const auto kernel =
@@ -267,7 +269,7 @@ void run_detection_loss(Cuda device, const DetectionLossParameters& p, const Det
 
 namespace {
 
-// 16 bytes per access, but for what stands before the first and behind the last multiple of 16 bytes.
+// 16 bytes per access, except before the first and after the last multiple of 16 bytes.
 template <class T>
 __device__ void rescale(T* __restrict__ values, int64_t numel, float factor) {
   constexpr int N = Vector<T>::kSize;
@@ -288,7 +290,7 @@ __device__ void rescale(T* __restrict__ values, int64_t numel, float factor) {
   if (thread < numel - end) values[end + thread] = T(rescaled(float(values[end + thread])));
 }
 
-// Nothing is to be done for the usual factor 1, which only the device knows.
+// Does nothing for the usual factor of 1, which is only known on the device.
 __global__ void __launch_bounds__(kRescaleThreads) rescale_kernel(const __grid_constant__ RescaleWork work) {
   const auto& gradient = work.gradients[blockIdx.y];
   const float factor = static_cast<const float*>(work.upstream)[gradient.part];

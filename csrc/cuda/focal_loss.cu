@@ -1,4 +1,4 @@
-// One pass over the logits as they lie in memory, 16 bytes per access. A block does one tile; sums go through a partial
+// One pass over the logits in memory order, 16 bytes per access. Each block processes one tile. Sums use one partial
 // sum per tile, added in order by a second, tiny launch, so that they do not depend on the device.
 #include "../math/focal_loss.h"
 
@@ -22,7 +22,7 @@ int64_t dense_tiles(int64_t n) {
   return (n + kTile - 1) / kTile;
 }
 
-// The pack that begins here; returns the sum of its losses.
+// Processes one pack; returns the sum of its losses.
 template <class V, Want Wanted, class T, class Form>
 __device__ __forceinline__ float dense_pack(const DenseMap<T>& map, int64_t at, const Form& form,
                                             float scale) {
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kFocalThreads)
   }
 }
 
-// At 48 registers five blocks share a multiprocessor.
+// At 48 registers, five blocks fit on a multiprocessor.
 template <Want Wanted, class T, class Form>
 __global__ void __launch_bounds__(kFocalThreads, 5)
     class_kernel(const __grid_constant__ ClassMap<T> map, const Form form,
@@ -97,7 +97,7 @@ Want wanted(const FocalLossWork& work) {
   return work.upstream != nullptr ? Want::kGradOfElements : Want::kGrad;
 }
 
-// Calls f with what is wanted as a constant.
+// Calls f with the requested outputs as a compile-time constant.
 template <class F>
 void dispatch_wanted(Want want, const F& f) {
   switch (want) {

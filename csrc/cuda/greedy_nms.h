@@ -1,12 +1,12 @@
-// Greedy suppression in each image of a batch: the keys of the greatest scores are found, sorted, and settled in falling
-// order. Keys are taken a tile at a time, so an early end saves the rest.
+// Greedy suppression in each image of a batch: the keys with the greatest scores are selected, sorted, and resolved in
+// descending order. Keys are processed one tile at a time, so later tiles are skipped if the image has enough boxes.
 //
-// The first tile, which is mostly the only one, is spread over the device: one block sorts it and decodes its boxes
-// (sort_first_tile), many compare them in pairs of groups (compare_first_tile), and the last of these blocks to come settles
-// the image (suppress_image): first by those comparisons, then, where boxes are still wanted, one tile after the other
-// against the boxes kept so far.
+// The first tile, usually the only one, is distributed over the device: one block sorts it and decodes its boxes
+// (sort_first_tile), many blocks compare pairs of groups (compare_first_tile), and the last of these to finish resolves
+// the image (suppress_image): first with those comparisons, then, if more boxes are needed, tile by tile against the
+// boxes kept so far.
 //
-// Results depend on the keys alone, not on the order in which threads and blocks meet them.
+// Results depend only on the keys, not on the order of threads and blocks.
 #pragma once
 
 #include "launch.h"
@@ -16,20 +16,20 @@ namespace fcos_fast {
 
 using Key = math::key_t<float>;
 
-constexpr int kGroup = 64;   // candidates that are settled together
-constexpr int kWorkers = 8;  // neighbouring threads that look at one of them
+constexpr int kGroup = 64;   // candidates that are resolved together
+constexpr int kWorkers = 8;  // adjacent threads per candidate
 constexpr int kImageThreads = kGroup * kWorkers;
-constexpr int kTile = 2 * kImageThreads;  // keys that are sorted together
-constexpr int64_t kCompareBlocks = 528;   // of all images: four for each of 132 multiprocessors
-constexpr int kNearKept = 256;            // kept boxes in shared memory; the others lie in global memory
-static_assert(kWorkers == 8 && kGroup == 64, "a byte of the group's 64 bits per worker");
+constexpr int kTile = 2 * kImageThreads;  // keys per sort
+constexpr int64_t kCompareBlocks = 528;   // over all images: four for each of 132 multiprocessors
+constexpr int kNearKept = 256;            // kept boxes in shared memory; the others are in global memory
+static_assert(kWorkers == 8 && kGroup == 64, "each worker has one byte of the group's 64 bits");
 
 // ---- selection ----
 
 struct Selection {
-  Key cutoff;      // the keys from here on
+  Key cutoff;      // keys >= cutoff are selected
   unsigned total;  // number of all keys
-  unsigned taken;  // of those from the cutoff on, where they were
+  unsigned taken;  // number of selected keys, if they were collected
 };
 
 struct SelectionMemory {
@@ -39,7 +39,7 @@ struct SelectionMemory {
   int digit;
 };
 
-// Counts the keys and finds the range of their scores.
+// Counts the keys and computes the range of their scores.
 template <class Source>
 __device__ void survey(const Source& source, SelectionMemory& memory) {
   if (threadIdx.x == 0) {
@@ -69,8 +69,8 @@ __device__ void survey(const Source& source, SelectionMemory& memory) {
   __syncthreads();
 }
 
-// The digit at which the count of keys, from the greatest digit on, first exceeds `wanted`; `above` keys have a greater
-// one. For the first warp.
+// The digit at which the number of keys, counted from the greatest digit down, first exceeds `wanted`. `above` is the
+// number of keys with a greater digit. Called by the first warp.
 __device__ __forceinline__ void find_digit(unsigned wanted, SelectionMemory& memory) {
   constexpr int kPerLane = 256 / 32;
   const int lane = threadIdx.x, first = 255 - lane * kPerLane;
@@ -82,7 +82,7 @@ __device__ __forceinline__ void find_digit(unsigned wanted, SelectionMemory& mem
     const unsigned before = __shfl_up_sync(kWholeWarp, upto, offset);
     if (lane >= offset) upto += before;
   }
-  if (upto > wanted && upto - own <= wanted) {  // true of one lane
+  if (upto > wanted && upto - own <= wanted) {  // true for exactly one lane
     unsigned above = upto - own;
     int digit = first;
     while (above + memory.histogram[digit] <= wanted) above += memory.histogram[digit--];
@@ -91,8 +91,9 @@ __device__ __forceinline__ void find_digit(unsigned wanted, SelectionMemory& mem
   }
 }
 
-// Of the keys that source(f) hands to f, all threads of the block together: a cutoff from which on there are at most
-// `most`, and at least `least` where there are that many. Radix selection from the highest bit in which scores differ.
+// Finds a cutoff such that at most `most` keys are >= cutoff, and at least `least` if there are that many. source(f)
+// calls f for all keys, distributed over the threads of the block. Radix selection, from the highest bit in which
+// scores differ.
 template <class Source>
 __device__ Selection select_greatest(const Source& source, unsigned most, unsigned least,
                                      SelectionMemory& memory) {
@@ -102,7 +103,7 @@ __device__ Selection select_greatest(const Source& source, unsigned most, unsign
   if (total <= most) return {1, total, 0};
 
   const unsigned long long differing = memory.least ^ memory.greatest;
-  // The digit of the highest bit that differs; what is above it is common to all keys.
+  // The digit with the highest differing bit; all keys agree above it.
   const int highest = differing == 0 ? 31 : 32 + 63 - __clzll((long long)differing);
   int shift = highest / kDigit * kDigit;
   Key prefix = (Key(memory.greatest) << 32) >> shift >> kDigit << kDigit << shift;
@@ -118,7 +119,7 @@ __device__ Selection select_greatest(const Source& source, unsigned most, unsign
     if (threadIdx.x < 32) find_digit(most - above, memory);
     __syncthreads();
     above += memory.above;
-    // No two keys are equal: the digit at shift 0 leaves nothing to choose.
+    // Keys are unique, so the selection ends at shift 0 at the latest.
     if (above >= least) return {prefix + (Key(memory.digit + 1) << shift), total, 0};
     prefix |= Key(memory.digit) << shift;
   }
@@ -126,7 +127,7 @@ __device__ Selection select_greatest(const Source& source, unsigned most, unsign
 
 // ---- sorting ----
 
-// Bitonic sort of keys in shared memory, greatest first; the memory has room for the next power of two.
+// Bitonic sort of keys in shared memory, in descending order; there must be room for the next power of two.
 __device__ __forceinline__ void sort_descending(Key* keys, int count) {
   int padded = 1;
   while (padded < count) padded *= 2;
@@ -150,8 +151,9 @@ __device__ __forceinline__ void sort_descending(Key* keys, int count) {
 
 // ---- tiles ----
 
-// Problem: Label; each_key(f) hands all keys of the image to f, the threads of the block sharing them; candidate(key, box)
-// returns the label and the box as it is compared; may_be_kept(box); keep(slot, key) writes a result.
+// Interface of Problem: the type Label; each_key(f) calls f for all keys of the image, distributed over the threads of
+// the block; candidate(key, box) returns the label and writes the box in NMS coordinates; may_be_kept(box); keep(slot,
+// key) writes a result.
 
 template <class Label>
 struct Tile {  // in shared memory
@@ -160,20 +162,20 @@ struct Tile {  // in shared memory
   Label labels[kTile];
 };
 
-// The first tile of each image, in global memory. Bit k of word w of a candidate's suppressors: candidate 64 w + k, of a
-// greater key, suppresses it if it is kept. Words w > candidate / 64 are not written.
+// The first tile of each image, in global memory. Bit k in word w of a candidate's suppressors: candidate 64 w + k has
+// a greater key, and suppresses this one if it is kept. Words w > candidate / 64 are not written.
 template <class Label>
 struct FirstTiles {
-  int length;                       // room in each, a multiple of kGroup
+  int length;                       // capacity per image, a multiple of kGroup
   Key* keys;                        // (B, length)
   float4* boxes;                    // (B, length)
   Label* labels;                    // (B, length)
   unsigned long long* suppressors;  // (B, length, length / kGroup)
   unsigned* sizes;                  // (B)
-  unsigned* totals;                 // (B) of all keys
-  unsigned* arrived;                // (B) blocks of compare_first_tile
+  unsigned* totals;                 // (B) number of all keys
+  unsigned* arrived;                // (B) finished blocks of compare_first_tile
 
-  // For images of at most n candidates.
+  // For images with at most n candidates.
   FirstTiles(const Cuda& device, int64_t batch, int64_t n)
       : length(int(std::min<int64_t>(kTile, std::max<int64_t>(1, (n + kGroup - 1) / kGroup) * kGroup))),
         keys(device.scratch<Key>(batch * length)),
@@ -184,7 +186,7 @@ struct FirstTiles {
         totals(device.scratch<unsigned>(batch)),
         arrived(device.scratch<unsigned>(batch)) {}
 
-  // Of compare_first_tile, in each image.
+  // Number of blocks of compare_first_tile per image.
   int compare_blocks(int64_t batch) const {
     const int64_t groups = length / kGroup, pairs = groups * (groups + 1) / 2;
     return int(std::max<int64_t>(1, std::min<int64_t>(pairs, kCompareBlocks / batch)));
@@ -195,7 +197,7 @@ struct FirstTiles {
   }
 };
 
-// The keys that are not above `last`, in falling order, at most kTile of them.
+// Loads the next tile: the greatest keys <= `last` in descending order, at most kTile.
 template <class Problem>
 __device__ Selection take_greatest(const Problem& problem, Key last, SelectionMemory& memory, Key* keys) {
   const auto remaining = [&](const auto& f) {
@@ -215,7 +217,7 @@ __device__ Selection take_greatest(const Problem& problem, Key last, SelectionMe
   return selection;
 }
 
-// `keys` has room for a tile in shared memory.
+// `keys`: shared memory for one tile.
 template <class Problem, class Label>
 __device__ void sort_first_tile(const Problem& problem, int64_t image, const FirstTiles<Label>& first,
                                 SelectionMemory& memory, Key* keys) {
@@ -232,7 +234,7 @@ __device__ void sort_first_tile(const Problem& problem, int64_t image, const Fir
   }
 }
 
-// Bit k: the tile's candidate `first` + k, one before `own`, suppresses it if it is kept.
+// Bit k: candidate `first` + k of the tile precedes `own`, and suppresses it if it is kept.
 template <class Label>
 __device__ __forceinline__ unsigned char suppressor_bits(const Tile<Label>& tile, int own, int first,
                                                          float threshold) {
@@ -248,7 +250,7 @@ __device__ __forceinline__ unsigned char suppressor_bits(const Tile<Label>& tile
   return (unsigned char)bits;
 }
 
-// Loads the image's first tile and compares its pairs of groups from `block` on, one in so many `blocks`.
+// Loads the image's first tile and compares the pairs of groups block, block + blocks, ...
 template <class Label>
 __device__ void compare_first_tile(const FirstTiles<Label>& first, int64_t image, int block, int blocks,
                                    float threshold, Tile<Label>& tile) {
@@ -278,14 +280,14 @@ template <class Label>
 struct GreedyMemory {
   SelectionMemory selection;
   Tile<Label> tile;
-  unsigned short chosen[kTile];  // kept candidates of the tile
+  unsigned short chosen[kTile];  // indices of the kept candidates of the tile
   float4 kept_boxes[kNearKept];
   Label kept_labels[kNearKept];
   bool suppressed[kGroup];
-  unsigned long long suppressors[kGroup];  // of the same group
+  unsigned long long suppressors[kGroup];  // within the same group
 };
 
-// The boxes that an image keeps; those from kNearKept on lie in global memory.
+// The kept boxes of an image; from index kNearKept, they are in global memory.
 template <class Label>
 struct Kept {
   int most, room, count = 0;
@@ -298,7 +300,7 @@ struct Kept {
         boxes(device.scratch<float4>(batch * room)),
         labels(device.scratch<Label>(batch * room)) {}
 
-  // Of all images the one.
+  // The part of one image.
   __device__ Kept of(int64_t image) const {
     Kept one = *this;
     one.boxes += image * room;
@@ -307,9 +309,9 @@ struct Kept {
   }
 };
 
-// Settles the group of candidates from `begin` on. is_suppressed(i, worker): is candidate i suppressed by a box kept
-// before, as far as this worker of eight looks? suppressors(i, worker): a byte, bit k for candidate 8 worker + k of the
-// group. Returns the kept ones to all threads.
+// Resolves the group of candidates starting at `begin`. is_suppressed(i, worker): is candidate i suppressed by one of
+// the previously kept boxes that this worker (of eight) compares? suppressors(i, worker): a byte whose bit k stands for
+// candidate 8 worker + k of the group. Returns the mask of kept candidates to all threads.
 template <class Problem, class Label, class IsSuppressed, class Suppressors>
 __device__ unsigned long long settle_group(const Problem& problem, GreedyMemory<Label>& memory, int begin,
                                            int size, Kept<Label>& kept, int chosen_before,
@@ -337,7 +339,7 @@ __device__ unsigned long long settle_group(const Problem& problem, GreedyMemory<
     (is_near ? memory.kept_labels[slot] : kept.labels[slot - kNearKept]) = memory.tile.labels[candidate];
   }
   kept.count += __popcll(chosen);
-  __syncthreads();  // the kept boxes are written, the group is done with
+  __syncthreads();  // the kept boxes are written, the group is no longer needed
   return chosen;
 }
 
@@ -347,10 +349,10 @@ __device__ void keep_chosen(const Problem& problem, const GreedyMemory<Label>& m
                             int end) {
   for (int slot = first_slot + int(threadIdx.x); slot < end; slot += kImageThreads)
     problem.keep(slot, memory.tile.keys[memory.chosen[slot - first_slot]]);
-  __syncthreads();  // the tile is done with
+  __syncthreads();  // the tile is no longer needed
 }
 
-// What one worker of a candidate needs of its suppressors in the first tile.
+// The part of a candidate's suppressors in the first tile that one worker needs.
 struct SuppressorWords {
   unsigned long long low, high;  // words `worker` and `worker` + 8
   unsigned char own;             // byte `worker` of its own group
@@ -361,7 +363,7 @@ __device__ __forceinline__ SuppressorWords load_suppressors(const unsigned long 
           reinterpret_cast<const unsigned char*>(words + group)[worker]};
 }
 
-// The tile of `memory` is the first one, and all its groups were compared.
+// Resolves the first tile, whose groups have all been compared, in `memory`.
 template <class Problem, class Label>
 __device__ void suppress_first_tile(const Problem& problem, const FirstTiles<Label>& first, int64_t image,
                                     Kept<Label>& kept, GreedyMemory<Label>& memory) {
@@ -386,7 +388,7 @@ __device__ void suppress_first_tile(const Problem& problem, const FirstTiles<Lab
   keep_chosen(problem, memory, 0, kept.count);
 }
 
-// Settles the keys up to `last` tile by tile.
+// Resolves the keys <= `last`, tile by tile.
 template <class Problem, class Label>
 __device__ void suppress_further_tiles(const Problem& problem, Key last, Kept<Label>& kept, float threshold,
                                        GreedyMemory<Label>& memory) {
@@ -420,7 +422,7 @@ __device__ void suppress_further_tiles(const Problem& problem, Key last, Kept<La
   }
 }
 
-// Of one image, for the block that came last; returns the number of kept boxes to all threads.
+// Resolves one image in the block that finished last. Returns the number of kept boxes to all threads.
 template <class Problem, class Label>
 __device__ int suppress_image(const Problem& problem, const FirstTiles<Label>& first, int64_t image,
                               Kept<Label> kept, float threshold, GreedyMemory<Label>& memory) {

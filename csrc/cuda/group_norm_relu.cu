@@ -1,5 +1,5 @@
-// Three launches forward, three backward: the first reads x and leaves a partial result per channel and chunk, the
-// second merges those of each group in order, the third reads x again and writes.
+// Three launches in forward, three in backward: the first reads x and writes a partial result per channel and chunk,
+// the second merges those of each group in order, the third reads x again and writes the output.
 #include "../math/group_norm_relu.h"
 
 #include "launch.h"
@@ -7,8 +7,7 @@
 namespace fcos_fast {
 namespace {
 
-// Blocks that shall fit into a multiprocessor: three quarters of its threads or all, so at most 40 registers (64 on
-// sm_75).
+// Blocks per multiprocessor: three quarters of its threads, or all, so at most 40 registers (64 on sm_75).
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 750
 constexpr int kBlocks = 4;
 #else
@@ -18,7 +17,7 @@ constexpr int kBlocks = 6;
 using GroupGradient = math::GroupGradient<float>;
 using ParameterGrad = GroupNormParameter<void>;
 
-// Of x. The locations of an image are divided into chunks.
+// The shape of x. The locations of an image are divided into chunks.
 struct Shape {
   int64_t batch, spatial;
   unsigned channels, groups, group_channels;
@@ -45,7 +44,7 @@ struct Pair {
   float a, b;  // mean and m2, or the sums of g and of g * (x - mean)
 };
 
-// What is done to the elements of a channel.
+// The affine map of the elements of a channel.
 struct Affine {
   float mean, scale, shift;
 
@@ -79,7 +78,7 @@ __device__ __forceinline__ float warp_total(float x) {
   return x;
 }
 
-// Sum over the threads that have this one's threadIdx.y, a warp or the whole block, for each of them.
+// Sum over all threads with the same threadIdx.y (a warp or the whole block), returned to each of them.
 __device__ float row_total(float x) {
   __shared__ float warp_sums[kThreads / 32];
   x = warp_total(x);
@@ -92,7 +91,7 @@ __device__ float row_total(float x) {
   return x;
 }
 
-// ---- how a chunk of x is read ----
+// ---- reading a chunk of x ----
 
 template <class T>
 __device__ float mean_of_first(const T* x, int count, int stride) {
@@ -107,15 +106,15 @@ struct Launch {
   int shared_bytes;
 };
 
-// NCHW: each warp, a row of the block, reads a chunk of a channel, 16 bytes per access.
+// NCHW: each warp (a row of the block) reads a chunk of a channel, 16 bytes per access.
 template <class T>
 class ContiguousChunk {
  public:
-  static constexpr int kChannels = 1;  // of a thread
+  static constexpr int kChannels = 1;  // per thread
   static constexpr int kSumsBlocks = kBlocks;
 
   static int64_t size(const GroupNormInput& in) {
-    constexpr int64_t kRounds = 8, kMaxChunks = 65535;  // of a grid
+    constexpr int64_t kRounds = 8, kMaxChunks = 65535;  // grid limit
     return std::max(kRounds, in.spatial / (kMaxChunks * kStride) + 1) * kStride;
   }
   static Launch launch(const Shape& s) {
@@ -128,7 +127,7 @@ class ContiguousChunk {
         begin((int64_t(image) * s.channels + channel) * s.spatial + int64_t(y) * s.chunk),
         count(s.size_of_chunk(y)) {}
 
-  // f(position, a pack of each tensor) for all that this thread reads.
+  // Calls f(position, a pack of each tensor) for all packs of this thread.
   template <class F, class... Tensors>
   __device__ __forceinline__ void visit(const F& f, Tensors... tensors) const {
     constexpr int kAtOnce = 4 / sizeof...(tensors);
@@ -140,18 +139,18 @@ class ContiguousChunk {
     }
     if (edge < (lane < kPack ? head : count)) f(begin + edge, load_pack<1>(tensors + begin + edge, 1)...);
   }
-  // own[k] = of(channel) for those that this thread reads.
+  // own[k] = of(channel) for the channels of this thread.
   template <class S, class Of>
   __device__ void spread(const Of& of, S (&own)[1]) const {
     own[0] = of(channel);
   }
-  // f(channel, sums) by one of the threads that read the channel.
+  // Calls f(channel, sums) in one of the threads of the channel.
   template <class F>
   __device__ void add_up(const float (&a)[1], const float (&b)[1], const F& f) const {
     const Pair sums = {warp_total(a[0]), warp_total(b[0])};
     if (threadIdx.x == 0) f(channel, sums);
   }
-  // Mean of a few elements of a channel.
+  // The mean of a few elements of a channel.
   __device__ float sample(const T* x, unsigned) const { return mean_of_first(x + begin, count, 1); }
 
   const unsigned image, channel;
@@ -166,8 +165,8 @@ class ContiguousChunk {
   }
 };
 
-// Channels-last: each row of the block reads whole locations, each thread always the same four channels. What it would
-// keep of eight fills its registers.
+// Channels-last: each row of the block reads whole locations, each thread always the same four channels. With eight,
+// there would not be enough registers.
 template <class T>
 class ChannelsLastChunk {
  public:
@@ -211,7 +210,7 @@ class ChannelsLastChunk {
   template <class F>
   __device__ void add_up(const float (&a)[kChannels], const float (&b)[kChannels], const F& f) const {
     auto* memory = shared<Pair>();  // (rows, C)
-    __syncthreads();                // what was spread may still be read
+    __syncthreads();                // previous values may still be read
     for (int i = 0; i < kChannels; ++i) memory[thread() * kChannels + i] = {a[i], b[i]};
     __syncthreads();
     for (int c = thread(); c < channels(); c += threads()) {
@@ -227,7 +226,7 @@ class ChannelsLastChunk {
     return mean_of_first(x + begin + c, count, channels());
   }
 
-  const unsigned image, channel;  // channel: the first of four
+  const unsigned image, channel;  // channel: the first of this thread's four
   const int64_t begin;
   const int count;  // locations
 
@@ -275,7 +274,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   });
 }
 
-// f(channel within the group, chunk, partial result) for all of a group, shared out to a row of threads.
+// Calls f(channel within the group, chunk, partial result) for a whole group, distributed over a row of threads.
 template <class F>
 __device__ __forceinline__ void each_part(const Shape& s, const Pair* partial, int64_t group, const F& f) {
   for (unsigned j = threadIdx.x; j < s.chunks * s.group_channels; j += blockDim.x) {
@@ -284,7 +283,7 @@ __device__ __forceinline__ void each_part(const Shape& s, const Pair* partial, i
   }
 }
 
-// A row of threads per group.
+// One row of threads per group.
 __global__ void __launch_bounds__(kThreads)
     merge_moments_kernel(Shape s, const Pair* __restrict__ partial, Parameters parameters, float eps,
                          float* __restrict__ mean, float* __restrict__ rstd,  // (B, G)
@@ -292,7 +291,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t group = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
   if (group >= s.batch * s.groups) return;
   const float anchor =
-      partial[group * s.group_channels].a;  // near every mean, so that the sum below is small
+      partial[group * s.group_channels].a;  // close to every mean, so that the sum below is small
   float sum = 0, m2 = 0;
   each_part(s, partial, group, [&](unsigned, unsigned k, const Pair& moments) {
     sum += float(s.size_of_chunk(k)) * (moments.a - anchor);
@@ -313,7 +312,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// From the last chunk to the first: what was read last is the most likely to be in the L2 cache.
+// From the last chunk to the first: what was read last is most likely still in the L2 cache.
 template <class T, class Chunk>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     apply_kernel(Shape s, const Affine* __restrict__ affine, const T* __restrict__ x, T* __restrict__ y) {
@@ -378,7 +377,7 @@ __device__ void write(const ParameterGrad& grad, unsigned channel, float value) 
   }
 }
 
-// A row of threads per group, then one per channel.
+// One row of threads per group, then one per channel.
 __global__ void __launch_bounds__(kThreads)
     merge_sums_kernel(Shape s, const Pair* __restrict__ partial, Parameters parameters,
                       const float* __restrict__ mean, const float* __restrict__ rstd,  // (B, G)
@@ -448,7 +447,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 // ---- host ----
 
-// f(null pointer to the element type, and to how it is read).
+// Calls f with null pointers that carry the element type and the chunk type.
 template <class F>
 void dispatch_chunk(const GroupNormInput& in, const F& f) {
   dispatch_to_float32(in.dtype, [&](auto element) {
@@ -458,7 +457,7 @@ void dispatch_chunk(const GroupNormInput& in, const F& f) {
   });
 }
 
-// Threads in rows: a warp for each, or the whole block where there is much to merge.
+// Threads per row: a warp, or the whole block if there is much to merge.
 struct MergeLaunch {
   dim3 block, grid;
 

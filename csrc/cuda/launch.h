@@ -1,4 +1,4 @@
-// What every kernel needs: the launch shape, vector loads, sums in a fixed order. No torch header is read here.
+// Shared by all kernels: launch shapes, vector loads, sums in a fixed order. Does not depend on torch headers.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,7 +14,7 @@
 namespace fcos_fast {
 
 constexpr int kThreads = 256;
-// Blocks of a grid-stride loop. Fixed, not the size of the device, so that sums have the same bits on every run.
+// Blocks of a grid-stride loop. Fixed, independent of the device, so that sums are bitwise reproducible.
 constexpr int64_t kMaxBlocks = 1056;
 
 inline int blocks_for(int64_t items) {
@@ -41,13 +41,13 @@ T* zeroed_scratch(const Cuda& device, int64_t count) {
   return memory;
 }
 
-// N elements in one memory access; the pointer must be aligned to all of them.
+// N elements in one memory access; the pointer must be aligned to N elements.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Pack {
   T v[N];
 };
 
-// N elements as one access; fewer at the end of the tensor, one by one.
+// N elements in one access, or fewer, one by one, at the end of the tensor.
 template <int N, class T>
 __device__ __forceinline__ Pack<T, N> load_pack(const T* p, int count) {
   if (count == N) return *reinterpret_cast<const Pack<T, N>*>(p);
@@ -68,7 +68,7 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T, N>& pack, int cou
   }
 }
 
-// Sum over the block, valid in thread 0. The order is fixed.
+// Sum over the block in a fixed order. The result is valid in thread 0.
 __device__ __forceinline__ double block_sum(double x) {
   __shared__ double warp_sums[32];
   for (int offset = 16; offset > 0; offset /= 2) x += __shfl_down_sync(0xffffffffu, x, offset);
@@ -84,7 +84,7 @@ __device__ __forceinline__ double block_sum(double x) {
   return x;
 }
 
-// Sum of the values of the threads before this one; *total, of all of the block. Every thread must call it.
+// Exclusive prefix sum over the block; *total is the sum over the block. Every thread must call it.
 __device__ __forceinline__ int64_t block_prefix_sum(int64_t x, int64_t* total) {
   __shared__ int64_t warp_sums[32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -105,13 +105,13 @@ __device__ __forceinline__ int64_t block_prefix_sum(int64_t x, int64_t* total) {
   return before + inclusive - x;
 }
 
-// Which items of `count` consecutive ones, a thread each, fulfil a condition: their places in `list`, in order, and their
-// number. Every thread of the block of kThreads must call it; `list` is shared.
+// Stream compaction: writes the indices of the items (of `count`, one per thread) that satisfy a condition to `list`,
+// in order, and returns their number. Every thread of the block of kThreads must call it; `list` is in shared memory.
 __device__ __forceinline__ int list_in_order(bool wanted, int* list) {
   __shared__ int before[kThreads / 32 + 1];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const unsigned votes = __ballot_sync(0xffffffffu, wanted);
-  __syncthreads();  // the previous list is done with
+  __syncthreads();  // the previous list is no longer needed
   if (lane == 0) before[warp] = __popc(votes);
   __syncthreads();
   int first = 0, all = 0;
@@ -125,7 +125,8 @@ __device__ __forceinline__ int list_in_order(bool wanted, int* list) {
   return all;
 }
 
-// For all threads of the block that ends last, true: then what the other blocks wrote is visible. *ended begins at 0.
+// True for all threads of the block that finishes last; the writes of all other blocks are then visible. *ended must
+// start at 0.
 __device__ __forceinline__ bool is_last_block(unsigned* ended, unsigned blocks) {
   __shared__ bool last;
   __threadfence();
@@ -136,7 +137,7 @@ __device__ __forceinline__ bool is_last_block(unsigned* ended, unsigned blocks) 
   return last;
 }
 
-// Sum of partial[0..n)[column], valid in thread 0.
+// Sum of partial[0..n)[column]. The result is valid in thread 0.
 __device__ __forceinline__ double sum_of_partials(const double* partial, int64_t n, int columns, int column) {
   double total = 0;
   for (int64_t i = threadIdx.x; i < n; i += blockDim.x) total += partial[i * columns + column];

@@ -1,7 +1,7 @@
-// A thread per anchor and image. The image's boxes pass by, 256 at a time: those that can meet the block's anchors are
-// listed, in order, and only they are held against them. A first launch finds the greatest IoU of each box, if low-quality
-// matches are wanted; a second one computes the same IoUs again and decides, and its block that ends last writes the
-// count. The host never learns the number of boxes.
+// A thread per anchor and image. The image's boxes are processed 256 at a time: those that can overlap the block's
+// anchors are listed, in order, and only these are compared. If low-quality matches are allowed, a first launch
+// computes the greatest IoU of each box. The second launch computes the IoUs (again) and decides, and its last block to
+// finish writes the count. The number of boxes is not needed on the host.
 #include "../math/match_anchors.h"
 
 #include "launch.h"
@@ -9,11 +9,11 @@
 namespace fcos_fast {
 namespace {
 
-constexpr int64_t kMaxImages = 65535;  // of a grid's second dimension
+constexpr int64_t kMaxImages = 65535;  // limit of the second grid dimension
 
 struct Counters {
   unsigned long long positives;
-  unsigned ended;  // blocks
+  unsigned ended;  // number of finished blocks
 };
 
 struct Arguments {
@@ -23,9 +23,9 @@ struct Arguments {
   const int64_t* __restrict__ starts;  // (B + 1)
   int64_t anchor_count, box_count;
   math::MatchThresholds thresholds;
-  // (M) the bits of each box's greatest IoU, which are ordered as the numbers are; null without low-quality matches
+  // (M) the bits of each box's greatest IoU, which are ordered like the numbers; null without low-quality matches
   int* greatest;
-  Counters* counters;                 // begin at 0
+  Counters* counters;                 // start at 0
   int32_t* __restrict__ out_labels;   // (B, A)
   int32_t* __restrict__ out_matched;  // (B, A)
   float* __restrict__ num_positive;   // ()
@@ -33,7 +33,7 @@ struct Arguments {
 
 struct Box {
   float4 corners;
-  float area;  // 0: takes part in nothing
+  float area;  // 0: the box is skipped
 };
 
 __device__ __forceinline__ Box with_area(const float4& b) { return {b, math::box_area(b.x, b.y, b.z, b.w)}; }
@@ -49,7 +49,7 @@ __device__ __forceinline__ float4 around(const float4& a, const float4& b) {
   return make_float4(fminf(a.x, b.x), fminf(a.y, b.y), fmaxf(a.z, b.z), fmaxf(a.w, b.w));
 }
 
-// The box around all anchors of the block; a NaN is passed over.
+// The bounding box of all anchors of the block; NaN is ignored.
 __device__ float4 bounds_of_block(float4 own) {
   __shared__ float4 of_warps[kThreads / 32];
   for (int offset = 16; offset > 0; offset /= 2) {
@@ -69,7 +69,7 @@ __device__ __forceinline__ bool may_overlap(const float4& box, const float4& bou
          math::overlap(box.y, box.w, bounds.y, bounds.w) > 0.0f;
 }
 
-// The anchor of this thread, and what surrounds those of the block.
+// The anchor of this thread and the bounding box of the block's anchors.
 struct Anchors {
   int64_t at;
   bool exists;
@@ -85,15 +85,15 @@ struct Anchors {
   }
 };
 
-// Visits the image's boxes in order: prepare(k, box number, may it meet the block) by one thread each, of boxes that take
-// part; visit(k, box number) by all, of those that can meet the block; finish(k, box number) as prepare. k is the box's
-// place among 256.
+// Visits the image's boxes in order: prepare(k, box index, can it overlap the block) in one thread per box that is not
+// skipped; visit(k, box index) in all threads, for boxes that can overlap the block; finish(k, box index) like prepare.
+// k is the position among the current 256 boxes.
 template <class Prepare, class Visit, class Finish>
 __device__ __forceinline__ void for_each_box(const Arguments& a, const float4& bounds, Box* boxes,
                                              const Prepare& prepare, const Visit& visit,
                                              const Finish& finish) {
   __shared__ int meeting[kThreads];
-  // Bounds that lie are clamped: nothing is read outside the boxes.
+  // Invalid bounds are clamped, so that nothing is read outside the boxes.
   const int64_t begin = max(int64_t(0), min(a.starts[blockIdx.y], a.box_count));
   const int64_t end = max(begin, min(a.starts[blockIdx.y + 1], a.box_count));
   const int thread = threadIdx.x;
@@ -137,8 +137,9 @@ __global__ void __launch_bounds__(kThreads) greatest_kernel(const __grid_constan
 __global__ void __launch_bounds__(kThreads) match_kernel(const __grid_constant__ Arguments a) {
   __shared__ Box boxes[kThreads];
   __shared__ float best_of_box[kThreads];
-  __shared__ int first_box;    // of the image that takes part
-  __shared__ int all_are_low;  // some box overlaps no anchor at all: its greatest IoU is 0, with every anchor
+  __shared__ int first_box;  // first box of the image that is not skipped
+  __shared__ int
+      all_are_low;  // some box overlaps no anchor, so its greatest IoU, 0, is attained by every anchor
   if (threadIdx.x == 0) {
     first_box = 0x7fffffff;
     all_are_low = 0;
@@ -164,7 +165,7 @@ __global__ void __launch_bounds__(kThreads) match_kernel(const __grid_constant__
       },
       [](int, int64_t) {});
   __syncthreads();
-  if (row < 0 && first_box != 0x7fffffff) row = first_box;  // of equals, here of IoU 0, the first
+  if (row < 0 && first_box != 0x7fffffff) row = first_box;  // all IoUs are 0: the first box wins
   low_quality |= all_are_low != 0;
   const int32_t result = math::decide_match(row, best, low_quality, a.thresholds);
   if (anchors.exists) {

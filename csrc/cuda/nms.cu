@@ -1,6 +1,7 @@
-// Boxes of one class, a segment, are compared pair by pair into a bit mask, 64 boxes a word; then a block per segment
-// walks its words in order. The walk settles 64 boxes at a time: two synchronisations per 64 candidates, not per kept box.
-// Work and memory grow with the squares of the segments' lengths, not of their sum.
+// All pairs of boxes within a class (a segment) are compared into a bit mask, 64 boxes per word; then one block per
+// segment walks through its words in order. The walk resolves 64 boxes at a time, with two synchronizations per 64
+// candidates instead of per kept box. Work and memory grow with the squares of the segments' lengths, not with the
+// square of their sum.
 #include "launch.h"
 #include "suppression.h"
 
@@ -8,32 +9,32 @@ namespace fcos_fast {
 namespace {
 
 constexpr int kWord = 64;                 // boxes per word of the mask
-constexpr int kPlanThreads = 1024;        // of the one planning block
+constexpr int kPlanThreads = 1024;        // of the single planning block
 constexpr int kPlanStretch = 8;           // boxes per thread and step
-constexpr int kCompareBlocks = 32 * 132;  // that share the tiles of all segments
+constexpr int kCompareBlocks = 32 * 132;  // distributed over the tiles of all segments
 constexpr int kWalkThreads = 512;
-constexpr int kRows = 8;          // of the mask that a thread reads at once
-constexpr int kWalkBlocks = 264;  // that share the segments
+constexpr int kRows = 8;          // of the mask per thread and step
+constexpr int kWalkBlocks = 264;  // distributed over the segments
 constexpr int64_t kMaxBlindWords = int64_t(1)
-                                   << 23;  // of mask (64 MiB) that are allocated without asking for less
+                                   << 23;  // of the mask (64 MiB), allocated without computing the exact size
 
-// The segments in order. Arrays of n + 1; entry s of the last three is the sum over the segments before s, and their
-// entry `count` the sum of all.
+// The segments in order. Arrays of n + 1. Entry s of the last three is the sum over the segments before s; entry
+// `count` is the total.
 struct Segments {
   int64_t* count;
   int64_t* start;
-  int64_t* chunks;  // of 64 boxes
+  int64_t* chunks;  // chunks of 64 boxes
   int64_t* tiles;   // pairs of chunks
-  int64_t* words;   // of mask
+  int64_t* words;   // words of the mask
 };
 
 __device__ __forceinline__ int64_t chunks_of(int64_t boxes) { return (boxes + kWord - 1) / kWord; }
 
-// One block. `classes` are sorted; without them all boxes are one segment.
+// A single block. `classes` are sorted; if null, all boxes are one segment.
 __global__ void __launch_bounds__(kPlanThreads)
     plan_kernel(const int64_t* classes, int64_t n, Segments segments) {
   int64_t count = 0;
-  const int64_t candidates = classes == nullptr ? 1 : n;  // for the start of a segment
+  const int64_t candidates = classes == nullptr ? 1 : n;  // possible segment starts
   for (int64_t base = 0; base < candidates; base += kPlanThreads * kPlanStretch) {
     const int64_t first = base + threadIdx.x * kPlanStretch;
     bool starts[kPlanStretch];
@@ -91,8 +92,9 @@ __device__ __forceinline__ int64_t segment_of(const int64_t* sums, int64_t count
   return low;
 }
 
-// In a segment's mask, row i word w > i / 64 bit k: box i suppresses box 64 w + k if it is kept. In word w = i / 64, of the
-// box's own group, the other way round: bits of the earlier boxes that suppress it. Other words are not written.
+// In a segment's mask, bit k in word w > i / 64 of row i: box i suppresses box 64 w + k if it is kept. Word w = i / 64,
+// of the box's own group, is transposed: its bits are the earlier boxes that suppress box i. Other words are not
+// written.
 __global__ void __launch_bounds__(kWord)
     compare_kernel(const float4* __restrict__ boxes,  // (N)
                    Segments segments, float threshold,
@@ -104,7 +106,7 @@ __global__ void __launch_bounds__(kWord)
     const int64_t first = segments.start[s], n = segments.start[s + 1] - first, words = chunks_of(n);
     const int64_t local = tile - segments.tiles[s], row = local / words, column = local - row * words;
     if (column < row) continue;
-    __syncthreads();  // the previous tile's boxes are done with
+    __syncthreads();  // the previous tile's boxes are no longer needed
     const int64_t other = column * kWord + threadIdx.x;
     if (other < n) others[threadIdx.x] = boxes[first + other];
     __syncthreads();
@@ -120,7 +122,7 @@ __global__ void __launch_bounds__(kWord)
   }
 }
 
-// What a lane brings of a group of 64 boxes: the words of boxes `lane` and `lane` + 32 in the group's own column.
+// A lane's share of a group of 64 boxes: the words of boxes `lane` and `lane` + 32 in the group's own column.
 struct OwnWords {
   bool low_there, high_there;
   unsigned long long low, high;
@@ -132,7 +134,7 @@ __device__ __forceinline__ OwnWords load_own_words(const unsigned long long* mas
           high < n ? mask[high * words + word] : 0};
 }
 
-// The places of the bits in order, the last one repeated up to a multiple of kRows. For threads below kWord.
+// The indices of the set bits in order, the last one repeated up to a multiple of kRows. Called by threads below kWord.
 __device__ __forceinline__ void list_bits(unsigned long long bits, unsigned char* places) {
   const int own = threadIdx.x, count = __popcll(bits);
   if (!(bits >> own & 1)) return;
@@ -141,8 +143,8 @@ __device__ __forceinline__ void list_bits(unsigned long long bits, unsigned char
   for (int i = count; place == count - 1 && i % kRows != 0; ++i) places[i] = (unsigned char)own;
 }
 
-// kept[r]: is the box of rank r, by falling score, kept? `ranks` of the boxes in the segments' order; null: the same.
-// `suppressed` is scratch, a word per chunk.
+// kept[r]: is the box with rank r in descending score order kept? `ranks`: of the boxes in segment order; null if the
+// orders are the same. `suppressed`: scratch memory, a word per chunk.
 __global__ void __launch_bounds__(kWalkThreads)
     walk_kernel(const unsigned long long* __restrict__ mask,  // (words of all segments)
                 Segments segments,
@@ -150,8 +152,8 @@ __global__ void __launch_bounds__(kWalkThreads)
                 unsigned long long* suppressed,     // (chunks of all segments)
                 bool* __restrict__ kept) {          // (N)
   __shared__ unsigned long long next_suppressed;
-  __shared__ unsigned long long rows[kWord / kRows];  // of the survivors, a byte each
-  static_assert(kRows == 8, "as many bytes as one access reads");
+  __shared__ unsigned long long rows[kWord / kRows];  // indices of the survivors, a byte each
+  static_assert(kRows == 8, "one access reads kRows bytes");
   const int64_t count = *segments.count;
   const int lane = threadIdx.x % 32;
   for (int64_t s = blockIdx.x; s < count; s += gridDim.x) {
@@ -169,9 +171,9 @@ __global__ void __launch_bounds__(kWalkThreads)
       const auto survivors = resolve(own.low_there && !(gone >> lane & 1), own.low,
                                      own.high_there && !(gone >> (lane + 32) & 1), own.high);
       if (threadIdx.x < kWord) list_bits(survivors, reinterpret_cast<unsigned char*>(rows));
-      __syncthreads();  // all have read `next_suppressed`; `rows` are listed
+      __syncthreads();  // all threads have read `next_suppressed`; `rows` is written
       const unsigned long long* first_row = own_mask + w * kWord * words;
-      // A thread keeps its words of `own_suppressed` from step to step, so that no other one waits for them.
+      // Each thread always updates the same words of `own_suppressed`, so no synchronization is needed.
       for (int64_t v = words - 1 - threadIdx.x; v > w; v -= kWalkThreads) {
         unsigned long long bits = own_suppressed[v];
         for (int j = 0; j < __popcll(survivors); j += kRows) {
@@ -189,12 +191,12 @@ __global__ void __launch_bounds__(kWalkThreads)
       const int64_t i = w * kWord + threadIdx.x;
       if (threadIdx.x < kWord && i < n)
         kept[ranks == nullptr ? start + i : ranks[start + i]] = survivors >> threadIdx.x & 1;
-      __syncthreads();  // `next_suppressed` is settled, `rows` are done with
+      __syncthreads();  // `next_suppressed` is final, `rows` is no longer needed
     }
   }
 }
 
-// How many words the mask needs. More than a little memory is worth waiting for the exact number.
+// Number of words of the mask. If the upper bound is large, synchronizes to read the exact number.
 int64_t mask_words(const Segments& segments, int64_t n, bool one_segment, cudaStream_t stream) {
   const int64_t most = n * ((n + kWord - 1) / kWord);
   if (one_segment || most <= kMaxBlindWords) return most;

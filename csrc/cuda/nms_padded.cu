@@ -1,5 +1,5 @@
-// Two launches: a block per image sorts its first tile, then several compare it, and the last settles the image: see
-// greedy_nms.h.
+// Two launches: one block per image sorts its first tile, then several blocks compare it, and the last one resolves the
+// image. See greedy_nms.h.
 #include "greedy_nms.h"
 
 namespace fcos_fast {
@@ -21,7 +21,7 @@ struct PaddedImage {
         max_detections(work.max_detections),
         indices(work.indices) {}
 
-  // Of all images, whose arrays lie one after the other, the one.
+  // The part of one image; the arrays of all images are contiguous.
   __device__ PaddedImage of(int64_t image) const {
     PaddedImage one = *this;
     one.scores += image * n;
@@ -47,7 +47,7 @@ struct PaddedImage {
 
 using Label = PaddedImage::Label;
 
-// A block per image.
+// One block per image.
 __global__ void __launch_bounds__(kImageThreads, 2) sort_kernel(PaddedImage images, FirstTiles<Label> first) {
   __shared__ SelectionMemory memory;
   __shared__ Key keys[kTile];

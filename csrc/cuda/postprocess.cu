@@ -1,12 +1,14 @@
-// Three launches, and no number that the host would have to know:
+// Three launches, without synchronization:
 //
-// 1. filter_kernel reads all logits once, compares them with one bound, and appends the keys of the few candidates to a
-//    list per segment: a level of an image, or all levels of an image, whichever the top-k is over.
-// 2. select_kernel leaves the top-k in each list. One block does it where the list held all candidates. Where it did not
-//    (a low threshold), candidates are taken from the maps again: a block for each part of 16,384 items leaves the top-k
-//    of the part, and the last of several blocks to come merges theirs, until one is left. Where the top-k is of the
-//    classifications, their keys become those of the scores. The last segment of an image to be done sorts its first tile.
-// 3. detect_kernel compares and suppresses in falling order: see greedy_nms.h.
+// 1. filter_kernel reads all logits once, compares them with a bound, and appends the keys of the few candidates to one
+// list
+//    per segment. A segment is the scope of the top-k: a level of an image, or all levels of an image.
+// 2. select_kernel reduces each list to its top-k. If the list has room for all candidates, one block does this.
+// Otherwise (at
+//    a low threshold) candidates are read from the maps again: one block per part of 16,384 items selects the top-k of
+//    the part, and the last of several blocks to finish merges their results, until one is left. If the top-k is by
+//    classification, the keys are then converted to keys by score. The last segment of an image sorts its first tile.
+// 3. detect_kernel compares and suppresses in descending order: see greedy_nms.h.
 #include "../math/postprocess.h"
 
 #include "greedy_nms.h"
@@ -19,29 +21,29 @@ using math::PostprocessRule;
 using Label = int32_t;
 using PostprocessLevel = math::PostprocessLevel<float>;
 
-constexpr int kPacks = 4;          // of 16 bytes that a thread of filter_kernel reads
-constexpr uint32_t kPart = 16384;  // most items, or keys, that one block takes the top-k of
-constexpr int64_t kSelectBlocks =
-    528;  // about as many of select_kernel: four for each of 132 multiprocessors
+constexpr int kPacks = 4;          // packs of 16 bytes per thread of filter_kernel
+constexpr uint32_t kPart = 16384;  // maximum number of items, or keys, per top-k block
+// Approximate number of blocks of select_kernel: four for each of 132 multiprocessors.
+constexpr int64_t kSelectBlocks = 528;
 
 struct Work {
   int levels;
   PostprocessLevel level[kMaxLevels];
   PostprocessRule rule;
   float lowest;                         // logit
-  uint32_t first_block[kMaxLevels];     // of filter_kernel, by level
-  uint32_t first_part[kMaxLevels + 1];  // by level, and the number of all in an image
-  int64_t first_key[kMaxLevels + 1];    // by level, in the lists of an image; 0 where the top-k is of images
-  uint32_t topk, capacity;              // capacity: of a list, which is shorter where there are fewer items
-  uint32_t room;                        // for the top-k of a part
+  uint32_t first_block[kMaxLevels];     // of filter_kernel, per level
+  uint32_t first_part[kMaxLevels + 1];  // per level, and the total number in an image
+  int64_t first_key[kMaxLevels + 1];    // per level, in the lists of an image; 0 if the top-k is per image
+  uint32_t topk, capacity;              // capacity: of a list; lists of fewer items are shorter
+  uint32_t room;                        // capacity for the top-k of a part
 
-  // A segment is a level of an image, image after image, or an image.
-  uint32_t* counts;      // (segments) candidates, also those that found no place in the list
+  // Segments: the levels of each image in order, or the images.
+  uint32_t* counts;      // (segments) number of candidates, including those that did not fit into the list
   Key* lists;            // (B, first_key[levels])
   uint32_t* part_sizes;  // (B, first_part[levels])
-  uint32_t* arrived;     // (B, first_part[levels]) blocks that merge
-  uint32_t* selected;    // (segments) keys that select_kernel left in the list
-  uint32_t* done;        // (B) segments
+  uint32_t* arrived;     // (B, first_part[levels]) finished blocks
+  uint32_t* selected;    // (segments) keys selected by select_kernel
+  uint32_t* done;        // (B) finished segments
 
   const float* sizes;      // (B, 2)
   float* boxes;            // (B, max_detections, 4)
@@ -62,9 +64,9 @@ struct Work {
 };
 
 static_assert(sizeof(Work) + sizeof(FirstTiles<Label>) + sizeof(Kept<Label>) < 4096,
-              "a kernel's parameters end at 4 KiB");
+              "kernel parameters are limited to 4 KiB");
 
-// The last level whose first block, or part, is not after this one.
+// The last level whose first block (or part) is <= this one.
 __device__ __forceinline__ int level_of(uint32_t i, const uint32_t* first, int levels) {
   int l = 0;
   while (l + 1 < levels && i >= first[l + 1]) ++l;
@@ -73,7 +75,7 @@ __device__ __forceinline__ int level_of(uint32_t i, const uint32_t* first, int l
 
 // ---- candidates ----
 
-// The key of a pair, or 0 if it is no candidate.
+// The key of a pair, or 0 if it is not a candidate.
 __device__ __forceinline__ Key key_of_pair(const Work& work, int l, int64_t image, uint32_t location,
                                            uint32_t c, float logit) {
   const PostprocessLevel& level = work.level[l];
@@ -83,7 +85,7 @@ __device__ __forceinline__ Key key_of_pair(const Work& work, int l, int64_t imag
                         uint32_t((level.first + location) * work.rule.classes + c));
 }
 
-// Of a position in the dense memory of a level's logits.
+// The candidate at a position in the dense memory of a level's logits.
 __device__ Key key_at(const Work& work, int l, int64_t image, uint32_t position, float logit) {
   if (!(logit >= work.lowest)) return 0;
   const bool rows = work.level[l].logits.channel_stride == 1;
@@ -93,7 +95,7 @@ __device__ Key key_at(const Work& work, int l, int64_t image, uint32_t position,
               : key_of_pair(work, l, image, inner_index, outer_index, logit);
 }
 
-// Of the class of the greatest logit.
+// The candidate with the greatest logit of a location.
 template <class T>
 __device__ Key key_of_best(const Work& work, int l, int64_t image, uint32_t location) {
   const math::FeatureMap& map = work.level[l].logits;
@@ -120,7 +122,7 @@ __device__ __forceinline__ Key key_of_item(const Work& work, int l, int64_t imag
 
 // ---- 1: filter ----
 
-// Appends the keys that are not 0; the whole warp calls it. Was there room in the list? Where not, it is not read.
+// Appends all nonzero keys; called by the whole warp. Returns whether they fit; otherwise the list is not used.
 __device__ __forceinline__ bool append(const Work& work, int64_t image, int l, Key key) {
   const unsigned owners = __ballot_sync(kWholeWarp, key != 0);
   if (owners == 0) return true;
@@ -142,7 +144,7 @@ __global__ void __launch_bounds__(kThreads) filter_kernel(const __grid_constant_
   const math::FeatureMap& map = work.level[l].logits;
   const T* x = static_cast<const T*>(map.data) + image * map.image_stride;
   const int64_t n = work.items(l);
-  // Packs lie at multiples of 16 bytes; the first and the last may be incomplete.
+  // Packs start at multiples of 16 bytes; the first and the last may be incomplete.
   const int64_t before = int64_t(reinterpret_cast<uintptr_t>(x) % 16 / sizeof(T));
   const int64_t first = int64_t(blockIdx.x - work.first_block[l]) * kThreads * kPacks + threadIdx.x;
   Elements packs[kPacks];
@@ -167,8 +169,8 @@ __global__ void __launch_bounds__(kThreads) filter_kernel(const __grid_constant_
       if (float(packs[p].v[k]) >= work.lowest) found |= 1u << (p * kElements + k);
     }
   }
-  // Rare from here on: each thread takes its own candidates one by one, so that mostly one atomic operation serves the
-  // warp. The logits are read again, and the packs need no register.
+  // Rare from here on: each thread processes its candidates one by one, usually with one atomic operation per warp. The
+  // logits are read again, so that the packs need not stay in registers.
   bool has_room = true;
   while (has_room && __any_sync(kWholeWarp, found != 0)) {
     Key key = 0;
@@ -198,7 +200,7 @@ struct SelectMemory {
   Key keys[kTile];
 };
 
-// Lists of keys that lie equally far apart.
+// Lists of keys at a constant distance.
 struct Runs {
   Key* keys;
   const uint32_t* sizes;
@@ -206,7 +208,7 @@ struct Runs {
   size_t step, size_step;
 };
 
-// Leaves the greatest keys of all runs, at most `most`, where the first run begins; returns how many.
+// Merges the runs into the memory of the first: the greatest keys, at most `most`. Returns their number.
 __device__ uint32_t keep_greatest(const Runs& runs, uint32_t most, SelectMemory& memory) {
   const auto source = [&](const auto& f) {
     for (uint32_t r = 0; r < runs.count; ++r) {
@@ -222,7 +224,7 @@ __device__ uint32_t keep_greatest(const Runs& runs, uint32_t most, SelectMemory&
     for (uint32_t begin = 0; begin < size; begin += kImageThreads) {
       const uint32_t i = begin + threadIdx.x;
       const Key key = i < size ? runs.keys[r * runs.step + i] : 0;
-      __syncthreads();  // what is written is not beyond what was read
+      __syncthreads();  // writes never overtake reads
       if (key >= selection.cutoff) runs.keys[atomicAdd(&memory.written, 1u)] = key;
     }
   }
@@ -230,8 +232,8 @@ __device__ uint32_t keep_greatest(const Runs& runs, uint32_t most, SelectMemory&
   return memory.written;
 }
 
-// Part `part` of the segment to which level l of the image belongs. Leaves the top-k of its items in `to`; returns how
-// many.
+// Selects the top-k of part `part` of the segment that contains level l of the image. Writes them to `to` and returns
+// their number.
 template <class T>
 __device__ uint32_t select_part(const Work& work, int64_t image, int l, uint32_t part, Key* to,
                                 SelectMemory& memory) {
@@ -256,8 +258,8 @@ __device__ uint32_t select_part(const Work& work, int64_t image, int l, uint32_t
   return memory.written;
 }
 
-// Parts are the leaves of a tree. Whoever comes last of a node's children merges them, and goes on as the node. Returns
-// whether this block was the last of all; then `size` keys stand where the list begins.
+// Parts are the leaves of a tree. The last of a node's children to finish merges them and continues as the node.
+// Returns true in the very last block; then the first `size` keys of the list are the result.
 __device__ bool merge_parts(const Work& work, int64_t image, int l, uint32_t part, uint32_t parts, Key* list,
                             uint32_t& size, SelectMemory& memory) {
   const int64_t first =
@@ -269,7 +271,7 @@ __device__ bool merge_parts(const Work& work, int64_t image, int l, uint32_t par
     part -= part % (span * ways);
     const uint32_t children = min(ways, (parts - part + span - 1) / span);
     if (children == 1) continue;
-    // The place of the second child's first part is of no other node.
+    // The entry of the second child's first part is used by no other node.
     if (!is_last_block(&arrived[part + span], children)) return false;
     const Runs runs{list + size_t(part) * work.room, sizes + part, children, size_t(span) * work.room, span};
     size = keep_greatest(runs, work.topk, memory);
@@ -318,7 +320,7 @@ struct DetectedImage {
   }
 };
 
-// Blocks (segment, some of its parts).
+// Grid: (segment, some of its parts).
 template <class T>
 __global__ void __launch_bounds__(kImageThreads)
     select_kernel(const __grid_constant__ Work work, const FirstTiles<Label> first) {
@@ -351,7 +353,7 @@ __global__ void __launch_bounds__(kImageThreads)
 
 // ---- 3: detect ----
 
-// Blocks (image, pairs of groups).
+// Grid: (image, pairs of groups).
 __global__ void __launch_bounds__(kImageThreads, 2)
     detect_kernel(const __grid_constant__ Work work, const FirstTiles<Label> first, const Kept<Label> kept,
                   float threshold) {
@@ -369,22 +371,22 @@ __global__ void __launch_bounds__(kImageThreads, 2)
   if (threadIdx.x == 0) work.result_counts[image] = count;
 }
 
-// ---- the host's part ----
+// ---- host ----
 
-// Blocks of filter_kernel for this many items.
+// Number of blocks of filter_kernel for this many items.
 template <class T>
 uint32_t filter_blocks(const PostprocessRule& rule, int64_t items) {
   if (items == 0) return 0;
   constexpr int64_t kElements = 16 / sizeof(T), kPerBlock = kThreads * kPacks * kElements;
-  // One pack more, as the first one need not begin at the first element.
+  // One extra pack, since the first pack may start before the first element.
   return uint32_t(rule.multi_label ? (items + kElements + kPerBlock - 1) / kPerBlock
                                    : (items + kThreads - 1) / kThreads);
 }
 
-// Fills the first_... of the levels; returns the number of blocks of filter_kernel.
+// Fills the first_... arrays; returns the number of blocks of filter_kernel.
 template <class T>
 uint32_t lay_out(Work& work) {
-  const auto length = [&](int64_t items, int64_t parts) {  // of a list
+  const auto length = [&](int64_t items, int64_t parts) {  // capacity of a list
     return items <= work.capacity ? items : std::max<int64_t>(work.capacity, parts * work.room);
   };
   uint32_t blocks = 0, parts = 0;

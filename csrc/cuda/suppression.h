@@ -1,4 +1,5 @@
-// Of greedy suppression: a box against another, and, the step that cannot be spread, 64 boxes against each other.
+// Building blocks of greedy suppression: comparing two boxes, and resolving 64 boxes among themselves, which is
+// sequential.
 #pragma once
 
 #include "../math/nms.h"
@@ -13,9 +14,10 @@ __device__ __forceinline__ bool overlaps(const float4& a, const float4& b, float
   return math::overlaps(a_box, b_box, threshold);
 }
 
-// Of 64 candidates those that greedy suppression keeps, for each warp as a whole: lane i brings candidates i and i + 32,
-// whether each is alive, and the bits of the earlier ones that suppress it. Starting from all that are alive, the first n
-// are right after n steps, and all of them when nothing changes: a few steps, the length of the longest chain.
+// Returns the mask of those of 64 candidates that greedy suppression keeps. A whole warp calls it: lane i passes, for
+// candidates i and i + 32, whether they are alive, and the mask of the earlier ones that suppress them. Fixed-point
+// iteration, starting with all alive candidates: after n steps the first n are right, and it has converged when nothing
+// changes, after as many steps as the longest chain (a few).
 __device__ __forceinline__ unsigned long long resolve(bool low_alive, unsigned long long low, bool high_alive,
                                                       unsigned long long high) {
   unsigned long long kept = ~0ull, before;

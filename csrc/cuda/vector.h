@@ -1,4 +1,4 @@
-// 16 bytes of elements, in the four registers that one access fills; compilers take 16-bit elements apart otherwise.
+// 16 bytes of elements, in the four registers of one access. Otherwise compilers split them into 16-bit elements.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,7 +12,7 @@ namespace fcos_fast {
 
 template <class To, class From>
 __device__ __forceinline__ To reinterpret(const From& from) {
-  static_assert(sizeof(To) == sizeof(From), "as many bits");
+  static_assert(sizeof(To) == sizeof(From), "sizes differ");
   To to;
   memcpy(&to, &from, sizeof to);
   return to;
@@ -62,7 +62,7 @@ struct alignas(16) Vector {
   }
 };
 
-// The same of one element, wherever it lies.
+// The same interface for a single element, without an alignment requirement.
 template <class T>
 struct Single {
   static constexpr int kSize = 1;
@@ -78,7 +78,7 @@ template <class V, class T>
 __device__ __forceinline__ V load(const T* p) {
   return *reinterpret_cast<const V*>(p);
 }
-// By intrinsics: nvcc stores word after word otherwise.
+// With intrinsics, since nvcc would store one word at a time.
 template <class T>
 __device__ __forceinline__ void store(T* p, const Single<T>& values) {
   __stcg(p, values.value);

@@ -1,16 +1,16 @@
-// Target assignment: which box a location is to predict.
+// Target assignment: which ground-truth box each location predicts.
 //
 // assign_targets(boxes, labels, starts, sizes, geometry, range_test, sampling, tie_break, radius)
-//   boxes      (M, 4) float32, xyxy in pixels, the images' boxes one after the other; labels (M,) int64
-//   starts     (B + 1,) int64: image b owns rows starts[b] .. starts[b + 1]
+//   boxes      (M, 4) float32, xyxy in pixels, the boxes of all images concatenated; labels (M,) int64
+//   starts     (B + 1,) int64: image b has the rows [starts[b], starts[b + 1])
 //   sizes      height, width per level
 //   geometry   stride, step y, step x, offset y, offset x, lower, upper per level, in pixels
-//   results    labels (B, P) int32 (see label.h), -1 background; matched (B, P) int32 row of boxes or -1; ltrb (B, P, 4) float32
-//              in pixels, 0 where unmatched; centerness (B, P) float32; totals (2,) float32: number of positive
-//              locations, sum of their centerness (added in float64 in a fixed order)
-//   rules      fcos_fast/assignment.py says what each choice means; comparisons are float32, operation by operation
-//              as the published implementations write them, so that boundaries and ties fall as theirs do
-//   degenerate a box without an area, with a NaN, or of 1e8 pixels^2 or more is never assigned; no gradient
+//   results    labels (B, P) int32 (see label.h), -1 background; matched (B, P) int32 row of boxes or -1;
+//              ltrb (B, P, 4) float32 in pixels, 0 if unmatched; centerness (B, P) float32; totals (2,) float32: number
+//              of positive locations, sum of their centerness (added in float64 in a fixed order)
+//   rules      fcos_fast/assignment.py documents the choices; comparisons are float32, in the same order of operations
+//              as the published implementations, so boundaries and ties are resolved identically
+//   degenerate boxes with zero area, with a NaN, or of 1e8 pixels^2 or more are never assigned; no gradient
 #pragma once
 
 #include <algorithm>
@@ -35,9 +35,9 @@ struct AssignmentRule {
 
 struct AssignmentLevel {
   int32_t height, width;
-  int64_t first;  // of the level's locations among all
+  int64_t first;  // index of the level's first location among all levels
   float step_y, step_x, offset_y, offset_x;
-  float reach;  // of centre sampling, pixels
+  float reach;  // center sampling radius in pixels
   float lower, upper;
 };
 
@@ -60,9 +60,9 @@ FCOS_HOST_DEVICE void distances(float x, float y, const float box[4], float ltrb
 FCOS_HOST_DEVICE float smallest(const float d[4]) { return min(min(d[0], d[1]), min(d[2], d[3])); }
 FCOS_HOST_DEVICE float largest(const float d[4]) { return max(max(d[0], d[1]), max(d[2], d[3])); }
 
-// May the location take the box?
-FCOS_HOST_DEVICE bool may_take(float x, float y, const float box[4], const AssignmentLevel& level,
-                               const AssignmentRule& rule) {
+// Can the location be assigned to the box, regardless of other boxes?
+FCOS_HOST_DEVICE bool can_assign(float x, float y, const float box[4], const AssignmentLevel& level,
+                                 const AssignmentRule& rule) {
   float ltrb[4];
   distances(x, y, box, ltrb);
   if (!(smallest(ltrb) > 0.0f)) return false;
@@ -77,7 +77,7 @@ FCOS_HOST_DEVICE bool may_take(float x, float y, const float box[4], const Assig
     case Sampling::kBox:
       return true;
     case Sampling::kCenterClipped: {
-      // Inside the box is known; what is left of the clipped square are its own four sides.
+      // The location is inside the box, so only the four sides of the unclipped square remain to be checked.
       return x - (cx - level.reach) > 0.0f && y - (cy - level.reach) > 0.0f &&
              (cx + level.reach) - x > 0.0f && (cy + level.reach) - y > 0.0f;
     }
@@ -89,16 +89,16 @@ FCOS_HOST_DEVICE bool may_take(float x, float y, const float box[4], const Assig
   return false;
 }
 
-// False only if no location of the level can take the box; spares the search.
-FCOS_HOST_DEVICE bool level_may_take(const float box[4], const AssignmentLevel& level) {
+// False only if no location of the level can be assigned to the box: a cheap early exit.
+FCOS_HOST_DEVICE bool level_can_assign(const float box[4], const AssignmentLevel& level) {
   const float w = box[2] - box[0], h = box[3] - box[1];
   if (!(w > 0.0f) || !(h > 0.0f)) return false;
-  // Inside a box the greatest distance lies between half its longer side and the whole of it.
+  // Inside a box, the greatest distance is between half its longer side and its longer side.
   const float side = max(w, h), slack = 1e-4f * side + 1e-3f;
   return 0.5f * side - slack <= level.upper && side + slack >= level.lower;
 }
 
-// The box's sampling region along x (axis 0) or y (axis 1): no location outside it can take the box, but for rounding.
+// The box's sampling region along x (axis 0) or y (axis 1). Up to rounding, no location outside it can be assigned.
 FCOS_HOST_DEVICE void sampling_region(const float box[4], const AssignmentLevel& level,
                                       const AssignmentRule& rule, int axis, float* low, float* high) {
   *low = box[axis];
@@ -109,7 +109,7 @@ FCOS_HOST_DEVICE void sampling_region(const float box[4], const AssignmentLevel&
   *high = min(*high, center + level.reach);
 }
 
-// The greater preference wins, the first of equals; it must exceed no_preference().
+// The box with the greatest preference wins (the first of equals); it must exceed no_preference().
 FCOS_HOST_DEVICE float preference(const float box[4], const AssignmentRule& rule) {
   const float area = (box[2] - box[0]) * (box[3] - box[1]);
   return rule.tie_break == TieBreak::kQuantizedArea ? kMaxArea - area : -area;

@@ -4,13 +4,13 @@
 //   pred, target  (..., 4); float32, float64, bfloat16, float16; xyxy in any unit, or ltrb distances from one location
 //   kind          iou -log(IoU), linear_iou 1 - IoU, giou (Rezatofighi 2019), diou and ciou (Zheng 2020);
 //                 IoU = (I + smooth) / (U + smooth + eps)
-//   result        (...) one loss per pair, float32 (float64 for float64 boxes), as is what flows into it in backward;
-//                 *_sum: likewise, added in a fixed order
-//   gradient      to both (every kind is symmetric in its two boxes); where two coordinates are equal it is shared
-//                 half and half, as torch.minimum and torch.maximum do
-//   inside        float32 (float64 for float64)
-//   degenerate    boxes without an area have IoU smooth / (U + smooth + eps); -log stops at eps with gradient 0;
-//                 NaN stays NaN
+//   result        (...) one loss per pair, float32 (float64 for float64 boxes), like the incoming gradient in backward;
+//                 *_sum: their sum, added in a fixed order
+//   gradient      for both (every kind is symmetric in its two boxes); equal coordinates share it equally, as in
+//                 torch.minimum and torch.maximum
+//   computation   float32 (float64 for float64)
+//   degenerate    boxes with zero area have IoU smooth / (U + smooth + eps); -log is clamped at eps, where its gradient
+//                 is 0; NaN propagates
 #pragma once
 
 #include "../device.h"
@@ -37,10 +37,10 @@ struct BoxLossWork {
   const void* pred;    // (n, 4)
   const void* target;  // (n, 4)
   int64_t n;
-  // What the losses are multiplied by in the gradient: one number, or (n). Float32 (float64 for float64 boxes), as `loss`.
+  // Incoming gradient: one number, or (n). float32 (float64 for float64 boxes), like `loss`.
   const void* scale;
   const void* upstream;
-  // One of the three is wanted.
+  // Exactly one of the three outputs is not null.
   void* loss;  // (n)
   void* sum;
   void* grad;  // (n, 4)
@@ -62,7 +62,7 @@ FCOS_HOST_DEVICE T slope_of_max(T a, T b) {
   return select(a > b, T(1), select(a < b, T(0), T(0.5f)));
 }
 
-// Everything that the loss and its gradient share. p is the predicted box, t the target, both xyxy.
+// Intermediate values shared by the loss and its gradient. p is the predicted box, t the target, both xyxy.
 template <class T, BoxLossKind Kind>
 struct BoxPair {
   static constexpr bool kDistance = Kind == BoxLossKind::kDiou || Kind == BoxLossKind::kCiou;
@@ -79,7 +79,7 @@ struct BoxPair {
   FCOS_HOST_DEVICE BoxPair(const T* pred, const T* target, T smooth, T epsilon)
       : p(pred), t(target), eps(epsilon) {
     pw = p[2] - p[0], ph = p[3] - p[1], tw = t[2] - t[0], th = t[3] - t[1];
-    // First, while few numbers need registers.
+    // First, while register pressure is low.
     if constexpr (Kind == BoxLossKind::kCiou) angle_difference = atan2(tw, th) - atan2(pw, ph);
     overlap_w = min(p[2], t[2]) - max(p[0], t[0]);
     overlap_h = min(p[3], t[3]) - max(p[1], t[1]);
@@ -98,7 +98,7 @@ struct BoxPair {
   FCOS_HOST_DEVICE T aspect(T difference) const { return T(4 / (M_PI * M_PI)) * difference * difference; }
   FCOS_HOST_DEVICE T aspect_weight(T v) const {
     return v / (T(1) - iou + v + eps);
-  }  // a constant to the gradient
+  }  // treated as a constant in the gradient
 
   FCOS_HOST_DEVICE T loss() const {
     if constexpr (Kind == BoxLossKind::kIou) return -log_positive(select(iou < eps, eps, iou));
@@ -125,7 +125,7 @@ struct BoxPair {
     T to_area = -to_iou * iou / iou_under;  // of the predicted box, through the union
     T to_intersection = to_iou / iou_under - to_area;
     T to_enclosing_w = T(0), to_enclosing_h = T(0);
-    T to_center_x = T(0), to_center_y = T(0);  // of each of the two coordinates
+    T to_center_x = T(0), to_center_y = T(0);  // for each of the two coordinates
     T to_w = T(0), to_h = T(0);
 
     if constexpr (Kind == BoxLossKind::kGiou) {
@@ -152,7 +152,7 @@ struct BoxPair {
       to_w = to_angle * ph;
       to_h = -to_angle * pw;
     }
-    // Boxes that only touch pull at nothing.
+    // Boxes that merely touch have no gradient through the intersection.
     const T to_overlap_w = select(overlap_w > T(0), to_intersection * max(overlap_h, T(0)), T(0));
     const T to_overlap_h = select(overlap_h > T(0), to_intersection * max(overlap_w, T(0)), T(0));
     const T whole_w = to_area * ph + to_w;

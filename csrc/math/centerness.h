@@ -1,11 +1,11 @@
 // Centerness (Tian et al. 2019, equation 3).
 //
 // centerness(ltrb)
-//   ltrb     (..., 4) distances to the left, top, right and bottom side; float32, float64, bfloat16, float16
-//   result   (...) sqrt(min(l,r)/max(l,r) * min(t,b)/max(t,b)); 0 where a distance is 0, negative
+//   ltrb     (..., 4) distances to the left, top, right and bottom sides; float32, float64, bfloat16, float16
+//   result   (...) sqrt(min(l,r)/max(l,r) * min(t,b)/max(t,b)); 0 if a distance is 0, negative
 //            or NaN
-//   gradient to ltrb; equal distances share it half and half, as torch.minimum and torch.maximum do; 0
-//   outside the box
+//   gradient for ltrb; equal distances share it equally, as in torch.minimum and torch.maximum; 0 outside
+//            the box
 #pragma once
 
 #include "../device.h"
@@ -28,7 +28,7 @@ void run_centerness(Cuda, const CenternessWork&);
 
 namespace fcos_fast::math {
 
-// Inside the box: false for a NaN in any place, which min() and max() might drop.
+// False if any distance is NaN, which min() and max() might drop.
 template <class T>
 FCOS_HOST_DEVICE auto is_inside(const T d[4]) {
   return (d[0] > T(0)) & (d[1] > T(0)) & (d[2] > T(0)) & (d[3] > T(0));

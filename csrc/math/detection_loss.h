@@ -1,20 +1,21 @@
-// The three losses of FCOS (Tian et al. 2019) over all levels: focal loss, box loss and the loss of the box's quality.
+// The three losses of FCOS (Tian et al. 2019) over all levels: focal loss, box loss and box quality loss.
 //
 // detection_loss(cls_logits, box_regression, centerness, labels, ltrb, quality, totals, normalizers, units, ...)
-//   maps        per level (B, C, H, W), (B, 4, H, W), (B, 1, H, W); float32, float64, bfloat16, float16, each of the
-//               three with its own type; read and their gradients written as they lie (NCHW, channels-last; other
-//               strides are copied first)
-//   labels      (B, P) int32, 0..C-1, -1 background, -2 ignored; P locations, level after level, row by row
-//   ltrb        (B, P, 4) float32 distances in pixels, quality (B, P) float32 target centerness; read where labels >= 0
+//   maps        per level (B, C, H, W), (B, 4, H, W), (B, 1, H, W); float32, float64, bfloat16, float16; the
+//               three may have different dtypes. NCHW and channels-last maps are read, and their gradients written,
+//               without a copy; other strides are copied first
+//   labels      (B, P) int32, 0..C-1, -1 background, -2 ignored; P locations in level-major, row-major order
+//   ltrb        (B, P, 4) float32 distances in pixels, quality (B, P) float32 target centerness; read only if label >=
+//               0
 //   units       pixels per unit of box_regression, per level
-//   normalizers (3, B) float32: what the losses of an image are divided by; without them totals (2,), number of
-//               positives and sum of their centerness, gives max(n, 1), max(sum, 1e-6) if weighted else max(n, 1),
+//   normalizers (3, B) float32: divisors of each image's losses. If absent they follow from totals (2,), the number n
+//               of positives and the sum of their centerness: max(n, 1), max(sum, 1e-6) if weighted else max(n, 1),
 //               max(n, 1)
 //   weighted    each box loss is multiplied by its target centerness
-//   iou_quality the target of `centerness` is the IoU of predicted and target box, a constant to the gradient
-//   result      losses (3,) float32 (float64 for float64 logits); the gradients of their sum in the maps' types, final,
-//               0 where a location takes no part; *_backward: gradients of upstream . losses
-//   inside      float32 (float64 for float64 logits); sums in a fixed order: the same bits each run
+//   iou_quality the target of `centerness` is the IoU of predicted and target box, without a gradient through it
+//   result      losses (3,) float32 (float64 for float64 logits); the final gradients of their sum in the maps' dtypes,
+//               0 at locations without a loss; *_backward: gradients of dot(upstream, losses)
+//   computation float32 (float64 for float64 logits); sums in a fixed order: bitwise reproducible
 #pragma once
 
 #include "box_loss.h"
@@ -73,7 +74,7 @@ struct DetectionLossWork {
 void run_detection_loss(Cpu, const DetectionLossParameters&, const DetectionLossWork&);
 void run_detection_loss(Cuda, const DetectionLossParameters&, const DetectionLossWork&);
 
-// Multiplies gradients by the number that flows into their part, in place; 0 makes any gradient 0.
+// Multiplies the gradients of each part by its incoming gradient, in place; 0 makes any gradient 0, even NaN.
 struct RescaleWork {
   struct Gradient {
     void* values;
@@ -82,7 +83,7 @@ struct RescaleWork {
     int part;
   } gradients[kLossParts * kMaxLevels];
   int count;
-  bool only_zero;        // leaves parts alone that another number than 0 flows into
+  bool only_zero;        // change only the parts whose incoming gradient is 0
   const void* upstream;  // (3) float32 or float64
   Dtype upstream_dtype;
 };

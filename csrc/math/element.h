@@ -1,4 +1,5 @@
-// One element of a tensor whatever its floating-point type, for where too few are touched to compile a kernel for each.
+// Reads and writes one element of a tensor of any floating-point dtype. For code that touches too few elements to be
+// worth a template instantiation per dtype.
 #pragma once
 
 #include "../dtype.h"

@@ -4,13 +4,13 @@
 //   inputs   (..., C) logits; float32, float64, bfloat16, float16; any strides
 //   targets  dense: floating point, the shape of inputs; or classes: integer, inputs.shape[:-1],
 //            0..C-1, -1 background, -2 ignored. Any other class counts as background.
-//   result   loss of every element in the type of inputs; *_sum: their sum, float32 (float64 for float64), and with
-//            with_grad its gradient from the same pass, else an empty tensor
-//   gradient to inputs alone; an ignored row has loss and gradient 0, whatever its logits
-//   inside   float32 (float64 for float64); the sum runs over blocks of fixed size, in order, in float64: the same
-//            bits each run and for any number of threads
-//   odd      with class targets an infinite logit has its limit (loss 0 or inf, gradient finite); with dense targets
-//            0 * inf is NaN, as in torch; NaN stays NaN
+//   result   loss of every element in the dtype of inputs; *_sum: their sum, float32 (float64 for float64), and its
+//            gradient from the same pass if with_grad, else an empty tensor
+//   gradient for inputs only; an ignored row has loss and gradient 0 for any logits
+//   compute  in float32 (float64 for float64); sums are taken in float64 over blocks of fixed size, in order: the same
+//            bits for any number of threads
+//   special  with class targets an infinite logit has its limit (loss 0 or inf, gradient finite); with dense targets
+//            0 * inf is NaN, as in torch; NaN propagates
 #pragma once
 
 #include "../device.h"
@@ -20,7 +20,7 @@
 
 namespace fcos_fast {
 
-// Which of the two losses, and its numbers.
+// Which of the two losses, and its parameters.
 struct FocalParameters {
   bool star;
   double alpha, gamma, beta;
@@ -28,16 +28,17 @@ struct FocalParameters {
 
 struct FocalLossWork {
   Dtype dtype;
-  const void* x;  // n elements without gaps
+  const void* x;  // n dense elements
   int64_t n;
-  // One target per element, of the same type and order; or the labels (outer, inner) of x (outer, classes, inner).
+  // One target per element, with the dtype and order of x; or the labels (outer, inner) of x (outer, classes, inner).
   const void* targets;
   ClassLabels labels;
   int64_t outer, classes, inner;
-  // What the losses are multiplied by in the gradient: one number, float32 (float64 for float64), or n as x.
+  // Incoming gradient: one float32 number (float64 for float64), or n elements like x.
   const void* scale;
   const void* upstream;
-  // What is wanted: losses as x, their sum, which is as `scale`, the gradient as x; or the last two.
+  // Outputs, null if not needed: losses (like x), their sum (like `scale`), gradient (like x). Either one of them, or
+  // the last two.
   void* loss;
   void* sum;
   void* grad;
@@ -55,7 +56,7 @@ struct LossAndGrad {
   T grad;  // d loss / d x
 };
 
-// What one exp gives: p = sigmoid(x), q = 1 - p without cancellation, log1p(exp(-|x|)).
+// From one exp: p = sigmoid(x), q = 1 - p without cancellation, log1p(exp(-|x|)).
 template <class T>
 struct Sigmoid {
   T p, q, log1p_exp;
@@ -70,7 +71,7 @@ FCOS_HOST_DEVICE Sigmoid<T> sigmoid(T x) {
   return {select(positive, r, er), select(positive, er, r), log1p_unit(e)};
 }
 
-// Focal loss. `Square` is the usual gamma = 2, which needs no further exp.
+// Focal loss. `Square` is the usual gamma = 2, which needs no second exp.
 template <class T, bool Square = false>
 struct FocalLoss {
   T gamma;
@@ -81,19 +82,19 @@ struct FocalLoss {
         positive_weight(T(p.alpha >= 0 ? p.alpha : 1)),
         negative_weight(T(p.alpha >= 0 ? 1 - p.alpha : 1)) {}
 
-  // x as a background logit of this weight. A foreground logit is -x with the sign of the gradient turned.
-  // A weight of 0 makes the loss 0, whatever the logit.
+  // x as a background logit of this weight. For a foreground logit, pass -x and negate the gradient. A weight of 0
+  // makes the loss 0 for any logit.
   FCOS_HOST_DEVICE LossAndGrad<T> background(T x, T weight) const {
     const auto s = sigmoid(x);
     const T softplus = max(x, T(0)) + s.log1p_exp;  // -log(1 - p)
-    const T bounded = min(softplus, T(1e30f));      // instead of inf, where 0 * inf would not be the limit
+    const T bounded = min(softplus, T(1e30f));      // avoids 0 * inf, which is not the limit
     T w;                                            // weight * p^gamma
     if (Square) {
       w = weight * s.p * s.p;
     } else {
       w = weight * exp_negative(gamma * min(max(-x, T(0)) + s.log1p_exp, T(1e30f)));
     }
-    // Where w is 0 so is the loss, also where softplus is infinite; a NaN is one in p too.
+    // If w is 0 so is the loss, even if softplus is infinite; a NaN is also in p.
     return {w * select(w == T(0), s.p, softplus), w * fma(gamma * s.q, bounded, s.p)};
   }
 

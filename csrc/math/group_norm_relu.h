@@ -1,20 +1,18 @@
-// Group normalisation (Wu and He, 2018) and the ReLU after it, as one operator.
+// Group normalization (Wu and He, 2018) followed by ReLU, as one operator.
 //
 // group_norm_relu(x, weight, bias, num_groups, eps)
-//   x          (B, C, ...); float32, float64, bfloat16, float16; NCHW and channels-last memory is read in place (on
-//              CUDA the latter if C is a multiple of 4, up to 1024), anything else through a contiguous copy
-//   weight     (C,) of any of these types, or none for 1; bias likewise, or none for 0
-//   y          max(0, (x - mean) * rstd * weight + bias), type and memory format of x; NaN stays NaN
-//   mean, rstd (B, G) float32 (float64 for float64), of each image's C / G neighbouring channels;
+//   x          (B, C, ...); float32, float64, bfloat16, float16; NCHW and channels-last memory is read without a
+//              copy (channels-last on CUDA only if C is a multiple of 4, up to 1024), other strides are copied
+//   weight     (C,) of any of these dtypes, default 1; bias (C,) of any of these dtypes, default 0
+//   y          max(0, (x - mean) * rstd * weight + bias), dtype and memory format of x; NaN propagates
+//   mean, rstd (B, G) float32 (float64 for float64), over groups of C / G consecutive channels per image;
 //              rstd = 1 / sqrt(variance + eps) with the variance over N, not N - 1
-//   gradient   to x (type and memory format of x), weight and bias (their types). Whether the ReLU lets a gradient
-//              pass is computed again from x, not stored; where its argument is NaN it does, as in torch. A second
-//              derivative is refused.
-//   statistics never from a difference of large numbers: a few elements of a block give a number near its mean that is
-//              subtracted first. Blocks are merged as Chan, Golub and LeVeque (1979) do, in float64 on the CPU, in
-//              float32 on CUDA
+//   gradient   for x (dtype and memory format of x), weight and bias (their dtypes). The ReLU mask is recomputed from
+//              x, not stored; a NaN argument passes the gradient, as in torch. No second derivative
+//   statistics without cancellation: the mean of the first elements of a block is subtracted first. Blocks are merged
+//              as in Chan, Golub and LeVeque (1979), in float64 on the CPU and float32 on CUDA
 //   order      of every sum is fixed: the same bits for any number of threads
-//   empty      without an element there is nothing to normalise: y is empty, the gradients of weight and bias are 0
+//   empty      if x is empty, so is y, and the gradients of weight and bias are 0
 #pragma once
 
 #include "../device.h"
@@ -23,17 +21,17 @@
 
 namespace fcos_fast {
 
-// weight or bias, or the gradient of one, (C) of its own type; no data where there is none.
+// weight or bias, or its gradient: (C) in its own dtype; null data if it is absent.
 template <class Data>
 struct GroupNormParameter {
   Data* data;
   Dtype dtype;
 };
 
-// What forward and backward read. Numbers called real are float32 (float64 for float64 x).
+// Input of forward and backward. "real" stands for float32 (float64 for float64 x).
 struct GroupNormInput {
   Dtype dtype;
-  int64_t batch, channels, spatial, groups;  // none of them 0
+  int64_t batch, channels, spatial, groups;  // all positive
   bool channels_last;                        // memory is (B, spatial, C), not (B, C, spatial)
   const void* x;
   GroupNormParameter<const void> weight, bias;
@@ -51,7 +49,7 @@ void run_group_norm_relu(Cpu, const GroupNormInput&, const GroupNormResult&);
 void run_group_norm_relu(Cuda, const GroupNormInput&, const GroupNormResult&);
 
 struct GroupNormGrad {
-  const void* upstream;  // of the type and memory format of x
+  const void* upstream;  // dtype and memory format of x
   const void* mean;      // (B, G) real
   const void* rstd;      // (B, G) real
   void* x;
@@ -60,7 +58,7 @@ struct GroupNormGrad {
 void run_group_norm_relu_backward(Cpu, const GroupNormInput&, const GroupNormGrad&);
 void run_group_norm_relu_backward(Cuda, const GroupNormInput&, const GroupNormGrad&);
 
-// Does the device read channels-last memory in place?
+// Does the device read channels-last memory without a copy?
 inline bool reads_channels_last(Cpu, int64_t) { return true; }
 inline bool reads_channels_last(Cuda, int64_t channels) { return channels % 4 == 0 && channels <= 1024; }
 
@@ -68,7 +66,7 @@ inline bool reads_channels_last(Cuda, int64_t channels) { return channels % 4 ==
 
 namespace fcos_fast::math {
 
-// Of `count` numbers: their mean, and the sum of their squared distances from it.
+// Mean of `count` numbers and the sum of their squared deviations from it.
 struct Moments {
   double count, mean, m2;
 };
@@ -98,8 +96,7 @@ FCOS_HOST_DEVICE T relu_grad(T z, T upstream) {
   return select(T(0) >= z, T(0), upstream);
 }
 
-// What the gradient of x takes from a whole group: dx = scale * g - offset - (x - mean) * slope, where g is the
-// gradient behind the ReLU.
+// The per-group terms of dx = scale * g - offset - (x - mean) * slope, where g is the gradient that passed the ReLU.
 template <class Real>
 struct GroupGradient {
   Real offset, slope;

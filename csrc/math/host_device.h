@@ -1,8 +1,7 @@
-// Marks the scalar mathematics that the CPU and the CUDA file of an operator share.
+// Marks the scalar math shared by the CPU and CUDA sources of an operator.
 //
-// Products and sums are never contracted to a fused multiply-add behind our back (-ffp-contract=off,
-// -fmad=false), so that comparisons on an exact threshold come out alike everywhere; where a fused one is
-// wanted, fma() says so.
+// The compiler never contracts products and sums into a fused multiply-add (-ffp-contract=off, -fmad=false), so
+// comparisons at an exact threshold agree on every device. Code that wants a fused one calls fma().
 #pragma once
 
 #if defined(__CUDACC__)

@@ -1,4 +1,4 @@
-// Class labels: int32 or int64 come in, int32 leaves.
+// Class labels: int32 or int64 inputs, int32 outputs.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ constexpr int32_t kBackgroundLabel = -1, kIgnoredLabel = -2;
 
 namespace fcos_fast::math {
 
-// What int32 cannot hold becomes its end, which no number of classes reaches, not another class.
+// Saturates to int32, so that an out-of-range label cannot become a valid class.
 FCOS_HOST_DEVICE int32_t narrow_label(int64_t label) {
   constexpr int64_t most = 2147483647;
   return int32_t(label > most ? most : label < -most - 1 ? -most - 1 : label);
@@ -23,10 +23,10 @@ FCOS_HOST_DEVICE int32_t narrow_label(int64_t label) {
 
 namespace fcos_fast {
 
-// Contiguous class labels of either type.
+// Contiguous class labels, int32 or int64.
 struct ClassLabels {
   const void* data;
-  uint32_t size;  // of one, in bytes: 4 or 8
+  uint32_t size;  // bytes per label: 4 or 8
 
   FCOS_HOST_DEVICE int32_t operator[](int64_t i) const {
     if (size == 4) return static_cast<const int32_t*>(data)[i];

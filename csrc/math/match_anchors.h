@@ -1,18 +1,19 @@
-// RetinaNet's matching of anchors and boxes by their IoU (Lin et al., 2017, section 4).
+// RetinaNet's matching of anchors to boxes by IoU (Lin et al., 2017, section 4).
 //
 // match_anchors(anchors, boxes, labels, starts, high_threshold, low_threshold, allow_low_quality)
-//   anchors    (A, 4) float32 xyxy, shared by the images; boxes, labels, starts: see assign_targets.h
-//   results    labels (B, A) int32: class, -1 background, -2 between the thresholds; matched (B, A) int32: row of boxes,
-//              or -1 or -2 alike; num_positive () float32
-//   rule       an anchor takes the box of its greatest IoU, the first of equals: if that is below low_threshold it is
-//              background, else if it is below high_threshold it is ignored. allow_low_quality: an anchor whose IoU with
-//              any box equals the greatest that this box has with any anchor keeps its own box whatever its IoU is. As in
-//              torchvision a box that overlaps no anchor has the greatest IoU 0, with every anchor.
-//   exact      IoU in float32, operation by operation as torchvision.ops.box_iou(boxes, anchors), thresholds rounded to
-//              float32 as torch rounds them: boundaries and ties fall alike
-//   degenerate a box without a positive and finite area, or with a NaN, takes part in nothing; an anchor without an area
-//              overlaps nothing, and one with a NaN counts as one; an image without boxes is background
-//   order      there are only maxima and counts: the same bits for any order
+//   anchors    (A, 4) float32 xyxy, shared by all images; boxes, labels, starts: see assign_targets.h
+//   results    labels (B, A) int32: class, -1 background, -2 between the thresholds; matched (B, A) int32: row of
+//              boxes, or -1 or -2 like the label; num_positive () float32
+//   rule       an anchor is matched to the box with which it has the greatest IoU (the first of equals). It is
+//              background if that IoU is below low_threshold, else ignored if it is below high_threshold.
+//              allow_low_quality: an anchor keeps its match at any IoU if its IoU with some box is the greatest that
+//              box has with any anchor. As in torchvision, the greatest IoU of a box that overlaps no anchor is 0,
+//              attained by every anchor
+//   exact      IoU in float32, in the same order of operations as torchvision.ops.box_iou(boxes, anchors), thresholds
+//              rounded to float32 as in torch: boundaries and ties are resolved identically
+//   degenerate boxes with a NaN or without a positive, finite area are skipped; anchors with a NaN or zero area overlap
+//              nothing; without boxes the whole image is background
+//   order      only maxima and counts are accumulated: the same bits in any order
 #pragma once
 
 #include "../device.h"
@@ -21,14 +22,14 @@
 
 namespace fcos_fast::math {
 
-// IoU of `box` (x1, y1, x2, y2, area) and the anchor, for w and h of their intersection above 0.
+// IoU of a box and an anchor whose intersection has width w > 0 and height h > 0.
 template <class T>
 FCOS_HOST_DEVICE T iou_of_overlap(T w, T h, T box_area, T anchor_area) {
   const T intersection = w * h;
   return intersection / (box_area + anchor_area - intersection);
 }
 
-// Along one axis; not above 0 where they do not overlap.
+// Length of the overlap along one axis; <= 0 if they do not overlap.
 template <class T>
 FCOS_HOST_DEVICE T overlap(T a1, T a2, T b1, T b2) {
   return min(a2, b2) - max(a1, b1);
@@ -42,7 +43,7 @@ struct MatchThresholds {
   float high, low;
 };
 
-// The result for an anchor whose greatest IoU is `iou`, with box `row`; row -1: there is no box.
+// The match of an anchor whose greatest IoU is `iou`, with box `row`; row is -1 if the image has no boxes.
 FCOS_HOST_DEVICE int32_t decide_match(int32_t row, float iou, bool low_quality, const MatchThresholds& t) {
   if (row < 0 || low_quality) return row;
   if (iou < t.low) return -1;

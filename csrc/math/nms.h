@@ -1,20 +1,20 @@
 // Greedy non-maximum suppression.
 //
 // nms(boxes, scores, iou_threshold), batched_nms(boxes, scores, idxs, iou_threshold)
-//   boxes    (N, 4) xyxy; scores (N,); idxs (N,) any integers: boxes of different idxs never suppress each other
-//   result   int64 indices of the kept boxes by falling score; of equal scores the lower index comes first; NaN
-//            scores count as the greatest, as in torch.sort
-//   rule     a box is suppressed when its IoU with a kept box of a higher score is greater than iou_threshold
-//   exact    areas and IoU are computed on the coordinates themselves (no offset per class) in float32, or float64
-//            for float64 boxes, rounded after each operation as torchvision's are; the threshold is a float64 number
-//   odd      a box with a NaN is not suppressed and suppresses none; boxes that do not overlap have IoU 0, also where both areas
-//            are 0 and the quotient is 0/0
+//   boxes    (N, 4) xyxy; scores (N,); idxs (N,) any integers; boxes with different idxs never suppress each other
+//   result   int64 indices of the kept boxes in descending score order; equal scores keep their input order; NaN
+//            sorts as the greatest score, as in torch.sort
+//   rule     a box is suppressed if its IoU with a kept box of a higher score is greater than iou_threshold
+//   exact    areas and IoU are computed from the coordinates themselves (no per-class offset) in float32 (float64 for
+//            float64 boxes), rounded after each operation like torchvision's; the threshold is float64
+//   special  a box that contains a NaN is neither suppressed nor suppresses others; disjoint boxes have IoU 0, even if
+//            both areas are 0 and the quotient would be 0/0
 //
 // nms_padded(boxes, scores, labels, iou_threshold, max_detections)
-//   boxes    (B, N, 4) xyxy; scores (B, N), of which -inf marks an entry as padding; labels (B, N) any integers, or none:
-//            nms within each image, and within each class where there are labels
-//   result   indices (B, D) int64 of the first D kept boxes of each image, -1 beyond them; counts (B,) int64. Its sizes
-//            are not data: CUDA never waits
+//   boxes    (B, N, 4) xyxy; scores (B, N), -inf marks padding; labels (B, N) any integers, optional: NMS runs within
+//            each image, and within each class if there are labels
+//   result   indices (B, D) int64 of the first D kept boxes of each image, padded with -1; counts (B,) int64. The
+//            output shapes do not depend on the data, so CUDA never synchronizes
 #pragma once
 
 #include <type_traits>
@@ -34,15 +34,15 @@ struct NmsWork {
   int64_t n;
   double iou_threshold;
 };
-// Indices of the kept boxes by falling score.
+// Indices of the kept boxes in descending score order.
 std::vector<int64_t> run_nms(Cpu, const NmsWork&);
 
-// On a GPU, where torch sorts.
+// On a GPU, torch sorts first.
 struct SortedNmsWork {
-  const float* boxes;      // (N, 4), class after class, each by falling score
-  const int64_t* classes;  // (N) of these boxes; null: all are of one
-  const int64_t* ranks;    // (N) of these boxes among all, by falling score; null: they are in order
-  int64_t n;               // at least 1
+  const float* boxes;      // (N, 4), grouped by class, each class in descending score order
+  const int64_t* classes;  // (N) of these boxes; null: a single class
+  const int64_t* ranks;  // (N) position of each box in the descending order of all scores; null: 0, 1, 2, ...
+  int64_t n;             // at least 1
   double iou_threshold;
   bool* kept;  // (N) by rank
 };
@@ -65,20 +65,20 @@ void run_nms_padded(Cuda, const NmsPaddedWork&);
 
 namespace fcos_fast::math {
 
-// A score and, below it, an index in one integer: the greater key has the greater score, or the same score and the
-// lower index. No two keys are equal. 0 is no key (indices stay below 2^32 - 1).
+// Score (upper bits) and index (lower 32 bits) packed into one integer: a greater key has a greater score, or the same
+// score and a lower index. Keys are unique. 0 is never a key, since indices stay below 2^32 - 1.
 template <class Real>
 using key_t = std::conditional_t<std::is_same_v<Real, double>, unsigned __int128, uint64_t>;
 
 template <class To, class From>
 FCOS_HOST_DEVICE To bits_as(From from) {
-  static_assert(sizeof(To) == sizeof(From), "another size");
+  static_assert(sizeof(To) == sizeof(From), "sizes differ");
   To to;
   memcpy(&to, &from, sizeof to);
   return to;
 }
 
-// A score as an integer that rises with it, in the order of torch.sort: NaN above everything, -0 equal to 0.
+// Maps a score to an integer with the same order as in torch.sort: NaN is greatest, -0 equals 0.
 FCOS_HOST_DEVICE uint32_t ascending(float score) {
   if (score != score) return 0xffffffffu;
   const uint32_t bits = bits_as<uint32_t>(score + 0.0f);  // -0 becomes 0
@@ -90,7 +90,7 @@ FCOS_HOST_DEVICE uint64_t ascending(double score) {
   return bits >> 63 ? ~bits : bits | uint64_t(1) << 63;
 }
 
-// Back to the score; a NaN need not be the same one.
+// The inverse of make_key(); the payload of a NaN is lost.
 FCOS_HOST_DEVICE float score_of(uint64_t key) {
   const uint32_t bits = uint32_t(key >> 32);
   return bits_as<float>(bits & 0x80000000u ? bits & 0x7fffffffu : ~bits);
@@ -109,7 +109,7 @@ FCOS_HOST_DEVICE uint32_t index_of(Key key) {
   return ~uint32_t(key);
 }
 
-// For float32 x: x > threshold (float64) exactly when x > round_down(threshold).
+// For float32 x, x > threshold (float64) if and only if x > round_down(threshold).
 FCOS_HOST_DEVICE float round_down(double threshold) {
   const float nearest = float(threshold);
   return double(nearest) <= threshold ? nearest : nextafterf(nearest, -INFINITY);

@@ -1,23 +1,24 @@
-// From the outputs of a head to detections.
+// From head outputs to detections.
 //
 // postprocess(cls_logits, box_regression, centerness, sizes, ...)
 //   cls_logits (B, C, H, W), box_regression (B, 4, H, W) ltrb, centerness (B, 1, H, W) logits, one of each per level
 //   sizes      (B, 2) height and width of each image; boxes are clipped to it
-//   candidate  a (location, class) pair, or of each location the class of the greatest logit (the lowest of equals; NaN
-//              is none), that passes: score > threshold, or classification > threshold. A NaN never passes
+//   candidates all (location, class) pairs if `multi_label`, else one per location: the class with the greatest logit
+//              (the lowest of equals; NaN is skipped). A candidate passes if its score, or its classification
+//              probability, is above score_threshold; NaN never passes
 //   score      sqrt(classification * centerness), their product, or the classification; in float32 (float64)
-//   top-k      candidates of the highest scores, or classifications, of a level, or of all levels, of one image; the
-//              lower index of equals, indices counting level after level, location after location, class after class
-//   box        location -+ unit * distance, clipped to [0, width] x [0, height] (less 1 if `inclusive_boxes`), before
-//              the nms or, of those kept, after it; NaN stays
-//   nms        as nms_padded (math/nms.h) by the scores, with the classes as labels, or without if `class_agnostic`;
-//              with `inclusive_boxes`, x2 and y2 count one more
-//   empty      with `drop_empty`, a candidate that the nms would see without an area (NaN has none) is dropped after the
-//              top-k: it suppresses nothing and takes no place among the D
-//   result     boxes (B, D, 4), scores (B, D), labels (B, D) int64, counts (B,) int64; beyond the count 0, 0, -1. Its
-//              sizes are not data: CUDA never waits
-//   exact      one float32 formula for CPU and CUDA, without library functions or fused operations, so that both have
-//              the same bits, whatever the number of threads
+//   top-k      the candidates with the highest score, or classification, per level or over all levels of an image; ties
+//              go to the lower index in (level, location, class) order
+//   box        location -+ unit * distance, clipped to [0, width] x [0, height] (less 1 if `inclusive_boxes`) before
+//              NMS, or after it; NaN propagates
+//   nms        as nms_padded (math/nms.h) by score, with the classes as labels unless `class_agnostic`; x2 and y2 are
+//              one greater if `inclusive_boxes`
+//   empty      with `drop_empty`, candidates whose box in NMS has zero area (or a NaN) are dropped after the top-k:
+//              they suppress nothing and are not counted among the D
+//   result     boxes (B, D, 4), scores (B, D), labels (B, D) int64, counts (B,) int64; padded with 0, 0, -1. The shapes
+//              do not depend on the data, so CUDA never synchronizes
+//   exact      one float32 formula for CPU and CUDA, without library functions or fused operations: both produce the
+//              same bits, for any number of threads
 #pragma once
 
 #include <vector>
@@ -32,7 +33,7 @@ constexpr int kMaxLevels = 16;
 enum class ScoreRule { kSqrt, kProduct, kClassification };
 constexpr const char* kScoreRules[] = {"sqrt", "product", "classification"};
 
-// Feature maps (B, channels, H, W) whose locations, row by row, are equally far apart in memory. In elements.
+// A feature map (B, channels, H, W) whose locations, in row-major order, have a constant stride. Strides in elements.
 struct FeatureMap {
   const void* data;
   int64_t image_stride, channel_stride, location_stride;
@@ -40,8 +41,8 @@ struct FeatureMap {
 
 template <class Number>
 struct PostprocessLevel {
-  FeatureMap logits, distances, centerness;  // the last without data where no score needs it
-  int64_t first, locations;  // index of the first location among those of all levels; their number
+  FeatureMap logits, distances, centerness;  // centerness is null if no score needs it
+  int64_t first, locations;  // index of the first location among all levels; number of locations
   int64_t width;
   Number step_y, step_x, offset_y, offset_x, unit;
 };
@@ -69,7 +70,7 @@ struct PostprocessRule {
 
 namespace fcos_fast {
 
-// Sizes and results are float32, float64 where the logits are.
+// Sizes and results are float32 (float64 for float64 logits).
 struct PostprocessWork {
   std::vector<math::PostprocessLevel<double>> levels;  // at most kMaxLevels
   math::PostprocessRule rule;
@@ -92,17 +93,17 @@ FCOS_HOST_DEVICE T probability(T x) {
   return T(1) / (T(1) + exp(-x));
 }
 
-// No logit below it belongs to a candidate. With a margin for the rounding of the scores: what is within its reach is
-// left to the exact comparison.
+// A lower bound of the logits of candidates, with a margin for the rounding of the scores. Logits above it still go
+// through the exact comparison.
 inline double lowest_logit(const PostprocessRule& rule) {
   const double threshold = rule.score_threshold;
   const bool of_sqrt = rule.threshold_on_score && rule.score == ScoreRule::kSqrt;
   const double p = (of_sqrt ? threshold * threshold : threshold) * (1 - 1e-5);
-  if (threshold < 1e-12) return -INFINITY;  // float32 scores are not exact down there
+  if (threshold < 1e-12) return -INFINITY;  // float32 scores are inexact below
   return std::log(p / (1 - p)) - 1e-4;
 }
 
-// The score of a candidate; -1 if it is none.
+// The score, or -1 if the pair does not pass the threshold.
 template <class Real, class Number>
 FCOS_HOST_DEVICE Real score_of_logit(Real logit, const PostprocessLevel<Number>& level, int64_t image,
                                      int64_t location, const PostprocessRule& rule) {
@@ -119,16 +120,16 @@ FCOS_HOST_DEVICE Real score_of_logit(Real logit, const PostprocessLevel<Number>&
   return passes && score >= Real(0) ? score : Real(-1);
 }
 
-// What the top-k compares, of a candidate.
+// The value that the top-k compares.
 template <class Real>
 FCOS_HOST_DEVICE Real rank_of(Real score, Real logit, const PostprocessRule& rule) {
   return rule.topk_by_classification ? probability(logit) : score;
 }
 
-// Where a key's index points to.
+// The level, location and class that a key's index encodes.
 struct Place {
   int32_t level;
-  uint32_t location, c;  // the location among those of the level
+  uint32_t location, c;  // location within the level
 };
 
 template <class Number>
@@ -140,7 +141,7 @@ FCOS_HOST_DEVICE Place place_of(const PostprocessLevel<Number>* levels, int64_t 
   return {l, uint32_t(location - levels[l].first), index - location * classes};
 }
 
-// The key by the score, of one by the classification.
+// Converts a key by classification to the key by score.
 template <class Key, class Number>
 FCOS_HOST_DEVICE Key key_by_score(const PostprocessLevel<Number>* levels, int64_t count,
                                   const PostprocessRule& rule, int64_t image, Key key) {
@@ -154,7 +155,7 @@ FCOS_HOST_DEVICE Key key_by_score(const PostprocessLevel<Number>* levels, int64_
 }
 
 template <class Real>
-FCOS_HOST_DEVICE Real clipped(Real x, Real limit) {  // NaN stays
+FCOS_HOST_DEVICE Real clipped(Real x, Real limit) {  // NaN propagates
   const Real positive = x < Real(0) ? Real(0) : x;
   return positive > limit ? limit : positive;
 }
@@ -184,7 +185,7 @@ FCOS_HOST_DEVICE void clip_box(const PostprocessRule& rule, const Real* size, Re
   }
 }
 
-// May the candidate with this box, as the nms sees it, be kept?
+// Can a candidate with this box (in NMS coordinates) be kept?
 template <class Real>
 FCOS_HOST_DEVICE bool may_be_kept(const PostprocessRule& rule, const Real box[4]) {
   return !rule.drop_empty || (box[2] > box[0] && box[3] > box[1]);

@@ -1,4 +1,4 @@
-"""The public operators: native where the binaries have them, with gradients, ``torch.compile`` and autocast."""
+"""Operators in C++ and CUDA, with support for autograd, ``torch.compile`` and autocast."""
 
 from fcos_fast.ops.assign_targets import assign_targets
 from fcos_fast.ops.box_loss import box_loss

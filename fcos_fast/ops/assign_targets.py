@@ -1,10 +1,11 @@
-"""Target assignment: which box each location of the feature pyramid is to predict."""
+"""Target assignment: which ground-truth box each location of the feature pyramid predicts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
@@ -15,22 +16,24 @@ from fcos_fast.ops._register import register_fake
 
 
 def assign_targets(gt: GroundTruth, levels: Sequence[Level], rule: AssignmentRule) -> Targets:
-    """Assign boxes to the locations of all levels for the whole batch at once (Tian et al., "FCOS", 2019, section 3.1).
+    """Assign ground-truth boxes to the locations of all levels and images (Tian et al., "FCOS", 2019, section 3.1).
 
-    It depends on the ground truth and the grid alone, so it can run before the network.
+    Needs only the ground truth and the sizes of the feature maps, so it can run before the network.
 
     Args:
-        gt: packed boxes in pixels of the (padded) images, labels, and where each image begins.
-        levels: of the feature pyramid, best from ``rule.levels(feature_sizes, image_size)``.
-        rule: the choices in which the published FCOS differ; ``fcos_fast.assignment.RULES`` has them by name.
-            Boundaries and ties fall as in the named implementation's float32 arithmetic.
+        gt: packed boxes and labels of the batch; boxes are in pixels of the padded images.
+        levels: the levels of the feature pyramid, usually ``rule.levels(feature_sizes, image_size)``.
+        rule: the assignment rule, for example from ``fcos_fast.assignment.RULES``, which has those of the published
+            implementations. Boundaries and ties are resolved exactly as in their float32 arithmetic.
 
     Returns:
-        Labels, matched boxes, distances and centerness per location, and their totals; see :class:`Targets`.
+        Labels, matched boxes, distances and centerness per location, and their totals; see
+        :class:`~fcos_fast.assignment.Targets`.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape or device; on the host, and under FCOS_FAST_CHECK=1 anywhere, also a
-            box with x2 <= x1 or y2 <= y1, a NaN, or a negative label. Unchecked, such a box is never assigned.
+        TypeError: wrong dtype or number of dimensions.
+        ValueError: wrong shape or device, a box with x2 <= x1 or y2 <= y1, a NaN, or a negative label. Values are only
+            checked on the CPU or with ``FCOS_FAST_CHECK=1``; otherwise such a box is never assigned.
     """
     _check(gt, levels)
     if not use_native(gt.boxes):
@@ -59,7 +62,9 @@ def assign_targets(gt: GroundTruth, levels: Sequence[Level], rule: AssignmentRul
 def _check(gt: GroundTruth, levels: Sequence[Level]) -> None:
     op = "assign_targets"
     if len(levels) == 0:
-        raise ArgumentValueError(f"{op}: no level; expected at least one, as rule.levels(...) makes them")
+        raise ArgumentValueError(
+            f"{op}: levels is empty; expected at least one level, usually rule.levels(...)"
+        )
     for i, level in enumerate(levels):
         if not torch.compiler.is_compiling() and not (
             0 <= level.height <= MAX_SIDE and 0 <= level.width <= MAX_SIDE
@@ -73,13 +78,14 @@ def _check(gt: GroundTruth, levels: Sequence[Level]) -> None:
 if cpu_error is None:
 
     @register_fake("assign_targets")
-    def _fake_assign_targets(boxes, labels, starts, sizes, geometry, range_test, sampling, tie_break, radius):
+    def _fake_assign_targets(
+        boxes: Tensor, labels: Tensor, starts: Tensor, sizes: Sequence[int], *rule: object
+    ) -> tuple[Tensor, ...]:
         batch = starts.shape[0] - 1
         locations = sum(height * width for height, width in zip(sizes[::2], sizes[1::2], strict=True))
-        integers = {"dtype": torch.int32}
         return (
-            boxes.new_empty((batch, locations), **integers),
-            boxes.new_empty((batch, locations), **integers),
+            boxes.new_empty((batch, locations), dtype=torch.int32),
+            boxes.new_empty((batch, locations), dtype=torch.int32),
             boxes.new_empty((batch, locations, 4)),
             boxes.new_empty((batch, locations)),
             boxes.new_empty((2,)),

@@ -1,4 +1,4 @@
-"""Losses on boxes: IoU, linear IoU, GIoU, DIoU, CIoU."""
+"""IoU losses between boxes: IoU, linear IoU, GIoU, DIoU, CIoU."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fcos_fast.ops._checks import ArgumentValueError
 from fcos_fast.ops._register import (
     call,
     in_transform,
-    refuse_second_derivative,
     register_fake,
     register_gradient,
+    reject_second_derivative,
     sum_type,
 )
 from fcos_fast.reference.reduction import reduce
@@ -33,27 +33,28 @@ def box_loss(
     smooth: float = 0.0,
     eps: float = 1e-7,
 ) -> Tensor:
-    """Loss of each predicted box against its target.
+    """IoU-based loss between predicted and target boxes.
 
-    With ``xyxy`` boxes and the defaults, ``giou``, ``diou`` and ``ciou`` equal torchvision's
+    With ``xyxy`` boxes and default arguments, ``giou``, ``diou`` and ``ciou`` are equal to torchvision's
     ``generalized_box_iou_loss``, ``distance_box_iou_loss`` and ``complete_box_iou_loss``.
 
     Args:
-        pred: (..., 4), float32, float64, bfloat16 or float16; computed in float32 (float64).
-        target: the shape of ``pred``.
+        pred: (..., 4) predicted boxes; float32, float64, bfloat16 or float16; computed in float32 (float64).
+        target: (..., 4) target boxes, with the shape of ``pred``.
         kind: ``"iou"`` -log(IoU) (UnitBox, 2016), ``"linear_iou"`` 1 - IoU, ``"giou"`` (Rezatofighi et al., 2019),
             ``"diou"`` or ``"ciou"`` (Zheng et al., 2020).
         reduction: ``"none"``, ``"sum"`` or ``"mean"``.
         box_format: ``"xyxy"`` corners, or ``"ltrb"`` distances from a common location to the four sides.
-        smooth: added to intersection and union; the official FCOS has 1.
-        eps: keeps quotients finite; -log(IoU) stops at -log(eps).
+        smooth: added to intersection and union; 1 in the official FCOS.
+        eps: avoids division by zero; -log(IoU) is clamped at -log(eps).
 
     Returns:
-        The loss of shape ``pred.shape[:-1]``, or a scalar: float64 where a box is, else float32, also for 16-bit boxes
-        (as torchvision's). Gradients go to both boxes, in their dtypes.
+        The losses with shape ``pred.shape[:-1]``, or a scalar. float64 if one of the inputs is, else float32, even for
+        16-bit boxes (like torchvision's). Both inputs get gradients, in their dtypes.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape, device, kind or format.
+        TypeError: wrong dtype.
+        ValueError: wrong shape or device, or an unknown kind, reduction or format.
     """
     _check(pred, target, kind, reduction, box_format)
     if not use_native(pred):
@@ -81,18 +82,15 @@ def _check(pred: Tensor, target: Tensor, kind: str, reduction: str, box_format: 
     _checks.check_reduction(op, reduction)
     if pred.shape != target.shape:
         raise ArgumentValueError(
-            f"{op}: pred has shape {tuple(pred.shape)}, target {tuple(target.shape)}; they must be equal"
+            f"{op}: pred has shape {tuple(pred.shape)}, target {tuple(target.shape)}; expected the same shape"
         )
-    if kind not in KINDS:
-        raise ArgumentValueError(f"{op}: kind={kind!r}; expected one of {', '.join(KINDS)}")
-    if box_format not in FORMATS:
-        raise ArgumentValueError(f"{op}: box_format={box_format!r}; expected one of {', '.join(FORMATS)}")
+    _checks.check_choices(op, kind=(kind, KINDS), box_format=(box_format, FORMATS))
 
 
 if cpu_error is None:
     for name in ("box_loss", "box_loss_sum"):
         register_gradient(name, "box_loss_backward", tensors=2, differentiable=[0, 1])
-    refuse_second_derivative("box_loss_backward")
+    reject_second_derivative("box_loss_backward")
     register_fake("box_loss")(
         lambda pred, target, kind, ltrb, smooth, eps: pred.new_empty(
             pred.shape[:-1], dtype=sum_type(pred.dtype)

@@ -7,21 +7,22 @@ from torch import Tensor
 from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
 from fcos_fast.ops import _checks
-from fcos_fast.ops._register import call, refuse_second_derivative, register_fake, register_gradient
+from fcos_fast.ops._register import call, register_fake, register_gradient, reject_second_derivative
 
 
 def centerness(ltrb: Tensor) -> Tensor:
-    """``sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))``: 1 in the middle of the box, 0 on its border.
+    """``sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))``: 1 at the center of the box, 0 at its border.
 
     Args:
-        ltrb: (..., 4) distances to the left, top, right and bottom side in any one unit; float32, float64, bfloat16
-            or float16.
+        ltrb: (..., 4) distances to the left, top, right and bottom sides, in any unit; float32, float64, bfloat16 or
+            float16.
 
     Returns:
-        (...) of the same dtype. Where a distance is 0, negative or NaN the centerness is 0, and so is its gradient.
+        (...) centerness, in the same dtype. If a distance is 0, negative or NaN, centerness and gradient are 0.
 
     Raises:
-        TypeError, ValueError: wrong dtype or shape.
+        TypeError: wrong dtype.
+        ValueError: wrong shape.
     """
     _checks.check_same_device("centerness", ltrb=ltrb)
     _checks.check_float("centerness", ltrb=ltrb)
@@ -33,6 +34,6 @@ def centerness(ltrb: Tensor) -> Tensor:
 
 if cpu_error is None:
     register_gradient("centerness", "centerness_backward", tensors=1, differentiable=[0])
-    refuse_second_derivative("centerness_backward")
+    reject_second_derivative("centerness_backward")
     register_fake("centerness")(lambda ltrb: ltrb.new_empty(ltrb.shape[:-1]))
     register_fake("centerness_backward")(lambda grad, ltrb: ltrb.new_empty(ltrb.shape))

@@ -1,9 +1,10 @@
-"""The classification, box and centerness loss of FCOS in one pass over the head's outputs."""
+"""The classification, box and centerness losses of FCOS in one pass over the head's outputs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from fcos_fast._extension import cpu_error, use_native
 from fcos_fast.assignment import Targets
 from fcos_fast.ops import _checks
 from fcos_fast.ops._checks import ArgumentTypeError, ArgumentValueError
-from fcos_fast.ops._register import refuse_second_derivative, refuse_transforms, register_fake, sum_type
+from fcos_fast.ops._register import register_fake, reject_second_derivative, reject_transforms, sum_type
 from fcos_fast.ops.box_loss import KINDS
 
 QUALITIES = ("centerness", "iou")
@@ -38,36 +39,42 @@ def detection_loss(
     quality: str = "centerness",
     normalizers: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Losses of a batch from the maps as they lie in memory: nothing is permuted, concatenated or gathered.
+    """Focal loss, box loss and centerness loss of a batch, directly from the feature maps of the head.
 
-    Float32, bfloat16 and float64 gradients are computed in the forward pass and are final; backward returns them, and
-    multiplies them only where something else than 1 flows in. float16 gradients are computed in backward, so that the
-    factor of a gradient scaler is applied before they are rounded. Beside the gradients no memory of the size of the
-    maps is used; the maps themselves are kept for a second backward. Without a positive location the losses are finite
-    and keep their graph; nothing waits for the device. The maps of a loss that no gradient flows into get None.
+    The maps are neither permuted, concatenated nor gathered. float32, bfloat16 and float64 gradients are computed in
+    the forward pass; backward returns them, rescaled only if the incoming gradient is not 1. float16 gradients are
+    computed in backward, so that the factor of a gradient scaler is applied before rounding. Apart from the gradients,
+    no memory of the size of the maps is allocated. The maps are saved for a second backward. Without positive locations
+    the losses are finite and part of the graph. Nothing synchronizes with the device. If a loss has no incoming
+    gradient, the gradients of its maps are None.
 
     Args:
-        cls_logits, box_regression, centerness: per level (B, C, H, W), (B, 4, H, W), (B, 1, H, W), NCHW or
-            channels-last (other strides are copied), float32, float64, bfloat16 or float16; boxes as ltrb distances in
-            ``units``. At most 8 levels. Computed in float32 (float64 for float64 logits).
-        targets: for all levels, P = sum of H * W. ``IGNORED`` locations take no part; boxes and centerness count the
-            positive ones.
+        cls_logits: (B, C, H, W) per level, at most 8 levels. NCHW or channels-last (other strides are copied); float32,
+            float64, bfloat16 or float16. Computed in float32 (float64 for float64 logits).
+        box_regression: (B, 4, H, W) per level: ltrb distances in ``units``.
+        centerness: (B, 1, H, W) per level: logits.
+        targets: targets of all P = sum of H * W locations. ``IGNORED`` locations are skipped; box and centerness losses
+            use the positive locations.
         units: pixels per unit of ``box_regression``, per level.
-        alpha, gamma: of :func:`sigmoid_focal_loss`.
-        box_loss, box_loss_smooth, box_loss_eps: ``kind``, ``smooth`` and ``eps`` of :func:`fcos_fast.ops.box_loss`.
-        centerness_weighted: multiply each box's loss by its target centerness, as the paper's authors do.
-        quality: what ``centerness`` is to predict, by binary cross-entropy: the ``"centerness"`` of the location, or
-            the ``"iou"`` of the predicted with the target box, a constant to the gradient (AdelaiDet).
-        normalizers: (3,) or (3, B) float32 on the device: what the classification, box and centerness losses of the
-            batch, or of each image, are divided by. By default the number of positive locations n, at least 1, and for
-            centerness-weighted boxes the sum of the weights, at least 1e-6, both from ``targets.totals``.
+        alpha: weight of the positives, as in :func:`sigmoid_focal_loss`.
+        gamma: focusing exponent, as in :func:`sigmoid_focal_loss`.
+        box_loss: ``kind`` of :func:`fcos_fast.ops.box_loss`.
+        box_loss_smooth: ``smooth`` of :func:`fcos_fast.ops.box_loss`.
+        box_loss_eps: ``eps`` of :func:`fcos_fast.ops.box_loss`.
+        centerness_weighted: weight each box loss with its target centerness, as in the official implementation.
+        quality: the target of ``centerness`` in the binary cross-entropy: ``"centerness"`` of the location, or
+            ``"iou"`` of the predicted and target box, without a gradient through it (AdelaiDet).
+        normalizers: (3,) or (3, B) float32, on the device: divisors of the classification, box and centerness losses,
+            for the batch or per image. Default: the number of positive locations, at least 1; for centerness-weighted
+            box losses the sum of the weights, at least 1e-6. Both are from ``targets.totals``.
 
     Returns:
-        ``{"classification", "bbox_regression", "bbox_ctrness"}``, float32 scalars (float64 for float64 logits), the
-        same bits each run.
+        ``{"classification", "bbox_regression", "bbox_ctrness"}``: float32 scalars (float64 for float64 logits), bitwise
+        reproducible.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape, device or value.
+        TypeError: wrong dtype.
+        ValueError: wrong shape, device or value.
     """
     cls_logits, box_regression, centerness = list(cls_logits), list(box_regression), list(centerness)
     _check(cls_logits, box_regression, centerness, targets, units, normalizers)
@@ -89,7 +96,7 @@ def detection_loss(
             quality=quality,
             normalizers=normalizers,
         )
-    refuse_transforms(_OP)
+    reject_transforms(_OP)
     if normalizers is not None:
         normalizers = normalizers.reshape(3, -1).expand(3, cls_logits[0].shape[0]).contiguous()
     others = (
@@ -112,7 +119,14 @@ def detection_loss(
     return dict(zip(LOSSES, losses, strict=True))
 
 
-def _check(cls_logits, box_regression, centerness, targets, units, normalizers) -> None:
+def _check(
+    cls_logits: list[Tensor],
+    box_regression: list[Tensor],
+    centerness: list[Tensor],
+    targets: Targets,
+    units: Sequence[float],
+    normalizers: Tensor | None,
+) -> None:
     levels = len(cls_logits)
     if not levels or not len(box_regression) == len(centerness) == len(units) == levels:
         raise ArgumentValueError(
@@ -120,7 +134,7 @@ def _check(cls_logits, box_regression, centerness, targets, units, normalizers) 
             f"centerness and {len(units)} units; expected the same number, at least one"
         )
     if levels > MAX_LEVELS:
-        raise ArgumentValueError(f"{_OP}: {levels} levels; expected at most {MAX_LEVELS}")
+        raise ArgumentValueError(f"{_OP}: got {levels} levels; expected at most {MAX_LEVELS}")
     for unit in units:
         if not 0 < unit < math.inf:
             raise ArgumentValueError(f"{_OP}: units={tuple(units)}; expected positive numbers of pixels")
@@ -145,7 +159,7 @@ def _check(cls_logits, box_regression, centerness, targets, units, normalizers) 
                 )
             if x.dtype != maps[0].dtype:
                 raise ArgumentTypeError(
-                    f"{_OP}: {name}[{i}] has dtype {x.dtype} and {name}[0] {maps[0].dtype}; must be equal"
+                    f"{_OP}: {name}[{i}] has dtype {x.dtype} and {name}[0] {maps[0].dtype}; expected the same dtype"
                 )
     _check_targets(targets, cls_logits)
     if normalizers is not None:
@@ -166,7 +180,7 @@ def _check_targets(targets: Targets, cls_logits: list[Tensor]) -> None:
     for (name, tensor), (dtype, shape) in zip(tensors.items(), expected.values(), strict=True):
         if tensor.shape != shape:
             raise ArgumentValueError(
-                f"{_OP}: {name} has shape {tuple(tensor.shape)}; for these maps expected {tuple(shape)}"
+                f"{_OP}: {name} has shape {tuple(tensor.shape)}; expected {tuple(shape)} for these maps"
             )
         if tensor.dtype != dtype:
             raise ArgumentTypeError(f"{_OP}: {name} has dtype {tensor.dtype}; expected {dtype}")
@@ -177,17 +191,17 @@ def _check_normalizers(normalizers: Tensor, logits: Tensor) -> None:
     _checks.check_same_device(_OP, cls_logits=logits, normalizers=normalizers)
     if normalizers.dtype != torch.float32 or normalizers.shape not in ((3,), (3, logits.shape[0])):
         raise ArgumentValueError(
-            f"{_OP}: normalizers have dtype {normalizers.dtype} and shape {tuple(normalizers.shape)}; expected "
+            f"{_OP}: normalizers has dtype {normalizers.dtype} and shape {tuple(normalizers.shape)}; expected "
             f"float32 of shape (3,) or {(3, logits.shape[0])}"
         )
     if normalizers.requires_grad:
         raise ArgumentValueError(
-            f"{_OP}: normalizers require a gradient, which only maps get; pass normalizers.detach()"
+            f"{_OP}: normalizers require a gradient, which is not supported; pass normalizers.detach()"
         )
 
 
 def _in_one_pass(maps: list[Tensor]) -> bool:
-    """Shall forward compute the gradients? A traced graph cannot give buffers away, float16 needs its scale first."""
+    """Whether to compute gradients in forward. Not in traced graphs (no mutable state) and float16 (scaled first)."""
     return (
         torch.is_grad_enabled()
         and any(x.requires_grad for x in maps)
@@ -197,10 +211,12 @@ def _in_one_pass(maps: list[Tensor]) -> bool:
 
 
 class _DetectionLoss(torch.autograd.Function):
-    """Three losses of ``levels`` x 3 maps. Not registered with the operator: that costs a third of a millisecond."""
+    """The three losses of ``levels`` x 3 maps. ``register_autograd`` would cost a third of a millisecond per call."""
 
     @staticmethod
-    def forward(ctx, levels: int, others: tuple, with_grad: bool, *maps: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, levels: int, others: tuple[Any, ...], with_grad: bool, *maps: Tensor
+    ) -> tuple[Tensor, ...]:
         losses, *grads = torch.ops.fcos_fast.detection_loss(*_by_part(maps, levels), *others, with_grad)
         targets, ctx.numbers = others[:_TENSORS], others[_TENSORS:]
         ctx.levels = levels
@@ -210,14 +226,14 @@ class _DetectionLoss(torch.autograd.Function):
         return losses.unbind()
 
     @staticmethod
-    def backward(ctx, *upstream: Tensor | None):
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         flows = [factor is not None for factor in upstream]
         if not any(flows):
             return None, None, None, *(None,) * (3 * ctx.levels)
         zero = next(factor for factor in upstream if factor is not None).new_zeros(())
         factors = torch.stack([zero if factor is None else factor for factor in upstream])
-        # The first backward gives the stored gradients away, rescaled where they have to be. A second one, and one that
-        # is to be differentiated itself (which is refused there), computes them again.
+        # The first backward returns the stored gradients, rescaled in place if necessary. A second backward recomputes
+        # them, as does double backward (whose operator then raises).
         grads, ctx.unit_grads = ctx.unit_grads, None
         if grads is not None and not torch.is_grad_enabled():
             flowing = [part if flow else [] for part, flow in zip(grads, flows, strict=True)]
@@ -226,7 +242,7 @@ class _DetectionLoss(torch.autograd.Function):
             targets, maps = ctx.saved_tensors[:_TENSORS], ctx.saved_tensors[_TENSORS:]
             parts = _by_part(maps, ctx.levels)
             grads = torch.ops.fcos_fast.detection_loss_backward(factors, *parts, *targets, *ctx.numbers)
-        # None, not 0, for the maps of a loss that nothing flows into: an optimizer then leaves their layers alone.
+        # None, not 0, for the maps of a loss without an incoming gradient: optimizers skip parameters with None.
         return (
             *(None, None, None),
             *(x if flow else None for part, flow in zip(grads, flows, strict=True) for x in part),
@@ -243,17 +259,25 @@ def _by_part(maps: Sequence[Tensor], levels: int) -> list[list[Tensor]]:
 if cpu_error is None:
 
     @register_fake("detection_loss")
-    def _fake(cls_logits, box_regression, centerness, *others):
+    def _fake(
+        cls_logits: list[Tensor], box_regression: list[Tensor], centerness: list[Tensor], *others: Any
+    ) -> tuple[Tensor | list[Tensor], ...]:
         losses = cls_logits[0].new_empty((3,), dtype=sum_type(cls_logits[0].dtype))
         maps = (cls_logits, box_regression, centerness)
         return losses, *([torch.empty_like(x) for x in part] if others[-1] else [] for part in maps)
 
     @register_fake("detection_loss_backward")
-    def _fake_backward(upstream, cls_logits, box_regression, centerness, *others):
+    def _fake_backward(
+        upstream: Tensor,
+        cls_logits: list[Tensor],
+        box_regression: list[Tensor],
+        centerness: list[Tensor],
+        *others: Any,
+    ) -> tuple[list[Tensor], ...]:
         return tuple([torch.empty_like(x) for x in part] for part in (cls_logits, box_regression, centerness))
 
     @register_fake("detection_loss_rescale_")
-    def _fake_rescale(cls_grads, box_grads, centerness_grads, upstream):
+    def _fake_rescale(*arguments: Any) -> None:
         return None
 
-    refuse_second_derivative("detection_loss_backward")
+    reject_second_derivative("detection_loss_backward")

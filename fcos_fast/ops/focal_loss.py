@@ -1,6 +1,8 @@
-"""Sigmoid focal loss and its second form (Lin et al., "Focal Loss for Dense Object Detection", 2017)."""
+"""Sigmoid focal loss and its variant FL* (Lin et al., "Focal Loss for Dense Object Detection", 2017)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +14,9 @@ from fcos_fast.ops._checks import ArgumentValueError
 from fcos_fast.ops._register import (
     call,
     in_transform,
-    refuse_second_derivative,
     register_fake,
     register_gradient,
+    reject_second_derivative,
     sum_type,
 )
 from fcos_fast.reference.reduction import reduce
@@ -23,23 +25,24 @@ from fcos_fast.reference.reduction import reduce
 def sigmoid_focal_loss(
     inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "none"
 ) -> Tensor:
-    """Focal loss on logits; drop-in for ``torchvision.ops.sigmoid_focal_loss``, which takes dense targets only.
+    """Focal loss on logits. Drop-in for ``torchvision.ops.sigmoid_focal_loss``, with optional class targets.
 
     Args:
         inputs: (..., C) logits, float32, float64, bfloat16 or float16, any strides; computed in float32 (float64).
-        targets: dense, the shape of ``inputs``, each in [0, 1]; or classes, an integer tensor of shape
-            ``inputs.shape[:-1]`` with 0..C-1, -1 for background and -2 for a row that takes no part.
-        alpha: weight of the positives, 1 - alpha that of the negatives; negative for no weighting.
+        targets: either dense targets, in [0, 1] and with the shape of ``inputs``; or class targets, an integer tensor
+            of shape ``inputs.shape[:-1]`` with values 0..C-1, -1 for background and -2 for ignored rows.
+        alpha: weight of the positives; the negatives have weight 1 - alpha. Negative for no weighting.
         gamma: focusing exponent, at least 0.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` (over all elements).
 
     Returns:
-        Of shape ``inputs.shape`` in the dtype of ``inputs`` (the wider of the two with dense targets of another dtype;
-        float32 under autocast); or a scalar, float32 for 16-bit inputs, since 16 bits do not hold the sum of many
-        losses. The sum is the same bits each run. Gradients go to ``inputs``, in their dtype; ignored rows get 0.
+        The losses, with the shape and dtype of ``inputs`` (promoted with the dtype of dense targets; float32 under
+        autocast), or a scalar. The scalar is float32 for 16-bit inputs, whose precision is too low for sums, and
+        bitwise reproducible. Only ``inputs`` gets a gradient, which is 0 in ignored rows.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape, device or value.
+        TypeError: wrong dtype.
+        ValueError: wrong shape, device or value.
     """
     op = "sigmoid_focal_loss"
     _check(op, inputs, targets, reduction)
@@ -52,15 +55,15 @@ def sigmoid_focal_loss(
 def sigmoid_focal_loss_star(
     inputs: Tensor, targets: Tensor, gamma: float = 2, beta: float = 1, reduction: str = "none"
 ) -> Tensor:
-    """FL*, the second form in the RetinaNet paper's appendix: ``-log(sigmoid(gamma * x_t + beta)) / gamma``.
+    """The variant FL* from the appendix of the RetinaNet paper: ``-log(sigmoid(gamma * x_t + beta)) / gamma``.
 
-    ``x_t`` is the logit where the target is 1 and its negative where it is 0. ``gamma`` must be greater than 0.
-    Everything else is as in :func:`sigmoid_focal_loss`.
+    ``x_t`` is the logit for positives and its negative for negatives. ``gamma`` must be greater than 0. See
+    :func:`sigmoid_focal_loss` for everything else.
     """
     op = "sigmoid_focal_loss_star"
     _check(op, inputs, targets, reduction)
     if not gamma > 0:
-        raise ArgumentValueError(f"{op}: gamma={gamma}; expected more than 0")
+        raise ArgumentValueError(f"{op}: gamma={gamma}; expected a number > 0")
     if not use_native(inputs, targets):
         return reference.sigmoid_focal_loss_star(inputs, targets, gamma, beta, reduction)
     return _call(op, inputs, targets, (float(gamma), float(beta)), reduction)
@@ -74,18 +77,19 @@ def _check(op: str, inputs: Tensor, targets: Tensor, reduction: str) -> None:
         _checks.check_float(op, targets=targets)
         if targets.shape != inputs.shape:
             raise ArgumentValueError(
-                f"{op}: dense targets have shape {tuple(targets.shape)}, inputs {tuple(inputs.shape)}; must be equal"
+                f"{op}: dense targets have shape {tuple(targets.shape)}; expected the shape of inputs, "
+                f"{tuple(inputs.shape)}"
             )
         if targets.requires_grad:
             raise ArgumentValueError(
-                f"{op}: targets require a gradient, which only inputs get; pass targets.detach()"
+                f"{op}: targets require a gradient, which is not supported; pass targets.detach()"
             )
         return
     _checks.check_integer(op, targets=targets)
     if inputs.ndim == 0 or targets.shape != inputs.shape[:-1]:
         raise ArgumentValueError(
             f"{op}: class targets have shape {tuple(targets.shape)}, inputs {tuple(inputs.shape)}; "
-            "expected inputs.shape[:-1] (for one number per logit pass floating-point targets)"
+            "expected inputs.shape[:-1] (for dense targets, pass a floating-point tensor)"
         )
     _checks.check_class_targets(op, "class target", targets, inputs.shape[-1])
 
@@ -108,10 +112,10 @@ def _call(op: str, inputs: Tensor, targets: Tensor, numbers: tuple[float, float]
 
 
 def _in_one_pass(inputs: Tensor) -> bool:
-    """Shall forward compute the gradient too?
+    """Whether to compute the gradient in forward.
 
-    On a CPU arithmetic costs more than memory. 16-bit gradients are better computed in backward, where the factor that
-    flows in is applied before they are rounded.
+    Pays off on a CPU, where arithmetic costs more than memory. 16-bit gradients are computed in backward, so that the
+    incoming gradient is applied before rounding.
     """
     return (
         inputs.device.type == "cpu"
@@ -125,24 +129,26 @@ def _in_one_pass(inputs: Tensor) -> bool:
 def _register_sum(op: str) -> None:
     backward_op = getattr(torch.ops.fcos_fast, f"{op}_backward")
 
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         logits, targets, *ctx.numbers, with_grad = inputs
         ctx.save_for_backward(logits, targets)
-        ctx.set_materialize_grads(False)  # or the second output would get zeros of the size of the logits
-        eager = type(output[1]) is Tensor  # a traced graph cannot give a buffer away
+        ctx.set_materialize_grads(
+            False
+        )  # avoids a zero gradient of the second output, as large as the logits
+        eager = type(output[1]) is Tensor  # a traced graph has no mutable state
         ctx.unit_grad = output[1].detach() if with_grad and eager else None
 
-    def backward(ctx, grad: Tensor | None, _):
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None, None, None, None
-        # The first backward scales the stored gradient in place and gives it away; a second one, and one that is to be
-        # differentiated itself (which is refused there), computes it again.
+        # The first backward returns the stored gradient, rescaled in place. A second backward recomputes it, as does
+        # double backward (whose operator then raises).
         unit_grad, ctx.unit_grad = ctx.unit_grad, None
         if unit_grad is not None and not torch.is_grad_enabled():
             return unit_grad if grad == 1 else unit_grad.mul_(grad), None, None, None, None
         return backward_op(grad, *ctx.saved_tensors, *ctx.numbers), None, None, None, None
 
-    def fake(inputs, targets, a, b, with_grad):
+    def fake(inputs: Tensor, targets: Tensor, a: float, b: float, with_grad: bool) -> tuple[Tensor, Tensor]:
         total = inputs.new_empty((), dtype=sum_type(inputs.dtype))
         return total, torch.empty_like(inputs) if with_grad else inputs.new_empty(0)
 
@@ -152,7 +158,7 @@ def _register_sum(op: str) -> None:
 
 def _register(op: str) -> None:
     register_gradient(op, f"{op}_backward", tensors=2, differentiable=[0])
-    refuse_second_derivative(f"{op}_backward")
+    reject_second_derivative(f"{op}_backward")
     register_fake(op)(lambda inputs, targets, a, b: torch.empty_like(inputs))
     register_fake(f"{op}_backward")(lambda grad, inputs, targets, a, b: torch.empty_like(inputs))
     _register_sum(op)

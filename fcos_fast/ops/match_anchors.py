@@ -1,4 +1,4 @@
-"""RetinaNet's matching of anchors and boxes by IoU (Lin et al., "Focal Loss for Dense Object Detection", 2017)."""
+"""RetinaNet's matching of anchors to boxes by IoU (Lin et al., "Focal Loss for Dense Object Detection", 2017)."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ def match_anchors(
     low_threshold: float = 0.4,
     allow_low_quality: bool = True,
 ) -> AnchorMatches:
-    """Match the anchors with the boxes of each image of the batch; the matrix of their IoUs is never in memory.
+    """Match anchors to the boxes of each image in the batch, without materializing the IoU matrix.
 
-    The same matches as torchvision's ``Matcher(high_threshold, low_threshold, allow_low_quality)`` makes of its
-    ``box_iou``, to the last bit of every comparison. An anchor takes the box of its greatest IoU, the first of equals.
+    Equivalent to torchvision's ``Matcher(high_threshold, low_threshold, allow_low_quality)`` on its ``box_iou``, with
+    identical comparisons. An anchor is matched to the box with which it has the greatest IoU (the first of equals).
 
     Args:
         anchors: (A, 4) float32, xyxy in pixels, the same for all images.
-        gt: packed boxes in pixels, labels, and where each image begins.
-        high_threshold: an anchor with this IoU or more is positive.
-        low_threshold: one with less than this is background; between the two it is ignored.
-        allow_low_quality: an anchor whose IoU with a box equals the greatest of this box with any anchor is positive
-            too, whatever the IoU is. It takes the box of its own greatest IoU. A box that overlaps no anchor at all has
-            the greatest IoU 0, with every anchor that does not overlap it: all of these become positive, as in
-            torchvision.
+        gt: packed boxes (in pixels) and labels of the batch.
+        high_threshold: an anchor is positive if its IoU is at least this.
+        low_threshold: an anchor is background if its IoU is below this, and ignored between the two thresholds.
+        allow_low_quality: an anchor is also positive, at any IoU, if its IoU with some box is the greatest that this
+            box has with any anchor. It keeps its own match. If a box overlaps no anchor, its greatest IoU is 0, and
+            every anchor becomes positive, as in torchvision.
 
     Returns:
-        Labels, which :func:`sigmoid_focal_loss` takes, matched boxes and the number of positives; see
-        :class:`~fcos_fast.assignment.AnchorMatches`. All background where an image has no box.
+        Labels (as :func:`sigmoid_focal_loss` accepts them), matched boxes and the number of positives; see
+        :class:`~fcos_fast.assignment.AnchorMatches`. Images without boxes are all background.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape or device, thresholds in the wrong order; on the host, and under
-            FCOS_FAST_CHECK=1 anywhere, also a box with x2 <= x1 or y2 <= y1, a NaN, or a negative label. Unchecked,
-            such a box takes part in nothing (torchvision would make every anchor that overlaps no box positive).
+        TypeError: wrong dtype or number of dimensions.
+        ValueError: wrong shape or device, low_threshold > high_threshold, a box with x2 <= x1 or y2 <= y1, a NaN, or a
+            negative label. Values are only checked on the CPU or with ``FCOS_FAST_CHECK=1``; otherwise such a box is
+            skipped (in torchvision, every anchor that overlaps no box would become positive).
     """
     _check(anchors, gt, high_threshold, low_threshold)
     if not use_native(anchors):
@@ -72,7 +72,7 @@ def _check(anchors: Tensor, gt: GroundTruth, high_threshold: float, low_threshol
     _checks.check_same_device(op, anchors=anchors, boxes=gt.boxes)
     if anchors.dtype != torch.float32 or anchors.ndim != 2 or anchors.shape[1] != 4:
         raise ArgumentTypeError(
-            f"{op}: anchors are {anchors.dtype} of shape {tuple(anchors.shape)}; expected float32 (A, 4)"
+            f"{op}: anchors has dtype {anchors.dtype} and shape {tuple(anchors.shape)}; expected float32 (A, 4)"
         )
     if not low_threshold <= high_threshold:
         raise ArgumentValueError(
@@ -84,11 +84,12 @@ def _check(anchors: Tensor, gt: GroundTruth, high_threshold: float, low_threshol
 if cpu_error is None:
 
     @register_fake("match_anchors")
-    def _fake_match_anchors(anchors, boxes, labels, starts, high_threshold, low_threshold, allow_low_quality):
+    def _fake_match_anchors(
+        anchors: Tensor, boxes: Tensor, labels: Tensor, starts: Tensor, *thresholds: float
+    ) -> tuple[Tensor, ...]:
         shape = (starts.shape[0] - 1, anchors.shape[0])
-        integers = {"dtype": torch.int32}
         return (
-            anchors.new_empty(shape, **integers),
-            anchors.new_empty(shape, **integers),
+            anchors.new_empty(shape, dtype=torch.int32),
+            anchors.new_empty(shape, dtype=torch.int32),
             anchors.new_empty(()),
         )

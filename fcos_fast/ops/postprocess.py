@@ -1,8 +1,9 @@
-"""From a head's outputs to detections."""
+"""Post-processing: from head outputs to detections."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,48 +45,47 @@ def postprocess(
     clip: str = "before_nms",
     drop_empty: bool = False,
 ) -> BatchDetections:
-    """Threshold, top-k, decoding, clipping and exact greedy NMS for a whole batch.
+    """Score threshold, top-k, box decoding, clipping and exact greedy NMS for a whole batch.
 
-    With ``threshold_on="score"`` it gives what torchvision's ``FCOS.postprocess_detections`` does, in the same order;
-    the other published rules are choices below. The results are of fixed size and the host never waits for a GPU, so a
-    CUDA graph can hold the call (with ``sizes`` as a tensor).
+    With ``threshold_on="score"`` the result is that of torchvision's ``FCOS.postprocess_detections``, in the same
+    order; the options below cover the other published rules. The results have a fixed size and nothing synchronizes,
+    so the call can be captured in a CUDA graph (with ``sizes`` as a tensor).
 
     Args:
         cls_logits: (B, C, H, W) per level, contiguous or channels-last, used without a copy; float32, float64, bfloat16
             or float16, computed in float32 (float64).
-        box_regression: (B, 4, H, W) per level: distances left, top, right, bottom, in units.
-        centerness: (B, 1, H, W) per level, logits. None where ``score`` is ``"classification"``.
-        levels: where the locations stand; their height and width are those of the maps.
-        sizes: (height, width) of each image in pixels, without padding, to which boxes are clipped: a sequence, or a
+        box_regression: (B, 4, H, W) per level: ltrb distances in ``units``.
+        centerness: (B, 1, H, W) per level: logits. Not used, and may be None, if ``score`` is ``"classification"``.
+        levels: the levels of the feature pyramid, with the height and width of the maps.
+        sizes: (height, width) of each image in pixels, without padding; boxes are clipped to it. A sequence, or a
             (B, 2) tensor on the device of the maps.
         units: pixels per unit of ``box_regression``, per level.
-        score: ``"sqrt"`` sqrt(classification * centerness) (official), ``"product"`` without the root (mmdetection), or
-            ``"classification"``, both being sigmoids.
-        score_threshold: in [0, 1]; candidates are above it.
-        threshold_on: what must be above it: the ``"classification"`` or the ``"score"``.
-        multi_label: every (location, class) pair is a candidate; else of each location only the class of the greatest
-            logit.
-        topk_candidates: as many candidates go to NMS.
-        topk_over: of each ``"level"`` of an image, or of the whole ``"image"``.
-        topk_by: those of the highest ``"score"``, or of the highest ``"classification"`` (mmdetection).
-        iou_threshold: a box falls when its IoU with a better one of its class is greater. In [0, 1].
-        class_agnostic: a better box of any class lets it fall.
-        max_detections: D, detections per image.
-        inclusive_boxes: x2 and y2 name the last pixel inside: boxes are clipped to width - 1 and height - 1, and NMS
-            adds 1 to widths and heights.
-        clip: whether NMS compares boxes that are clipped, ``"before_nms"``, or as they were decoded, so that those kept
-            are clipped ``"after_nms"``.
-        drop_empty: drop candidates whose box, as NMS compares it, has no width or no height, after the top-k and before
-            NMS, so that they suppress nothing and take no place among the ``max_detections`` (mmdetection's
-            ``min_bbox_size=0``). By default such boxes are detections like any other, as in torchvision.
+        score: ``"sqrt"`` for sqrt(classification * centerness) (official), ``"product"`` for their product
+            (mmdetection), or ``"classification"``, where both are sigmoid probabilities.
+        score_threshold: in [0, 1]; candidates must be above it.
+        threshold_on: which value must be above the threshold: ``"classification"`` or ``"score"``.
+        multi_label: every (location, class) pair can be a candidate; otherwise only the class with the greatest logit
+            at each location.
+        topk_candidates: maximum number of candidates before NMS.
+        topk_over: scope of the top-k: each ``"level"`` of an image, or the whole ``"image"``.
+        topk_by: the value compared in the top-k: ``"score"`` or ``"classification"`` (mmdetection).
+        iou_threshold: in [0, 1]; a box is suppressed if its IoU with a higher-scoring box of its class is greater.
+        class_agnostic: boxes also suppress boxes of other classes.
+        max_detections: D, the maximum number of detections per image.
+        inclusive_boxes: x2 and y2 are the last pixels inside the box: boxes are clipped to width - 1 and height - 1,
+            and NMS adds 1 to widths and heights.
+        clip: clip boxes ``"before_nms"`` or ``"after_nms"``.
+        drop_empty: drop candidates whose box (in NMS coordinates) has zero width or height, after the top-k and before
+            NMS, as mmdetection does with ``min_bbox_size=0``. By default they are kept, as in torchvision.
 
     Returns:
         :class:`fcos_fast.detections.BatchDetections`: boxes (B, D, 4), scores (B, D), labels (B, D) and counts (B,);
-        ``.split()`` cuts them into one dict per image. Of equal scores the first level, location, class comes first. A
-        candidate whose score is NaN is none.
+        ``.split()`` returns one dict per image. Equal scores are in (level, location, class) order. Candidates with a
+        NaN score are dropped.
 
     Raises:
-        TypeError, ValueError: wrong dtype, shape, device or number, or an unknown choice.
+        TypeError: wrong dtype, or no centerness although the score requires it.
+        ValueError: wrong shape, device or number, or an unknown option.
     """
     op = "postprocess"
     _checks.check_choices(
@@ -101,7 +101,7 @@ def postprocess(
     if score == "classification":
         centerness = None
     elif centerness is None:
-        raise ArgumentTypeError(f"{op}: centerness is None; score={score!r} needs it, one map per level")
+        raise ArgumentTypeError(f"{op}: centerness is None; score={score!r} requires one map per level")
     _check_maps(op, cls_logits, box_regression, centerness, levels, units)
     sizes = _sizes_on(op, cls_logits[0], sizes)
     if not use_native(cls_logits[0], box_regression[0]):
@@ -166,7 +166,7 @@ def _check_maps(
     lengths |= {"levels": len(levels), "units": len(units)}
     if len(set(lengths.values())) > 1 or len(levels) == 0:
         given = ", ".join(f"{count} {name}" for name, count in lengths.items())
-        raise ArgumentValueError(f"{op}: got {given}; expected one of each per level, of at least one level")
+        raise ArgumentValueError(f"{op}: got {given}; expected the same number of each, at least one")
     first = cls_logits[0]
     if first.ndim != 4:
         raise ArgumentValueError(f"{op}: cls_logits[0] has shape {tuple(first.shape)}; expected (B, C, H, W)")
@@ -180,24 +180,24 @@ def _check_maps(
             wanted = (batch, channels, level.height, level.width)
             if x.shape != wanted:
                 raise ArgumentValueError(
-                    f"{op}: {name}[{i}] has shape {tuple(x.shape)}; expected {wanted}: images, channels, and height "
+                    f"{op}: {name}[{i}] has shape {tuple(x.shape)}; expected {wanted}: batch, channels, and the height "
                     f"and width of levels[{i}]"
                 )
             if x.dtype != maps[0].dtype or x.device != first.device:
                 raise ArgumentTypeError(
-                    f"{op}: {name}[{i}] is {x.dtype} on {x.device}; expected {maps[0].dtype} on {first.device}, as the "
-                    "first level has it"
+                    f"{op}: {name}[{i}] is {x.dtype} on {x.device}; expected {maps[0].dtype} on {first.device}, like "
+                    "the first level"
                 )
 
 
 def _sizes_on(op: str, like: Tensor, sizes: Tensor | Sequence[tuple[int, int]]) -> Tensor:
-    """(B, 2) on the device of ``like``, without waiting for it."""
+    """Convert to a (B, 2) tensor on the device of ``like`` without synchronization."""
     if not isinstance(sizes, Tensor):
         if like.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
-            # A replay would read the host memory of the copy again, which not every torch keeps for it.
+            # A replay would read the host memory of this copy again, which some torch versions release.
             raise ArgumentValueError(
-                f"{op}: sizes is a sequence and a CUDA graph is being captured; pass a (B, 2) tensor on {like.device}, "
-                "made before the capture"
+                f"{op}: sizes is a sequence, which cannot be captured in a CUDA graph; pass a (B, 2) tensor on "
+                f"{like.device} that is created before the capture"
             )
         sizes = torch.tensor(sizes).reshape(-1, 2)
         if like.is_cuda and not torch.compiler.is_compiling():
@@ -205,7 +205,7 @@ def _sizes_on(op: str, like: Tensor, sizes: Tensor | Sequence[tuple[int, int]]) 
         sizes = sizes.to(like.device, non_blocking=True)
     elif sizes.device != like.device:
         raise ArgumentValueError(
-            f"{op}: sizes is on {sizes.device} and cls_logits on {like.device}; move one of them"
+            f"{op}: sizes is on {sizes.device} and cls_logits on {like.device}; expected the same device"
         )
     if sizes.shape != (like.shape[0], 2):
         raise ArgumentValueError(
@@ -217,7 +217,7 @@ def _sizes_on(op: str, like: Tensor, sizes: Tensor | Sequence[tuple[int, int]]) 
 if cpu_error is None:
 
     @register_fake("postprocess")
-    def _fake_postprocess(cls_logits, *rest):
+    def _fake_postprocess(cls_logits: Sequence[Tensor], *rest: Any) -> tuple[Tensor, ...]:
         max_detections = rest[-4]
         batch, dtype = cls_logits[0].shape[0], sum_type(cls_logits[0].dtype)
         return (

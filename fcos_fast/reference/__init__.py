@@ -1,6 +1,7 @@
-"""The operators in plain PyTorch: the specification that the native ones are tested against.
+"""The operators in plain PyTorch: the specification that the C++ and CUDA operators are tested against.
 
-Same names and signatures as :mod:`fcos_fast.ops`; nothing here needs a binary, and autograd differentiates it.
+Same names and signatures as in :mod:`fcos_fast.ops`, which documents them. Needs no compiled extension; gradients are
+by autograd.
 """
 
 from fcos_fast.reference.assign_targets import assign_targets

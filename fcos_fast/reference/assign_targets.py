@@ -1,4 +1,4 @@
-"""Target assignment by the dense [locations x boxes] matrices that the published implementations use."""
+"""Target assignment with dense (locations x boxes) matrices, as in the published implementations."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -10,8 +10,8 @@ from fcos_fast.assignment import BACKGROUND, MAX_AREA, MAX_LABEL, AssignmentRule
 from fcos_fast.reference.centerness import centerness
 
 
-def _may_take(points: Tensor, boxes: Tensor, level: Level, rule: AssignmentRule) -> tuple[Tensor, Tensor]:
-    """For every location and box of a level: may the location take the box, (P, M); and its (P, M, 4) ltrb."""
+def _candidates(points: Tensor, boxes: Tensor, level: Level, rule: AssignmentRule) -> tuple[Tensor, Tensor]:
+    """(P, M) mask of the boxes that each location of a level can be assigned to, and the (P, M, 4) ltrb distances."""
     x, y = points[:, None, 0], points[:, None, 1]
     x1, y1, x2, y2 = boxes.unbind(-1)
     ltrb = torch.stack((x - x1, y - y1, x2 - x, y2 - y), dim=-1)
@@ -36,13 +36,13 @@ def _may_take(points: Tensor, boxes: Tensor, level: Level, rule: AssignmentRule)
 
 
 def _choose(allowed: Tensor, boxes: Tensor, rule: AssignmentRule) -> Tensor:
-    """The box that each location takes, (P,), or -1."""
+    """(P,) index of the box that each location is assigned to, or -1."""
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     preference = MAX_AREA - areas if rule.tie_break == "quantized_area" else -areas
     worst = 0.0 if rule.tie_break == "quantized_area" else -MAX_AREA
     preference = torch.where(allowed, preference, worst)
     best = preference.amax(dim=1)
-    # Not argmax alone: of equal maxima it may return any, and the rule is the first.
+    # The first of equal maxima; argmax alone may return any of them.
     first = (preference == best[:, None]).int().argmax(dim=1)
     return torch.where(best > worst, first, -1)
 
@@ -50,24 +50,24 @@ def _choose(allowed: Tensor, boxes: Tensor, rule: AssignmentRule) -> Tensor:
 def assign_targets(gt: GroundTruth, levels: Sequence[Level], rule: AssignmentRule) -> Targets:
     """See :func:`fcos_fast.ops.assign_targets`."""
     starts = gt.starts.tolist()
-    matched, ltrb = [], []
+    matched_parts, ltrb_parts = [], []
     for begin, end in pairwise(starts):
         boxes = gt.boxes[begin:end].float()
         for level in levels:
             points = level.points(boxes.device)
             if begin == end:
-                matched.append(torch.full((len(points),), -1, device=boxes.device))
-                ltrb.append(points.new_zeros((len(points), 4)))
+                matched_parts.append(torch.full((len(points),), -1, device=boxes.device))
+                ltrb_parts.append(points.new_zeros((len(points), 4)))
                 continue
-            allowed, distances = _may_take(points, boxes, level, rule)
+            allowed, distances = _candidates(points, boxes, level, rule)
             chosen = _choose(allowed, boxes, rule)
             own = distances[torch.arange(len(points), device=boxes.device), chosen]
-            ltrb.append(torch.where((chosen >= 0)[:, None], own, 0.0))
-            matched.append(torch.where(chosen >= 0, chosen + begin, -1))
+            ltrb_parts.append(torch.where((chosen >= 0)[:, None], own, 0.0))
+            matched_parts.append(torch.where(chosen >= 0, chosen + begin, -1))
 
     batch = len(starts) - 1
-    matched = torch.cat(matched).reshape(batch, -1)  # (B, P)
-    ltrb = torch.cat(ltrb).reshape(batch, -1, 4)  # (B, P, 4)
+    matched = torch.cat(matched_parts).reshape(batch, -1)  # (B, P)
+    ltrb = torch.cat(ltrb_parts).reshape(batch, -1, 4)  # (B, P, 4)
     positive = matched >= 0
     labels = torch.full_like(matched, BACKGROUND)
     labels[positive] = gt.labels[matched[positive]]

@@ -1,4 +1,4 @@
-"""Losses on boxes: IoU, linear IoU, GIoU, DIoU, CIoU."""
+"""IoU losses between boxes: IoU, linear IoU, GIoU, DIoU, CIoU."""
 
 import math
 
@@ -12,7 +12,7 @@ from fcos_fast.reference.reduction import reduce
 def _as_xyxy(boxes: Tensor, box_format: str) -> Tensor:
     if box_format == "xyxy":
         return boxes
-    if box_format == "ltrb":  # around a location at the origin
+    if box_format == "ltrb":  # relative to a location at the origin
         return torch.cat((-boxes[..., :2], boxes[..., 2:]), dim=-1)
     raise ValueError(f'box_format={box_format!r}; expected "xyxy" or "ltrb"')
 

@@ -11,6 +11,6 @@ def centerness(ltrb: Tensor) -> Tensor:
     shorter = torch.minimum(left, right) * torch.minimum(top, bottom)
     longer = torch.maximum(left, right) * torch.maximum(top, bottom)
     inside = (torch.minimum(left, right) > 0) & (torch.minimum(top, bottom) > 0)
-    # The inner where keeps the gradient of sqrt finite at the locations that the outer one discards.
+    # The inner where keeps the gradient of sqrt finite at locations that the outer one masks.
     ratio = torch.where(inside, shorter, 1.0) / torch.where(inside, longer, 1.0)
     return torch.where(inside, ratio.sqrt(), 0.0).to(ltrb.dtype)

@@ -1,6 +1,7 @@
-"""The three losses of FCOS over flattened levels, as the published implementations write them."""
+"""The three losses of FCOS over flattened levels, as in the published implementations."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from fcos_fast.reference.focal_loss import sigmoid_focal_loss
 
 
 def _flatten(maps: Sequence[Tensor]) -> Tensor:
-    """Per-level maps (B, K, H, W) to (B, P, K), in the order of the locations in ``Targets``, at least float32."""
+    """Flatten maps (B, K, H, W) of all levels to (B, P, K), in the order of ``Targets``; at least float32."""
     flat = torch.cat([x.flatten(2) for x in maps], dim=2).mT
     return flat.to(torch.promote_types(flat.dtype, torch.float32))
 
@@ -48,18 +49,18 @@ def detection_loss(
     positive = targets.labels > BACKGROUND  # (B, P)
     cls_loss = sigmoid_focal_loss(logits, targets.labels.long(), alpha, gamma).sum((1, 2))  # (B,)
 
-    # 1 in place of what no loss counts: its gradient is then 0, whatever the network says there.
+    # Replace non-positive locations by 1, so that even non-finite outputs get a gradient of 0.
     predicted = torch.where(positive[..., None], regression, 1.0)
-    wanted = torch.where(positive[..., None], targets.ltrb / unit[:, None], 1.0)
-    formula = {"box_format": "ltrb", "smooth": box_loss_smooth, "eps": box_loss_eps}
+    target = torch.where(positive[..., None], targets.ltrb / unit[:, None], 1.0)
+    losses_of = partial(box_losses, box_format="ltrb", smooth=box_loss_smooth, eps=box_loss_eps)
     weight = positive * (targets.centerness if centerness_weighted else 1.0)
-    box = (box_losses(predicted, wanted, box_loss, **formula) * weight).sum(1)  # (B,)
+    box = (losses_of(predicted, target, box_loss) * weight).sum(1)  # (B,)
 
-    aim = targets.centerness.to(quality_logits.dtype)
+    quality_target = targets.centerness.to(quality_logits.dtype)
     if quality == "iou":
-        aim = 1 - box_losses(predicted, wanted, "linear_iou", **formula).detach().to(quality_logits.dtype)
+        quality_target = 1 - losses_of(predicted, target, "linear_iou").detach().to(quality_logits.dtype)
     quality_logits = torch.where(positive, quality_logits, 0.0)
-    entropy = F.binary_cross_entropy_with_logits(quality_logits, aim, reduction="none")
+    entropy = F.binary_cross_entropy_with_logits(quality_logits, quality_target, reduction="none")
     quality_loss = (entropy * positive).sum(1)  # (B,)
 
     divisors = _divisors(targets, centerness_weighted) if normalizers is None else normalizers

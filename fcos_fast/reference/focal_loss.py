@@ -1,4 +1,4 @@
-"""Sigmoid focal loss and its second form (Lin et al., "Focal Loss for Dense Object Detection", 2017)."""
+"""Sigmoid focal loss and its variant FL* (Lin et al., "Focal Loss for Dense Object Detection", 2017)."""
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,9 @@ from fcos_fast.reference.reduction import reduce
 
 
 def _prepare(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
-    """Logits and dense targets in the computation type, the mask of rows that count, and the dtype of the result.
+    """Logits and dense targets in the computation dtype, the mask of rows that are not ignored, and the result dtype.
 
-    Class targets of shape ``inputs.shape[:-1]`` become one-hot rows; -1 and -2 equal no class.
+    Class targets become one-hot rows; background and ignored rows are all zero.
     """
     dense = targets.is_floating_point()
     dtype = torch.promote_types(inputs.dtype, targets.dtype) if dense else inputs.dtype
@@ -37,12 +37,14 @@ def sigmoid_focal_loss(
     p = torch.sigmoid(x)
     if counted is None:
         cross_entropy = F.binary_cross_entropy_with_logits(x, y, reduction="none")
-    else:  # an infinite logit has its limit, where the general formula has 0 * inf
+    else:  # avoids the 0 * inf of the general formula at infinite logits
         cross_entropy = -F.logsigmoid(torch.where(y > 0, x, -x))
     p_wrong = p * (1 - y) + (1 - p) * y
-    p_wrong = p_wrong.clamp(min=torch.finfo(p_wrong.dtype).tiny)  # 0 ** gamma has no slope for gamma < 1
+    p_wrong = p_wrong.clamp(
+        min=torch.finfo(p_wrong.dtype).tiny
+    )  # the slope of p ** gamma at 0 is infinite for gamma < 1
     weight = alpha * y + (1 - alpha) * (1 - y) if alpha >= 0 else torch.ones_like(y)
-    if counted is not None:  # a weight of 0 makes the loss 0, also an infinite one
+    if counted is not None:  # a weight of 0 makes even an infinite loss 0
         finite = cross_entropy.clamp(max=torch.finfo(x.dtype).max)
         cross_entropy = torch.where(weight == 0, finite, cross_entropy)
     loss = cross_entropy * p_wrong**gamma * weight

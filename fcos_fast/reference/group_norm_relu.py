@@ -1,4 +1,4 @@
-"""Group normalisation (Wu and He, "Group Normalization", 2018) and the ReLU after it."""
+"""Group normalization (Wu and He, "Group Normalization", 2018) followed by ReLU."""
 
 import torch
 import torch.nn.functional as F

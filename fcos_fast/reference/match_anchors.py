@@ -1,4 +1,4 @@
-"""RetinaNet's matching of anchors and boxes by the dense [boxes x anchors] matrix of their IoU."""
+"""RetinaNet's matching of anchors to boxes with the dense (boxes x anchors) IoU matrix."""
 
 from itertools import pairwise
 
@@ -13,7 +13,7 @@ def _box_area(boxes: Tensor) -> Tensor:
 
 
 def _box_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """(M, A); 0 where an anchor has no area or a NaN."""
+    """(M, A) IoU; 0 for anchors with zero area or a NaN."""
     low = torch.maximum(boxes[:, None, :2], anchors[:, :2])
     high = torch.minimum(boxes[:, None, 2:], anchors[:, 2:])
     w, h = (high - low).unbind(-1)
@@ -26,14 +26,14 @@ def _box_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
 def _match(
     boxes: Tensor, anchors: Tensor, high_threshold: float, low_threshold: float, allow_low_quality: bool
 ) -> Tensor:
-    """(A,) row of ``boxes`` that each anchor takes, -1 background, -2 ignored."""
+    """(A,) row of ``boxes`` that each anchor is matched to, -1 background, -2 ignored."""
     areas = _box_area(boxes)
     rows = ((boxes[:, 2:] > boxes[:, :2]).all(1) & (areas > 0) & areas.isfinite()).nonzero()[:, 0]
     if len(rows) == 0 or len(anchors) == 0:
         return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
     iou = _box_iou(boxes[rows], anchors)
     best = iou.amax(dim=0)  # (A,)
-    # Not argmax alone: of equal maxima it may return any, and the rule is the first.
+    # The first of equal maxima; argmax alone may return any of them.
     own = rows[(iou == best).int().argmax(dim=0)]
     matched = torch.where(best < high_threshold, IGNORED, own)
     matched = torch.where(best < low_threshold, BACKGROUND, matched)
@@ -52,11 +52,11 @@ def match_anchors(
     allow_low_quality: bool = True,
 ) -> AnchorMatches:
     """See :func:`fcos_fast.ops.match_anchors`."""
-    matched = []
+    matched_parts = []
     for begin, end in pairwise(gt.starts.tolist()):
         own = _match(gt.boxes[begin:end], anchors, high_threshold, low_threshold, allow_low_quality)
-        matched.append(torch.where(own >= 0, own + begin, own))
-    matched = torch.stack(matched)  # (B, A)
+        matched_parts.append(torch.where(own >= 0, own + begin, own))
+    matched = torch.stack(matched_parts)  # (B, A)
     positive = matched >= 0
     labels = matched.clone()
     labels[positive] = gt.labels[matched[positive]]

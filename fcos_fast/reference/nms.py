@@ -1,4 +1,4 @@
-"""Greedy non-maximum suppression; every IoU is rounded as by torchvision's CPU operator."""
+"""Greedy non-maximum suppression, with every IoU rounded as in torchvision's CPU operator."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def _suppress(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold:
         h = (torch.minimum(y2[i], y2[i + 1 :]) - torch.maximum(y1[i], y1[i + 1 :])).clamp(min=0)
         intersection = w * h
         iou = intersection / (areas[i] + areas[i + 1 :] - intersection)
-        # The threshold is a float64 number and stays one: a float32 IoU of 0.6 exceeds the float64 0.6.
+        # Compare in float64: the float32 number 0.6 is greater than the float64 threshold 0.6.
         suppressed = iou.double() > iou_threshold
         if idxs is not None:
             suppressed &= idxs[i + 1 :] == idxs[i]

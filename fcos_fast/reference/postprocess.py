@@ -1,4 +1,4 @@
-"""From a head's outputs to detections: threshold, top-k, decoding, clipping, NMS."""
+"""Post-processing: score threshold, top-k, box decoding, clipping and NMS."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ def postprocess(
     drop_empty: bool = False,
 ) -> BatchDetections:
     """See :func:`fcos_fast.ops.postprocess`."""
+    if score == "classification":
+        centerness = None
+    elif centerness is None:
+        raise TypeError(f"centerness is None; score={score!r} requires one map per level")
     batch, device = cls_logits[0].shape[0], cls_logits[0].device
     dtype = torch.promote_types(cls_logits[0].dtype, torch.float32)
     last_pixel = 1 if inclusive_boxes else 0
@@ -50,7 +54,7 @@ def postprocess(
         for i, (level, unit) in enumerate(zip(levels, units, strict=True)):
             probabilities = _sigmoid(cls_logits[i][b].permute(1, 2, 0).flatten(0, 1), dtype)  # (HW, C)
             scores = probabilities
-            if score != "classification":
+            if centerness is not None:
                 scores = scores * _sigmoid(centerness[i][b].flatten()[:, None], dtype)
             if score == "sqrt":
                 scores = scores.sqrt()
@@ -58,7 +62,7 @@ def postprocess(
             passing &= ~scores.isnan()
             if not multi_label and cls_logits[i].shape[1] > 0:
                 passing &= _best_class(cls_logits[i][b])
-            location, labels = passing.nonzero().unbind(1)  # location after location
+            location, labels = passing.nonzero().unbind(1)  # in location order
             boxes = _decode(location, box_regression[i][b].to(dtype) * unit, level)
             ranks = scores if topk_by == "score" else probabilities
             candidates = (ranks[location, labels], scores[location, labels], labels, boxes)
@@ -68,8 +72,7 @@ def postprocess(
 
         clipped = boxes.clamp(min=0).minimum(limits[b].flip(0).repeat(2))
         compared = clipped if clip == "before_nms" else boxes
-        # With inclusive ends a box's sides are one longer than their difference, in areas and in overlaps
-        # alike.
+        # Inclusive boxes are one pixel larger, in areas and in overlaps.
         suppressable = torch.cat((compared[:, :2], compared[:, 2:] + last_pixel), dim=1)
         if drop_empty:
             has_area = (suppressable[:, 2:] > suppressable[:, :2]).all(dim=1)
@@ -84,19 +87,19 @@ def postprocess(
 
 
 def _sigmoid(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Equal logits have equal scores wherever they lie; torch's vectors and what is left over round differently."""
+    """Sigmoid in float64: in float32, torch rounds differently in the vectorized loop and its remainder."""
     return logits.double().sigmoid().to(dtype)
 
 
 def _best_class(cls_logits: Tensor) -> Tensor:
-    """(C, H, W) logits to (HW, C) mask: the greatest of each location, the first of equals; NaN is none."""
+    """(HW, C) mask of the greatest logit at each location, the first of equals; NaN is ignored."""
     flat = cls_logits.flatten(1).t()
     best = flat.masked_fill(flat.isnan(), -torch.inf).argmax(dim=1)
     return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, best[:, None], True)
 
 
 def _decode(location: Tensor, ltrb: Tensor, level: Level) -> Tensor:
-    """Boxes (N, 4) of the locations (N,), whose distances in pixels are a map (4, H, W)."""
+    """Decode the boxes (N, 4) of locations (N,) from the (4, H, W) map of distances in pixels."""
     left, top, right, bottom = ltrb.flatten(1)[:, location]
     x = level.offset[1] + level.step[1] * (location % max(1, level.width)).to(ltrb.dtype)
     y = level.offset[0] + level.step[0] * (location // max(1, level.width)).to(ltrb.dtype)
@@ -104,6 +107,6 @@ def _decode(location: Tensor, ltrb: Tensor, level: Level) -> Tensor:
 
 
 def _best(candidates: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
-    """The ``count`` candidates of the highest ranks, the first of equals; in the order in which they come."""
+    """The ``count`` candidates with the highest ranks (the first of equals), in their original order."""
     order = candidates[0].argsort(descending=True, stable=True)[:count].sort().values
     return tuple(values[order] for values in candidates)

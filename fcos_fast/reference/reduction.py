@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def reduce(loss: Tensor, reduction: str) -> Tensor:
-    """``"none"``, ``"sum"`` or ``"mean"`` of ``loss``; the mean of nothing is 0, so that its graph stays alive."""
+    """Apply ``"none"``, ``"sum"`` or ``"mean"``. The mean of an empty loss is 0, not NaN, and has a gradient."""
     if reduction == "none":
         return loss
     if reduction == "sum":

@@ -1,4 +1,4 @@
-"""Makes a library of the CUDA operators that runs them on the CPU, one thread at a time (see runtime.cpp)."""
+"""Builds a library that runs the CUDA operators on the CPU, one thread at a time (see runtime.cpp)."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ WATCH = "-fsanitize=thread,alignment,bounds,shift,signed-integer-overflow,float-
 
 
 def closing(text: str, at: int, opening: str = "([{", end: str = ")]}") -> int:
-    """Where the bracket at this place closes."""
+    """Position of the bracket that closes the one at ``at``."""
     depth = 0
     for i in range(at, len(text)):
         depth += (text[i] in opening) - (text[i] in end)
         if depth == 0:
             return i
-    raise ValueError(f"an open bracket: {text[at : at + 40]}")
+    raise ValueError(f"unclosed bracket: {text[at : at + 40]}")
 
 
 def kernel_before(text: str, at: int) -> int:
-    """Where the name of the kernel begins whose ``<<<`` is here."""
+    """Position of the kernel name before the ``<<<`` at ``at``."""
     i = len(text[:at].rstrip())
     if text[i - 1] == ">":
         depth = 0
@@ -48,7 +48,7 @@ def kernel_before(text: str, at: int) -> int:
 
 
 def parameters(head: str) -> list[str]:
-    """Names of the parameters of this kernel."""
+    """Parameter names of a kernel."""
     head = re.sub(r"//.*", "", head)  # shapes
     first = head.index("(")
     flat = re.sub(r"<[^<>]*>", "", head[first + 1 : closing(head, first)])
@@ -56,7 +56,7 @@ def parameters(head: str) -> list[str]:
 
 
 def with_entrances(text: str) -> str:
-    """Every kernel begins with a call of emulation::enter_kernel: its parameters' types and its __launch_bounds__."""
+    """Insert a call of emulation::enter_kernel into every kernel, with its parameter types and __launch_bounds__."""
     done = ""
     while (at := text.find("__global__")) >= 0:
         body = text.index("{", at) + 1
@@ -72,7 +72,7 @@ def with_entrances(text: str) -> str:
 
 
 def with_launches(text: str) -> str:
-    """``kernel<T><<<grid, block, shared, stream>>>(a)`` becomes a call of emulation::launch."""
+    """Replace ``kernel<T><<<grid, block, shared, stream>>>(a)`` by a call of emulation::launch."""
     while (at := text.find("<<<")) >= 0:
         begin, end = kernel_before(text, at), text.index(">>>", at)
         last = closing(text, text.index("(", end))
@@ -85,19 +85,19 @@ def with_launches(text: str) -> str:
 
 
 def shared_variable(declaration: re.Match) -> str:
-    """A reference to memory of the block."""
+    """Replace a shared variable by a reference to the emulated memory of the block."""
     kind, name, dims = declaration.groups()
     return f"typedef {kind} {name}_shared{dims}; auto& {name} = emulation::shared_variable<{name}_shared>([] {{}});"
 
 
 def ptx(statement: re.Match) -> str:
-    """What the one instruction computes."""
+    """Replace an inline PTX instruction by C++."""
     instruction, result, operand = statement.groups()
     return f"{result} = {PTX[instruction].format(operand)};"
 
 
 def translate(text: str) -> str:
-    """C++ of a CUDA file, line by line where it was."""
+    """Translate CUDA to C++, preserving line numbers."""
     text = re.sub(
         r"extern __shared__ (.+?) (\w+)\[\];",
         r"\1* \2 = static_cast<\1*>(emulation::dynamic_shared());",
@@ -110,12 +110,12 @@ def translate(text: str) -> str:
 
 
 def library_in(folder: Path) -> Path:
-    """Where build puts it."""
+    """Path of the library in the build folder."""
     return folder / "emulated_cuda.so"
 
 
 def build(folder: Path, sources: list[Path]) -> Path:
-    """The library of these CUDA files, built in the folder."""
+    """Build the library of these CUDA files in the folder."""
     shutil.copytree(ROOT / "csrc", folder / "csrc")
     shutil.copy(HERE / "mistakes.cu", folder / "csrc" / "cuda")
     for path in [*(folder / "csrc" / "math").iterdir(), *(folder / "csrc" / "cuda").iterdir()]:

@@ -1,4 +1,4 @@
-// What the CUDA files need of CUDA, played on the CPU: each thread of a block is a fiber. See runtime.cpp.
+// Emulates on the CPU the part of CUDA that the .cu files use. Each thread of a block is a fiber; see runtime.cpp.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -17,7 +17,7 @@
 #define __host__
 #define __grid_constant__
 #define __forceinline__ inline
-#define EMULATED_CUDA_ARCH 750  // what build.py writes for __CUDA_ARCH__
+#define EMULATED_CUDA_ARCH 750  // build.py replaces __CUDA_ARCH__ by this
 
 struct uint3 {
   unsigned x, y, z;
@@ -47,7 +47,7 @@ extern dim3 blockDim, gridDim;
 
 namespace emulation {
 
-struct Place {  // in the source, for messages and to tell barriers apart
+struct Place {  // source location, for messages and to distinguish barriers
   const char* file;
   int line;
 };
@@ -56,7 +56,7 @@ struct Place {  // in the source, for messages and to tell barriers apart
 enum class Vote { kSum, kBallot, kNone };
 enum class Access { kRead, kWrite, kAtomic };
 
-struct Thread {  // what each thread does, with the arguments of the launch
+struct Thread {  // the body of each thread, with the arguments of the launch
   void (*run)(const void* closure);
   const void* closure;
 };
@@ -67,14 +67,14 @@ void* shared(const void* variable, size_t bytes);
 void* dynamic_shared();
 int block_barrier(int value, Place here);
 void warp_barrier(unsigned mask, Place here);
-// The values that the lanes of the warp brought; of `bytes`.
+// Exchanges values of `bytes` bytes between the lanes of a warp.
 const void* warp_exchange(unsigned mask, const void* value, size_t bytes, const char* kind, Place here);
 void fence();
 void touch(const void* address, size_t bytes, Access access, const void* caller);
 int lane();
 [[noreturn]] void fail(const char* what, Place here);
 
-// Memory of one variable for the block that runs; `Tag` is another type for each declaration.
+// Shared memory of one variable in the running block; `Tag` is a distinct type for each declaration.
 template <class T, class Tag>
 T& shared_variable(Tag) {
   static_assert(std::is_trivially_destructible_v<T>, "plain data");
@@ -85,7 +85,7 @@ T& shared_variable(Tag) {
 template <class T>
 T exchange(unsigned mask, T value, int from, const char* kind, Place here) {
   const char* values = static_cast<const char*>(warp_exchange(mask, &value, sizeof(T), kind, here));
-  if (!(mask >> from & 1)) fail("a shuffle reads a lane that its mask leaves out", here);
+  if (!(mask >> from & 1)) fail("a shuffle reads a lane that is not in its mask", here);
   T result;
   memcpy(&result, values + from * sizeof(T), sizeof(T));
   return result;
@@ -129,17 +129,17 @@ void launch(const char* kernel, const F& thread, dim3 grid, dim3 block, size_t s
   launch(kernel, Thread{run, &thread}, grid, block, shared_bytes, stream);
 }
 
-// ---- the host's side, which is watched too ----
+// ---- host side, which is also checked ----
 
 void* current_stream();
 void check_stream(const char* what, void* stream);
 void check_not_capturing(const char* what);
 void launch_is_checked();
-void allow_shared(const char* arguments, int bytes);  // of cudaFuncSetAttribute
+void allow_shared(const char* arguments, int bytes);  // for cudaFuncSetAttribute
 void* allocate(size_t bytes);                         // device memory
 void release(void* memory);
 
-// An operator ends where its guard does.
+// The operator ends with the lifetime of its guard.
 struct OperatorGuard {
   explicit OperatorGuard(int) {}
   ~OperatorGuard() noexcept(false);
@@ -236,9 +236,9 @@ T atomicMax(T* p, typename emulation::Same<T>::type x) {
   return emulation::atomic(p, [=](T old) { return max(old, x); });
 }
 
-// ---- the host's side ----
+// ---- host side ----
 
-// A call that fails throws by itself.
+// Failing calls throw an exception.
 using cudaStream_t = void*;
 using cudaError_t = int;
 enum { cudaSuccess };

@@ -1,4 +1,4 @@
-// Kernels and launches with a mistake each, which the emulation must name.
+// Kernels and launches with one mistake each, which the emulation must detect.
 #include <cuda_runtime.h>
 
 #include <exception>
@@ -71,7 +71,7 @@ struct Many {
 };
 __global__ void parameters(Many many, int* out) { out[threadIdx.x] = many.values[threadIdx.x]; }
 
-// The block that ends last reads what the other one wrote; out[9] counts, from 0.
+// The last block to finish reads the data of the other; out[9] counts from 0.
 __global__ void handed_over(int* out) {
   out[blockIdx.x] = 1;
   __threadfence();
@@ -83,7 +83,7 @@ __global__ void no_fence(int* out) {
   out[blockIdx.x] = 1;
   if (atomicAdd(&out[9], 1) == int(gridDim.x) - 1) out[2] = out[0] + out[1];
 }
-// Two pairs of blocks; the last of a pair goes on writing, which the other pair does not mind.
+// Two pairs of blocks; the last of a pair continues writing, which does not affect the other pair.
 __global__ void handed_over_in_pairs(int* out) {
   const int pair = int(blockIdx.x) / 2;
   out[blockIdx.x] = 1;
@@ -236,7 +236,7 @@ std::string said;
 
 }  // namespace
 
-// What the emulation says of it; "" where it says nothing.
+// Returns the message of the emulation, or "".
 extern "C" __attribute__((visibility("default"))) const char* complaint(const char* name) {
   said.clear();
   try {

@@ -1,4 +1,4 @@
-"""For ``pytest -p tests.emulation.plugin``: operators on the CPU are those of CUDA, emulated."""
+"""For ``pytest -p tests.emulation.plugin``: replaces the CPU operators by the emulated CUDA operators."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from tests.ops.arguments import valid_arguments
 
 
 def outcome(name: str) -> tuple[Any, ...]:
-    """What the operator returns for its valid arguments, and these, into which it may write."""
+    """Results of the operator for its valid arguments, and the arguments, which it may modify."""
     arguments = valid_arguments()[name]
     return getattr(torch.ops.fcos_fast, name)(*arguments), arguments
 
 
 of_cpu = {name: outcome(name) for name in valid_arguments()}
-"""Outcomes of the CPU operators, before others take their place."""
+"""Results of the CPU operators, before they are replaced."""
 
 torch.ops.load_library(os.environ["EMULATED_CUDA"])
 _emulation = ctypes.CDLL(os.environ["EMULATED_CUDA"])
 _emulation.emulation_watch_tensors()
-focal_loss._in_one_pass = lambda inputs: False  # as for tensors on a GPU
+focal_loss._in_one_pass = lambda inputs: False  # as on a GPU
 _extension.is_on_gpu = lambda tensor: True
 
 
 @contextlib.contextmanager
 def captured() -> Iterator[None]:
-    """Inside, a graph is captured: an operator that waits for the device fails."""
+    """Emulate graph capture: operators that synchronize fail inside."""
     _emulation.emulation_capture(True)
     try:
         yield

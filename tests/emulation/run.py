@@ -1,4 +1,4 @@
-"""Runs the operators' tests on the emulated kernels: ``python -m tests.emulation.run [operator ...]``."""
+"""Runs the operators' tests on the emulated CUDA kernels: ``python -m tests.emulation.run [operator ...]``."""
 
 from __future__ import annotations
 
@@ -11,21 +11,18 @@ from pathlib import Path
 from tests.emulation.build import FRONTS, HERE, OPERATORS, ROOT, build
 
 SKIPPED = {
-    "any_number_of_threads": "threads of the CPU operators; repeats large cases too",
-    "does_not_grow": "the peak of the process, whose shadow memory grows",
-    "memory_is_that_of_the_gradients": "the kernels have scratch memory that the CPU operator does not need",
-    "unchecked_nonsense or rise": "the CPU operator looks at values for which a GPU would have to wait",
+    "any_number_of_threads": "tests CPU threads, with large inputs",
+    "does_not_grow": "measures the process, whose shadow memory grows",
+    "memory_is_that_of_the_gradients": "kernels allocate scratch memory that the CPU operator does not need",
+    "unchecked_nonsense or decreasing": "the CPU operator reads values; a GPU would have to synchronize",
 }
-"""The tests that are skipped, as pytest's -k has it, and why.
-
-tests/ops/test_every_operator.py has sizes of benchmarks and is not run; every_operator.py here has small ones.
-"""
+"""Skipped tests (expressions for pytest's -k) and the reason."""
 
 
 def run_tests(
     library: Path, *arguments: str | Path, capture_output: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run pytest with the plugin and these arguments."""
+    """Run pytest with the emulation plugin."""
     return subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "tests.emulation.plugin", "-q", "--tb=short"),
@@ -40,7 +37,7 @@ def run_tests(
 
 
 def main(names: list[str]) -> int:
-    """Build, and run the tests of these operators; of all, where none is named."""
+    """Build the emulation and run the tests of these operators (default: all)."""
     tests = [ROOT / "tests" / "ops" / f"test_{name}.py" for name in names or [o.stem for o in OPERATORS]]
     if not names:
         tests += [HERE / "every_operator.py", HERE / "hostile.py"]

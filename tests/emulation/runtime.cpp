@@ -1,8 +1,8 @@
-// Runs the threads of a block as fibers, one at a time, blocks one after the other, and watches them and their launch.
+// Runs blocks one after the other, and the threads of a block as fibers, one at a time. Checks the threads and launches.
 //
-// A thread runs until a barrier or a warp operation; then the next one runs. Launches take turns in the order of blocks
-// and threads: forwards, backwards, shuffled. Compilers call __tsan_* for every access to memory and __ubsan_* for
-// undefined behaviour (-fsanitize): here stand our own, which know CUDA's rules instead of those of CPU threads.
+// A thread runs until a barrier or a warp operation; then the next one runs. The order of blocks and threads alternates
+// between launches: forward, backward, shuffled. Compilers insert calls of __tsan_* for every memory access and __ubsan_*
+// for undefined behavior (-fsanitize); this file implements them with CUDA's rules instead of those of CPU threads.
 #include "cuda_runtime.h"
 
 #include <dlfcn.h>
@@ -33,13 +33,13 @@ namespace {
 
 constexpr size_t kStack = 128 << 10;
 constexpr int kMaxThreads = 1024;
-constexpr size_t kSharedBytes = 48 << 10;     // static and dynamic, unless the kernel asks for more
-constexpr size_t kMaxSharedBytes = 64 << 10;  // what it may ask for on 7.5, the smallest that is built
-const char* const kTooMuchShared = "more shared memory, static and dynamic, than 48 KiB or what it asks for";
+constexpr size_t kSharedBytes = 48 << 10;     // static and dynamic, unless the kernel requests more
+constexpr size_t kMaxSharedBytes = 64 << 10;  // maximum on compute capability 7.5, the lowest that is built
+const char* const kTooMuchShared = "more static and dynamic shared memory than 48 KiB or the requested limit";
 constexpr size_t kParameterBytes = 4 << 10;
 constexpr size_t kArena = 256 << 10;
-constexpr size_t kGap = 32;        // between shared variables, which nobody may touch
-constexpr size_t kRedZone = 1024;  // around the memory of a tensor, too
+constexpr size_t kGap = 32;        // inaccessible gap between shared variables
+constexpr size_t kRedZone = 1024;  // inaccessible memory around each tensor
 constexpr size_t kPage = 4096;
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpOperation, kDone };
@@ -56,12 +56,12 @@ struct Warp {
   unsigned arrived, mask;
   const char* kind;
   Place place;
-  int turn;  // of the two buffers: a fast lane may bring its next value before a slow one has read
+  int turn;  // index of one of two buffers: a fast lane may write its next value before a slow one has read
   alignas(16) char values[2][32][16];
-  uint16_t epoch;  // of __syncwarp, which orders accesses to memory
+  uint16_t epoch;  // counts __syncwarp, which orders memory accesses
 };
 
-// The last write to a byte and the reads since. An interval is the time between two barriers of one block.
+// The last write to a byte and the reads since then. An interval is the time between two barriers of a block.
 struct alignas(16) Shadow {
   uint32_t write_interval, read_interval;
   uint16_t write_epoch, read_epoch;
@@ -73,7 +73,7 @@ bool same(const Shadow& a, const Shadow& b) { return memcmp(&a, &b, sizeof a) ==
 
 struct ShadowPage {
   Shadow of[kPage];
-  bool live[kPage];  // does the byte belong to a tensor, or to a constant of the kernels?
+  bool live[kPage];  // does the byte belong to a tensor or to a constant of the kernels?
 };
 struct CachedPage {
   uintptr_t number;
@@ -89,18 +89,18 @@ std::unordered_map<uintptr_t, std::unique_ptr<ShadowPage>> shadows;
 CachedPage recent_pages[256];
 std::map<uintptr_t, uintptr_t> live_memory;  // begin -> end
 std::mutex memory_changes;
-std::unordered_map<std::string, size_t> shared_limits;  // of kernels that ask for more
+std::unordered_map<std::string, size_t> shared_limits;  // of kernels that request more
 uint32_t interval, block_began, launch_began;
 
-// How blocks hand over what they wrote: a fence, then an atomic in global memory; the one that takes it over, an atomic
-// on the same address and then a fence.
+// Data written by one block may be read by another after: a fence and an atomic on global memory in the writer; an atomic
+// on the same address and a fence in the reader.
 struct
-    Written {  // by one block until its atomic: the intervals before the last, and of that the thread's own part
+    Written {  // by one block until its atomic: all intervals before the current one, and the thread's own part of that
   uint32_t first, last;
   uint16_t thread;
 };
 std::unordered_map<uintptr_t, std::vector<Written>>
-    handed_over;                       // in this launch, by the address of the atomic
+    handed_over;                       // in this launch, by address of the atomic
 std::vector<Written> met, taken_over;  // by this block, before and after its fence
 bool fenced;
 
@@ -114,7 +114,7 @@ const char* kernel_name;
 Thread thread_body;
 size_t shared_limit;
 std::string failure;
-std::string unchecked;  // the kernel whose launch nobody has checked
+std::string unchecked;  // the kernel whose launch has not been checked
 std::string host_failure;
 std::mutex one_launch;
 unsigned launches;
@@ -156,7 +156,7 @@ void yield() {
 
 void fiber_main() {
   for (;;) {
-    thread_body.run(thread_body.closure);  // enter_kernel follows, once the arguments are copied
+    thread_body.run(thread_body.closure);  // enter_kernel is called once the arguments are copied
     fibers[current].state = State::kDone;
     leave_fiber();
   }
@@ -213,7 +213,7 @@ void run_block(const std::vector<int>& order) {
     }
     if (done) return;
     if (!progress) {
-      failure = std::string(kernel_name) + ": some threads wait for others that do not come" + who_waits();
+      failure = std::string(kernel_name) + ": some threads wait for others that never arrive" + who_waits();
       return;
     }
   }
@@ -231,9 +231,9 @@ Warp& arrive(unsigned mask, const char* kind, Place here) {
   Warp& warp = warps[current / 32];
   const unsigned own = 1u << lane();
   const int there = std::min(32, threads - current / 32 * 32);
-  if (!(mask & own)) fail(std::string(kind) + " at " + text(here) + " leaves out the lane that calls it");
+  if (!(mask & own)) fail(std::string(kind) + " at " + text(here) + " does not include the calling lane");
   if (there < 32 && mask >> there != 0)
-    fail(std::string(kind) + " at " + text(here) + " names lanes that do not exist");
+    fail(std::string(kind) + " at " + text(here) + " includes lanes that do not exist");
   if (warp.arrived == 0) {
     warp.mask = mask;
     warp.kind = kind;
@@ -284,7 +284,7 @@ ShadowPage& page_of(uintptr_t address) {
   return *recent.page;
 }
 
-// The pages are made anew when a kernel touches them.
+// Pages are recreated when a kernel accesses them.
 void forget_pages(uintptr_t begin, uintptr_t end) {
   for (uintptr_t number = begin / kPage; number * kPage < end && !shadows.empty(); ++number) {
     shadows.erase(number);
@@ -296,7 +296,7 @@ bool is_of_library(uintptr_t address) {
   return uintptr_t(&__ehdr_start) <= address && address < uintptr_t(&_end);
 }
 
-// A tensor's, or a constant of the kernels. Between two tensors lie more bytes than the steps here.
+// Part of a tensor or of a constant of the kernels. The gap between tensors is larger than the step here.
 bool is_live(uintptr_t address, size_t bytes) {
   if (is_of_library(address)) return true;
   for (size_t i = 0; i < bytes; i += kPage / 8) {
@@ -318,7 +318,7 @@ bool is_taken_over(uint32_t then, uint16_t thread) {
   });
 }
 
-// Did another thread do that, with nothing that puts the two in order?
+// Was this access by another thread, without any synchronization in between?
 bool unordered(uint32_t then, uint16_t thread, uint16_t epoch, uint32_t since) {
   if (then < since) return false;
   if (then < block_began) return !is_taken_over(then, thread);  // another block of this launch
@@ -402,12 +402,12 @@ void check_write(const Shadow& s, const Touch& t, uint32_t since) {
            t.address, t.caller);
 }
 
-// The shadow of a byte after the access.
+// Updates the shadow of a byte after the access.
 Shadow after(Shadow s, const Touch& t) {
-  const uint32_t since = t.is_shared ? block_began : launch_began;  // of shared memory each block has its own
+  const uint32_t since = t.is_shared ? block_began : launch_began;  // shared memory is per block
   const uint16_t epoch = warps[current / 32].epoch;
   if (t.is_shared && t.access != Access::kWrite && s.write_interval < block_began)
-    report("nobody has written what is read", t.address, t.caller);
+    report("uninitialized read", t.address, t.caller);
   check_write(s, t, since);
   if (t.access == Access::kRead) {
     const bool again = s.read_interval == interval;
@@ -422,7 +422,7 @@ Shadow after(Shadow s, const Touch& t) {
     const bool other_blocks = s.read_interval >= since && s.read_by_other_blocks;
     const bool other_threads = s.read_interval == interval && s.read_by_many && s.read_epoch >= epoch;
     if (other_blocks || other_threads || unordered(s.read_interval, s.read_thread, s.read_epoch, since))
-      report("race: write of what another thread reads", t.address, t.caller);
+      report("race: write of data that another thread reads", t.address, t.caller);
     s.write_interval = interval;
     s.write_thread = uint16_t(current);
     s.write_epoch = epoch;
@@ -483,7 +483,7 @@ void touch(const void* p, size_t bytes, Access access, const void* caller) {
 void enter_kernel(size_t parameter_bytes, int max_threads) {
   in_kernel = true;
   if (parameter_bytes > kParameterBytes) fail("more than 4 KiB of parameters");
-  if (threads > max_threads) fail("more threads in a block than its __launch_bounds__");
+  if (threads > max_threads) fail("more threads in a block than its __launch_bounds__ allow");
 }
 
 void* current_stream() {
@@ -495,11 +495,11 @@ void check_stream(const char* what, void* stream) {
   if (stream == nullptr)
     throw std::runtime_error(std::string(what) + " is on the default stream, not on the current one");
   if (stream != current_stream())
-    throw std::runtime_error(std::string(what) + " is on another stream than the current one");
+    throw std::runtime_error(std::string(what) + " is on another stream, not on the current one");
 }
 
 void check_not_capturing(const char* what) {
-  if (capturing) throw std::runtime_error(std::string(what) + ": the host waits while a graph is captured");
+  if (capturing) throw std::runtime_error(std::string(what) + ": synchronization during graph capture");
 }
 
 void launch_is_checked() { unchecked.clear(); }
@@ -507,7 +507,7 @@ void launch_is_checked() { unchecked.clear(); }
 void check_operator() {
   if (!host_failure.empty()) throw std::runtime_error(std::exchange(host_failure, {}));
   if (!unchecked.empty())
-    throw std::runtime_error(std::exchange(unchecked, {}) + ": nothing checks whether the launch failed");
+    throw std::runtime_error(std::exchange(unchecked, {}) + ": the launch is not checked for errors");
 }
 
 OperatorGuard::~OperatorGuard() noexcept(false) {
@@ -516,7 +516,7 @@ OperatorGuard::~OperatorGuard() noexcept(false) {
 
 void allow_shared(const char* arguments, int bytes) {
   if (size_t(bytes) > kMaxSharedBytes)
-    throw std::runtime_error("more than 64 KiB of shared memory are asked for");
+    throw std::runtime_error("more than 64 KiB of shared memory are requested");
   shared_limits[std::string(arguments, strcspn(arguments, "<,"))] = size_t(bytes);
 }
 
@@ -544,21 +544,21 @@ void release(void* memory) {
 void launch(const char* kernel, Thread thread, dim3 grid, dim3 block, size_t shared_bytes, void* stream) {
   const std::lock_guard<std::mutex> lock(one_launch);
   check_operator();
-  const auto refuse = [&](const std::string& why) {
+  const auto reject = [&](const std::string& why) {
     throw std::runtime_error(std::string(kernel) + ": " + why);
   };
   check_stream(kernel, stream);
   const int64_t size = int64_t(block.x) * block.y * block.z;
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || size == 0) refuse("a launch without blocks or threads");
-  if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) refuse("a grid that is too large");
-  if (size > kMaxThreads || block.z > 64) refuse("a block that is too large");
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || size == 0) reject("there are no blocks or threads");
+  if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) reject("the grid is too large");
+  if (size > kMaxThreads || block.z > 64) reject("the block is too large");
   const auto limit = shared_limits.find(kernel);
   shared_limit = limit == shared_limits.end() ? kSharedBytes : limit->second;
-  if (shared_bytes > shared_limit) refuse(kTooMuchShared);
+  if (shared_bytes > shared_limit) reject(kTooMuchShared);
   if (stacks == nullptr) {
     void* memory = mmap(nullptr, kStack * kMaxThreads, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) refuse("no memory for the stacks");
+    if (memory == MAP_FAILED) reject("no memory for the stacks");
     stacks = static_cast<char*>(memory);
   }
   kernel_name = kernel;
@@ -608,7 +608,7 @@ void __tsan_write_range(void* p, size_t n) {
   }                                                                                 \
   void __tsan_unaligned_read##n(void* p) { __tsan_read_range(p, n); }               \
   void __tsan_unaligned_write##n(void* p) { __tsan_write_range(p, n); }
-// Of std::shared_ptr, on the host.
+// Used by std::shared_ptr on the host.
 int __tsan_atomic32_fetch_add(volatile int* p, int x, int) {
   return __atomic_fetch_add(p, x, __ATOMIC_SEQ_CST);
 }
@@ -618,7 +618,7 @@ ACCESSES(4)
 ACCESSES(8)
 ACCESSES(16)
 
-// The first argument of every handler begins with where it is.
+// The first argument of every handler starts with the source location.
 struct UndefinedBehaviour {
   const char* file;
   unsigned line, column;

@@ -1,4 +1,4 @@
-// Gives torch the memory that runtime.cpp watches: a kernel may touch that of tensors alone.
+// An allocator for torch whose memory is checked by runtime.cpp: kernels may only access memory of tensors.
 #include <c10/core/CPUAllocator.h>
 
 namespace emulation {

@@ -1,6 +1,6 @@
-"""``python -m tests.fuzz --minutes 30``: every instruction set of this machine in turn, until the time is over.
+"""``python -m tests.fuzz --minutes 30``: fuzzes every instruction set of this CPU in turn until the time is up.
 
-A failing case is appended to found.json, which every later run of the tests replays.
+Failing cases are appended to found.json, which the tests replay.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tests.fuzz.run import FOUND
 from tests.test_simd import RUNNABLE
 from tests.tree import ROOT
 
-SLICE = 120  # seconds of one process
+SLICE = 120  # seconds per process
 
 
 def run(simd: str, *options: str) -> subprocess.CompletedProcess:
-    """A search of its own process; its last line is a summary."""
+    """Run a search in a separate process; its last output line is a summary."""
     return subprocess.run(
         [sys.executable, "-m", "tests.fuzz.run", *options],
         cwd=ROOT,
@@ -39,12 +39,14 @@ def remember(failures: list[dict]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description="Search for inputs on which an operator and its reference differ."
+    )
     parser.add_argument("--minutes", type=float, default=30)
     end = time.monotonic() + 60 * parser.parse_args().minutes
     counts: Counter = Counter()
     failures: list[dict] = []
-    start = time.time_ns() % 2**31  # another search each time
+    start = time.time_ns() % 2**31  # a different search each time
     print(f"fuzzing {', '.join(RUNNABLE)}; first seed {start}", flush=True)
     turn = 0
     while (left := end - time.monotonic()) > 0 and len(failures) < 10:
@@ -52,7 +54,9 @@ def main() -> int:
         done = run(simd, "--seconds", str(min(SLICE, left)), "--start", str(start + 1000 * turn))
         summary = done.stdout.splitlines()[-1] if done.stdout else ""
         if not summary.startswith("{"):
-            print(f"{simd}: the process ended with {done.returncode}; seed {start + 1000 * turn}", flush=True)
+            print(
+                f"{simd}: the process exited with {done.returncode}; seed {start + 1000 * turn}", flush=True
+            )
             return 1
         summary = json.loads(summary)
         counts.update({f"{simd} {name}": count for name, count in summary["counts"].items()})

@@ -1,4 +1,4 @@
-"""Numbers that find mistakes, made from a seed: a case is small, prints in a line and can be replayed."""
+"""Random inputs for fuzzing, generated from a seed: a case is small, prints on one line and can be replayed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 def numbers(seed: int, shape: tuple[int, ...], kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Ordinary, in steps of 1/8 (many equal), of any magnitude, or with what is no ordinary number among them."""
+    """Ordinary numbers, multiples of 1/8 (many equal), numbers of any magnitude, or some special values."""
     g = generator(seed)
     x = torch.randn(shape, generator=g, dtype=torch.float64) * 3
     if kind == "steps":
@@ -59,7 +59,7 @@ def classes(seed: int, shape: tuple[int, ...], count: int, lowest: int = -2) -> 
 
 
 def boxes(seed: int, shape: tuple[int, ...], kind: str, dtype: torch.dtype = torch.float64) -> Tensor:
-    """(*shape, 4) xyxy with an area, many of them overlapping; "steps" on a grid, so that IoUs are equal."""
+    """(*shape, 4) xyxy with positive area, many overlapping; "steps" are on a grid, so that IoUs are equal."""
     g = generator(seed)
     size = {"plain": 40.0, "steps": 12.0, "wide": 4000.0, "special": 40.0}[kind]
     corner, sides = (torch.rand((*shape, 2), generator=g, dtype=torch.float64) for _ in range(2))
@@ -70,13 +70,13 @@ def boxes(seed: int, shape: tuple[int, ...], kind: str, dtype: torch.dtype = tor
 
 
 def lay(x: Tensor, memory_format: str) -> Tensor:
-    """The same numbers, in memory as named where the shape allows."""
+    """Copy to the given memory format if the shape allows."""
     if memory_format == "channels_last" and x.ndim == 4:
         return x.contiguous(memory_format=torch.channels_last)
     if memory_format == "strided":
         return torch.stack((x, x), dim=-1)[..., 0]
     if memory_format == "transposed" and x.ndim >= 2:
         return x.mT.contiguous().mT
-    if memory_format == "shifted":  # by one element: no longer aligned
+    if memory_format == "shifted":  # by one element: misaligned
         return torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape)
     return x.contiguous()

@@ -1,7 +1,7 @@
-"""For every operator: a strategy of cases, and the check that a case passes.
+"""A strategy for cases and a check of each case, for every operator.
 
-A case is a dictionary of plain values. The native operator is held against the reference: exactly, where a result is a
-decision (matches, kept boxes), and by its error in float64, where it is a number.
+A case is a dictionary of plain values. The native operator is compared with the reference: exactly for decisions
+(matches, kept boxes), and by its error in float64 for numbers.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Case = dict[str, object]
 
 @dataclass(frozen=True)
 class Fuzzed:
-    """An operator's cases and their check."""
+    """The strategy for an operator's cases, and their check."""
 
     cases: st.SearchStrategy[Case]
     check: Callable[..., None]
@@ -62,7 +62,7 @@ def fuzzed(**parameters: st.SearchStrategy):
 
 
 def run_case(operator: str, case: Case) -> None:
-    """Raise where the case does not pass."""
+    """Raise if the case fails."""
     case = dict(case)
     before = torch.get_num_threads()
     torch.set_num_threads(case.pop("threads"))
@@ -75,7 +75,7 @@ def run_case(operator: str, case: Case) -> None:
 def value_and_grads(
     function, inputs: list[Tensor], seed: int, dtype: torch.dtype
 ) -> tuple[Tensor, list[Tensor]]:
-    """A function's value, and its gradients for numbers that flow in, which ``dtype`` holds."""
+    """Value and gradients of a function, for a random incoming gradient that is exact in ``dtype``."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     value = function(*inputs)
     flow = torch.randn(value.shape, generator=generator(seed), dtype=torch.float64).to(dtype).to(value.dtype)
@@ -85,7 +85,7 @@ def value_and_grads(
 def hold_against_reference(
     native, plain, inputs: list[Tensor], seed: int, finite: Tensor | None = None
 ) -> None:
-    """Value and gradients of ``native``; gradients where the mask of the inputs' rows, if there is one, says so."""
+    """Compare value and gradients; gradients only in the rows of the ``finite`` mask, if there is one."""
     dtype = inputs[0].dtype
     computed = torch.promote_types(dtype, torch.float32)
     value, grads = value_and_grads(native, inputs, seed, dtype)
@@ -136,7 +136,7 @@ def sigmoid_focal_loss(seed, alpha, gamma, reduction, **inputs):
         lambda x: reference.sigmoid_focal_loss(x, y.to(x.dtype) if y.is_floating_point() else y, **options),
         [x],
         seed,
-        x.abs() < 1e4,  # what has no finite slope in plain PyTorch has no oracle
+        x.abs() < 1e4,  # elsewhere plain PyTorch has no finite slope to compare with
     )
 
 
@@ -156,7 +156,7 @@ def sigmoid_focal_loss_star(seed, gamma, beta, reduction, **inputs):
 
 
 def ltrb(seed, shape, kind, dtype):
-    """Distances; of the kind "special" some are 0, negative, huge or no numbers."""
+    """Distances; for kind "special" some are 0, negative, huge or not finite."""
     d = numbers(seed, (*shape, 4), kind, dtype)
     return d if kind == "special" else d.abs() + 0.125
 
@@ -186,7 +186,7 @@ def box_loss(seed, rows, kind, dtype, memory_format, loss, box_format, reduction
 @fuzzed(rows=st.lists(sides, max_size=3).map(tuple), kind=kinds, dtype=dtypes, memory_format=formats)
 def centerness(seed, rows, kind, dtype, memory_format):
     d = lay(ltrb(seed, rows, kind, DTYPES[dtype]), memory_format)
-    usual = (d > 1e-3) & (d < 1e3)  # elsewhere products under- and overflow in one precision alone
+    usual = (d > 1e-3) & (d < 1e3)  # elsewhere products under- or overflow in only one of the precisions
     if usual.all():
         hold_against_reference(ops.centerness, reference.centerness, [d], seed)
     else:
@@ -209,14 +209,14 @@ def centerness(seed, rows, kind, dtype, memory_format):
 def group_norm_relu(seed, batch, groups, channels, size, kind, dtype, parameter_dtype, memory_format, offset):
     shape = (batch, groups * channels, *size)
     if 0 in shape or channels * torch.Size(size).numel() < 2:
-        return  # a variance of nothing is 0/0
+        return  # the variance of no elements is 0/0
     x = lay((numbers(seed, shape, kind) + offset).to(DTYPES[dtype]), memory_format)
     parameters = []
     if parameter_dtype != "none":
         parameters = [numbers(seed + i, shape[1:2], "plain", DTYPES[parameter_dtype]) for i in (1, 2)]
     variance = x.double().reshape(batch, groups, -1).var(dim=2, unbiased=False)
     if (variance < 1e-2).any():
-        return  # dividing by next to nothing magnifies any rounding
+        return  # division by a tiny deviation magnifies rounding errors
 
     def plain(x, *parameters):
         return reference.group_norm_relu(x, groups, *(p.to(x.dtype) for p in parameters))
@@ -235,9 +235,9 @@ def group_norm_relu(seed, batch, groups, channels, size, kind, dtype, parameter_
     before_relu = F.group_norm(wide[1][0], groups, *wide[1][1:])
     if (
         before_relu.abs() > 1e-4 * before_relu.abs().max()
-    ).all():  # at the kink rounding decides about the gradient
+    ).all():  # at the kink of the ReLU, rounding determines the gradient
         for t, *three in zip((x, *parameters), grads, plain_grads, exact_grads, strict=True):
-            precision = max(t.dtype, computed, key=UNIT.get)  # a float64 parameter of a float32 computation
+            precision = max(t.dtype, computed, key=UNIT.get)  # float64 parameters in a float32 computation
             assert_as_good_as_torch(*three, precision, slack=128, terms=terms)
 
 
@@ -378,7 +378,7 @@ def detection_loss(
 # ---- detections ----
 
 iou_thresholds = st.sampled_from((0.0, 0.3, 0.5, 0.617, 1.0))
-box_counts = st.one_of(st.integers(0, 400), st.just(2100))  # from 2,048 on a class is worth all threads
+box_counts = st.one_of(st.integers(0, 400), st.just(2100))  # classes of 2,048 boxes or more use all threads
 
 
 def scores_of(seed, shape, kind, dtype):
@@ -461,7 +461,7 @@ def nms_padded(seed, batch, n, kind, dtype, iou_threshold, groups, most, memory_
 )
 def postprocess(seed, batch, sizes, count, dtype, memory_format, **options):
     levels = pyramid(sizes, 8.0)
-    # Scores are equal or differ by more than rounding: in float64 all differ, else there is one centerness.
+    # Scores must be equal or differ by more than rounding: distinct in float64, else with a constant centerness.
     kind = "plain" if dtype == "float64" else "steps"
     maps = [
         [

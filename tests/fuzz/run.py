@@ -1,6 +1,6 @@
-"""Search for failing cases on the instruction set that this process has; ``python -m tests.fuzz`` starts several.
+"""Searches for failing cases on one instruction set; ``python -m tests.fuzz`` starts several of these processes.
 
-Cases that failed once stand in found.json and are replayed first, always.
+Cases that failed before are in found.json and are always replayed first.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-import torch  # noqa: F401  # loads the libraries that _C needs
+import torch  # noqa: F401  # loads the libraries of _C
 from hypothesis import HealthCheck, given, seed, settings
 
 from fcos_fast import _C
 from tests.fuzz.operators import OPERATORS, Case, run_case
 
 FOUND = Path(__file__).with_name("found.json")
-AT_ONCE = 100  # cases of an operator before the next has its turn
+AT_ONCE = 100  # cases per operator and round
 
 
 def found_cases() -> list[tuple[str, Case]]:
-    """(operator, case) of everything that ever failed."""
+    """(operator, case) of all known failures."""
     return [(entry["operator"], as_case(entry["case"])) for entry in json.loads(FOUND.read_text())]
 
 
 def as_case(value: object) -> object:
-    """JSON's lists are the tuples of a strategy."""
+    """Convert the lists of JSON back to tuples."""
     if isinstance(value, dict):
         return {name: as_case(part) for name, part in value.items()}
     return tuple(map(as_case, value)) if isinstance(value, list) else value
 
 
 def search(operator: str, examples: int, start: int | None, counts: Counter) -> Case | None:
-    """The smallest failing case, or None. Without a start the cases are the same in every run."""
+    """The smallest failing case, or None. Without ``start``, the cases are the same in every run."""
     failing: list[Case] = []
 
     def check(case: Case) -> None:
@@ -54,7 +54,7 @@ def search(operator: str, examples: int, start: int | None, counts: Counter) -> 
         (test if start is None else seed(start)(test))()
     except Exception:
         traceback.print_exc()
-        return failing[-1]  # hypothesis ends with the smallest
+        return failing[-1]  # the last one that hypothesis tries is the smallest
     return None
 
 

@@ -1,4 +1,4 @@
-"""The short profile: the same few cases of each operator every time. ``make fuzz MINUTES=30`` searches for more."""
+"""A short fuzzing run with a fixed set of cases. ``make fuzz MINUTES=30`` searches for new ones."""
 
 from collections import Counter
 
@@ -18,7 +18,7 @@ def test_a_few_cases(operator):
     assert counts[operator] >= 20
 
 
-def test_what_once_failed():
+def test_known_failures_pass():
     for operator, case in found_cases():
         run_case(operator, case)
 
@@ -29,8 +29,8 @@ def test_other_instruction_sets(simd):
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-def test_a_wrong_operator_is_found(monkeypatch):
-    """The search itself: boxes that suppress each other at the threshold too are seen."""
+def test_the_search_finds_a_wrong_operator(monkeypatch):
+    """A bug that suppresses boxes exactly at the threshold must be detected."""
     monkeypatch.setattr(
         ops, "nms", lambda boxes, scores, threshold: reference.nms(boxes, scores, threshold - 1e-9)
     )

@@ -1,8 +1,11 @@
-"""For every registered operator, private ones too, small arguments that it accepts, in the order of its schema."""
+"""Small valid arguments of every registered operator (including private ones), in the order of its schema."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
+from torch import Tensor
 
 from fcos_fast import ops, reference
 from fcos_fast.assignment import RULES, GroundTruth
@@ -14,7 +17,7 @@ CLASSES, BATCH = 3, 2
 
 
 def registered() -> set[str]:
-    """Names of all operators of the binary."""
+    """Names of all operators in the extension."""
     assert ops is not None  # importing it registers them
     names = torch._C._dispatch_get_all_op_names()
     return {name.removeprefix("fcos_fast::") for name in names if name.startswith("fcos_fast::")}
@@ -30,7 +33,7 @@ def maps(channels: int) -> list[torch.Tensor]:
 
 
 def valid_arguments() -> dict[str, tuple]:
-    """Fresh tensors each time: detection_loss_rescale_ writes into its own."""
+    """New tensors each time, since detection_loss_rescale_ writes into its arguments."""
     torch.manual_seed(0)
     gt = ground_truth()
     targets = reference.assign_targets(gt, LEVELS, RULE)
@@ -87,3 +90,14 @@ def valid_arguments() -> dict[str, tuple]:
             *("sqrt", 0.05, True, True, 20, True, False, 0.6, False, 10, False, True, False),
         ),
     }
+
+
+def tensors_in(tree) -> list[Tensor]:
+    """All tensors in nested lists, tuples, dictionaries and dataclasses."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if dataclasses.is_dataclass(tree):
+        tree = [getattr(tree, field.name) for field in dataclasses.fields(tree)]
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    return [t for part in tree for t in tensors_in(part)] if isinstance(tree, (list, tuple)) else []

@@ -1,7 +1,7 @@
-"""Calls every registered operator with each of its arguments made hostile; run as a process of its own.
+"""Calls every registered operator with a hostile value for each of its arguments; run in a separate process.
 
-Prints each call before it is made, so that the last line names the one that ended the process, and afterwards what an
-operator accepted although it must refuse it.
+Prints each call before it is made, so that the last line shows the one that crashed, and finally the invalid arguments
+that were accepted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HUGE = 2**62
 
 
 def hostile_tensors(t: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, bool]]:
-    """Description, tensor, must it be refused?"""
+    """Yields (description, tensor, whether the operator must raise)."""
     yield "on another device", torch.empty_like(t, device="meta"), True
     yield "complex", t.to(torch.complex64), True
     yield (
@@ -28,18 +28,18 @@ def hostile_tensors(t: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, bool]]
     for dtype in (torch.float64, torch.float16, torch.bool, torch.uint8, torch.int32, torch.uint16):
         yield str(dtype), t.to(dtype), False
     yield "flat", t.flatten(), False
-    yield "an axis more", t[None], False
+    yield "one dimension more", t[None], False
     yield "a scalar", t.flatten()[0].clone() if t.numel() else t, False
     yield "without elements", t[:0] if t.ndim else t.new_empty(0), False
     if t.ndim:
-        yield "a row more", torch.cat((t, t[-1:])), False
-        yield "a row less", t[:-1], False
+        yield "one row more", torch.cat((t, t[-1:])), False
+        yield "one row less", t[:-1], False
         yield "overlapping", t[:1].expand_as(t), False
         yield "strided", torch.stack((t, t), dim=-1)[..., 0], False
         yield "backwards", t.flip(0), False
         yield "transposed", t.transpose(0, -1), False
-        yield "its last axis cut", t[..., :-1], False
-        yield "its last axis gone", t[..., 0], False
+        yield "last dimension shortened", t[..., :-1], False
+        yield "last dimension removed", t[..., 0], False
         yield "4 billion of one element", t.new_zeros(()).expand(2**32), False
     extremes = (
         (float("nan"), float("inf"), float("-inf"), -1e30, 3e38)
@@ -79,8 +79,8 @@ def hostile_values(value: object) -> Iterator[tuple[str, object, bool]]:
                     yield f"[{i}] = {other}", [*value[:i], other, *value[i + 1 :]], bool(kinds)
         else:
             for i, t in enumerate(value):
-                for name, other, refused in hostile_tensors(t):
-                    yield f"[{i}] {name}", [*value[:i], other, *value[i + 1 :]], refused
+                for name, other, must_raise in hostile_tensors(t):
+                    yield f"[{i}] {name}", [*value[:i], other, *value[i + 1 :]], must_raise
     elif value is not None:
         raise AssertionError(f"no hostile values for {value!r}")
 
@@ -89,12 +89,14 @@ def calls() -> Iterator[tuple[str, str, tuple, bool]]:
     for op, arguments in sorted(valid_arguments().items()):
         names = [a.name for a in getattr(torch.ops.fcos_fast, op).default._schema.arguments]
         for i, (name, value) in enumerate(zip(names, arguments, strict=True)):
-            for description, hostile, refused in hostile_values(value):
-                others = valid_arguments()[op] if op.endswith("_") else arguments  # those are written into
-                yield op, f"{name} {description}", (*others[:i], hostile, *others[i + 1 :]), refused
+            for description, hostile, must_raise in hostile_values(value):
+                others = (
+                    valid_arguments()[op] if op.endswith("_") else arguments
+                )  # it writes into its arguments
+                yield op, f"{name} {description}", (*others[:i], hostile, *others[i + 1 :]), must_raise
 
 
-ALONE = "centerness: ltrb on another device"  # its only tensor: nothing to disagree with
+ALONE = "centerness: ltrb on another device"  # its only tensor, so there is no mismatch
 
 
 def main() -> int:
@@ -103,7 +105,7 @@ def main() -> int:
     for op, arguments in valid_arguments().items():
         getattr(torch.ops.fcos_fast, op)(*arguments)
     accepted, count = [], 0
-    for op, description, arguments, must_be_refused in calls():
+    for op, description, arguments, must_raise in calls():
         sys.stdout.write(f"{op}: {description}\n")
         sys.stdout.flush()
         count += 1
@@ -111,7 +113,7 @@ def main() -> int:
             getattr(torch.ops.fcos_fast, op)(*arguments)
         except Exception:
             continue
-        if must_be_refused and f"{op}: {description}" != ALONE:
+        if must_raise and f"{op}: {description}" != ALONE:
             accepted.append(f"{op}: {description}")
     print("accepted:", *accepted, sep="\n  ")
     print(f"{count} calls")

@@ -1,4 +1,4 @@
-"""torch.library.opcheck with the checks that apply, and torch.compile, for an operator of the project."""
+"""torch.library.opcheck and torch.compile for the operators."""
 
 import torch
 
@@ -10,6 +10,6 @@ def opcheck(name: str, *args) -> None:
 
 
 def assert_compiles(function, *args) -> None:
-    """The whole function is one graph, for other sizes too, and gives what it gives without compilation."""
+    """Assert that the function compiles to one graph with dynamic shapes and returns the same result."""
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*args), function(*args))

@@ -18,7 +18,7 @@ RANGE_TESTS = ["closed", "open", "left_open"]
 
 
 def random_boxes(count, image=IMAGE, snap=None):
-    """Boxes of all sizes; with snap, on a grid, so that boundaries and ties happen."""
+    """Boxes of all sizes; with ``snap``, on a grid, to provoke boundary cases and ties."""
     height, width = image
     corner = torch.rand(count, 2) * torch.tensor([width - 4.0, height - 4.0])
     size = 4 + torch.rand(count, 2) ** 3 * torch.tensor([width * 1.2, height * 1.2])
@@ -41,7 +41,7 @@ def assert_same(actual, expected):
 
 
 def by_hand(boxes, levels, rule):
-    """The rules of one image location by location in NumPy float32, written from their descriptions."""
+    """An independent NumPy float32 implementation of the rules, location by location, for one image."""
     f = np.float32
     boxes = boxes.numpy().astype(f)
     matched = []
@@ -124,7 +124,7 @@ class CapturedMatches(Exception):  # noqa: N818
 
 
 def torchvision_matches(detection, boxes, sizes, image):
-    """What torchvision's own FCOS matches, taken out of its compute_loss."""
+    """The matches of torchvision's FCOS, intercepted in its compute_loss."""
     model = detection.fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=7)
     model.anchor_generator = detection.anchor_utils.AnchorGenerator(
         ((8,), (16,), (32,), (64,), (128,)), ((1.0,),) * 5
@@ -160,7 +160,7 @@ def one_level(stride=8.0, size_range=(0.0, 64.0), cells=32):
     [("official", (True, True)), ("detectron2", (False, False)), ("notebook", (True, False))],
 )
 def test_a_distance_of_exactly_64(name, expected, device):
-    # The location (68, 68) of stride 8 and 16 x 16 cells of stride 16's (72, 72) see 64 pixels to their right side.
+    # Location (68, 68) of stride 8 and (72, 72) of stride 16 are exactly 64 pixels from the right side.
     rule = replace(RULES[name], sampling="box")
     found = []
     for stride, size_range in ((8.0, (rule.lowest, 64.0)), (16.0, (64.0, 128.0))):
@@ -204,7 +204,7 @@ def test_a_box_of_1e8_square_pixels_is_background(device):
 
 
 @pytest.mark.parametrize("images", [1, 3])
-def test_no_box_at_all(images, device):
+def test_no_boxes(images, device):
     rule = RULES["official"]
     gt = pack(*[torch.zeros(0, 4)] * images, device=device)
     targets = ops.assign_targets(gt, rule.levels(SIZES, IMAGE), rule)
@@ -216,7 +216,7 @@ def test_no_box_at_all(images, device):
     assert targets.totals.tolist() == [0.0, 0.0]
 
 
-def test_what_targets_hold(device):
+def test_contents_of_targets(device):
     rule = RULES["official-improved"]
     gt = pack(random_boxes(30), random_boxes(5), device=device)
     levels = rule.levels(SIZES, IMAGE)
@@ -295,7 +295,7 @@ def test_opcheck_and_compile(device):
     assert_compiles(assign, gt.boxes, gt.labels, gt.starts)
 
 
-def test_bad_values_are_named():
+def test_invalid_values_raise():
     rule = RULES["official"]
     levels = [one_level()]
     good = pack(random_boxes(2))
@@ -306,9 +306,9 @@ def test_bad_values_are_named():
         ops.assign_targets(replace(good, labels=torch.tensor([0, -1])), levels, rule)
     with pytest.raises(ValueError, match="1 labels for 2 boxes"):
         ops.assign_targets(replace(good, labels=good.labels[:1]), levels, rule)
-    with pytest.raises(TypeError, match="boxes are torch.float64"):
+    with pytest.raises(TypeError, match="boxes has dtype torch.float64"):
         ops.assign_targets(replace(good, boxes=good.boxes.double()), levels, rule)
-    with pytest.raises(TypeError, match="starts are torch.int32"):
+    with pytest.raises(TypeError, match="starts has dtype torch.int32"):
         ops.assign_targets(replace(good, starts=good.starts.int()), levels, rule)
     with pytest.raises(ValueError, match="starts has 1 entries"):
         ops.assign_targets(replace(good, starts=good.starts[:1]), levels, rule)
@@ -318,7 +318,7 @@ def test_bad_values_are_named():
         AssignmentRule(radius=0)
     with pytest.raises(ValueError, match="expected increasing numbers"):
         AssignmentRule(sizes_of_interest=(64, 32))
-    with pytest.raises(ValueError, match="no level"):
+    with pytest.raises(ValueError, match="levels is empty"):
         ops.assign_targets(good, [], rule)
     with pytest.raises(ValueError, match="boxes of 1 images but labels of 2"):
         GroundTruth.pack([torch.zeros(0, 4)], [torch.zeros(0)] * 2)
@@ -328,7 +328,7 @@ def test_bad_values_are_named():
         rule.levels(SIZES[:2], IMAGE)
 
 
-def test_unchecked_nonsense_is_never_assigned_and_never_read_out_of_bounds():
+def test_unchecked_nonsense_is_never_assigned_or_read_out_of_bounds():
     boxes = torch.tensor([[float("nan")] * 4, [9.0, 9, 3, 3], [-math.inf, 0, math.inf, 9], [0, 0, 30, 30]])
     out = torch.ops.fcos_fast.assign_targets(
         boxes,
@@ -342,7 +342,7 @@ def test_unchecked_nonsense_is_never_assigned_and_never_read_out_of_bounds():
         1.5,
     )
     assert set(out[0].flatten().tolist()) == {-1, 3}
-    with pytest.raises(RuntimeError, match="starts must rise"):
+    with pytest.raises(RuntimeError, match="expected non-decreasing starts"):
         torch.ops.fcos_fast.assign_targets(
             boxes,
             torch.arange(4),

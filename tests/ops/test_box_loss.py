@@ -15,7 +15,7 @@ TORCHVISION = {
 
 
 def make_pairs(shape, box_format="xyxy", dtype=torch.float32, device="cpu"):
-    """Pairs of which many overlap and some do not."""
+    """Pairs of boxes; many overlap and some do not."""
     pred, target = (torch.rand((*shape, 4), dtype=torch.float64, device=device) * 8 + 0.5 for _ in range(2))
     if box_format == "xyxy":
         for boxes in (pred, target):
@@ -60,7 +60,7 @@ def test_equals_torchvision(kind, dtype, reduction, device, torchvision):
         torch.autograd.grad(expected.sum(), (pred, target)),
         strict=True,
     ):
-        tolerance = max(1e-4, 2 * TOLERANCE[dtype])  # torchvision's own rounding in 16 bits is the other half
+        tolerance = max(1e-4, 2 * TOLERANCE[dtype])  # half of it is torchvision's own 16-bit rounding
         torch.testing.assert_close(grad, expected_grad, rtol=tolerance, atol=tolerance / 100)
 
 
@@ -95,13 +95,13 @@ def test_touching_equal_and_empty_boxes_follow_the_reference(kind, device):
         grads.append((loss.detach(), torch.autograd.grad(loss.sum(), pred)[0]))
     assert grads[0][0].isfinite().all()
     torch.testing.assert_close(grads[0][0], grads[1][0], rtol=1e-5, atol=1e-6)
-    proper = [0, 1, 2, 5]  # the reference divides 0 by 0 in the gradient of a box without an area
+    proper = [0, 1, 2, 5]  # the gradient of the reference is 0/0 for a box with zero area
     torch.testing.assert_close(grads[0][1][proper], grads[1][1][proper], rtol=1e-4, atol=1e-6)
     assert grads[0][1].isfinite().all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nan_stays_nan(kind, device):
+def test_nan_propagates(kind, device):
     target = torch.tensor([[0.0, 0, 4, 4]] * 4, device=device)
     pred = target + 1
     pred[range(4), range(4)] = float("nan")
@@ -142,7 +142,7 @@ def test_the_same_bits_each_run():
     assert len(totals) == 1
 
 
-def test_a_backward_of_a_backward_is_refused(device):
+def test_double_backward_raises(device):
     pred, target = make_pairs((3,), device=device)
     (grad,) = torch.autograd.grad(ops.box_loss(pred, target, reduction="sum"), pred, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
@@ -189,6 +189,6 @@ def test_compiles_as_one_graph(device):
         ),
     ],
 )
-def test_bad_arguments_are_named(pred, target, kwargs, error, message):
+def test_invalid_arguments_raise(pred, target, kwargs, error, message):
     with pytest.raises(error, match=message):
         ops.box_loss(pred, target, **kwargs)

@@ -83,6 +83,6 @@ def test_opcheck_and_compile(device):
         (torch.zeros(3, 4, dtype=torch.int32), TypeError, "ltrb has dtype torch.int32"),
     ],
 )
-def test_bad_arguments_are_named(ltrb, error, message):
+def test_invalid_arguments_raise(ltrb, error, message):
     with pytest.raises(error, match=message):
         ops.centerness(ltrb)

@@ -13,7 +13,7 @@ from tests.ops.opcheck import CHECKS
 
 STRIDES = (8, 16, 32)
 SIZE = (100, 132)
-FEATURE_SIZES = [(math.ceil(SIZE[0] / s), math.ceil(SIZE[1] / s)) for s in STRIDES]  # odd ones among them
+FEATURE_SIZES = [(math.ceil(SIZE[0] / s), math.ceil(SIZE[1] / s)) for s in STRIDES]  # some are odd
 RULE = replace(RULES["official-improved"], sizes_of_interest=(48.0, 96.0))
 BOXES = [
     torch.tensor([[10.0, 12, 50, 60], [0, 0, 132, 100], [70, 20, 90, 50]]),
@@ -63,7 +63,7 @@ def exact(maps):
 
 
 def compare(maps, targets, dtype, **options):
-    """With the reference in float64 on the same numbers."""
+    """Compare with the reference in float64, on the same numbers."""
     losses, grads = losses_and_grads(ops.detection_loss, maps, targets, **options)
     targets = replace(targets, ltrb=targets.ltrb.double(), centerness=targets.centerness.double())
     true_losses, true_grads = losses_and_grads(reference.detection_loss, exact(maps), targets, **options)
@@ -110,12 +110,12 @@ def test_one_class(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_what_flows_in_scales_each_loss_alone(dtype, device):
+def test_the_incoming_gradient_scales_each_loss_separately(dtype, device):
     compare(make_maps(dtype, device), make_targets(device), dtype, weights=(0.5, 2.0, 0.0))
 
 
 def _giou_loss(p, t, smooth):
-    """Of two ltrb around one location, smoothed as the official code does."""
+    """IoU of two ltrb boxes at one location, smoothed as in the official code."""
     intersection = (min(p[0], t[0]) + min(p[2], t[2])) * (min(p[1], t[1]) + min(p[3], t[3]))
     union = (p[0] + p[2]) * (p[1] + p[3]) + (t[0] + t[2]) * (t[1] + t[3]) - intersection
     enclosing = (max(p[0], t[0]) + max(p[2], t[2])) * (max(p[1], t[1]) + max(p[3], t[3]))
@@ -123,7 +123,7 @@ def _giou_loss(p, t, smooth):
 
 
 def sums_by_definition(maps, targets, weighted, smooth):
-    """Every image's sums of the three losses, one location at a time, its number of positives, and their weights."""
+    """Sums of the three losses per image, one location at a time; number of positives; sum of their weights."""
     images = []
     for b in range(3):
         sums, num_positive, weights, p = [0.0, 0.0, 0.0], 0, 0.0, 0
@@ -154,7 +154,7 @@ def sums_by_definition(maps, targets, weighted, smooth):
 
 
 def published_divisors(images):
-    """name -> (classification, box, centerness) divisors per image, of the published implementations."""
+    """Divisors per image (classification, box, centerness) of the published implementations, by name."""
     batch, locations = len(images), sum(h * w for h, w in FEATURE_SIZES)
     n = sum(image[1] for image in images)
     weights = sum(image[2] for image in images)
@@ -172,7 +172,7 @@ def published_divisors(images):
 def test_definitions_and_every_published_normalizer(weighted, device):
     maps, targets = make_maps(), make_targets()
     images = sums_by_definition(maps, targets, weighted, 1.0)
-    # What make_targets ignores is no longer positive.
+    # Locations that make_targets ignores are no longer positive.
     totals = torch.tensor([sum(image[1] for image in images), sum(image[2] for image in images)])
     targets = replace(targets, totals=totals.float())
     on_device = Targets(*(getattr(targets, name).to(device) for name in Targets.__dataclass_fields__))
@@ -194,10 +194,10 @@ def test_definitions_and_every_published_normalizer(weighted, device):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_nothing_to_find_is_finite_and_has_a_graph(kind, weighted, device):
+def test_without_positives_losses_are_finite_and_have_a_graph(kind, weighted, device):
     maps = make_maps(device=device)
     targets = make_targets(device, [torch.zeros(0, 4)] * 3, [torch.zeros(0, dtype=torch.int64)] * 3)
-    with torch.no_grad():  # what a location outside every box says is nobody's business
+    with torch.no_grad():  # outputs outside all boxes do not matter
         maps[1][0].fill_(torch.inf)
         maps[2][0].fill_(torch.nan)
     options = {"box_loss": kind, "centerness_weighted": weighted}
@@ -208,7 +208,7 @@ def test_nothing_to_find_is_finite_and_has_a_graph(kind, weighted, device):
     assert all((grad == 0).all() for grad in grads[len(STRIDES) :])
 
 
-def test_ignored_locations_have_no_gradient_whatever_they_say(device):
+def test_ignored_locations_have_no_gradient_for_any_output(device):
     for memory_format in ("nchw", "channels_last"):
         maps, targets = (
             make_maps(device=device, memory_format=memory_format),
@@ -236,7 +236,7 @@ def test_backward_twice(dtype, factor, device):
     total = sum(ops.detection_loss(*maps, targets, units=STRIDES).values()) * factor
     first = [x.clone() for x in torch.autograd.grad(total, inputs, retain_graph=True)]
     second = torch.autograd.grad(total, inputs)
-    # The stored gradient is multiplied after its rounding, a computed one before.
+    # The stored gradient is scaled after rounding, the recomputed one before.
     torch.testing.assert_close(first, list(second), rtol=0 if factor == 1 else 1e-6, atol=0)
 
 
@@ -251,7 +251,7 @@ def test_accumulated_gradients_are_not_overwritten(device):
 
 
 def test_a_gradient_scaler_saves_small_half_gradients(device):
-    """Some 1e5 positives divide the gradient of a sure background logit below what float16 can hold."""
+    """With 1e5 positives, the gradient of a confident background logit underflows in float16."""
     maps, targets = make_maps(torch.float16, device), make_targets(device)
     with torch.no_grad():
         maps[0][0].fill_(-5.0)
@@ -264,7 +264,7 @@ def test_a_gradient_scaler_saves_small_half_gradients(device):
 
 
 def test_the_whole_gradient(device):
-    """Finite differences of the sum, in float64. IoU quality and ciou hold a part constant, which these do not."""
+    """Finite differences of the sum, in float64. Not for IoU quality and ciou, which stop the gradient of a part."""
     maps = make_maps(torch.float64, device, classes=2, batch=3)
     targets = make_targets(device, labels=[x.clamp(max=1) for x in LABELS])
     flat = [x for part in maps for x in part]
@@ -315,7 +315,7 @@ def test_maps_of_different_types(device):
     assert [x.dtype for x in grads] == [torch.bfloat16] * 3 + [torch.float32] * 6
 
 
-def test_torchvision_computes_the_same():
+def test_equals_torchvision():
     fcos = pytest.importorskip("torchvision.models.detection.fcos", reason="torchvision is not installed")
     maps, targets = make_maps(), make_targets(ignored=0.0)
     head = fcos.FCOSHead(8, 1, 5, num_convs=0)
@@ -358,8 +358,8 @@ def test_an_empty_batch_and_an_empty_level_beside_a_full_one(batch, height, devi
 
 @pytest.mark.parametrize("used", range(3))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_loss_that_is_not_used_leaves_no_trace(used, dtype, device):
-    """Its maps get no gradient, as in torchvision, so that an optimizer with weight decay leaves their layers alone."""
+def test_an_unused_loss_has_no_gradients(used, dtype, device):
+    """Its maps get no gradient, as in torchvision, so that an optimizer with weight decay skips these layers."""
     maps, targets = make_maps(dtype, device), make_targets(device)
     with torch.no_grad():
         for part in range(3):
@@ -368,7 +368,7 @@ def test_a_loss_that_is_not_used_leaves_no_trace(used, dtype, device):
     losses = ops.detection_loss(*maps, targets, units=STRIDES)
     loss = list(losses.values())[used]
     loss.backward(retain_graph=True)
-    loss.backward()  # the second time the gradients are computed anew
+    loss.backward()  # the second backward recomputes the gradients
     for part in range(3):
         for x in maps[part]:
             assert x.grad is None if part != used else x.grad.isfinite().all()
@@ -386,8 +386,8 @@ def test_a_loss_times_zero_gives_gradients_of_zero(device):
 
 @pytest.mark.parametrize("factor", [0.0, 1.0, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_rescaling_gradients_wherever_they_begin(dtype, factor, device):
-    """Of any size and at any address, beside numbers that are not theirs; 0 times NaN is 0 here."""
+def test_rescaling_gradients_at_any_alignment(dtype, factor, device):
+    """Any size and address, without touching adjacent memory; 0 times NaN is 0 here."""
     memory = torch.arange(1, 3000, device=device).remainder(251).to(dtype)
     parts, sizes = [], [(0, 1), (3, 1), (9, 40), (77, 1001)]
     for begin, size in sizes:
@@ -401,7 +401,7 @@ def test_rescaling_gradients_wherever_they_begin(dtype, factor, device):
     torch.testing.assert_close(memory, expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_only_some_maps_want_a_gradient(device):
+def test_only_some_maps_require_a_gradient(device):
     maps, targets = make_maps(device=device), make_targets(device)
     expected = losses_and_grads(ops.detection_loss, maps, targets)[1]
     fixed = maps[0], [x.detach() for x in maps[1]], maps[2]
@@ -460,7 +460,7 @@ def test_compiles_with_its_gradient(device):
 
 
 def test_memory_is_that_of_the_gradients():
-    """All that forward and backward together allocate, by the allocator's own count."""
+    """Everything that forward and backward allocate, as counted by the allocator."""
     maps, targets = make_maps(classes=91), make_targets()
     gradients = sum(x.numel() * 4 for part in maps for x in part)
     with torch.profiler.profile(profile_memory=True) as profile:
@@ -519,7 +519,7 @@ def _wrong(change):
             "normalizers require a gradient",
         ),
         (lambda m, t, o: (m, replace(t, labels=t.labels + 3), o), ValueError, "label .* with 5 classes"),
-        (lambda m, t, o: (m, t, o | {"normalizers": torch.ones(4)}), ValueError, "normalizers have"),
+        (lambda m, t, o: (m, t, o | {"normalizers": torch.ones(4)}), ValueError, "normalizers has dtype"),
         (
             lambda m, t, o: (m, t, o | {"box_loss": "eiou"}),
             ValueError,
@@ -535,7 +535,7 @@ def test_errors_name_the_argument(change, error, words):
         _wrong(change)()
 
 
-def test_second_derivative_is_refused(device):
+def test_double_backward_raises(device):
     maps, targets = make_maps(device=device), make_targets(device)
     total = sum(ops.detection_loss(*maps, targets, units=STRIDES).values()) * 2
     (grad,) = torch.autograd.grad(total, maps[0][0], create_graph=True)

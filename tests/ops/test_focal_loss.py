@@ -107,7 +107,7 @@ def test_gradcheck(function, kind, reduction, device):
 
 
 @pytest.mark.parametrize("memory_format", ["rows", "nchw"])
-def test_ignored_rows_count_for_nothing_whatever_they_hold(memory_format, device):
+def test_ignored_rows_have_no_effect_for_any_logits(memory_format, device):
     inputs, classes = make_case(device, memory_format=memory_format)
     ignored = classes == -2
     assert ignored.any()
@@ -153,7 +153,7 @@ def test_the_sum_with_an_infinite_logit_is_infinite_and_its_gradient_is_not(dtyp
 @pytest.mark.parametrize("memory_format", MEMORY_FORMATS)
 @pytest.mark.parametrize("dtype", ON_EVERY_DEVICE, ids=str)
 @pytest.mark.parametrize("name", ["sigmoid_focal_loss", "sigmoid_focal_loss_star"])
-def test_the_sum_can_bring_its_gradient(name, dtype, memory_format, kind, device):
+def test_the_sum_with_its_gradient(name, dtype, memory_format, kind, device):
     inputs, classes = make_case(device, dtype, memory_format=memory_format)
     inputs = inputs.detach()
     soft = MEMORY_FORMATS[memory_format](torch.rand(inputs.shape, device=device).to(dtype))
@@ -174,7 +174,7 @@ def test_the_sum_can_bring_its_gradient(name, dtype, memory_format, kind, device
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("memory_format", ["rows", "nchw"])
 def test_every_number_of_classes(classes, dtype, memory_format, device):
-    """Foreground and ignored rows at every place of what one access holds."""
+    """Foreground and ignored rows at every position within a vector access."""
     inputs, labels = make_case(device, dtype, shape=(2, 9, 8, classes), memory_format=memory_format)
     for wide in (labels, labels.int()):
         total, grad = loss_and_grad(ops.sigmoid_focal_loss, inputs, wide, reduction="sum")
@@ -188,7 +188,7 @@ def test_every_number_of_classes(classes, dtype, memory_format, device):
 @pytest.mark.parametrize("logit", [-20.0, -11.0, -6.0, -4.6, -2.0, -0.5, 0.0, 0.5, 2.0, 6.0, 11.0, 20.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_sums_of_16_bit_logits_are_good_to_1e_5(dtype, logit, device):
-    """The worst case: one logit everywhere, so that no two errors cancel."""
+    """The worst case: all logits are equal, so that errors do not cancel."""
     inputs = torch.full((64, 16), logit, device=device).to(dtype)
     for label in (-1, 3):
         classes = torch.full((64,), label, device=device)
@@ -200,7 +200,7 @@ def test_sums_of_16_bit_logits_are_good_to_1e_5(dtype, logit, device):
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
 @pytest.mark.parametrize("function", [ops.sigmoid_focal_loss, reference.sigmoid_focal_loss])
 def test_a_class_weight_of_zero_has_its_limit(function, gamma, device):
-    """Infinite logits included, whichever of the two classes weighs nothing; a NaN stays one."""
+    """For infinite logits too, for either class; NaN propagates."""
     inf, nan = float("inf"), float("nan")
     inputs = torch.tensor([[inf, -inf, 0.0, nan]] * 2, device=device)
     foreground, background = torch.zeros(4, dtype=torch.long), torch.full((4,), -1)
@@ -233,8 +233,8 @@ def test_gamma_zero_has_the_limits_of_cross_entropy(device):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("name", ["sigmoid_focal_loss", "sigmoid_focal_loss_star"])
-def test_what_16_bits_do_not_hold(name, reduction, dtype, device):
-    """The sum is above float16's 65,504 and between two bfloat16 numbers: it leaves as float32."""
+def test_sums_that_16_bits_cannot_represent(name, reduction, dtype, device):
+    """The sum is above float16's maximum of 65,504 and between two bfloat16 numbers; the result is float32."""
     inputs = torch.full((1_001, 91), 3.0, dtype=dtype, device=device, requires_grad=True)
     classes = torch.full((1_001,), -1, device=device)
     loss, grad = loss_and_grad(getattr(ops, name), inputs, classes, reduction=reduction)
@@ -251,7 +251,7 @@ def test_the_mean_of_many_halves_does_not_overflow(device):
     torch.testing.assert_close(mean.float().cpu(), torch.tensor(0.75 * 0.25 * 0.693147), rtol=1e-3, atol=0)
 
 
-def test_dense_targets_of_another_type_give_the_wider_type(device, torchvision):
+def test_dense_targets_of_another_dtype_promote(device, torchvision):
     inputs = torch.randn(5, 3, device=device)
     soft = torch.rand(5, 3, device=device, dtype=torch.float64)
     for function in (
@@ -314,7 +314,7 @@ def test_backward_twice_gives_the_gradient_twice(device):
     assert torch.equal(first, second)
 
 
-def test_a_backward_of_a_backward_is_refused(device):
+def test_double_backward_raises(device):
     inputs, classes = make_case(device)
     (grad,) = torch.autograd.grad(
         ops.sigmoid_focal_loss(inputs, classes, reduction="sum"), inputs, create_graph=True
@@ -395,12 +395,12 @@ def test_compiles_as_one_graph(device):
         (torch.zeros(3, 2), torch.zeros(3, 2), {"alpha": float("nan")}, ValueError, "alpha=nan"),
     ],
 )
-def test_bad_arguments_are_named(inputs, targets, kwargs, error, message):
+def test_invalid_arguments_raise(inputs, targets, kwargs, error, message):
     with pytest.raises(error, match=message):
         ops.sigmoid_focal_loss(inputs, targets, **kwargs)
 
 
-def test_classes_are_checked_beside_forward_mode_too():
+def test_classes_are_checked_in_forward_mode():
     with (
         torch.autograd.forward_ad.dual_level(),
         pytest.raises(ValueError, match="class target 7 with 2 classes"),
@@ -434,16 +434,16 @@ def test_more_than_two_to_the_31_elements():
     assert grad[-1, 79] < 0 < grad[-1, 78]
 
 
-def test_direct_calls_with_wrong_shapes_are_refused():
+def test_direct_calls_with_wrong_shapes_raise():
     inputs = torch.zeros(3, 2)
-    with pytest.raises(RuntimeError, match="targets must have the shape"):
+    with pytest.raises(RuntimeError, match="expected targets with the shape of inputs"):
         torch.ops.fcos_fast.sigmoid_focal_loss(inputs, torch.zeros(2, dtype=torch.long), 0.25, 2.0)
     with pytest.raises(RuntimeError, match="grad must be a scalar"):
         torch.ops.fcos_fast.sigmoid_focal_loss_backward(torch.zeros(3), inputs, inputs, 0.25, 2.0)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
-def test_sure_logits_have_a_finite_slope_in_the_reference_too(gamma):
+def test_confident_logits_have_a_finite_slope_in_the_reference(gamma):
     inputs = torch.tensor([[88.0], [-88.0], [1e30], [-1e30]], requires_grad=True)
     for targets in (torch.ones(4, 1), torch.zeros(4, 1)):
         for function in (ops.sigmoid_focal_loss, reference.sigmoid_focal_loss):

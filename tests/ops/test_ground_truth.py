@@ -1,4 +1,4 @@
-"""Packed ground truth of fixed capacity: rows beyond the last image's are never read."""
+"""Packed ground truth of fixed capacity: the padding is never read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OPERATORS = {
     "assign_targets": lambda module, gt: module.assign_targets(gt, LEVELS, RULE),
     "match_anchors": lambda module, gt: module.match_anchors(ANCHORS.to(gt.boxes.device), gt),
 }
-# Read as a box, the first takes a part of every image; the others are what assignment refuses.
+# If read as a box, the first would be assigned in every image; the others would raise.
 PADDING = {
     "takes": ([60.0, 30, 92, 62], 5),
     "nan": ([math.nan] * 4, 5),
@@ -49,14 +49,14 @@ def test_padding_is_never_read(name, module, padding, device):
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_a_batch_without_a_box_is_all_padding(name, device):
+def test_a_batch_without_boxes_is_all_padding(name, device):
     nothing = [torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.int64)] * 2
     gt = GroundTruth.pack(*nothing, capacity=16)
     gt.boxes[:] = torch.tensor([60.0, 30, 92, 62])
     assert (OPERATORS[name](ops, gt.to(device)).matched == -1).all()
 
 
-def test_a_wrong_box_before_the_padding_is_still_named():
+def test_an_invalid_box_before_the_padding_raises():
     gt = GroundTruth.pack(BOXES, LABELS, capacity=16)
     gt.boxes[2] = torch.tensor([5.0, 5, 5, 9])
     with pytest.raises(ValueError, match="box 2 is"):

@@ -7,7 +7,7 @@ from tests.ops.opcheck import assert_compiles, opcheck
 
 FLOATS = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12, torch.bfloat16: 2**-7, torch.float16: 2**-9}
-SHAPES = [  # with the number of groups
+SHAPES = [  # and number of groups
     ((2, 64, 25, 42), 32),
     ((1, 24, 41, 37), 2),  # more than one unit of work per image and per channel
     ((3, 30, 7, 11), 5),
@@ -20,7 +20,7 @@ FORMATS = ["contiguous", "channels_last", "sliced"]
 
 
 def arrange(x, memory_format):
-    """The same numbers in another memory order."""
+    """Copy into another memory format."""
     if memory_format == "contiguous" or x.ndim == 2:
         return x.contiguous()
     if memory_format == "channels_last":
@@ -38,7 +38,7 @@ def make(shape, dtype=torch.float32, memory_format="contiguous", device="cpu", p
 
 
 def steps(t):
-    """Its strides, but for those of dimensions of one element, which say nothing."""
+    """The strides of dimensions with more than one element; others are arbitrary."""
     return [stride for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1]
 
 
@@ -49,7 +49,7 @@ def result_and_gradients(function, x, groups, weight, bias, upstream):
 
 
 def by_torch(x, groups, weight=None, bias=None, eps=1e-5):
-    if weight is None:  # with a bias alone, torch 2.11's backward fails
+    if weight is None:  # with only a bias, the backward of torch 2.11 fails
         weight = x.new_ones(x.shape[1])
     return F.relu(F.group_norm(x, groups, weight, bias, eps))
 
@@ -104,20 +104,20 @@ def test_float32_parameters_of_bfloat16_activations(memory_format, device):
 
 @pytest.mark.parametrize("memory_format", FORMATS[:2])
 @pytest.mark.parametrize(("offset", "outlier"), [(3000.0, 0.0), (0.0, 3000.0)])
-def test_a_large_mean_or_a_first_outlier_cancels_nothing(offset, outlier, memory_format, device):
+def test_no_cancellation_with_a_large_mean_or_a_first_outlier(offset, outlier, memory_format, device):
     x, weight, bias, _ = make((2, 8, 40, 61), torch.float32, memory_format, device)
     with torch.no_grad():
         x += offset
         x[:, :, 0, 0] += outlier
     y = ops.group_norm_relu(x, 2, weight, bias)
     expected = by_torch(x.double(), 2, weight.double(), bias.double())
-    # float32 holds a mean of 3000 to 1.2e-4, a 25,000th of the deviation.
+    # float32 represents a mean of 3000 to 1.2e-4, a 25,000th of the deviation.
     torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS[:2])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_nan_and_infinity_spoil_their_group_alone(bad, memory_format, device):
+def test_nan_and_infinity_only_affect_their_group(bad, memory_format, device):
     x, weight, bias, upstream = make((2, 8, 5, 5), torch.float32, memory_format, device)
     with torch.no_grad():
         x[1, 5, 2, 2] = bad
@@ -135,7 +135,7 @@ def test_gradcheck(memory_format, device):
     assert torch.autograd.gradcheck(lambda *a: ops.group_norm_relu(a[0], 3, *a[1:]), (x, weight, bias))
 
 
-def test_only_the_wanted_gradients(device):
+def test_only_required_gradients(device):
     x, weight, bias, upstream = make((2, 6, 3, 3), device=device)
     ops.group_norm_relu(x.detach(), 3, weight, bias.detach()).backward(upstream)
     assert x.grad is None
@@ -186,7 +186,7 @@ def test_the_same_bits_for_any_number_of_threads(batch, memory_format):
             assert torch.equal(a, b)
 
 
-def test_a_backward_of_a_backward_is_refused(device):
+def test_double_backward_raises(device):
     x, weight, bias, upstream = make((2, 6, 3, 3), device=device)
     y = ops.group_norm_relu(x, 3, weight, bias)
     (grad,) = torch.autograd.grad(y, x, upstream, create_graph=True)
@@ -217,7 +217,7 @@ X = torch.zeros(2, 6, 3, 3)
     ("x", "groups", "weight", "error", "message"),
     [
         (X[0, 0, 0], 3, None, ValueError, r"x has shape \(3,\); expected \(B, C, ...\)"),
-        (X, 4, None, ValueError, "num_groups=4 with 6 channels; expected a divisor"),
+        (X, 4, None, ValueError, "num_groups=4; expected a divisor of the number of channels, 6"),
         (X, 0, None, ValueError, "num_groups=0; expected a positive integer"),
         (X, 3.0, None, TypeError, "num_groups=3.0; expected a positive integer"),
         (X, 3, torch.ones(3), ValueError, r"weight has shape \(3,\); expected \(6,\)"),
@@ -226,6 +226,6 @@ X = torch.zeros(2, 6, 3, 3)
         (X.long(), 3, None, TypeError, "x has dtype torch.int64"),
     ],
 )
-def test_bad_arguments_are_named(x, groups, weight, error, message):
+def test_invalid_arguments_raise(x, groups, weight, error, message):
     with pytest.raises(error, match=message):
         ops.group_norm_relu(x, groups, weight)

@@ -1,4 +1,4 @@
-"""No argument of a registered operator ends the process; what none may accept is refused with a message."""
+"""No argument of a registered operator crashes the process; invalid ones raise with a message."""
 
 import subprocess
 import sys
@@ -13,13 +13,13 @@ from tests.ops.arguments import LEVELS, RULE, ground_truth, maps, valid_argument
 from tests.tree import ROOT
 
 
-def test_no_argument_ends_the_process():
+def test_no_argument_crashes_the_process():
     done = subprocess.run(
         [sys.executable, "-m", "tests.ops.hostile"], cwd=ROOT, capture_output=True, text=True, timeout=280
     )
     last = done.stdout[-500:].rpartition("\n  ")[0] if done.returncode == 1 else done.stdout[-200:]
     assert done.returncode == 0, (
-        f"ended with {done.returncode}; the last calls were\n{last}\n{done.stderr[-3000:]}"
+        f"exit status {done.returncode}; the last calls were\n{last}\n{done.stderr[-3000:]}"
     )
 
 
@@ -51,7 +51,7 @@ def test_too_many_levels_of_the_greatest_size_do_not_overflow():
 
 
 @pytest.mark.parametrize("label", [2**31, 2**32 + 1, 2**40, 2**62])
-def test_a_label_that_int32_does_not_hold_becomes_no_other_class(label, device):
+def test_a_label_beyond_int32_does_not_become_another_class(label, device):
     gt = replace(ground_truth(), labels=torch.tensor([label, 1, 0])).to(device)
     if device == "cpu":
         with pytest.raises(ValueError, match=f"label {label}; expected classes"):
@@ -75,23 +75,23 @@ def test_a_label_that_int32_does_not_hold_becomes_no_other_class(label, device):
         ("box_loss_backward", 3, "", "kind=''; expected one of iou"),
         ("detection_loss", 11, "giou ", "kind='giou '; expected one of iou"),
         ("assign_targets", 5, "half_open", "range_test='half_open'; expected one of closed, open, left_open"),
-        ("assign_targets", 6, "centre", "sampling='centre'; expected one of box, center_clipped"),
+        ("assign_targets", 6, "middle", "sampling='middle'; expected one of box, center_clipped"),
         ("assign_targets", 7, "", "tie_break=''; expected one of area"),
         ("postprocess", 5, "sum", "score='sum'; expected one of sqrt, product, classification"),
         ("detection_loss_rescale_", 3, torch.ones(2), r"expected upstream \(3,\)"),
         ("detection_loss", 1, [x.to(torch.int8) for x in maps(4)], "a map has dtype Char"),
-        ("detection_loss_rescale_", 0, [torch.ones(2, 1).expand(2, 4)], "has gaps or overlaps"),
-        ("nms", 3, 1.5, "iou_threshold=1.5; expected a number of 0 to 1"),
+        ("detection_loss_rescale_", 0, [torch.ones(2, 1).expand(2, 4)], "expected dense gradients"),
+        ("nms", 3, 1.5, "iou_threshold=1.5; expected a number from 0 to 1"),
         ("nms_padded", 4, 0, "max_detections=0; expected 1"),
     ],
 )
-def test_direct_calls_are_refused_with_the_argument_named(op, index, value, message):
+def test_direct_calls_raise_and_name_the_argument(op, index, value, message):
     arguments = valid_arguments()[op]
     with pytest.raises(RuntimeError, match=message):
         getattr(torch.ops.fcos_fast, op)(*arguments[:index], value, *arguments[index + 1 :])
 
 
-def test_errors_are_also_those_that_callers_of_torchvision_catch():
+def test_errors_are_also_of_the_types_that_torchvision_raises():
     boxes, scores = torch.rand(3, 4), torch.rand(3)
     for error in (ValueError, RuntimeError):
         with pytest.raises(error, match="boxes has shape"):

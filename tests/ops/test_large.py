@@ -1,4 +1,4 @@
-"""More than 2**31 elements: every index is a 64-bit one. The last row is the one that shorter indices miss."""
+"""More than 2**31 elements: indices must be 64-bit. 32-bit indices would miss the last row."""
 
 import os
 
@@ -14,7 +14,7 @@ ROWS = 2**29 + 3  # of four elements
 
 @pytest.fixture
 def needs():
-    """Skips where fewer GiB are free than the test says."""
+    """Skips the test if fewer GiB of memory are free."""
 
     def check(device: str, gib: int) -> None:
         if device == "cuda":
@@ -68,7 +68,7 @@ def test_assign_targets(needs):
     images = 2**31 // (4 * locations) + 2
     box, label = torch.tensor([[100.0, 100, 300, 400]]), torch.tensor([3])
     starts = torch.zeros(images + 1, dtype=torch.int64)
-    starts[-1] = 1  # the last image's
+    starts[-1] = 1  # belongs to the last image
     targets = ops.assign_targets(GroundTruth(box.cuda(), label.cuda(), starts.cuda()), levels, rule)
     expected = ops.assign_targets(GroundTruth.pack([box], [label]), levels, rule)
     assert targets.ltrb.numel() > 2**31

@@ -12,7 +12,7 @@ def random_boxes(count, extent=200, smallest=4, largest=90):
 
 
 def whole_boxes(count, extent=24, largest=12):
-    """Whole numbers: many equal IoUs, many of them simple fractions."""
+    """Integer coordinates: many IoUs are equal, and many are simple fractions."""
     corner = torch.randint(extent, (count, 2))
     return torch.cat((corner, corner + torch.randint(1, largest + 1, (count, 2))), dim=1).float()
 
@@ -67,7 +67,7 @@ def test_equals_torchvision(count, allow, device):
 def test_ties_and_exact_thresholds_equal_torchvision(high, low, seed, allow, device):
     torch.manual_seed(seed)
     boxes = [whole_boxes(n) for n in (1, 9, 60)]
-    anchors = torch.cat((whole_boxes(3000), *boxes, *boxes))  # at the least, each box has two best anchors
+    anchors = torch.cat((whole_boxes(3000), *boxes, *boxes))  # each box has at least two best anchors
     iou = box_iou(torch.cat(boxes), anchors)
     assert (iou == high).any()
     assert ((iou == iou.amax(1, keepdim=True)).sum(1) > 1).any()
@@ -76,8 +76,8 @@ def test_ties_and_exact_thresholds_equal_torchvision(high, low, seed, allow, dev
 
 @pytest.mark.parametrize("shift", [0.0, 1e-3, 7777.7])
 def test_ious_have_torchvisions_bits(shift, device):
-    # Each box's low-quality matches are those anchors whose IoU has the bits of the maximum: of copies all, of shifted
-    # copies, whose IoU differs in the last bits, some.
+    # The low-quality matches of a box are the anchors whose IoU is bitwise equal to the maximum: all of the copies, but
+    # only some of the shifted copies, whose IoU differs in the last bits.
     box = random_boxes(30, 900) + shift
     anchors = torch.cat([box + torch.rand(1) * 1e-4 for _ in range(60)] + [box.clone(), box.clone()])
     assert_like_torchvision(anchors, [box * 1.01, box + 0.3], device, 0.99, 0.98)
@@ -123,14 +123,14 @@ def test_images_without_boxes_are_background(allow, device):
         assert matches.num_positive == (matches.matched >= 0).sum()
 
 
-def test_no_anchor(device):
+def test_no_anchors(device):
     matches = ops.match_anchors(torch.zeros(0, 4, device=device), pack([random_boxes(3)]).to(device))
     assert matches.labels.shape == matches.matched.shape == (1, 0)
     assert matches.num_positive == 0
 
 
 @pytest.mark.parametrize("allow", [True, False])
-def test_degenerate_boxes_and_anchors_take_part_in_nothing(allow, device, monkeypatch):
+def test_degenerate_boxes_and_anchors_are_skipped(allow, device, monkeypatch):
     from fcos_fast.ops import _checks
 
     monkeypatch.setattr(_checks, "checks_values", lambda tensor: False)
@@ -154,7 +154,7 @@ def test_degenerate_boxes_and_anchors_take_part_in_nothing(allow, device, monkey
     assert torch.equal(matches.labels, expected.labels)
     assert (matches.matched[1] == -1).all()
 
-    rows = torch.tensor([4, 5, 6, 10, 11, 12])  # where the proper boxes stand
+    rows = torch.tensor([4, 5, 6, 10, 11, 12])  # the valid boxes
     own = by_torchvision(anchors[:500], proper, 0.5, 0.4, allow)
     assert torch.equal(
         matches.matched[0, :500].cpu().long(), torch.where(own >= 0, rows[own.clamp(min=0)], own)
@@ -217,8 +217,8 @@ ANCHORS, GT = torch.tensor([[0.0, 0, 4, 4]]), pack([torch.tensor([[0.0, 0, 4, 4]
 @pytest.mark.parametrize(
     ("anchors", "gt", "kwargs", "error", "message"),
     [
-        (ANCHORS.double(), GT, {}, TypeError, r"anchors are torch.float64 of shape \(1, 4\)"),
-        (ANCHORS[0], GT, {}, TypeError, r"anchors are torch.float32 of shape \(4,\)"),
+        (ANCHORS.double(), GT, {}, TypeError, r"anchors has dtype torch.float64 and shape \(1, 4\)"),
+        (ANCHORS[0], GT, {}, TypeError, r"anchors has dtype torch.float32 and shape \(4,\)"),
         ([[0, 0, 4, 4]], GT, {}, TypeError, "anchors must be a tensor, got list"),
         (ANCHORS, GT, {"low_threshold": 0.6}, ValueError, "low_threshold=0.6 and high_threshold=0.5"),
         (
@@ -226,13 +226,19 @@ ANCHORS, GT = torch.tensor([[0.0, 0, 4, 4]]), pack([torch.tensor([[0.0, 0, 4, 4]
             GroundTruth(ANCHORS.double(), GT.labels, GT.starts),
             {},
             TypeError,
-            "boxes are torch.float64",
+            "boxes has dtype torch.float64",
         ),
         (ANCHORS, GroundTruth(ANCHORS * -1, GT.labels, GT.starts), {}, ValueError, "box 0 is"),
         (ANCHORS, GroundTruth(ANCHORS, GT.labels - 9, GT.starts), {}, ValueError, "expected classes 0..C-1"),
-        (ANCHORS, GroundTruth(ANCHORS, GT.labels, GT.starts + 1), {}, RuntimeError, "starts must rise"),
+        (
+            ANCHORS,
+            GroundTruth(ANCHORS, GT.labels, GT.starts + 1),
+            {},
+            RuntimeError,
+            "expected non-decreasing starts",
+        ),
     ],
 )
-def test_bad_arguments_are_named(anchors, gt, kwargs, error, message):
+def test_invalid_arguments_raise(anchors, gt, kwargs, error, message):
     with pytest.raises(error, match=message):
         ops.match_anchors(anchors, gt, **kwargs)

@@ -3,16 +3,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.nms_agreement import assert_agree
 from fcos_fast import ops, reference
+from tests.ops.nms_agreement import assert_agree
 from tests.ops.opcheck import opcheck
 
 
 def make_boxes(count, device="cpu", dtype=torch.float32, spread=300.0, size=60.0, clusters=0):
-    """Random boxes; with clusters, many around few centres."""
+    """Random boxes; with ``clusters``, many boxes around few centers."""
     if clusters:
-        centres = torch.rand(clusters, 4) * spread
-        boxes = centres[torch.randint(clusters, (count,))] + torch.randn(count, 4) * 3
+        centers = torch.rand(clusters, 4) * spread
+        boxes = centers[torch.randint(clusters, (count,))] + torch.randn(count, 4) * 3
     else:
         boxes = torch.rand(count, 4) * spread
     boxes[:, 2:] = boxes[:, :2] + 1 + torch.rand(count, 2) * size
@@ -30,7 +30,7 @@ def test_equals_torchvision(count, clusters, threshold, device, torchvision):
 
 
 def make_strange_boxes():
-    """Enough for a grid: of all sizes and proportions, far outside, turned inside out, without area, not finite."""
+    """Enough for a grid: all sizes and aspect ratios, far outside, inverted, with zero area, not finite."""
     boxes = torch.rand(4000, 4) * 100
     boxes[:, 2:] = boxes[:, :2] + torch.exp(torch.rand(4000, 2) * 9 - 4)
     boxes[2000:] = boxes[:2000] + (torch.rand(2000, 4) - 0.5) * 0.3 * (
@@ -44,7 +44,7 @@ def make_strange_boxes():
     return boxes[torch.randperm(4000)], torch.rand(4000)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-24])  # areas underflow: IoUs are anything
+@pytest.mark.parametrize("scale", [1.0, 1e-24])  # areas underflow, so IoUs are meaningless
 @pytest.mark.parametrize("threshold", [0.0, 0.01, 0.2, 0.5, 0.501, 0.9, 1.0])
 def test_strange_boxes_equal_torchvision(threshold, scale, device, torchvision):
     boxes, scores = make_strange_boxes()
@@ -54,7 +54,7 @@ def test_strange_boxes_equal_torchvision(threshold, scale, device, torchvision):
 
 
 def test_boxes_whose_areas_underflow_equal_torchvision(device, torchvision):
-    """Of 0.51 and 1.49 times the smallest float32, both areas become 1, and with them the IoU, which is a third."""
+    """Areas of 0.51 and 1.49 times the smallest float32 both round to it, so the IoU of a third becomes 1."""
     unit, height = 2.0**-149, 1e-22
     left, top = (
         torch.cartesian_prod(torch.arange(125), torch.arange(16)) * torch.tensor([3e-23, 2e-22])
@@ -67,8 +67,8 @@ def test_boxes_whose_areas_underflow_equal_torchvision(device, torchvision):
     assert torch.equal(ops.nms(boxes.to(device), scores.to(device), 0.9).cpu(), expected)
 
 
-def test_a_box_suppresses_others_that_are_as_much_wider_as_the_threshold_allows(device, torchvision):
-    """Their centers are far outside of it."""
+def test_a_box_suppresses_the_widest_boxes_that_the_threshold_allows(device, torchvision):
+    """Their centers are far outside the box."""
     boxes, scores = make_boxes(3000)
     narrow = torch.tensor([[100.0, 100.0, 121.0, 140.0]]).repeat(20, 1) + torch.arange(20)[:, None] * 7
     wide = narrow + torch.tensor([0.0, 0.0, 79.0, 0.0])  # IoU 0.21
@@ -83,10 +83,10 @@ def test_a_box_suppresses_others_that_are_as_much_wider_as_the_threshold_allows(
 @pytest.mark.gpu
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.6])
 @pytest.mark.parametrize(("count", "clusters"), [(700, 0), (5000, 90), (20_000, 300)])
-def test_equals_torchvision_on_cuda_but_next_to_the_threshold(count, clusters, threshold, torchvision):
-    """Its kernel rounds otherwise than its CPU operator, which ours equals."""
+def test_equals_torchvision_on_cuda_except_near_the_threshold(count, clusters, threshold, torchvision):
+    """torchvision's CUDA kernel rounds differently from its CPU operator, which ours is equal to."""
     boxes, _ = make_boxes(count, "cuda", clusters=clusters)
-    scores = torch.randperm(count, device="cuda") / count  # of equal ones its order is not defined
+    scores = torch.randperm(count, device="cuda") / count  # distinct: the order of equal scores is undefined
     expected = torchvision.ops.nms(boxes, scores, threshold)
     assert_agree(ops.nms(boxes, scores, threshold), expected, boxes, scores, threshold)
 
@@ -113,7 +113,7 @@ def test_batched_equals_nms_per_class(count, classes, device, torchvision):
 
 
 def test_large_coordinates_and_classes_need_no_offset(device):
-    # With an offset of class times extent, float32 would round these boxes together.
+    # With a per-class offset, float32 would round these boxes to the same coordinates.
     boxes = torch.tensor([[1e7, 1e7, 1e7 + 8, 1e7 + 8]] * 3, device=device)
     kept = ops.batched_nms(
         boxes, torch.tensor([0.9, 0.8, 0.7], device=device), torch.tensor([0, 10**12, 0], device=device), 0.5
@@ -121,16 +121,16 @@ def test_large_coordinates_and_classes_need_no_offset(device):
     assert kept.tolist() == [0, 1]
 
 
-def test_classes_stay_apart_at_negative_coordinates(device, torchvision):
-    """Where torchvision's offset per class, the greatest coordinate plus 1, is 0, its classes suppress each other."""
+def test_classes_are_separate_at_negative_coordinates(device, torchvision):
+    """torchvision's per-class offset, the greatest coordinate plus 1, is 0 here, so its classes suppress each other."""
     boxes = torch.tensor([[-50.0, -50.0, -1.0, -1.0], [-50.0, -50.0, -1.0, -2.0]], device=device)
     scores, idxs = torch.tensor([0.9, 0.8], device=device), torch.tensor([0, 1], device=device)
     assert torchvision.ops.batched_nms(boxes, scores, idxs, 0.5).tolist() == [0]
     assert ops.batched_nms(boxes, scores, idxs, 0.5).tolist() == [0, 1]
 
 
-def test_iou_equal_to_the_threshold_stays(device, torchvision):
-    # IoU of the two is 1/2 exactly; 0.6 as float32 exceeds 0.6 as float64.
+def test_a_box_with_iou_equal_to_the_threshold_is_kept(device, torchvision):
+    # The IoU of the two is exactly 1/2. The float32 number 0.6 is greater than the float64 number 0.6.
     boxes = torch.tensor([[0.0, 0, 2, 1], [0, 0, 1, 1]], device=device)
     scores = torch.tensor([0.9, 0.8], device=device)
     assert len(ops.nms(boxes, scores, 0.5)) == 2
@@ -140,7 +140,7 @@ def test_iou_equal_to_the_threshold_stays(device, torchvision):
     assert torch.equal(ops.nms(boxes, scores, 0.6).cpu(), expected)
 
 
-def test_equal_scores_go_by_index(device):
+def test_equal_scores_keep_their_order(device):
     boxes, _ = make_boxes(300, device)
     scores = torch.randint(0, 4, (300,), device=device).float()
     kept = ops.nms(boxes, scores, 0.4)
@@ -159,7 +159,7 @@ def test_nan_infinite_and_negative_zero_scores(device):
     )
 
 
-def test_boxes_with_nan_or_no_area_neither_fall_nor_fell(device):
+def test_boxes_with_nan_or_zero_area_are_not_suppressed_and_suppress_nothing(device):
     nan = float("nan")
     boxes = torch.tensor(
         [[0, 0, 10, 10], [nan, 0, 10, 10], [3, 3, 3, 3], [3, 3, 3, 3], [0, 0, 10, 9], [9, 9, 1, 1]],
@@ -170,7 +170,7 @@ def test_boxes_with_nan_or_no_area_neither_fall_nor_fell(device):
     assert ops.nms(boxes, scores, 0.5).tolist() == [0, 1, 2, 3, 5]
 
 
-def test_views_and_gradients_are_taken_as_they_are(device):
+def test_views_and_tensors_that_require_grad(device):
     boxes, scores = make_boxes(200, device)
     wide = torch.cat([boxes, boxes], dim=1)[:, :4]
     strided = scores.repeat_interleave(2)[::2]
@@ -238,7 +238,7 @@ def test_compiles_as_one_graph(device):
         (torch.zeros(3, 4), torch.zeros(3, device="meta"), None, 0.5, ValueError, "scores is on meta"),
     ],
 )
-def test_bad_arguments_are_named(boxes, scores, idxs, threshold, error, message):
+def test_invalid_arguments_raise(boxes, scores, idxs, threshold, error, message):
     arguments = (boxes, scores, threshold) if idxs is None else (boxes, scores, idxs, threshold)
     with pytest.raises(error, match=message):
         (ops.nms if idxs is None else ops.batched_nms)(*arguments)

@@ -14,7 +14,7 @@ def make_batch(images, count, classes, device="cpu", dtype=torch.float32):
 
 
 def by_torchvision(torchvision, boxes, scores, labels, threshold, most):
-    """One image, class by class: no offset moves its boxes."""
+    """One image, class by class, without per-class offsets."""
     kept = torch.zeros(len(boxes), dtype=torch.bool)
     for value in labels.unique().tolist():
         members = ((labels == value) & (scores != -torch.inf)).nonzero()[:, 0]
@@ -44,7 +44,7 @@ def test_equals_torchvision_per_image_and_class(count, classes, most, device, to
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_other_types_equal_the_reference(dtype, scores_dtype, device):
     boxes, scores, labels = make_batch(2, 400, 5, device, dtype)
-    scores = scores.to(scores_dtype)  # bfloat16: many are equal
+    scores = scores.to(scores_dtype)  # many are equal in bfloat16
     for classes in (labels, labels.to(torch.int8), None):
         found, expected = (
             f(boxes, scores, classes, 0.5, 150) for f in (ops.nms_padded, reference.nms_padded)
@@ -76,13 +76,13 @@ def test_large_labels_and_coordinates_need_no_offset(device):
     assert ops.nms_padded(boxes, scores, labels, 0.5, 3)[0].tolist() == [[0, 1, -1]]
 
 
-def test_boxes_with_nan_neither_fall_nor_fell(device):
+def test_boxes_with_nan_are_not_suppressed_and_suppress_nothing(device):
     boxes = torch.tensor([[[0.0, 0, 10, 10], [float("nan"), 0, 10, 10], [0, 0, 10, 9]]], device=device)
     scores = torch.tensor([[0.9, 0.8, 0.7]], device=device)
     assert ops.nms_padded(boxes, scores, None, 0.5, 3)[0].tolist() == [[0, 1, -1]]
 
 
-def test_views_and_gradients_are_taken_as_they_are(device):
+def test_views_and_tensors_that_require_grad(device):
     boxes, scores, labels = make_batch(2, 200, 3, device)
     wide = torch.cat([boxes, boxes], dim=2)[..., :4].requires_grad_()
     found = ops.nms_padded(wide, scores.t().contiguous().t(), labels.repeat(1, 2)[:, :200], 0.5, 50)
@@ -90,7 +90,7 @@ def test_views_and_gradients_are_taken_as_they_are(device):
     assert all(x.equal(y) for x, y in zip(found, expected, strict=True))
 
 
-def test_no_image(device):
+def test_no_images(device):
     indices, counts = ops.nms_padded(*make_batch_of_none(device), 0.5, 4)
     assert indices.shape == (0, 4)
     assert counts.shape == (0,)
@@ -136,7 +136,7 @@ def test_compiles_and_exports(device):
 
 
 @pytest.mark.gpu
-def test_a_cuda_graph_holds_it_and_nothing_waits():
+def test_works_in_a_cuda_graph_and_never_synchronizes():
     boxes, scores, labels = make_batch(3, 2000, 5, "cuda")
     ops.nms_padded(boxes, scores, labels, 0.5, 100)
     torch.cuda.set_sync_debug_mode("error")
@@ -166,7 +166,7 @@ def test_a_cuda_graph_holds_it_and_nothing_waits():
         ({"max_detections": 0}, ValueError, "max_detections=0; expected a positive integer"),
     ],
 )
-def test_bad_arguments_are_named(arguments, error, message):
+def test_invalid_arguments_raise(arguments, error, message):
     good = {
         "boxes": torch.zeros(2, 3, 4),
         "scores": torch.zeros(2, 3),

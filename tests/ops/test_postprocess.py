@@ -22,7 +22,7 @@ CLASSES = 3
 def make_outputs(
     levels=LEVELS, batch=2, classes=CLASSES, dtype=torch.float32, device="cpu", seed=0, memory_format=None
 ):
-    """Head outputs in steps of 1/8, which all types hold: scores are equal or differ by more than rounding."""
+    """Head outputs in steps of 1/8, exact in all dtypes: scores are equal or differ by more than rounding."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(channels, level):
@@ -39,7 +39,7 @@ def make_outputs(
 
 
 def assert_same(found, expected):
-    """The same detections in the same order."""
+    """Assert the same detections in the same order."""
     assert found.counts.tolist() == expected.counts.tolist()
     assert found.labels.equal(expected.labels)
     assert found.scores.dtype == expected.scores.dtype
@@ -66,7 +66,7 @@ def overlap(a, b, pixel):
 
 
 def brute_force(outputs, b, levels, settings):
-    """All the rules, one candidate at a time: (score, label, box), best first."""
+    """An independent implementation of all rules, one candidate at a time: (score, label, box), best first."""
     height, width = SIZES[b]
     pixel = 1 if settings["inclusive_boxes"] else 0
     groups = []
@@ -136,7 +136,7 @@ def combinations(choices):
     return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
 
-# With each combination of score and threshold each of the others.
+# Each option in combination with each score and threshold rule.
 ALL_RULES = [rule | combinations(OTHERS)[(i + i // 16) % 16] for i, rule in enumerate(combinations(CHOICES))]
 
 
@@ -150,7 +150,7 @@ def test_every_rule_equals_brute_force(rule, threshold, topk, most, function):
         "score_threshold": threshold,
         "topk_candidates": topk,
         "max_detections": most,
-        "iou_threshold": 0.617,  # not 3/5, which an IoU may be
+        "iou_threshold": 0.617,  # not 3/5, which IoUs attain
     }
     detections = function(*outputs, levels, SIZES, units=STRIDES, **settings).split()
     for b, found in enumerate(detections):
@@ -204,7 +204,7 @@ def by_torchvision(detection, outputs, levels, sizes, score_threshold, topk, iou
 
 @pytest.mark.parametrize(("threshold", "topk", "most"), [(0.2, 1000, 100), (0.5, 30, 1000), (0.0, 400, 7)])
 def test_equals_torchvision(threshold, topk, most, device, torchvision):
-    # Of equal scores torchvision's top-k takes any: these differ.
+    # Distinct scores, since torchvision's top-k picks any of equal ones.
     size = (160, 224)
     levels = RULES["torchvision"].levels(
         [(math.ceil(size[0] / s), math.ceil(size[1] / s)) for s in STRIDES], size
@@ -233,7 +233,7 @@ def test_equals_torchvision(threshold, topk, most, device, torchvision):
 
 
 def test_scores_are_exact_to_rounding_for_every_logit(device):
-    # Locations so far apart that no box falls; from the smallest sigmoid that float32 has to 1.
+    # Locations are so far apart that nothing is suppressed; scores from the smallest float32 sigmoid to 1.
     logits = torch.linspace(-100, 100, 4001)
     level = replace(LEVELS[0], height=1, width=len(logits), step=(10.0, 10.0), offset=(5.0, 5.0))
     found = ops.postprocess(
@@ -250,14 +250,14 @@ def test_scores_are_exact_to_rounding_for_every_logit(device):
     )
     exact = logits.double().sigmoid().flip(0)
     count = found.counts.item()
-    assert count > 3700  # below -88.7 the sigmoid of float32 is 0, which is not above 0
+    assert count > 3700  # below -88.7 the float32 sigmoid is 0, which is not above the threshold 0
     assert (exact[count:] < 1e-38).all()
     torch.testing.assert_close(found.scores[0, :count].cpu().double(), exact[:count], rtol=3e-7, atol=0)
 
 
 @pytest.mark.parametrize("threshold_on", ["score", "classification"])
 def test_scores_next_to_the_threshold_are_compared_exactly(threshold_on, device):
-    # 400 neighbouring float32 logits, of which those are found whose score is above the threshold, and no other.
+    # 400 adjacent float32 logits: exactly those with a score above the threshold are found.
     bits = torch.tensor([math.log(0.3 / 0.7)]).view(torch.int32) + torch.arange(400, dtype=torch.int32)
     logits = bits.view(torch.float32).reshape(1, 1, 1, 400).to(device)
     level = replace(LEVELS[0], height=1, width=400, step=(10.0, 10.0), offset=(5.0, 5.0))
@@ -300,10 +300,10 @@ def test_of_equal_scores_the_first_locations_are_kept(device):
 @pytest.mark.parametrize("topk_by", ["score", "classification"])
 @pytest.mark.parametrize("multi_label", [True, False])
 @pytest.mark.parametrize("topk_over", ["level", "image"])
-def test_more_candidates_than_any_list_holds(multi_label, topk_over, topk_by, device):
+def test_more_candidates_than_fit_into_a_list(multi_label, topk_over, topk_by, device):
     levels = [replace(LEVELS[0], height=61, width=83), replace(LEVELS[1], height=31, width=42)]
     outputs = make_outputs(levels, batch=1, classes=40, device=device)
-    outputs[0][0][0, :, 20:40] = 1.0  # many equal ones at the edge of what is taken
+    outputs[0][0][0, :, 20:40] = 1.0  # many equal ones at the cutoff
     outputs[2][0][0, :, 20:40] = 1.0
     arguments = (*outputs, levels, [(400, 600)])
     settings = {
@@ -325,8 +325,8 @@ def test_more_candidates_than_any_list_holds(multi_label, topk_over, topk_by, de
 
 
 @pytest.mark.parametrize("topk", [1, 7, 1000, 9000, 20_000, 39_999])
-def test_the_topk_of_more_than_any_list_holds_is_exact(topk, device):
-    """The candidates on both sides of where the top-k by classification ends have the best scores."""
+def test_the_topk_of_more_than_fit_into_a_list_is_exact(topk, device):
+    """The candidates on both sides of the cutoff by classification have the best scores."""
     side = 200
     logits = torch.randperm(side * side) / (side * side) - 1
     order = logits.argsort(descending=True)
@@ -352,7 +352,7 @@ def test_the_topk_of_more_than_any_list_holds_is_exact(topk, device):
     ].tolist()
 
 
-def test_nan_is_no_candidate_and_a_box_with_nan_stays(device):
+def test_nan_scores_are_dropped_and_boxes_with_nan_are_kept(device):
     outputs = make_outputs(device=device)
     generator = torch.Generator().manual_seed(1)
     for maps, share in zip(outputs, (0.3, 0.05, 0.3), strict=True):
@@ -370,7 +370,7 @@ def test_nan_is_no_candidate_and_a_box_with_nan_stays(device):
 
 
 @pytest.mark.parametrize("clip", ["before_nms", "after_nms"])
-def test_empty_boxes_are_dropped_before_the_cut_and_suppress_nothing(clip, device):
+def test_empty_boxes_are_dropped_before_max_detections_and_suppress_nothing(clip, device):
     outputs = make_outputs(batch=2, device=device)
     for x in outputs[1]:
         x[:, 2] = torch.where(x[:, 1] > 1.5, -x[:, 0], x[:, 2])  # x2 = x1
@@ -384,14 +384,14 @@ def test_empty_boxes_are_dropped_before_the_cut_and_suppress_nothing(clip, devic
         settings |= {"max_detections": most, "drop_empty": True}
         found = ops.postprocess(*outputs, LEVELS, SIZES, **settings)
         assert_same(found, reference.postprocess(*outputs, LEVELS, SIZES, **settings))
-        if clip == "before_nms":  # where boxes are clipped later, what is clipped to nothing stays
+        if clip == "before_nms":  # boxes that become empty by later clipping are kept
             for image in found.split():
                 assert (image["boxes"][:, 2:] > image["boxes"][:, :2]).all()
         if most == 7:
             assert found.counts.tolist() == [7, 7]
 
 
-def test_nothing_found_and_nothing_given(device):
+def test_no_detections_and_no_images(device):
     outputs = make_outputs(device=device)
     outputs[0] = [x - 100 for x in outputs[0]]
     found = ops.postprocess(*outputs, LEVELS, SIZES, units=STRIDES, max_detections=5)
@@ -409,7 +409,7 @@ def test_nothing_found_and_nothing_given(device):
     assert ops.postprocess(*no_classes, LEVELS, SIZES, units=STRIDES).counts.tolist() == [0, 0]
 
 
-def test_empty_levels_and_images_of_which_one_is_empty(device):
+def test_empty_levels_and_one_empty_image(device):
     levels = [replace(LEVELS[0], height=0), LEVELS[1], replace(LEVELS[2], width=0)]
     outputs = make_outputs(levels, device=device)
     outputs[0][1][0] = -20
@@ -420,12 +420,12 @@ def test_empty_levels_and_images_of_which_one_is_empty(device):
     assert_same(found, reference.postprocess(*arguments, units=STRIDES[:3]))
 
 
-def test_views_are_read_as_they_lie(device):
+def test_views_are_read_without_a_copy(device):
     levels, settings = LEVELS[:2], {"units": STRIDES[:2], "score_threshold": 0.2}
     outputs = make_outputs(levels, device=device)
     expected = ops.postprocess(*outputs, levels, SIZES, **settings)
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        # Slices of one convolution's output; and of larger maps, whose rows do not touch.
+        # Slices of the output of one convolution, and of larger maps, whose rows are not contiguous.
         whole = [
             torch.cat(of_level, dim=1).contiguous(memory_format=memory_format)
             for of_level in zip(*outputs, strict=True)
@@ -509,16 +509,19 @@ def test_compiles_and_exports(device):
     assert_same(exported(*outputs, sizes), detect(*outputs, sizes))
 
 
-def test_a_graph_is_given_sizes_as_a_tensor(monkeypatch):
-    """As a replay would copy them again from host memory, which may be another's by then."""
+def test_sizes_must_be_a_tensor_in_a_cuda_graph(monkeypatch):
+    """A replay would copy them again from host memory, which may have been reused."""
     like = SimpleNamespace(is_cuda=True, device="cuda:0", shape=(2,))
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with pytest.raises(ValueError, match=r"sizes is a sequence and a CUDA graph .* tensor on cuda:0"):
+    with pytest.raises(
+        ValueError,
+        match=r"sizes is a sequence, which cannot be captured in a CUDA graph; .* tensor on cuda:0",
+    ):
         sys.modules[ops.postprocess.__module__]._sizes_on("postprocess", like, SIZES)
 
 
 @pytest.mark.gpu
-def test_a_cuda_graph_holds_it_and_nothing_waits():
+def test_works_in_a_cuda_graph_and_never_synchronizes():
     outputs = make_outputs(device="cuda")
     sizes = torch.tensor(SIZES, device="cuda")
     run = lambda: ops.postprocess(*outputs, LEVELS, sizes, units=STRIDES, score_threshold=0.2)  # noqa: E731
@@ -530,7 +533,7 @@ def test_a_cuda_graph_holds_it_and_nothing_waits():
         torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        with pytest.raises(ValueError, match="sizes is a sequence and a CUDA graph is being captured"):
+        with pytest.raises(ValueError, match="sizes is a sequence, which cannot be captured"):
             ops.postprocess(*outputs, LEVELS, SIZES, units=STRIDES)
         found = run()
     for maps, others in zip(outputs, make_outputs(device="cuda", seed=1), strict=True):
@@ -569,7 +572,7 @@ def change(maps, kind, level, value):
         (None, {"iou_threshold": math.nan}, ValueError, "iou_threshold=nan"),
         (None, {"topk_candidates": 0}, ValueError, "topk_candidates=0; expected a positive integer"),
         (None, {"max_detections": 2.5}, TypeError, "max_detections=2.5; expected a positive integer"),
-        (None, {"units": STRIDES[:4]}, ValueError, "5 levels, 4 units; expected one of each per level"),
+        (None, {"units": STRIDES[:4]}, ValueError, "5 levels, 4 units; expected the same number of each"),
         (None, {"sizes": SIZES[:1]}, ValueError, "sizes has shape (1, 2); expected (2, 2)"),
         (None, {"sizes": torch.zeros(2, 2, device="meta")}, ValueError, "sizes is on meta"),
         ((0, 0, torch.zeros(3)), {}, ValueError, "cls_logits[0] has shape (3,); expected (B, C, H, W)"),
@@ -582,7 +585,7 @@ def change(maps, kind, level, value):
         ((2, 0, None), {}, TypeError, "centerness[0] must be a tensor"),
     ],
 )  # fmt: skip
-def test_bad_arguments_are_named(maps, options, error, message):
+def test_invalid_arguments_raise(maps, options, error, message):
     outputs = make_outputs() if maps is None else change(make_outputs(), *maps)
     options = {"units": STRIDES, "sizes": SIZES} | options
     with pytest.raises(error) as raised:
@@ -590,7 +593,7 @@ def test_bad_arguments_are_named(maps, options, error, message):
     assert message in str(raised.value)
 
 
-def test_centerness_is_needed_where_the_score_has_it():
+def test_centerness_is_required_by_the_score():
     cls_logits, box_regression, _ = make_outputs()
-    with pytest.raises(TypeError, match="centerness is None; score='sqrt' needs it"):
+    with pytest.raises(TypeError, match="centerness is None; score='sqrt' requires one map per level"):
         ops.postprocess(cls_logits, box_regression, None, LEVELS, SIZES, units=STRIDES)

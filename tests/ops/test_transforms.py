@@ -1,4 +1,4 @@
-"""torch.func: gradients, batching and their compositions are the reference's, and forward mode is refused."""
+"""torch.func: gradients, batching and compositions are those of the reference; forward mode raises."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def make_inputs(shapes, batch=()):
 
 
 def total(function):
-    return lambda *inputs: (function(*inputs).sin() * 2).sum()  # not 1: what flows in matters
+    return lambda *inputs: (function(*inputs).sin() * 2).sum()  # so that the incoming gradient is not 1
 
 
 @pytest.fixture(params=CASES)
@@ -77,7 +77,7 @@ def test_batches(case, inner, alone):
     torch.testing.assert_close(transformed(*inputs), by_reference(transformed, *inputs))
 
 
-def test_a_batch_along_another_axis_and_two_of_them():
+def test_batches_along_other_dimensions_and_nested_batches():
     x = torch.randn(5, 2, 3, 4)
     once = vmap(lambda x: ops.sigmoid_focal_loss(x, CLASSES), in_dims=2, out_dims=2)
     twice = vmap(once, in_dims=1, out_dims=1)
@@ -94,7 +94,7 @@ def test_gradients_of_16_bits_keep_their_dtype():
     torch.testing.assert_close(gradient.float(), wide, rtol=2**-8, atol=1e-6)
 
 
-def test_forward_mode_is_refused_not_zero(case):
+def test_forward_mode_raises_and_is_not_zero(case):
     function, shapes = case
     inputs = make_inputs(shapes)
     with pytest.raises(RuntimeError, match="no forward-mode derivative"):
@@ -104,10 +104,10 @@ def test_forward_mode_is_refused_not_zero(case):
         with pytest.raises(RuntimeError, match="no forward-mode derivative"):
             function(*duals)
     tangent = by_reference(lambda *x: jvp(function, x, tuple(map(torch.sin, x)))[1], *inputs)
-    assert tangent.abs().max() > 0  # what the message recommends works
+    assert tangent.abs().max() > 0  # the recommendation in the message works
 
 
-def test_second_derivatives_are_refused(case):
+def test_second_derivatives_raise(case):
     function, shapes = case
     inputs = make_inputs(shapes)
     with pytest.raises(RuntimeError, match="no forward-mode derivative|no second derivative"):
@@ -116,7 +116,7 @@ def test_second_derivatives_are_refused(case):
         grad(total(grad(total(function))))(*inputs)
 
 
-def test_the_fused_loss_names_its_limit():
+def test_the_fused_loss_raises():
     maps = [[torch.randn(1, c, 2, 2)] for c in (3, 4, 1)]
     levels = RULES["official"].levels([(2, 2)] + [(1, 1)] * 4, (16, 16))
     gt = GroundTruth.pack([torch.tensor([[0.0, 0.0, 9.0, 9.0]])], [torch.tensor([1])])

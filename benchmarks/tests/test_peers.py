@@ -1,4 +1,4 @@
-"""What a case says of its peer, tried on ``meta``, which stands for a GPU that nobody may wait for."""
+"""Whether a peer synchronizes as its case declares. Tested on the device ``meta``, which cannot be synchronized."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.engine.test_step import NeverWaits
 
 
 class NeverWaitsOnCuda(NeverWaits):
-    """Where a mask is filled with one number, CUDA does not count its elements."""
+    """On CUDA, filling a mask with one number does not synchronize."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket is torch.ops.aten.index_put_ and args[2].ndim == 0:
@@ -22,16 +22,16 @@ CASES = list({case.operator: case for case in timed_on("cuda")}.values())
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.operator for case in CASES])
-def test_a_peer_that_is_captured_does_not_wait(case):
-    """A failed capture would cost the row, and a new process."""
+def test_a_captured_peer_does_not_synchronize(case):
+    """A failed capture would cost the row and need a new process."""
     torch.manual_seed(0)
     try:
         data = case.data("meta")
-    except NotImplementedError:  # made by an operator of ours, which has no kernel there
-        assert case.peer_waits
+    except NotImplementedError:  # created by our operator, which has no meta kernel
+        assert case.peer_synchronizes
         return
     with NeverWaitsOnCuda():
-        if case.peer_waits:
+        if case.peer_synchronizes:
             with pytest.raises((RuntimeError, NotImplementedError)):
                 case.rows[case.peer](*data)
         else:

@@ -1,6 +1,6 @@
-"""What gpu_bench keeps of rows that hang, that end their process, and of those there is no time for.
+"""How gpu_bench handles rows that hang, crash, or have no time left.
 
-The process that measures is played by a script; the whole is rehearsed by ``make gpu-bench``.
+A script replaces the measuring process; ``make gpu-bench`` rehearses the whole program.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import sys
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu_bench, gpu_rows
 from benchmarks.case import Case
-from benchmarks.report import gpu_markdown, with_prediction
+from benchmarks.report import GPU_COLUMNS, all_rows, with_prediction
 from benchmarks.rows import OURS
-from tests import gpu_bench, gpu_steps
+from tests import gpu_steps
 from tests.tree import ROOT
 
 SCRIPT = """
@@ -28,9 +28,9 @@ def write(line):
 def row(i):
     return {"operator": "nms", "case": "5 boxes", "peer": "torchvision", "row": rows[i][0]}
 if first == 0:
-    write({"plan": [row(i) | {"seconds": LIMIT} for i in range(len(rows))], "left_out": 0})
+    write({"plan": [row(i) | {"seconds": LIMIT} for i in range(len(rows))], "skipped": 0, "copy": {"cuda": 4000.0}})
 for i in range(first, len(rows)):
-    write({"begun": i})
+    write({"started": i})
     kind = rows[i][1]
     if kind == "hangs":
         time.sleep(60)
@@ -50,7 +50,7 @@ write({"end": True})
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
-    """What comes of such rows, within so many seconds."""
+    """A function that measures fake rows within some seconds."""
     monkeypatch.setattr(gpu_steps, "TREE", ROOT)
     monkeypatch.setattr(gpu_steps, "PATIENCE", 1)
 
@@ -59,7 +59,7 @@ def measured(tmp_path, monkeypatch):
         script.write_text(SCRIPT.replace("ROWS", repr(json.dumps(rows))).replace("LIMIT", str(limit)))
         with gpu_steps.Run("gpu-bench", tmp_path / "out", seconds=gpu_steps.SECONDS) as run:
             run.seconds = seconds
-            run.scaled = lambda wanted: wanted  # rows keep their whole time
+            run.scaled = lambda wanted: wanted  # do not scale the limits of rows
             run.machine = {
                 **{
                     "gpu": {"name": "Card", "driver_version": "1"},
@@ -67,7 +67,6 @@ def measured(tmp_path, monkeypatch):
                     "cuda": "13",
                     "commit": "abc",
                 },
-                "copy_gb_per_s": {"cuda": 4000.0},
                 "torchvision": "0",
             }
             outcome = gpu_bench.measure(run, [sys.executable, script])
@@ -76,22 +75,22 @@ def measured(tmp_path, monkeypatch):
     return measure
 
 
-def test_a_row_costs_no_other(measured):
+def test_a_failed_row_does_not_affect_others(measured):
     kinds = {"torchvision": "good", "a": "dies", "b": "hangs", "c": "breaks", OURS: "wrong", "e": "good"}
     rows = list(kinds.items())
     outcome, report = measured(rows)
     results = {result["row"]: result for result in report["benchmarks"]}
     assert list(results) == [name for name, _ in rows]
-    assert results["a"]["error"] == "the process ended with 139; Segmentation fault: here"
+    assert results["a"]["error"] == "the process exited with 139; Segmentation fault: here"
     assert results["b"]["error"] == "stopped after 3 s"
     assert results["c"]["p50_ms"] == results["e"]["p50_ms"] == 2.0
     assert (outcome.verdict, outcome.passed, outcome.failed) == ("failed", 3, 1)
-    assert outcome.skipped == {"failed, but is not ours": 2}
+    assert outcome.skipped == {"failed rows that are not ours": 2}
     assert report["steps"][0]["remarks"] == outcome.remarks
     assert any("AssertionError: differ" in remark for remark in outcome.remarks)
 
 
-def test_no_time_for_all(measured):
+def test_time_runs_out(measured):
     rows = [("torchvision", "good"), ("a", "good"), ("b", "hangs"), (OURS, "good")]
     outcome, report = measured(rows, limit=60, seconds=16)
     assert [result["row"] for result in report["benchmarks"]] == ["torchvision", "a"]
@@ -101,7 +100,7 @@ def test_no_time_for_all(measured):
     assert (outcome.verdict, outcome.passed) == ("out of time", 0)
 
 
-def test_a_process_that_does_not_begin_says_why(measured, tmp_path, monkeypatch):
+def test_a_process_that_does_not_start_is_reported(measured, tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "SCRIPT", "raise SystemExit('no torch here')")
     outcome, report = measured([])
     assert outcome.verdict == "failed"
@@ -109,7 +108,7 @@ def test_a_process_that_does_not_begin_says_why(measured, tmp_path, monkeypatch)
     assert not report["ok"]
 
 
-def test_measured_stands_beside_predicted():
+def test_predicted_times():
     result = {
         "bytes": 8_000_000,
         "p50_ms": 4.0,
@@ -120,19 +119,19 @@ def test_measured_stands_beside_predicted():
     }
     result = with_prediction(result, copy_gb_per_s=4000.0)
     assert (result["gb_per_s"], result["predicted_ms"], result["share_of_prediction"]) == (2.0, 0.002, 0.0005)
-    assert "| 2 | 0.002 | 0.0005 |" in gpu_markdown([result])
+    assert "| 2 | 0.002 | 0.0005 |" in all_rows([result], GPU_COLUMNS)
     failed = {key: result[key] for key in ("operator", "case", "device", "row")} | {
         "error": "RuntimeError: a | b"
     }
-    assert "failed: RuntimeError: a / b" in gpu_markdown([failed])
+    assert "failed: RuntimeError: a / b" in all_rows([failed], GPU_COLUMNS)
 
 
-def test_flagships_come_first_and_what_is_compiled_last():
-    jobs = gpu.plan("cuda")
+def test_flagships_come_first_and_compiled_rows_last():
+    jobs = gpu_rows.plan("cuda")
     names = list(dict.fromkeys(job.case.operator for job in jobs))
-    assert names[:4] == list(gpu.FLAGSHIPS)
+    assert names[:4] == list(gpu_rows.FLAGSHIPS)
     flagships = [
-        job for job in jobs if "float32" not in job.case.title and job.case.operator in gpu.FLAGSHIPS
+        job for job in jobs if "float32" not in job.case.title and job.case.operator in gpu_rows.FLAGSHIPS
     ]
     assert jobs[: len(flagships)] == flagships
     for some in (flagships, jobs[len(flagships) :]):
@@ -148,11 +147,11 @@ def test_flagships_come_first_and_what_is_compiled_last():
     assert any("100,000" in job.case.title for job in jobs)
 
 
-def job(row_functions, **options) -> gpu.Job:
+def job(row_functions, **options) -> gpu_rows.Job:
     case = Case(
         "some", "work", lambda device: (torch.ones(3),), row_functions, lambda a, b, data: None, **options
     )
-    return [gpu.Job(case, row) for row in row_functions]
+    return [gpu_rows.Job(case, row) for row in row_functions]
 
 
 def test_rows_are_written_one_by_one_with_their_bytes():
@@ -161,29 +160,29 @@ def test_rows_are_written_one_by_one_with_their_bytes():
         {"torchvision": lambda x: x + 1, OURS: lambda x: 1 / 0, "floor: copy": lambda x: x.clone()},
         bytes_moved=lambda x: 24,
     )
-    gpu.run(list(jobs), "cpu", 0.001, 0, lines.append)
-    assert [next(iter(line)) for line in lines] == ["begun", "job"] * 3 + ["end"]
+    gpu_rows.run(list(jobs), "cpu", 0.001, 0, lines.append)
+    assert [next(iter(line)) for line in lines] == ["started", "job"] * 3 + ["end"]
     results = [line["result"] for line in lines if "result" in line]
     assert [result.get("bytes") for result in results] == [24, 24, None]
     assert results[0]["times_faster_than_peer"] == 1
     assert results[1]["error"] == "ZeroDivisionError: division by zero"
     assert results[2]["p50_ms"] > 0
-    assert list(jobs[0].case.rows) == ["torchvision"]  # the peer is needed to the end
+    assert list(jobs[0].case.rows) == ["torchvision"]  # the peer is needed until the end
 
 
-def test_a_new_process_begins_behind_what_is_done():
+def test_a_new_process_continues_after_finished_rows():
     lines = []
-    gpu.run(job({"torchvision": torch.clone, OURS: torch.clone}), "cpu", 0.001, 1, lines.append)
-    assert [line for line in lines if "result" not in line] == [{"begun": 1}, {"end": True}]
+    gpu_rows.run(job({"torchvision": torch.clone, OURS: torch.clone}), "cpu", 0.001, 1, lines.append)
+    assert [line for line in lines if "result" not in line] == [{"started": 1}, {"end": True}]
 
 
-def test_data_that_cannot_be_made_costs_the_rows_of_its_case():
+def test_if_data_cannot_be_created_all_rows_of_the_case_fail():
     def fail(x):
         raise RuntimeError("out of memory")
 
     lines = []
     with pytest.raises(RuntimeError, match="out of memory"):
-        gpu.run(
+        gpu_rows.run(
             job({"torchvision": fail, OURS: fail}) + job({"torch": torch.clone}),
             "cpu",
             0.001,

@@ -1,11 +1,11 @@
-"""Fixtures and rules for every test."""
+"""Fixtures and settings of all tests."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-# Several processes of pytest-xdist share the cores. Before torch is imported, and for the processes that tests start.
+# Processes of pytest-xdist share the cores. Set before torch is imported; subprocesses of the tests inherit it.
 if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
@@ -20,10 +20,10 @@ def pytest_collection_modifyitems(config, items):
     if not torch.cuda.is_available():
         skipped["gpu"] = pytest.mark.skip(reason="no CUDA device")
     if "large" not in config.option.markexpr:
-        skipped["large"] = pytest.mark.skip(reason="needs much memory; asked for by -m large")
+        skipped["large"] = pytest.mark.skip(reason="needs much memory; run with -m large")
     for item in items:
         for name, mark in skipped.items():
-            if item.get_closest_marker(name):  # not a keyword, which the name of a folder is too
+            if item.get_closest_marker(name):  # not keywords, which include folder names
                 item.add_marker(mark)
 
 
@@ -39,7 +39,7 @@ def device(request):
 
 @pytest.fixture(scope="session")
 def torchvision():
-    """The oracle; where it is not installed, the other tests of a file run all the same."""
+    """torchvision as an oracle; tests that need it are skipped if it is not installed."""
     return pytest.importorskip("torchvision")
 
 

@@ -1,10 +1,10 @@
-"""The benchmarks of a GPU, flagships first, in one run of under eight minutes: ``python -m tests.gpu_bench OUT``.
+"""Benchmarks on a GPU, the most important first, in under eight minutes: ``python -m benchmarks.gpu_bench OUT``.
 
-Builds a copy of the tree for the GPU that is there and measures row by row. In the folder OUT: gpu-bench.json, .md (a
-table of measured beside predicted) and .log, written after every row: a run that is stopped keeps what it has. A row
-that takes too long or ends its process costs that row alone. The exit status is 0 where no row of ours failed.
+Builds a copy of the tree for the GPU of this machine and measures row by row. Writes gpu-bench.json, .md (a table of
+measured and predicted times) and .log to the folder OUT after every row, so that a stopped run keeps its results. If a
+row takes too long or crashes its process, only that row is lost. The exit status is 0 if none of our rows failed.
 
-Without a GPU it is a rehearsal: some rows on the CPU, those of the GPU skipped and counted.
+Without a GPU this is a rehearsal: some rows on the CPU, with GPU rows skipped and counted.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.report import gpu_markdown, with_prediction
+from benchmarks.report import GPU_COLUMNS, all_rows, with_prediction
 from benchmarks.rows import OURS
 from tests.gpu_steps import Outcome, Run, end, prepare, run_from_command_line, tell
 
-STARTING = 90  # seconds until a process has begun its first row
-COMMAND = [sys.executable, "-m", "benchmarks.gpu"]
-DRAIN = 5  # seconds that are kept for what ends a run
+STARTING = 90  # seconds until a process starts its first row
+COMMAND = [sys.executable, "-m", "benchmarks.gpu_rows"]
+DRAIN = 5  # seconds reserved for the end of the run
 NO_TIME = "no time left"
 
 
@@ -28,32 +28,33 @@ class Rows:
     """What the measuring processes have written so far.
 
     Attributes:
-        plan: the rows, in the order in which they are measured.
-        results: of rows, by their place in the plan.
-        begun: the row that is being measured, or was when its process ended; None before the first.
+        plan: the rows in the order of measurement.
+        results: results of rows, by their index in the plan.
+        started: index of the row that was started last; None before the first.
     """
 
     def __init__(self, file: Path, device: str):
         self.file, self.device = file, device
         file.touch()
         self.plan: list[dict] = []
-        self.left_out = 0
+        self.skipped = 0
+        self.copy_gb_per_s: dict[str, float] = {}
         self.results: dict[int, dict] = {}
-        self.begun: int | None = None
+        self.started: int | None = None
         self.ended = False
         self._read = 0
 
     def read(self) -> bool:
-        """Read on; is there anything new?"""
+        """Read new lines. Returns whether there were any."""
         with self.file.open("rb") as file:
             file.seek(self._read)
             whole, newline, _ = file.read().rpartition(b"\n")
         self._read += len(whole + newline)
         for line in map(json.loads, whole.splitlines()):
             if "plan" in line:
-                self.plan, self.left_out = line["plan"], line["left_out"]
-            elif "begun" in line:
-                self.begun = line["begun"]
+                self.plan, self.skipped, self.copy_gb_per_s = line["plan"], line["skipped"], line["copy"]
+            elif "started" in line:
+                self.started = line["started"]
             elif "result" in line:
                 self.results[line["job"]] = line["result"]
             self.ended = self.ended or "end" in line
@@ -61,29 +62,31 @@ class Rows:
 
     @property
     def running(self) -> dict | None:
-        """The row that has begun and has no result."""
-        return self.plan[self.begun] if self.begun is not None and self.begun not in self.results else None
+        """The row that was started and has no result yet."""
+        return (
+            self.plan[self.started] if self.started is not None and self.started not in self.results else None
+        )
 
     def fail(self, why: str) -> None:
-        """The row that was running has no result because of that."""
+        """Record why the running row has no result."""
         row = {key: value for key, value in self.running.items() if key != "seconds"}
-        self.results[self.begun] = row | {"device": self.device, "error": why}
+        self.results[self.started] = row | {"device": self.device, "error": why}
 
     @property
     def next(self) -> int:
-        """The first row that has not been begun."""
-        done = [*self.results, *([] if self.begun is None else [self.begun])]
+        """Index of the first row that was not started."""
+        done = [*self.results, *([] if self.started is None else [self.started])]
         return max(done, default=-1) + 1
 
 
 def steps(run: Run) -> None:
-    """Measure until everything is measured or the time is over."""
+    """Build, and measure until all rows are done or the time is up."""
     if prepare(run):
         measure(run)
 
 
 def measure(run: Run, command: list = COMMAND) -> Outcome:
-    """The rows as one step; a new process measures what comes behind a row that ended or outlasted its process."""
+    """Measure all rows as one step. If a row crashes or takes too long, a new process continues with the next."""
     rows = Rows(run.scratch / "rows.jsonl", "cuda" if run.gpu else "cpu")
     outcome = Outcome("rows")
     run.extra = lambda: report(run, rows)
@@ -93,7 +96,7 @@ def measure(run: Run, command: list = COMMAND) -> Outcome:
         first = rows.next
         process = run.begin([*command, rows.file, "--device", rows.device, "--first", first])
         why = watch(run, rows, process)
-        if rows.next == first and why != NO_TIME:  # it did not come to a row
+        if rows.next == first and why != NO_TIME:  # no row was started
             outcome.failed += 1
             outcome.remarks.append(f"{why}: {run.last_lines(process)}")
             break
@@ -103,7 +106,7 @@ def measure(run: Run, command: list = COMMAND) -> Outcome:
 
 
 def watch(run: Run, rows: Rows, process: subprocess.Popen) -> str:
-    """Follow a process until it ends, or is ended; returns why."""
+    """Wait until a process exits or has to be stopped. Returns the reason."""
     since = run.clock()
     while True:
         status = wait_a_little(process)
@@ -113,7 +116,7 @@ def watch(run: Run, rows: Rows, process: subprocess.Popen) -> str:
             continue  # there may be more
         limit = run.scaled(rows.running["seconds"] if rows.running else STARTING)
         if status is not None:
-            why = f"the process ended with {status}"
+            why = f"the process exited with {status}"
         elif run.left() <= DRAIN:
             why = NO_TIME
         elif run.clock() - since > limit:
@@ -129,7 +132,7 @@ def watch(run: Run, rows: Rows, process: subprocess.Popen) -> str:
 
 
 def wait_a_little(process: subprocess.Popen) -> int | None:
-    """Its exit status, or None where it still runs."""
+    """The exit status, or None if it is still running."""
     try:
         return process.wait(0.2)
     except subprocess.TimeoutExpired:
@@ -137,12 +140,12 @@ def wait_a_little(process: subprocess.Popen) -> int | None:
 
 
 def last_line(run: Run, process: subprocess.Popen) -> str:
-    """What a process wrote last, which commonly says why it ended."""
-    return (run.last_lines(process).splitlines() or ["it wrote nothing"])[-1].strip()
+    """The last output line of a process, which usually shows why it exited."""
+    return (run.last_lines(process).splitlines() or ["no output"])[-1].strip()
 
 
 def count(rows: Rows, outcome: Outcome) -> None:
-    """Rows as tests are counted: a row of ours that failed fails the step, one of another is told."""
+    """Count rows like tests. Only our rows can fail the step; failures of others are reported."""
     failed = {index: result for index, result in rows.results.items() if "error" in result}
     ours = [index for index in failed if rows.plan[index]["row"].startswith(OURS)]
     outcome.passed = len(rows.results) - len(failed)
@@ -150,8 +153,8 @@ def count(rows: Rows, outcome: Outcome) -> None:
     outcome.remarks += [f"{r['operator']} {r['case']}, {r['row']}: {r['error']}" for r in failed.values()]
     skipped = {
         "not measured" if outcome.failed else NO_TIME: len(rows.plan) - len(rows.results),
-        "no CUDA device": rows.left_out,
-        "failed, but is not ours": len(failed) - len(ours),
+        "no CUDA device": rows.skipped,
+        "failed rows that are not ours": len(failed) - len(ours),
     }
     outcome.skipped = {why: number for why, number in skipped.items() if number}
     if outcome.failed:
@@ -161,9 +164,9 @@ def count(rows: Rows, outcome: Outcome) -> None:
 
 
 def report(run: Run, rows: Rows) -> tuple[dict, str]:
-    """Measured beside predicted."""
-    copies = run.machine.get("copy_gb_per_s") or {}
-    order = {}  # of the works
+    """JSON and markdown of the results: measured and predicted times."""
+    copies = rows.copy_gb_per_s
+    order = {}  # of the cases
     for row in rows.plan:
         order.setdefault((row["operator"], row["case"]), len(order))
     results = [
@@ -173,12 +176,13 @@ def report(run: Run, rows: Rows) -> tuple[dict, str]:
         )
     ]
     copied = ", ".join(f"{speed:,} GB/s on {device}" for device, speed in copies.items())
-    text = (
-        f"A copy in this run: {copied or 'not measured'}. Predicted is the bytes that must be moved over that; what "
-        "moves less or computes more than that is not predicted by it.\n\n" + gpu_markdown(results)
+    explanation = (
+        f"Copy bandwidth in this run: {copied or 'not measured'}. The predicted time is the minimum number of bytes "
+        "moved, divided by this bandwidth; it does not apply to rows that are bound by computation."
     )
-    return {"benchmarks": results}, text
+    text = f"{explanation}\n\n{all_rows(results, GPU_COLUMNS)}"
+    return {"copy_gb_per_s": copies, "benchmarks": results}, text
 
 
 if __name__ == "__main__":
-    sys.exit(run_from_command_line("gpu-bench", __doc__.splitlines()[0], steps))
+    sys.exit(run_from_command_line("benchmarks.gpu_bench", "Run the benchmarks on a GPU.", steps))

@@ -1,6 +1,6 @@
-"""Every operator, forward and backward, on small inputs: ``python -m tests.gpu_small cuda``, for compute-sanitizer.
+"""Every operator, forward and backward, on small inputs: ``python -m benchmarks.small cuda``, for compute-sanitizer.
 
-Small, because each access is looked at; but of several blocks, levels and images, odd sizes, and both memory formats.
+Small because every access is checked, but with several blocks, levels and images, odd sizes and both memory formats.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
 def work(device: str) -> Iterator[tuple[str, Callable[[], object]]]:
-    """(name, call)"""
+    """Yields (name, call)."""
 
     def ours(bench, *data, **rows):
         return lambda: bench.rows(**rows)[OURS](*data)
@@ -66,7 +66,7 @@ def work(device: str) -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def main(device: str) -> None:
-    """Each is named before it runs, so that the last line names what ended the process."""
+    """Print the name of each call before it runs, so that the last line shows which one crashed."""
     torch.manual_seed(0)
     done = 0
     with backend("native"):

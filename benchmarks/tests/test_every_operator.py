@@ -1,9 +1,8 @@
-"""What holds for every operator alike, on the first case of its benchmark; a new ``bench_*.py`` is found by itself."""
+"""Properties of every operator, tested on the first case of its benchmark. New ``bench_*.py`` files are included."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 
 import pytest
 import torch
@@ -12,9 +11,10 @@ from torch import Tensor
 from benchmarks.case import Case, Graph, all_cases, prepare
 from benchmarks.rows import OURS
 from fcos_fast import backend
+from tests.ops.arguments import tensors_in
 
 CASES = list({case.operator: case for case in reversed(all_cases())}.values())[::-1]
-WITHOUT_WAITING = [case for case in CASES if not case.waits]
+ASYNCHRONOUS = [case for case in CASES if not case.synchronizes]
 
 
 def each(cases):
@@ -34,19 +34,8 @@ def make(case: Case, device: str, seed: int = 0):
 
 
 def run(case: Case, data) -> list[Tensor]:
-    """All tensors of the result."""
+    """All tensors in the result."""
     return tensors_in(case.rows[OURS](*data))
-
-
-def tensors_in(tree) -> list[Tensor]:
-    """Every tensor in lists, tuples, dictionaries and dataclasses."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    if dataclasses.is_dataclass(tree):
-        tree = [getattr(tree, field.name) for field in dataclasses.fields(tree)]
-    if isinstance(tree, dict):
-        tree = list(tree.values())
-    return [t for part in tree for t in tensors_in(part)] if isinstance(tree, (list, tuple)) else []
 
 
 @torch.no_grad()
@@ -75,7 +64,7 @@ def test_the_same_bits_a_hundred_times(case, device):
 
 @contextlib.contextmanager
 def poisoned_memory():
-    """Memory that nobody has written holds NaN, or the greatest integer."""
+    """Fill uninitialized memory with NaN, or the greatest integer."""
     before = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
@@ -88,7 +77,7 @@ def poisoned_memory():
 
 
 @each(CASES)
-def test_reads_and_returns_nothing_uninitialised(case, device):
+def test_reads_and_returns_nothing_uninitialized(case, device):
     data = make(case, device)
     expected = run(case, data)
     with poisoned_memory():
@@ -96,7 +85,7 @@ def test_reads_and_returns_nothing_uninitialised(case, device):
 
 
 @each(CASES)
-def test_leaves_its_arguments_as_they_were(case, device):
+def test_does_not_modify_its_arguments(case, device):
     data = make(case, device)
     before = [t.detach().clone() for t in tensors_in(data)]
     run(case, data)
@@ -104,8 +93,8 @@ def test_leaves_its_arguments_as_they_were(case, device):
 
 
 @pytest.mark.gpu
-@each(WITHOUT_WAITING)
-def test_never_waits_for_the_device(case):
+@each(ASYNCHRONOUS)
+def test_never_synchronizes(case):
     data = make(case, "cuda")
     run(case, data)
     torch.cuda.set_sync_debug_mode("error")
@@ -116,7 +105,7 @@ def test_never_waits_for_the_device(case):
 
 
 @pytest.mark.gpu
-@each(WITHOUT_WAITING)
+@each(ASYNCHRONOUS)
 def test_a_captured_graph_computes_from_new_data(case):
     data, new = make(case, "cuda", seed=0), make(case, "cuda", seed=1)
     graph = Graph(lambda: case.rows[OURS](*data))
@@ -133,7 +122,7 @@ def test_runs_on_the_current_stream(case):
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(100_000_000)  # on another stream the operator would not wait for the new data
+        torch.cuda._sleep(100_000_000)  # on another stream, the operator would not wait for the new data
         overwrite(data, new)
         actual = run(case, data)
     stream.synchronize()
@@ -154,7 +143,7 @@ def test_runs_on_the_device_of_its_tensors(case):
 
 @pytest.mark.gpu
 @each(CASES)
-def test_needs_no_more_memory_than_twice_what_goes_in_and_out(case):
+def test_needs_at_most_twice_the_memory_of_inputs_and_outputs(case):
     data = make(case, "cuda")
     outputs = run(case, data)
     allowed = 2 * sum(t.numel() * t.element_size() for t in (*tensors_in(data), *outputs)) + 2**20

@@ -1,10 +1,10 @@
-"""Do two results of greedy non-maximum suppression differ for more than rounding?
+"""Compares two results of greedy non-maximum suppression up to rounding.
 
-On the CPU ``fcos_fast.ops.nms`` and torchvision's operator return the same indices. torchvision's CUDA kernel compares
-with a float32 threshold, and its compiler may contract a multiplication and an addition into one rounding: an IoU next
-to the threshold can fall on its other side there, and everything below in the order of scores follows from that. So
-each result is held against the rule itself: it is a greedy result for some decision about the pairs of boxes whose IoU
-is within one unit in the last place of the threshold. Two such results first differ at such a pair.
+On the CPU, ``fcos_fast.ops.nms`` and torchvision's operator return the same indices. torchvision's CUDA kernel compares
+with a float32 threshold, and its compiler may fuse a multiplication and an addition. So an IoU near the threshold can
+end up on the other side, which affects all boxes with lower scores. Therefore each result is checked against the
+definition: it must be a greedy result for some decision about the pairs of boxes whose IoU is within one unit in the
+last place of the threshold. If two such results differ, they first differ at such a pair.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK = 2**24  # pairs of boxes at once
+CHUNK = 2**24  # pairs of boxes per step
 
 
 def assert_agree(
@@ -23,7 +23,7 @@ def assert_agree(
     iou_threshold: float,
     idxs: Tensor | None = None,
 ) -> None:
-    """The same indices, but for IoUs within one unit in the last place of the threshold."""
+    """Assert equal indices, except for IoUs within one unit in the last place of the threshold."""
     if not torch.equal(kept, expected):
         for result in (kept, expected):
             assert_greedy(result, boxes, scores, iou_threshold, idxs)
@@ -32,7 +32,7 @@ def assert_agree(
 def assert_greedy(
     kept: Tensor, boxes: Tensor, scores: Tensor, iou_threshold: float, idxs: Tensor | None = None
 ) -> None:
-    """``kept`` is what greedy suppression leaves, but for IoUs within one unit in the last place of the threshold."""
+    """Assert that ``kept`` is a greedy result, except for IoUs within one unit in the last place of the threshold."""
     order = torch.argsort(scores, descending=True, stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device)
@@ -41,7 +41,7 @@ def assert_greedy(
     is_kept[kept] = True
     unit = torch.finfo(boxes.dtype if boxes.dtype == torch.float64 else torch.float32)
     ulp = _unit_in_the_last_place(iou_threshold, unit.eps)
-    suppressed = torch.zeros_like(is_kept)  # surely or perhaps, by a kept box
+    suppressed = torch.zeros_like(is_kept)  # certainly or possibly, by a kept box
     for some in kept.split(max(1, CHUNK // max(1, len(boxes)))):
         may_suppress = rank[some][:, None] < rank  # (K, N)
         if idxs is not None:
@@ -64,19 +64,19 @@ def assert_greedy(
 
 
 def _unit_in_the_last_place(x: float, eps: float) -> float:
-    """Between ``x`` and the next number of a type whose unit at 1 is ``eps``."""
+    """Distance of ``x`` to the next number of a type with machine epsilon ``eps``."""
     return float(torch.tensor(x, dtype=torch.float64).frexp().exponent.exp2()) / 2 * eps
 
 
 def _iou_bounds(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """(K, N) float64: the lesser and the greater of the IoU itself and of the IoU as the operators round it."""
+    """(K, N) float64: minimum and maximum of the exact IoU and the IoU as rounded by the operators."""
     computed = b.dtype if b.dtype == torch.float64 else torch.float32
     ious = [_iou(a.to(dtype), b.to(dtype)).double() for dtype in (torch.float64, computed)]
     return torch.minimum(*ious), torch.maximum(*ious)
 
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:
-    """(K, N) IoU, each operation rounded; -inf where boxes do not overlap, and where a coordinate is NaN."""
+    """(K, N) IoU, rounded after each operation; -inf if boxes do not overlap or a coordinate is NaN."""
     ax1, ay1, ax2, ay2 = a[:, None].unbind(-1)
     bx1, by1, bx2, by2 = b.unbind(-1)
     width = torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)

@@ -1,4 +1,4 @@
-"""The arithmetic of the roofline, against figures that were worked out by hand."""
+"""The roofline model, compared with manually computed figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CARD = {card.name: card for card in CARDS}
 
 @pytest.fixture
 def work(monkeypatch):
-    """Of 28.7 million elements, in one kernel of 44 instructions an element and 64 registers."""
+    """28.7 million elements in one kernel with 44 instructions per element and 64 registers."""
     budget = replace(
         kernel_work.KERNELS[0], name="a", instructions_per_element=44, registers=64, threads=256, launches=2
     )
@@ -25,7 +25,7 @@ def work(monkeypatch):
 
 
 def test_the_figures_of_a_kernel(work):
-    """38 us of issue on 132 multiprocessors at 1.98 GHz."""
+    """38 us of issue time on 132 multiprocessors at 1.98 GHz."""
     h100, h200 = CARD["H100 SXM"], CARD["H200 SXM"]
     assert h100.issue_us(work) == pytest.approx(37.7, abs=0.1)
     assert work.bytes == pytest.approx(123.3e6, rel=1e-3)
@@ -36,7 +36,7 @@ def test_the_figures_of_a_kernel(work):
     assert "bound by issue: at least 38 us" in line(h200, work)
 
 
-def test_what_is_not_counted_does_not_bind():
+def test_uncounted_instructions_do_not_bind():
     assert binding({"issue": None, "memory": 3.0, "launches": 4.0}) == "launches"
     assert "issue not counted" in line(CARDS[0], WORK["assign_targets, 20 boxes an image"])
 
@@ -48,7 +48,7 @@ def test_occupancy_goes_by_warps_and_whole_blocks(work, monkeypatch):
     assert Card("b", 1, 1, 1, threads=1536).occupancy(work) == pytest.approx(2 / 3)
 
 
-def test_kernels_of_one_work_are_added_up():
+def test_kernels_of_one_operator_are_added_up():
     work = WORK["group_norm_relu forward, NCHW"]
     assert work.instructions_per_element == sum(budget.instructions_per_element for budget in work.budgets)
     assert work.launches == 3

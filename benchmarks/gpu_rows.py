@@ -1,7 +1,7 @@
-"""The rows of a GPU's benchmarks by their weight, each written as soon as it is measured.
+"""Measures the rows of the GPU benchmarks, the most important first, and writes each result immediately.
 
-``python -m benchmarks.gpu FILE --first 0`` is started by ``tests.gpu_bench``, which stops it when a row takes too long,
-and starts it again behind a row that ended the process. It appends JSON lines: the plan, a line when a row begins, and
+``benchmarks.gpu_bench`` runs ``python -m benchmarks.gpu_rows FILE --first 0``, stops it when a row takes too long, and
+restarts it after the row that ended the process. It appends JSON lines to FILE: the plan, a line when a row starts, and
 its result.
 """
 
@@ -20,7 +20,7 @@ import torch
 from benchmarks.case import Case, Prepared, prepare, timed_on, torchvision
 from benchmarks.report import result_of
 from benchmarks.rows import COMPILED, FLOOR
-from benchmarks.timing import host_ms, time_in_turns
+from benchmarks.timing import copy_bandwidths, host_ms, time_in_turns
 from fcos_fast._extension import backend
 
 FLAGSHIPS = ("detection_loss", "postprocess", "nms", "training_step")
@@ -33,9 +33,9 @@ ORDER = (
     "assign_targets",
     "match_anchors",
 )
-"""Operators that are measured first."""
+"""Operators in the order of measurement; others follow."""
 SECONDS = {"row": 30, "step": 45, "compiled": 110}
-"""What a row may take, its data and compilation with it."""
+"""Time limit of a row, including its data and compilation."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Job:
 
     @property
     def is_compiled(self) -> bool:
-        """By torch.compile: it takes long to begin."""
+        """Whether it uses torch.compile, which is slow to start."""
         return self.row.startswith(COMPILED)
 
     def as_json(self) -> dict:
-        """What the plan says of it."""
+        """Its entry in the plan."""
         kind = "compiled" if self.is_compiled else "step" if self.case.operator == "training_step" else "row"
         return {
             "operator": self.case.operator,
@@ -63,13 +63,13 @@ class Job:
 
 
 def plan(device: str) -> list[Job]:
-    """Flagships first, of every kind what is compiled last; the rows of a case stand together."""
+    """All jobs: flagships first, compiled rows last within each part; rows of a case stay together."""
     jobs = [Job(case, row) for case in [*timed_on(device), *steps(device)] for row in case.rows_on(device)]
     return sorted(jobs, key=_weight)
 
 
 def steps(device: str) -> Iterator[Case]:
-    """Whole training steps; on a CPU they take minutes."""
+    """Whole training steps, only on a GPU."""
     if torchvision and device == "cuda":
         from benchmarks.models.bench_training_step import on_gpu
 
@@ -83,14 +83,14 @@ def _weight(job: Job) -> tuple:
 
 
 def rehearsal() -> list[Job]:
-    """The first case of each operator on the CPU, without what is compiled."""
+    """The first case of each operator on the CPU, without compiled rows."""
     first = {case.operator: case for case in reversed(timed_on("cpu"))}
     jobs = [Job(case, row) for case in reversed(first.values()) for row in case.rows_on("cpu")]
     return sorted((job for job in jobs if not job.is_compiled), key=_weight)
 
 
 def measure(prepared: Prepared, row: str, seconds: float) -> dict:
-    """What the JSON holds of a row: its result is compared with its peer's, then both are timed in turns."""
+    """Compare the row's result with its peer's, time both interleaved, and return the JSON of the row."""
     case, device = prepared.case, prepared.device
     facts: dict = {}
     try:
@@ -107,13 +107,13 @@ def measure(prepared: Prepared, row: str, seconds: float) -> dict:
 
 
 def run(jobs: list[Job], device: str, seconds: float, first: int, write) -> None:
-    """Measure the jobs from the ``first`` on."""
+    """Measure all jobs starting at ``first``."""
     prepared = None
     for index, job in enumerate(jobs):
-        jobs[index] = None  # what a case holds goes with its last row
+        jobs[index] = None  # the last row of a case frees its data
         if index < first:
             continue
-        write({"begun": index})
+        write({"started": index})
         if prepared is None or prepared.case is not job.case:
             prepared = None
             gc.collect()
@@ -135,13 +135,13 @@ def run(jobs: list[Job], device: str, seconds: float, first: int, write) -> None
         if job.row != job.case.peer:
             forget(prepared, job.row)
         if device == "cuda" and not result.get("error", "AssertionError").startswith("AssertionError"):
-            # Out of memory, a capture that failed, a kernel that broke the context: another process takes the next row.
+            # Out of memory, a failed capture, a broken CUDA context: continue in a new process.
             sys.exit(f"{job.row}: {result['error']}")
     write({"end": True})
 
 
 def forget(prepared: Prepared, row: str) -> None:
-    """Let go of what a row holds: of a training step a model, and the memory of its activations in a CUDA graph."""
+    """Free the memory of a row, such as the model and CUDA graph of a training step."""
     prepared.calls.pop(row, None)
     prepared.case.rows.pop(row, None)
     if prepared.device == "cuda" and prepared.case.operator == "training_step":
@@ -153,9 +153,9 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--first", type=int, default=0, help="job of the plan to begin with")
+    parser.add_argument("--first", type=int, default=0, help="first job of the plan")
     parser.add_argument("--row-seconds", type=float, default=0.15)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="cpu: a rehearsal")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="cpu is a rehearsal")
     options = parser.parse_args()
     device = options.device
     jobs = plan("cuda") if device == "cuda" else rehearsal()
@@ -166,8 +166,8 @@ def main() -> None:
             file.flush()
 
         if options.first == 0:
-            left_out = 0 if device == "cuda" else len(plan("cuda"))
-            write({"plan": [job.as_json() for job in jobs], "left_out": left_out})
+            skipped = 0 if device == "cuda" else len(plan("cuda"))
+            write({"plan": [job.as_json() for job in jobs], "skipped": skipped, "copy": copy_bandwidths()})
         run(jobs, device, options.row_seconds, options.first, write)
 
 

@@ -1,4 +1,4 @@
-"""What a reader must know of a machine to judge a time: ``python -m benchmarks.machine FILE`` writes it as JSON."""
+"""Facts about the machine for the report of a run: ``python -m tests.machine FILE`` writes them as JSON."""
 
 from __future__ import annotations
 
@@ -13,23 +13,20 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.case import devices, torchvision
-from benchmarks.timing import copy_bandwidth
 from fcos_fast._extension import cpu_error
 from fcos_fast._source_hash import source_hash
 
 
 def machine() -> dict:
-    """Hardware, versions, the state of the sources, and how fast memory is copied."""
+    """Hardware, versions and the state of the sources."""
     return {
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],  # of the last minute, in cores
+        "load": os.getloadavg()[0],  # busy cores, averaged over the last minute
         "simd": importlib.import_module("fcos_fast._C").simd() if cpu_error is None else None,
         "gpu": gpu() if torch.cuda.is_available() else None,
-        "copy_gb_per_s": {device: round(copy_bandwidth(device), 1) for device in devices()},
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__ if torchvision else None,
+        "torchvision": torchvision_version(),
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -38,19 +35,27 @@ def machine() -> dict:
     }
 
 
+def torchvision_version() -> str | None:
+    """None if it is not installed."""
+    try:
+        return importlib.import_module("torchvision").__version__
+    except ImportError:
+        return None
+
+
 def cpu_name() -> str:
-    """As the kernel calls it."""
+    """The name that the operating system reports."""
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def gpu() -> dict:
-    """The current GPU, and what its driver says of it at this moment."""
+    """The current GPU, with its clocks, power limit and temperature at this moment."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     fields = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "temperature.gpu")
-    told = output_of("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader")
-    values = told.splitlines()[0].split(", ") if told else [None] * len(fields)
+    output = output_of("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader")
+    values = output.splitlines()[0].split(", ") if output else [None] * len(fields)
     return {
         "name": properties.name,
         "compute_capability": f"{properties.major}.{properties.minor}",
@@ -62,13 +67,17 @@ def gpu() -> dict:
 
 
 def commit() -> str | None:
-    """FCOS_FAST_COMMIT, or what git says: the hash, with ``-dirty`` behind it where files were changed since."""
-    told = os.environ.get("FCOS_FAST_COMMIT")
-    return told or output_of("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
+    """FCOS_FAST_COMMIT, or the hash from git, with the suffix ``-dirty`` if files have changed since."""
+    from_environment = os.environ.get("FCOS_FAST_COMMIT")
+    return (
+        from_environment
+        or output_of("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        or None
+    )
 
 
 def output_of(*command: str) -> str:
-    """What a command prints; "" where it cannot run or fails."""
+    """What a command prints; "" if it cannot run or fails."""
     try:
         done = subprocess.run(
             command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=30

@@ -1,18 +1,18 @@
-"""What the comparison of two results of NMS accepts and what it does not; the operators' own tests are exact."""
+"""Tests of nms_agreement: which differences between two NMS results it accepts."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from benchmarks.nms_agreement import assert_agree, assert_greedy
 from fcos_fast import ops
+from tests.ops.nms_agreement import assert_agree, assert_greedy
 
 ULP = 2**-24  # of float32 from 1/2 to 1
 
 
 def pair(units: float, threshold: float = 0.5):
-    """Two boxes whose IoU is so many units in the last place above the threshold; the first has the higher score."""
+    """Two boxes whose IoU is ``units`` units in the last place above the threshold, in descending score order."""
     width = 4 * (threshold + units * ULP)
     boxes = torch.tensor([[0.0, 0, 4, 1], [0.0, 0, width, 1]], dtype=torch.float64)
     assert boxes.float().double().equal(boxes)
@@ -39,8 +39,8 @@ def test_two_units_away_is_a_difference(units, message, swap):
         assert_agree(*results, *pair(units))
 
 
-def test_what_follows_from_such_a_decision_is_right_too():
-    """Whether the second falls by the first decides about the third, which only the second suppresses."""
+def test_consequences_of_such_a_decision_are_accepted():
+    """Whether the first suppresses the second decides about the third, which only the second suppresses."""
     boxes, scores, threshold = pair(0)
     boxes = torch.cat([boxes, torch.tensor([[0.0, 0, 1.5, 1]])])
     scores = torch.cat([scores, torch.tensor([0.7])])
@@ -67,8 +67,8 @@ def test_boxes_of_other_classes_do_not_suppress():
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.6, 1.0])
-def test_holds_for_our_operator_and_for_nothing_else(threshold, monkeypatch):
-    monkeypatch.setattr("benchmarks.nms_agreement.CHUNK", 5000)  # several turns
+def test_accepts_our_result_and_rejects_any_other(threshold, monkeypatch):
+    monkeypatch.setattr("tests.ops.nms_agreement.CHUNK", 5000)  # several chunks
     corner = torch.rand(400, 2) * 60
     boxes = torch.cat([corner, corner + 5 + 20 * torch.rand(400, 2)], dim=1)
     scores, idxs = torch.randperm(400) / 400, torch.randint(2, (400,))

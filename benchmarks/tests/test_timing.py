@@ -1,4 +1,4 @@
-"""In which order a call is timed on a GPU; torch.cuda is played by a recorder, so that none is needed."""
+"""The order of events in a GPU timing; a mock of torch.cuda records them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks import timing
 
 
 class Buffer:
-    """Tells what is done to it."""
+    """Records calls of its methods."""
 
     def __init__(self, told: list[str]):
         self.told = told
@@ -48,13 +48,13 @@ def told(monkeypatch) -> list[str]:
     return told
 
 
-def test_the_cache_is_read_and_the_host_hidden_before_the_first_event(told):
+def test_the_cache_is_filled_and_the_host_time_hidden_before_the_first_event(told):
     milliseconds = timing.time_on_gpu(lambda: told.append("call"), host=2.0, calls=2)
     assert told == ["cache.sum", "sleep 6100", "record", "call", "call", "record", "wait"]
     assert milliseconds == 3.0
 
 
-def test_what_the_host_needs_is_bounded(told, monkeypatch):
+def test_the_host_time_is_bounded(told, monkeypatch):
     now = iter([0, 99e6, 100e6, 103e6, 200e6, 299e6, 300e6, 399e6])
     monkeypatch.setattr(timing.time, "perf_counter_ns", lambda: next(now))
     assert timing.host_ms(lambda: None) == 3.0  # the first call is not counted
