@@ -48,14 +48,14 @@ def test_a_converted_checkpoint_detects_and_evaluates(checkpoint, images, tmp_pa
     assert 0 <= metrics["ap"] <= 1
     capsys.readouterr()
     assert main(["evaluate", "--checkpoint", str(again), "--runs", str(tmp_path)]) == 2
-    assert "does not say on which data set to evaluate; name one with --data.root" in capsys.readouterr().err
+    assert "does not name the dataset it was trained on; give one with --data.root" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--to", "oficial"], "unknown format 'oficial'; did you mean 'official'"),
-        (["--classes", "a,b"], "--classes a,b: these are 2 names, the checkpoint has 6"),
+        (["--classes", "a,b"], "--classes a,b: got 2 names; the checkpoint has 6 classes"),
         (["--checkpoint", "/nowhere.pth"], "there is no checkpoint /nowhere.pth"),
     ],
 )

@@ -46,7 +46,7 @@ def test_detect_in_a_folder_with_more_than_images(tmp_path, images, checkpoint, 
     assert main(["detect", "--checkpoint", str(checkpoint), str(folder), str(folder / "fifo.jpg")]) == 1
     errors = capsys.readouterr().err
     assert errors.count("fifo.jpg: is a FIFO; expected a regular file") == 2
-    assert errors.count("cut.jpg: is cut short; read as far as it goes") == 1
+    assert errors.count("cut.jpg: is truncated; the missing part is gray") == 1
     results = json.loads((tmp_path / "runs" / "detect" / "detections.json").read_text())
     assert sorted(result["drawn"] for result in results) == ["cut.jpg", "good.jfif", "strip.png"]
 

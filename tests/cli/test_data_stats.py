@@ -34,11 +34,16 @@ def test_it_takes_the_recipes_and_presets_of_train(images, capsys):
 
 def test_mistakes_are_answered_in_one_line(images, capsys):
     for arguments, message in (
-        (["data", "stat"], "unknown subcommand 'data stat'; did you mean 'stats'?"),
+        (["data", "stat"], "fcos-fast data: unknown subcommand 'stat'; did you mean 'stats'?"),
+        (
+            ["data", "--rot", "x"],
+            "fcos-fast data: unknown option --rot; options follow the subcommand: stats",
+        ),
+        (["data", "stats", "--rot", "x"], "unknown option --rot; did you mean '--data.root'?"),
         (["data", "stats", "--images", "0"], "--images is 0; expected 1 or more"),
         (
             ["data", "stats", "--preset", "retinanet", "--data.root", str(images)],
-            "level ranges are what an FCOS has",
+            "--preset retinanet is not an FCOS and has no level ranges",
         ),
     ):
         assert main(arguments) == 2

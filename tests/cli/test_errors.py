@@ -18,10 +18,14 @@ MISTAKES = {
         ["xyzzy"],
         "unknown subcommand 'xyzzy'; there are train, evaluate, detect, convert, data, benchmark, demo, info",
     ),
-    "option": (["train", "--data.rot", "x"], "there is no option --data.rot; did you mean '--data.root'?"),
-    "option=": (["train", "--train.epoch=3"], "no option --train.epoch; did you mean '--train.epochs'?"),
-    "no such option": (["train", "--zzzzzz"], "there is no option --zzzzzz; --help lists what there is"),
-    "type": (["train", "--train.epochs", "many"], "--train.epochs: Expected a int. Got value: many"),
+    "option": (["train", "--data.rot", "x"], "unknown option --data.rot; did you mean '--data.root'?"),
+    "option=": (["train", "--train.epoch=3"], "unknown option --train.epoch; did you mean '--train.epochs'?"),
+    "no such option": (["train", "--zzzzzz"], "unknown option --zzzzzz; --help lists what there is"),
+    "type": (["train", "--train.epochs", "many"], "--train.epochs cannot be 'many'; expected int"),
+    "type of several": (
+        ["train", "--data.workers", "x"],
+        "--data.workers cannot be 'x'; expected int | null",
+    ),
     "choice": (["train", "--preset", "torchvison"], "cannot be 'torchvison'; did you mean 'torchvision'?"),
     "nested choice": (["train", "--schedule.kind", "cosin"], "--schedule.kind cannot be 'cosin'; did you"),
     "backbone": (["train", "--model.backbone", "resnet17"], "did you mean 'resnet18'"),
@@ -31,6 +35,7 @@ MISTAKES = {
     "data": (["train", "--data.root", "/nowhere"], "/nowhere: there is no such folder"),
     "resume nothing": (["train", "--resume", "/nowhere"], "there is no checkpoint /nowhere"),
     "required": (["evaluate"], "options are required: --checkpoint"),
+    "two required": (["convert"], "options are required: --checkpoint, --output"),
     "no checkpoint": (["evaluate", "--checkpoint", "/nowhere.pt"], "there is no checkpoint /nowhere.pt"),
     "no image": (["detect", "--checkpoint", "x.pt"], "no image is given; name image files or folders"),
     "image": (["detect", "--checkpoint", "x.pt", "/nowhere.jpg"], "no file or folder /nowhere.jpg"),
@@ -105,7 +110,7 @@ def test_checkpoint_of_other_classes(capsys, tmp_path, monkeypatch, checkpoint, 
 
 def test_debugging_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("FCOS_FAST_DEBUG", "1")
-    with pytest.raises(ValueError, match="there is no option"):
+    with pytest.raises(ValueError, match="unknown option --data.rot"):
         main(["train", "--data.rot", "x"])
 
 

@@ -97,7 +97,7 @@ def test_what_follows_a_recipe_wins():
     [
         (
             "optimizer:\n  weight_decy: 0.1\n",
-            "there is no option --optimizer.weight_decy; did you mean '--optimizer.weight_decay'",
+            "unknown option --optimizer.weight_decy in the YAML file; did you mean '--optimizer.weight_decay'",
         ),
         ("model:\n  backbon: resnet50\n", "did you mean '--model.backbone'"),
         ("trian:\n  epochs: 3\n", "did you mean '--train"),

@@ -70,9 +70,9 @@ def test_train_evaluate_detect_retinanet(tmp_path, images, capsys):
 
 def test_options_are_those_of_the_presets_detector(capsys):
     assert main(["train", "--model.anchor_size", "3"]) == 2
-    assert "there is no option --model.anchor_size" in capsys.readouterr().err
+    assert "unknown option --model.anchor_size" in capsys.readouterr().err
     assert main(["train", "--preset", "retinanet", "--model.rule.radius", "3"]) == 2
-    assert "there is no option --model.rule.radius" in capsys.readouterr().err
+    assert "unknown option --model.rule.radius" in capsys.readouterr().err
     options = parse_train_options(["--preset=retinanet-tutorial", "--model.num_classes", "3"])
     assert options.config().model == replace(PRESETS["retinanet-tutorial"], num_classes=3)
     with pytest.raises(SystemExit):
@@ -115,7 +115,7 @@ def test_detect_names_unreadable_files_and_goes_on(tmp_path, images, checkpoint,
 def test_folder_without_an_image(tmp_path, checkpoint, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["detect", "--checkpoint", str(checkpoint), "empty"]) == 2
-    assert "empty holds no image" in capsys.readouterr().err
+    assert "empty contains no image" in capsys.readouterr().err
 
 
 def test_benchmark_of_a_checkpoint(tmp_path, images, checkpoint, capsys):
@@ -220,13 +220,3 @@ def test_recipes_are_valid(name):
             for key, value in values.items():
                 got = getattr(getattr(options, group), key)
                 assert (list(got) if isinstance(got, tuple) else got) == value
-
-
-@pytest.mark.parametrize("subcommand", ["train", "evaluate", "detect", "benchmark", "demo"])
-def test_help_explains_every_option(subcommand, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main([subcommand, "--help"])
-    assert exit_.value.code == 0
-    text = capsys.readouterr().out
-    assert "folder" in text
-    assert "(type: " in text
