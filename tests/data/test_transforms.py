@@ -165,7 +165,7 @@ def test_colour_changes_the_image_and_no_box(bccd):
     [
         ({"horizontal_flip": 1.5}, "horizontal_flip is 1.5; expected a probability"),
         ({"hue": 0.7}, "hue is 0.7; expected 0 to 0.5"),
-        ({"scale": (2.0, 1.0), "size": (8, 8)}, "expected 0 < least <= largest"),
+        ({"scale": (2.0, 1.0), "size": (8, 8)}, "expected 0 < smallest <= largest"),
         ({"scale": (0.5, 1.0)}, "size is None; give size"),
         ({"size": (0, 8)}, r"size is \(0, 8\)"),
     ],
