@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     files = find_images(options.images)
 
     from fcos_fast.data import DataError, read_image
-    from fcos_fast.data.images import is_cut_short
+    from fcos_fast.data.jpeg import is_cut_short
     from fcos_fast.engine.files import write_json
     from fcos_fast.engine.predict import load
     from fcos_fast.engine.progress import Progress

@@ -7,8 +7,7 @@ it the evaluation tells small, medium and large objects apart. Images are not de
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from .categories import Categories
-from .checks import MAX_PIXELS, DataError, Report, brief, check_boxes, read_flag
+from .checks import MAX_PIXELS, DataError, Report, brief, check_boxes
+from .coco_content import LISTS, area_of, boxed_annotations, by_id, is_crowd, read_content
 from .dataset import DetectionDataset, Record
-from .files import LEFTOVER, PathFinder, files_in, is_hidden, is_leftover, read_json, read_text
-from .images import count_cut_short
+from .files import LEFTOVER, files_in, is_hidden, is_leftover
+from .jpeg import count_cut_short
+from .paths import PathFinder
+from .text_files import read_text
 
 ROBOFLOW = "_annotations.coco.json"
-_LARGEST_AREA = float(np.finfo(np.float32).max)
-_LISTS = ("images", "annotations", "categories")
 _OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 
 
@@ -68,9 +68,9 @@ def load_coco(
     if root.is_file():
         root = root.parent.parent if root.parent.name == "annotations" else root.parent
     report = Report(source=root.name if split is None else f"{root.name}, split {split}", strict=strict)
-    content = _read(file, report)
-    images = _by_id(content["images"], file, "image")
-    annotations = _checked(content["annotations"], images, file, report)
+    content = read_content(file, report)
+    images = by_id(content["images"], file, "image")
+    annotations = boxed_annotations(content["annotations"], images, file, report)
     categories, label_of_id = _labels(content["categories"], categories, annotations, file)
     paths = _find_images(root, file, images, PathFinder(root, allow_outside), report)
     _check_pixels(images, paths, max_pixels, file)
@@ -107,7 +107,7 @@ def _has_lists(file: Path) -> bool:
         text = read_text(file)
     except DataError:
         return False
-    return all(f'"{key}"' in text for key in _LISTS)
+    return all(f'"{key}"' in text for key in LISTS)
 
 
 def _file_of_split(root: Path, split: str | None) -> Path:
@@ -130,90 +130,6 @@ def _file_of_split(root: Path, split: str | None) -> Path:
     return alike[0]
 
 
-def _read(file: Path, report: Report) -> dict[str, list[dict[str, Any]]]:
-    content = read_json(file, report)
-    for key in _LISTS:
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DataError(
-                f"{file}: has no list {key!r}; a COCO file has images, annotations and categories"
-            )
-        for entry in content[key]:
-            if not isinstance(entry, dict):
-                raise DataError(f"{file}: {key} holds {brief(entry)}; expected objects alone")
-    if not content["images"]:
-        raise DataError(f"{file}: lists no image; add some")
-    return content
-
-
-def _is_length(value: object) -> bool:
-    return isinstance(value, (int, float)) and 1 <= value < 2**31
-
-
-def _is_number(value: object) -> bool:
-    """Whether a float can hold it; infinities and NaN, which JSON of Python may have, are floats."""
-    return type(value) is float or (type(value) is int and abs(value) < 2**1000)
-
-
-def _is_box(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
-
-
-_WANTED: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
-    "image": {
-        "id": (lambda v: isinstance(v, (int, str)), "a number or a string"),
-        "file_name": (lambda v: isinstance(v, str), "a string"),
-        "width": (_is_length, "a number of pixels"),
-        "height": (_is_length, "a number of pixels"),
-    },
-    "category": {
-        "id": (lambda v: isinstance(v, int) and abs(v) < 2**53, "a whole number"),
-        "name": (lambda v: isinstance(v, str), "a string"),
-    },
-}
-"""What an image and a category must have: key to what its value must fulfil, and that in words."""
-
-
-def _by_id(entries: Sequence[dict[str, Any]], file: Path, kind: str) -> dict[Any, dict[str, Any]]:
-    by_id = {}
-    for entry in entries:
-        for key, (accepts, expected) in _WANTED[kind].items():
-            if key not in entry:
-                raise DataError(f"{file}: {kind} {entry.get('id', '?')} has no {key!r}; add it")
-            if not accepts(entry[key]):
-                raise DataError(
-                    f"{file}: {kind} {entry.get('id', '?')} has the {key} {brief(entry[key])}; expected {expected}"
-                )
-        if entry["id"] in by_id:
-            raise DataError(f"{file}: {kind} id {entry['id']} occurs more than once; make each unique")
-        by_id[entry["id"]] = entry
-    return by_id
-
-
-def _checked(
-    annotations: Sequence[dict[str, Any]], images: dict[Any, dict[str, Any]], file: Path, report: Report
-) -> list[dict[str, Any]]:
-    """The annotations that have a box, each of them of an image that there is."""
-    seen = set()
-    boxed = []
-    for annotation in annotations:
-        number, image = annotation.get("id"), annotation.get("image_id")
-        if isinstance(number, (int, str)):
-            if number in seen:
-                raise DataError(f"{file}: annotation id {number} occurs more than once; make each unique")
-            seen.add(number)
-        if not isinstance(image, (int, str)) or image not in images:
-            raise DataError(
-                f"{file}: annotation {brief(number)} is of image {brief(image)}, which is not listed; add the image or "
-                "take the annotation out"
-            )
-        if _is_box(annotation.get("bbox")):
-            boxed.append(annotation)
-        else:
-            fault = "box that is not four numbers, left out"
-            report.add(fault, _where(annotation, file), brief(annotation.get("bbox")))
-    return boxed
-
-
 def _labels(
     listed: Sequence[dict[str, Any]],
     categories: Categories | None,
@@ -221,16 +137,18 @@ def _labels(
     file: Path,
 ) -> tuple[Categories, dict[Any, int]]:
     """The classes, and the file's category id to label."""
-    by_id = _by_id(listed, file, "category")
+    entry_of = by_id(listed, file, "category")
     for annotation in annotations:
         number = annotation.get("category_id")
-        if not isinstance(number, int) or number not in by_id:
+        if not isinstance(number, int) or number not in entry_of:
             raise DataError(
                 f"{file}: annotations have the category id {brief(number)}, which is not listed; list it"
             )
     used = {annotation["category_id"] for annotation in annotations}
     if categories is None:
-        kept = [by_id[i] for i in sorted(by_id) if i in used or not _is_roboflows_root(by_id[i], listed)]
+        kept = [
+            entry_of[i] for i in sorted(entry_of) if i in used or not _is_roboflows_root(entry_of[i], listed)
+        ]
         try:
             categories = Categories(
                 tuple(entry["name"] for entry in kept), tuple(entry["id"] for entry in kept)
@@ -238,7 +156,7 @@ def _labels(
         except ValueError as error:
             raise DataError(f"{file}: {error}") from None
     label_of_id = {}
-    for number, entry in by_id.items():
+    for number, entry in entry_of.items():
         if entry["name"] in categories.names:
             label_of_id[number] = categories.label_of(entry["name"])
         elif number in used:
@@ -331,8 +249,8 @@ def _records(
     order = np.argsort(owner, kind="stable")
     xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)[order]
     labels = np.array([label_of_id[a["category_id"]] for a in annotations], dtype=np.int64)[order]
-    crowd = np.array([_is_crowd(a, file, report) for a in annotations], dtype=bool)[order]
-    given = np.array([_area(a, file, report) for a in annotations], dtype=np.float64)[order]
+    crowd = np.array([is_crowd(a, file, report) for a in annotations], dtype=bool)[order]
+    given = np.array([area_of(a, file, report) for a in annotations], dtype=np.float64)[order]
     with np.errstate(invalid="ignore", over="ignore"):  # check_boxes counts what is not finite
         boxes = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
         of_box = xywh[:, 2] * xywh[:, 3]
@@ -360,26 +278,6 @@ def _records(
             )
         )
     return records
-
-
-def _is_crowd(annotation: dict[str, Any], file: Path, report: Report) -> bool:
-    return read_flag(annotation.get("iscrowd"), "iscrowd", _where(annotation, file), report)
-
-
-def _area(annotation: dict[str, Any], file: Path, report: Report) -> float:
-    """The area of the object; NaN where the box's is to be used."""
-    area = annotation.get("area")
-    if area is None:
-        return math.nan
-    if _is_number(area) and 0 <= area <= _LARGEST_AREA:
-        return float(area)
-    fault = "area that is not a number of pixels, replaced by the box's"
-    report.add(fault, _where(annotation, file), brief(area))
-    return math.nan
-
-
-def _where(annotation: dict[str, Any], file: Path) -> str:
-    return f"{file}, annotation {annotation.get('id')}"
 
 
 def _usable(

@@ -20,8 +20,11 @@ import numpy as np
 from .categories import Categories
 from .checks import IMAGE_SUFFIXES, MAX_PIXELS, DataError, Report, check_boxes, read_flag
 from .dataset import DetectionDataset, Record
-from .files import composed, files_in, is_hidden, read_list, read_xml
-from .images import count_cut_short, image_size
+from .files import files_in, is_hidden
+from .images import image_size
+from .jpeg import count_cut_short
+from .paths import composed
+from .text_files import read_list, read_xml
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _ALIASES = {"val": "valid", "valid": "val"}

@@ -18,8 +18,11 @@ import numpy as np
 from .categories import Categories
 from .checks import IMAGE_SUFFIXES, MAX_PIXELS, DataError, Report, brief, check_boxes
 from .dataset import DetectionDataset, Record
-from .files import PathFinder, files_in, read_list, read_text, read_yaml
-from .images import count_cut_short, image_size
+from .files import files_in
+from .images import image_size
+from .jpeg import count_cut_short
+from .paths import PathFinder
+from .text_files import read_list, read_text, read_yaml
 
 _ALIASES = {"valid": "val", "validation": "val"}
 _SPLITS = ("train", "val", "test")
