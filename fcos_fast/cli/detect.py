@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     files = find_images(options.images)
 
     from fcos_fast.data import DataError, read_image
-    from fcos_fast.data.jpeg import is_cut_short
+    from fcos_fast.data.jpeg import is_truncated
     from fcos_fast.engine.files import write_json
     from fcos_fast.engine.predict import load
     from fcos_fast.engine.progress import Progress
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
                 print(f"fcos-fast detect: {printable(str(error))}", file=sys.stderr)
                 unreadable += 1
                 continue
-            if is_cut_short(file):
+            if is_truncated(file):
                 print(
                     f"fcos-fast detect: {printable(str(file))}: is truncated; the missing part is gray",
                     file=sys.stderr,

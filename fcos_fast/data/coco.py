@@ -1,8 +1,8 @@
-"""COCO json: one file of images, categories and annotations per split.
+"""COCO: one JSON file of images, categories and annotations per split.
 
-Boxes are xywh in continuous pixel coordinates. Crowds (``iscrowd``) are boxes to be ignored: they are not trained on,
-and evaluation treats them as COCO's does. Segmentations are not looked at, but for the ``area`` that goes with them: by
-it the evaluation tells small, medium and large objects apart. Images are not decoded; their sizes stand in the file.
+Boxes are xywh in continuous pixel coordinates. Crowds (``iscrowd``) are ignored: training skips them, and evaluation
+treats them as COCO's does. Segmentations are not read; the ``area`` of an annotation decides whether evaluation counts
+the object as small, medium or large. Images are not decoded, because the file contains their sizes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .checks import MAX_PIXELS, DataError, Report, brief, check_boxes
 from .coco_content import LISTS, area_of, boxed_annotations, by_id, is_crowd, read_content
 from .dataset import DetectionDataset, Record
 from .files import LEFTOVER, files_in, is_hidden, is_leftover
-from .jpeg import count_cut_short
+from .jpeg import count_truncated
 from .paths import PathFinder
 from .text_files import read_text
 
@@ -33,7 +33,7 @@ def is_coco(root: Path) -> bool:
 
 
 def is_loose_coco(root: Path) -> bool:
-    """Whether ``root`` holds a COCO file of any name."""
+    """Whether ``root`` contains a COCO file of any name."""
     return bool(_loose_files(root))
 
 
@@ -48,39 +48,35 @@ def load_coco(
     """Read one split of a folder of COCO files.
 
     Args:
-        root: folder that holds ``annotations/<split>.json``, where ``instances_`` may stand before the split's name,
-            beside a folder of images (``<split>``, ``images/<split>``, ``images`` or ``data``); or ``<split>/``
-            ``_annotations.coco.json`` with the images beside it, as Roboflow writes it; or one COCO file of any name
-            beside the folder of images, as Label Studio's ``result.json``. Or such a file itself.
-        split: name of the split; None where there is only one.
-        categories: the classes, where they are known, as for validation; they are found by name, and a box of another
-            class is refused. None takes those that the file lists, in the order of their ids, but for the root of
-            Roboflow's classes.
-        strict: refuse boxes that would otherwise be left out or cut.
-        allow_outside: follow file names that lead outside ``root``.
-        max_pixels: a larger image is refused.
+        root: folder that contains one of the following, or the JSON file itself:
+            ``annotations/<split>.json`` or ``annotations/instances_<split>.json``, and a folder of images (``<split>``,
+            ``images/<split>``, ``images`` or ``data``);
+            ``<split>/_annotations.coco.json`` with the images beside it (Roboflow);
+            one COCO file of any name beside the folder of images (Label Studio's ``result.json``).
+        split: name of the split; None if there is only one.
+        categories, strict, allow_outside, max_pixels: see :func:`fcos_fast.data.load_dataset`.
 
     Raises:
-        DataError: the data set cannot be used; one line with the file, the value and the remedy.
+        DataError: the dataset cannot be used.
     """
     root = Path(root).expanduser()
     file = _file_of_split(root, split)
     if root.is_file():
         root = root.parent.parent if root.parent.name == "annotations" else root.parent
-    report = Report(source=root.name if split is None else f"{root.name}, split {split}", strict=strict)
+    report = Report.of_split(root, split, strict)
     content = read_content(file, report)
     images = by_id(content["images"], file, "image")
     annotations = boxed_annotations(content["annotations"], images, file, report)
     categories, label_of_id = _labels(content["categories"], categories, annotations, file)
     paths = _find_images(root, file, images, PathFinder(root, allow_outside), report)
     _check_pixels(images, paths, max_pixels, file)
-    count_cut_short(paths.values(), report)
+    count_truncated(paths.values(), report)
     records = _records(images, annotations, categories, label_of_id, paths, file, report)
     return DetectionDataset(records, categories, report, max_pixels)
 
 
 def _splits(root: Path) -> dict[str, Path]:
-    """Name of a split to its file."""
+    """Split -> its file."""
     if root.is_file():
         return {_name_of_split(root): root} if root.suffix.lower() == ".json" else {}
     files = [path for path in sorted(root.glob(f"*/{ROBOFLOW}")) if not is_hidden(path.parent.name)]
@@ -92,7 +88,7 @@ def _splits(root: Path) -> dict[str, Path]:
 
 
 def _loose_files(root: Path) -> dict[str, Path]:
-    """Name of a COCO file that lies in ``root`` itself to the file."""
+    """Split -> its file, for COCO files of any name directly in ``root``."""
     files = files_in(root, [".json"]) if root.is_dir() else []
     return {_name_of_split(path): path for path in files if _has_lists(path)}
 
@@ -102,7 +98,7 @@ def _name_of_split(file: Path) -> str:
 
 
 def _has_lists(file: Path) -> bool:
-    """Whether the text of a file names what a COCO file has; cheaper than parsing what may be large."""
+    """Whether the text of a file contains the keys of a COCO file; cheaper than parsing a large file."""
     try:
         text = read_text(file)
     except DataError:
@@ -114,7 +110,7 @@ def _file_of_split(root: Path, split: str | None) -> Path:
     splits = _splits(root) or _loose_files(root)
     if not splits:
         raise DataError(
-            f"{root}: has no annotations/*.json and no {ROBOFLOW}; a COCO data set has one per split"
+            f"{root}: has neither annotations/*.json nor {ROBOFLOW}; a COCO dataset has one per split"
         )
     known = ", ".join(splits)
     if split is None:
@@ -126,7 +122,7 @@ def _file_of_split(root: Path, split: str | None) -> Path:
         return splits[name]
     alike = [path for other, path in splits.items() if other.startswith(name)]  # train for train2017
     if len(alike) != 1:
-        raise DataError(f"{root}: there is no split {split}; choose one of this data set's: {known}")
+        raise DataError(f"{root}: unknown split {split}; this dataset has {known}")
     return alike[0]
 
 
@@ -136,13 +132,13 @@ def _labels(
     annotations: Sequence[dict[str, Any]],
     file: Path,
 ) -> tuple[Categories, dict[Any, int]]:
-    """The classes, and the file's category id to label."""
+    """The classes, and the map from category id to label."""
     entry_of = by_id(listed, file, "category")
     for annotation in annotations:
         number = annotation.get("category_id")
         if not isinstance(number, int) or number not in entry_of:
             raise DataError(
-                f"{file}: annotations have the category id {brief(number)}, which is not listed; list it"
+                f"{file}: annotations have the category id {brief(number)}, which is not listed; add the category"
             )
     used = {annotation["category_id"] for annotation in annotations}
     if categories is None:
@@ -162,15 +158,15 @@ def _labels(
         elif number in used:
             known = ", ".join(categories.names)
             raise DataError(
-                f"{file}: has boxes of the class {entry['name']!r}, which is none of {known}; correct the name or "
+                f"{file}: has boxes of the unknown class {entry['name']!r}; known are {known}. Correct the name or "
                 "train with this class"
             )
     return _with_ids_of_file(categories, label_of_id), label_of_id
 
 
 def _with_ids_of_file(categories: Categories, label_of_id: dict[int, int]) -> Categories:
-    """The classes under the ids of this file, in which its results are written; one that it does not list gets an id
-    that it does not use."""
+    """The classes with the category ids of this file, which its results use. A class that the file does not list gets
+    an unused id."""
     ids = {label: number for number, label in label_of_id.items()}
     unused = count(max(label_of_id, default=0) + 1)
     return Categories(
@@ -180,7 +176,7 @@ def _with_ids_of_file(categories: Categories, label_of_id: dict[int, int]) -> Ca
 
 
 def _is_roboflows_root(category: dict[str, Any], listed: Sequence[dict[str, Any]]) -> bool:
-    """Roboflow lists a name for all classes together, of which no box is, before the classes themselves."""
+    """Whether a category is the one that Roboflow lists first as the parent of all others; it has no boxes."""
     return (
         category["id"] == 0
         and category.get("supercategory") == "none"
@@ -191,7 +187,7 @@ def _is_roboflows_root(category: dict[str, Any], listed: Sequence[dict[str, Any]
 def _find_images(
     root: Path, file: Path, images: dict[Any, dict[str, Any]], finder: PathFinder, report: Report
 ) -> dict[Any, Path]:
-    """Id to file, all from the folder in which the first image lies."""
+    """Image id -> file. All images are in the folder that contains the first."""
     names = {}
     for number, entry in images.items():
         name = entry["file_name"]
@@ -200,7 +196,7 @@ def _find_images(
         else:
             names[number] = name
     if not names:
-        raise DataError(f"{file}: lists no image; add some")
+        raise DataError(f"{file}: lists no images; add some")
     first = next(iter(names.values()))
     split = _name_of_split(file)
     folders = [file.parent] if file.name == ROBOFLOW else []
@@ -210,7 +206,7 @@ def _find_images(
     if found is None:
         looked = ", ".join(map(str, folders))
         raise DataError(
-            f"{file}: its first image {brief(first)} is in none of {looked}; put the images into one of them"
+            f"{file}: its first image {brief(first)} is in none of {looked}; move the images to one of them"
         )
     folder = found[0]
     paths = {number: finder.find([(folder, name)], file) for number, name in names.items()}
@@ -218,7 +214,7 @@ def _find_images(
     if missing:
         raise DataError(
             f"{file}: {len(missing)} of {len(names)} images are not in {folder}, the first is {brief(missing[0])}; "
-            "add them or take them out of the file"
+            "add them, or remove them from the file"
         )
     return {number: path for number, (_, path) in paths.items()}
 
@@ -230,8 +226,8 @@ def _check_pixels(
         width, height = images[number]["width"], images[number]["height"]
         if width * height > max_pixels:
             raise DataError(
-                f"{file}: {path.name} has {width}x{height} pixels, more than {max_pixels}; allow as many with "
-                "max_pixels (--data.max_pixels) or take the image out"
+                f"{file}: {path.name} has {width}x{height} pixels, more than {max_pixels}; raise "
+                "max_pixels (--data.max_pixels) or remove the image"
             )
 
 
@@ -288,7 +284,7 @@ def _usable(
     where: str,
     report: Report,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`check_boxes`, without the time that it takes where all is in order."""
+    """:func:`check_boxes`, with a fast path for valid boxes."""
     with np.errstate(over="ignore"):
         single = boxes.astype(np.float32)
     if (

@@ -1,4 +1,4 @@
-"""What a COCO file contains: read and checked, entry by entry."""
+"""The content of a COCO file: parsed, and every entry checked."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def read_content(file: Path, report: Report) -> dict[str, list[dict[str, Any]]]:
             )
         for entry in content[key]:
             if not isinstance(entry, dict):
-                raise DataError(f"{file}: {key} holds {brief(entry)}; expected objects alone")
+                raise DataError(f"{file}: {key} contains {brief(entry)}; expected only objects")
     if not content["images"]:
-        raise DataError(f"{file}: lists no image; add some")
+        raise DataError(f"{file}: lists no images; add some")
     return content
 
 
@@ -37,7 +37,7 @@ def _is_length(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    """Whether a float can hold it; infinities and NaN, which JSON of Python may have, are floats."""
+    """Whether a float can represent it. Infinity and NaN are floats too: Python's JSON may contain them."""
     return type(value) is float or (type(value) is int and abs(value) < 2**1000)
 
 
@@ -53,11 +53,11 @@ _WANTED: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "height": (_is_length, "a number of pixels"),
     },
     "category": {
-        "id": (lambda v: isinstance(v, int) and abs(v) < 2**53, "a whole number"),
+        "id": (lambda v: isinstance(v, int) and abs(v) < 2**53, "an integer"),
         "name": (lambda v: isinstance(v, str), "a string"),
     },
 }
-"""What an image and a category must have: key to what its value must fulfil, and that in words."""
+"""Required keys of an image and of a category -> the check of the value, and its description."""
 
 
 def by_id(entries: Sequence[dict[str, Any]], file: Path, kind: str) -> dict[Any, dict[str, Any]]:
@@ -69,7 +69,7 @@ def by_id(entries: Sequence[dict[str, Any]], file: Path, kind: str) -> dict[Any,
                 raise DataError(f"{file}: {kind} {entry.get('id', '?')} has no {key!r}; add it")
             if not accepts(entry[key]):
                 raise DataError(
-                    f"{file}: {kind} {entry.get('id', '?')} has the {key} {brief(entry[key])}; expected {expected}"
+                    f"{file}: {kind} {entry.get('id', '?')} has {key} {brief(entry[key])}; expected {expected}"
                 )
         if entry["id"] in entry_of:
             raise DataError(f"{file}: {kind} id {entry['id']} occurs more than once; make each unique")
@@ -80,7 +80,7 @@ def by_id(entries: Sequence[dict[str, Any]], file: Path, kind: str) -> dict[Any,
 def boxed_annotations(
     annotations: Sequence[dict[str, Any]], images: dict[Any, dict[str, Any]], file: Path, report: Report
 ) -> list[dict[str, Any]]:
-    """The annotations that have a box, each of them of an image that there is."""
+    """The annotations that have a box. Every annotation must belong to a listed image."""
     seen = set()
     boxed = []
     for annotation in annotations:
@@ -91,13 +91,13 @@ def boxed_annotations(
             seen.add(number)
         if not isinstance(image, (int, str)) or image not in images:
             raise DataError(
-                f"{file}: annotation {brief(number)} is of image {brief(image)}, which is not listed; add the image or "
-                "take the annotation out"
+                f"{file}: annotation {brief(number)} is for image {brief(image)}, which is not listed; add the "
+                "image or remove the annotation"
             )
         if _is_box(annotation.get("bbox")):
             boxed.append(annotation)
         else:
-            fault = "box that is not four numbers, left out"
+            fault = "box that is not four numbers, skipped"
             report.add(fault, _where(annotation, file), brief(annotation.get("bbox")))
     return boxed
 
@@ -108,7 +108,7 @@ def is_crowd(annotation: dict[str, Any], file: Path, report: Report) -> bool:
 
 
 def area_of(annotation: dict[str, Any], file: Path, report: Report) -> float:
-    """The area of the object; NaN where the box's is to be used."""
+    """The area of an object; NaN means that of its box."""
     area = annotation.get("area")
     if area is None:
         return math.nan

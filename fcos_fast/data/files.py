@@ -1,4 +1,4 @@
-"""Files of a data set: which there are, what text they hold, and where the paths in them lead."""
+"""Files and folders of a dataset: opened safely, listed without what systems leave behind."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import BinaryIO
 from .checks import DataError
 
 LEFTOVER = "file that the system left behind, skipped"
-"""The fault of a data set that lists one."""
+"""The fault of a dataset that lists such a file."""
 
 _METADATA = {"__MACOSX", ".ipynb_checkpoints", "@eaDir", "$RECYCLE.BIN"}
 _KINDS = {
@@ -27,31 +27,31 @@ def open_regular(path: str | Path) -> BinaryIO:
     """Open a file for reading.
 
     Raises:
-        DataError: it is a FIFO, socket, device or folder; reading the first three could wait for ever.
+        DataError: it is a folder, or a FIFO, socket or device, which could block forever.
         OSError: it is missing or may not be read.
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
-        raise DataError(f"{path}: is {kind}; expected a regular file. Take it out of the data set")
+        raise DataError(f"{path}: is {kind}; expected a regular file. Remove it from the dataset")
     return open(path, "rb")
 
 
 def is_leftover(path: str | PurePath) -> bool:
-    """Whether a path is metadata that macOS, Jupyter or a file server left among the data."""
+    """Whether a path is metadata that macOS, Windows, Jupyter or a file server left among the data."""
     path = PurePath(path)
     return path.name.startswith("._") or not _METADATA.isdisjoint(path.parts)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is no part of the data that it lies among."""
+    """Whether a file or folder of this name is hidden or a leftover, and thus not part of the data."""
     return name.startswith(".") or is_leftover(name)
 
 
 def files_in(folder: Path, suffixes: Sequence[str], recursive: bool = False) -> list[Path]:
-    """What a folder holds but for folders, with one of ``suffixes`` (in small letters) in any case, sorted.
+    """The sorted files of a folder that have one of ``suffixes`` (lower case; files may have any case).
 
-    What :func:`is_hidden` is skipped. Links are followed; a folder that several of them lead to is read once.
+    Hidden files are skipped. Links are followed; a folder that several links lead to is read once.
     """
     found, pending, seen = [], [str(folder)], set()
     while pending:
@@ -70,8 +70,8 @@ def files_in(folder: Path, suffixes: Sequence[str], recursive: bool = False) -> 
     return sorted(found)
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself
+    except OSError:  # a link to itself
         return False

@@ -1,4 +1,4 @@
-"""The files that a dataset's own files name: the spelling on disk, and no path that leads outside."""
+"""Paths that a dataset's own files name: their spelling on disk, and none that leads outside the dataset."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .checks import DataError, brief
 
 
 def composed(name: str) -> str:
-    """``name`` with every accent in one character with its letter; macOS splits them."""
+    """``name`` in Unicode normal form C; macOS stores accents apart from their letters."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -22,12 +22,12 @@ def same_name(name: str) -> str:
 
 
 class PathFinder:
-    """Finds the files that a data set's own files name.
+    """Finds the files that a dataset's own files name.
 
     Args:
-        root: folder of the data set.
-        allow_outside: also find files outside ``root``; a data set from elsewhere could name any file of this machine.
-            Links that lie inside are followed anyway.
+        root: folder of the dataset.
+        allow_outside: also find files outside ``root``. A downloaded dataset could name any file of this machine.
+            Links inside ``root`` are always followed.
     """
 
     def __init__(self, root: Path, allow_outside: bool = False):
@@ -36,12 +36,17 @@ class PathFinder:
         self._listings: dict[str, dict[str, str]] = {}
 
     def find(self, places: Sequence[tuple[Path, str]], source: Path) -> tuple[Path, Path] | None:
-        """The folder of the first of ``places``, each a folder and a path from there, that exists, and what is there.
+        """The first of ``places`` that exists, as (its folder, the file or folder on disk); None if none exists.
 
-        None if none exists. Backslashes are read as slashes too; suffixes may differ in case.
+        A place is a folder and a path relative to it. Backslashes are also read as slashes; suffixes may differ in
+        case.
+
+        Args:
+            places: where to look, in this order.
+            source: the file that names the paths, for the error message.
 
         Raises:
-            DataError: no place inside the data folder exists, and a path, which the file ``source`` gives, leads out.
+            DataError: no place inside the dataset exists, and one of the paths leads outside.
         """
         outside = None
         for folder, path in places:
@@ -53,21 +58,21 @@ class PathFinder:
                     return folder, found
         if outside is not None:
             raise DataError(
-                f"{source}: {brief(outside)} leads outside the data folder {self.root}; correct the path, or give "
-                "--data.allow_outside true if you trust this data set"
+                f"{source}: {brief(outside)} leads outside the dataset folder {self.root}; correct the path, or give "
+                "--data.allow_outside true if you trust this dataset"
             )
         return None
 
     def present(self, path: str | Path) -> Path | None:
-        """``path`` as it is spelled on disk; None if there is no such file or folder."""
+        """``path`` as it is spelled on disk; None if it does not exist."""
         folder, name = os.path.split(path)
-        if folder not in self._listings:  # one listing instead of a look at each of 100,000 files
+        if folder not in self._listings:  # one listing instead of 100,000 stat calls
             self._listings[folder] = _listing(folder)
         names = self._listings[folder]
         found = names.get(name) or names.get(same_name(name))
         if found is not None:
             return Path(folder, found)
-        return Path(path) if os.path.exists(path) else None  # such as a folder whose parent may not be listed
+        return Path(path) if os.path.exists(path) else None  # its folder may be accessible but not readable
 
     def _is_inside(self, place: str) -> bool:
         return os.path.commonpath((self.root, os.path.abspath(place))) == self.root
@@ -76,6 +81,6 @@ class PathFinder:
 def _listing(folder: str) -> dict[str, str]:
     try:
         names = os.listdir(folder or ".")
-    except (OSError, ValueError):  # missing, no folder, or a name that no file can have
+    except (OSError, ValueError):  # missing, not a folder, or an invalid name
         return {}
     return {same_name(name): name for name in names} | {name: name for name in names}

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from .checks import DataError, Report, brief
 from .files import LEFTOVER, is_leftover, open_regular
 
-# UTF-32 first: its mark begins with that of UTF-16.
+# UTF-32 first: its mark starts with UTF-16's.
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -22,10 +22,10 @@ _BYTE_ORDER_MARKS = (
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _DECLARATION = re.compile(rb"""^\s*<\?xml\s[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)""")
-# An XML file that is readable byte by byte cannot be the UTF-16 that .NET likes to declare; bytes beyond ASCII
-# under a declaration of ASCII are mostly UTF-8.
+# Declarations that are often wrong: an XML file whose declaration reads as ASCII is not the UTF-16 that .NET declares,
+# and non-ASCII bytes in a file that declares ASCII are mostly UTF-8.
 _UNRELIABLE = ("utf-8", "utf-16", "utf-32", "ascii")
-# Files declare the standard and use its extension.
+# Files declare the standard but contain characters of its extension.
 _EXTENSIONS = {
     "gb2312": "gb18030",
     "gbk": "gb18030",
@@ -38,8 +38,8 @@ _EXTENSIONS = {
 def read_text(path: Path, report: Report | None = None) -> str:
     """The text of a file, with newlines as ``\\n``.
 
-    A byte order mark decides; without one the text is UTF-16 where it holds zero bytes, else UTF-8. What is neither is
-    read as Windows-1252, the superset of Latin-1, and counted in ``report``.
+    A byte order mark decides the encoding. Without one, text with zero bytes is UTF-16 and other text is UTF-8. Text
+    that is not valid UTF-8 is read as Windows-1252, the superset of Latin-1, and counted in ``report``.
 
     Raises:
         DataError: the file cannot be read or is not text.
@@ -48,7 +48,7 @@ def read_text(path: Path, report: Report | None = None) -> str:
 
 
 def read_xml(path: Path, report: Report | None = None) -> ElementTree.Element:
-    """The root element of an XML file, in any encoding that it declares and Python knows.
+    """The root element of an XML file in any encoding that Python has a codec for.
 
     Raises:
         DataError: the file cannot be read or is not valid XML.
@@ -62,14 +62,14 @@ def read_xml(path: Path, report: Report | None = None) -> ElementTree.Element:
     except DataError:
         raise
     except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise DataError(f"{path}: is not valid xml ({error}); write it again or remove it") from None
+        raise DataError(f"{path}: is not valid XML ({error}); correct or remove it") from None
 
 
 def read_json(path: Path, report: Report | None = None) -> Any:
     """The value of a JSON file; integers of thousands of digits become floats.
 
     Raises:
-        DataError: the file cannot be read, is not valid JSON or is nested too deep.
+        DataError: the file cannot be read, is not valid JSON or is nested too deeply.
     """
     text = read_text(path, report)
     try:
@@ -78,24 +78,24 @@ def read_json(path: Path, report: Report | None = None) -> Any:
         except ValueError as error:
             if isinstance(error, json.JSONDecodeError):
                 raise
-            return json.loads(text, parse_int=_lenient_int)  # slow, so only where a number asks for it
+            return json.loads(text, parse_int=_lenient_int)  # slow, so only if a number needs it
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is not valid json ({error}); write it again") from None
+        raise DataError(f"{path}: is not valid JSON ({error}); correct it") from None
 
 
 def read_yaml(path: Path, report: Report | None = None) -> Any:
-    """The value of a YAML file, every scalar as the text that stands in the file.
+    """The value of a YAML file, with every scalar as a string.
 
-    YAML 1.1 takes ``no`` for a boolean, ``007`` for 7, ``12:30`` for 750, ``2001-01-01`` for a date; in names of
-    classes and folders they are none of these.
+    In YAML 1.1 ``no`` is a boolean, ``007`` is 7, ``12:30`` is 750 and ``2001-01-01`` a date. Here they are names of
+    classes and folders.
 
     Raises:
-        DataError: the file cannot be read, is not valid YAML, repeats a key or is nested too deep.
+        DataError: the file cannot be read, is not valid YAML, repeats a key or is nested too deeply.
     """
     import yaml
 
     class TextLoader(yaml.BaseLoader):
-        def construct_mapping(self, node, deep=False):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             mapping = super().construct_mapping(node, deep)
             if len(mapping) < len(node.value):
                 raise yaml.MarkedYAMLError("a mapping that repeats a key", node.start_mark)
@@ -106,11 +106,11 @@ def read_yaml(path: Path, report: Report | None = None) -> Any:
         return yaml.load(text, TextLoader)
     except (yaml.YAMLError, RecursionError) as error:
         message = " ".join(str(error).split())
-        raise DataError(f"{path}: is not valid yaml ({message}); correct it") from None
+        raise DataError(f"{path}: is not valid YAML ({message}); correct it") from None
 
 
 def read_list(path: Path, report: Report) -> list[str]:
-    """The lines of a text file of image names, without those of what systems leave behind, which are counted."""
+    """The lines of a text file of image names. Leftovers of operating systems are skipped and counted in ``report``."""
     names = []
     for line in filter(None, map(str.strip, read_text(path, report).split("\n"))):
         if is_leftover(line.replace("\\", "/")):
@@ -140,13 +140,13 @@ def _decoded(data: bytes, path: Path, report: Report | None) -> str:
         if _CONTROL.search(text):
             break
         if encoding == "cp1252" and report is not None:
-            report.add("text that is not UTF-8, read as Windows-1252", path, "write it as UTF-8")
+            report.add("text that is not UTF-8, read as Windows-1252", path, "save it as UTF-8")
         return text.replace("\r\n", "\n").replace("\r", "\n")
-    raise DataError(f"{path}: is no text; write it again as UTF-8")
+    raise DataError(f"{path}: is not a text file; save it as UTF-8")
 
 
 def _codec(declared: str) -> str | None:
-    """The codec for what an XML file declares; None where the bytes tell better."""
+    """The codec for the declared encoding of an XML file; None if the declaration is not to be trusted."""
     name = codecs.lookup(declared.lower().removeprefix("x-")).name
     return None if name in _UNRELIABLE else _EXTENSIONS.get(name, name)
 

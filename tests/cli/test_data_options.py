@@ -79,14 +79,14 @@ def test_paths_outside_the_data_folder_are_allowed_by_an_option(tmp_path, images
     (tmp_path / "coco").mkdir()
     (tmp_path / "coco" / "result.json").write_text(json.dumps(content))
     stats = ["data", "stats", "--data.root", "coco", "--data.train", ""]
-    assert "leads outside the data folder" in error_of(stats, capsys)
+    assert "leads outside the dataset folder" in error_of(stats, capsys)
     assert main([*stats, "--data.allow_outside", "true"]) == 0
 
 
 def test_an_empty_split_takes_every_image(copied, capsys):
     shutil.rmtree(copied / "ImageSets")
     stats = ["data", "stats", "--data.root", str(copied)]
-    assert "has no splits; take every image with an empty name" in error_of(stats, capsys)
+    assert "has no splits; use all images with an empty name" in error_of(stats, capsys)
     assert main([*stats, "--data.train", ""]) == 0
     assert "12 of 12 images" in capsys.readouterr().out
 

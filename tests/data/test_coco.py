@@ -61,8 +61,8 @@ def test_every_box_is_there(tmp_path):
     assert b.boxes.tolist() == [[10.5, 5, 30.5, 35], [50, 20, 80, 30]]  # the second cut to the image
     assert (b.labels.tolist(), b.areas.tolist()) == ([1, 0], [311.5, 400])
     assert len(empty.boxes) == 0
-    assert "3 images (1 without a box), 4 boxes" in str(dataset.report)
-    assert "box partly outside the image, cut to it: 1" in str(dataset.report)
+    assert "3 images (1 without boxes), 4 boxes" in str(dataset.report)
+    assert "box partly outside the image, clipped: 1" in str(dataset.report)
     image, target = dataset[1]
     assert image.shape == (3, 60, 80)
     assert target["boxes"].shape == (2, 4)
@@ -145,7 +145,7 @@ def test_validation_has_the_classes_of_training(tmp_path):
     val = load_dataset(tmp_path, "val", train.categories)
     assert val.records[1].labels.tolist() == [train.categories.label_of("dog")]
     assert val.records[1].areas.tolist() == [25]
-    with pytest.raises(DataError, match="has boxes of the class 'person', which is none of dog; correct"):
+    with pytest.raises(DataError, match="has boxes of the unknown class 'person'; known are dog. Correct"):
         load_dataset(tmp_path, "train2017", Categories(("dog",)))
 
 
@@ -247,29 +247,29 @@ TWICE = [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (changed(images=[]), "lists no image; add some"),
+        (changed(images=[]), "lists no images; add some"),
         ({"images": [], "annotations": []}, "has no list 'categories'; a COCO file has images"),
         (changed(images=CONTENT["images"] * 2), "image id 7 occurs more than once"),
         (changed(annotations=CONTENT["annotations"] * 2), "annotation id 1 occurs more than once"),
-        (box_of(image_id=4), "annotation 1 is of image 4, which is not listed"),
+        (box_of(image_id=4), "annotation 1 is for image 4, which is not listed"),
         (box_of(category_id=2), "have the category id 2, which is not listed"),
         (changed(images=[{"id": 1, "file_name": "a.jpg"}], annotations=[]), "image 1 has no 'width'; add it"),
-        (box_of(image_id=[7]), r"annotation 1 is of image \[7\], which is not listed"),
-        (changed(annotations=[5]), "annotations holds 5; expected objects alone"),
+        (box_of(image_id=[7]), r"annotation 1 is for image \[7\], which is not listed"),
+        (changed(annotations=[5]), "annotations contains 5; expected only objects"),
         *(
             (
                 changed(images=[{**CONTENT["images"][0], "width": width}]),
-                "has the width .*; expected a number",
+                "has width .*; expected a number",
             )
             for width in ("wide", 0, -5, float("inf"), float("nan"), 10**400, [], None)
         ),
         (
             changed(images=[{**CONTENT["images"][0], "width": 2**17, "height": 2**17}], annotations=[]),
-            "a.jpg has 131072x131072 pixels, more than 178956970; allow as many with max_pixels",
+            "a.jpg has 131072x131072 pixels, more than 178956970; raise max_pixels",
         ),
         (
             changed(categories=[{"id": "5", "name": "a"}]),
-            "category 5 has the id '5'; expected a whole number",
+            "category 5 has id '5'; expected an integer",
         ),
         (changed(categories=TWICE, annotations=[]), "the name 'a' occurs more than once"),
     ],
@@ -289,9 +289,7 @@ def test_mistakes_are_named(tmp_path, content, message):
 def test_splits_and_images_that_are_not_there(tmp_path):
     write(tmp_path)
     write(tmp_path, file="annotations/instances_val2017.json", images="val2017")
-    with pytest.raises(
-        DataError, match="there is no split test; choose one of this data set's: train2017, val2017"
-    ):
+    with pytest.raises(DataError, match="unknown split test; this dataset has train2017, val2017"):
         load_coco(tmp_path, "test")
     with pytest.raises(DataError, match="has several splits; choose one of train2017, val2017"):
         load_coco(tmp_path)
@@ -304,7 +302,7 @@ def test_splits_and_images_that_are_not_there(tmp_path):
     with pytest.raises(DataError, match=r"its first image 'a\.jpg' is in none of"):
         load_coco(tmp_path, "val2017")
     (tmp_path / "annotations" / "instances_val2017.json").write_text("{")
-    with pytest.raises(DataError, match="is not valid json"):
+    with pytest.raises(DataError, match="is not valid JSON"):
         load_coco(tmp_path, "val2017")
 
 

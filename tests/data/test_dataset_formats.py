@@ -69,6 +69,6 @@ def test_ap_is_the_same_in_every_dataset_format(roots):
 def test_a_folder_of_no_dataset_format_is_told_all_of_them(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(
-        DataError, match=r"unrecognized dataset format \(VOC: .*; COCO: .*; YOLO: .*\); it holds images"
+        DataError, match=r"unrecognized dataset format \(VOC: .*; COCO: .*; YOLO: .*\); it contains images"
     ):
         load_dataset(tmp_path)

@@ -175,12 +175,12 @@ def test_json_yaml_and_labels_in_any_encoding(tmp_path, encoding):
 def test_json_and_yaml_that_cannot_be_read_are_named(tmp_path, content):
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
     (tmp_path / "coco" / "annotations" / "train.json").write_bytes(content)
-    with pytest.raises(DataError, match=r"train\.json: (is not valid json|is no text|has no list)"):
+    with pytest.raises(DataError, match=r"train\.json: (is not valid JSON|is not a text file|has no list)"):
         load_coco(tmp_path / "coco")
     (tmp_path / "yolo").mkdir()
     (tmp_path / "yolo" / "data.yaml").write_bytes(content)
     if content not in (b"", b"nul", b"[]"):
-        with pytest.raises(DataError, match=r"data\.yaml: is (not valid yaml|no text)"):
+        with pytest.raises(DataError, match=r"data\.yaml: is (not valid YAML|not a text file)"):
             load_yolo(tmp_path / "yolo")
 
 
@@ -294,7 +294,7 @@ def test_home_folder_and_path_of_a_file(make_voc, tmp_path, monkeypatch):
     for root in ("~/coco", "~/coco/annotations/train.json"):
         assert len(load_dataset(root, "train")) == len(load_coco(root)) == 1
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(DataError, match=r"notes\.txt: is no folder, data\.yaml or JSON file"):
+    with pytest.raises(DataError, match=r"notes\.txt: is not the folder, data\.yaml or JSON file"):
         load_dataset("~/notes.txt")
 
 
@@ -318,7 +318,7 @@ def test_loose_voc(make_voc, tmp_path, images, annotations, split):
     data = load_dataset(root, split)
     assert [record.name for record in data.records] == ["a.jpg", "b.jpg"]
     assert [len(record.boxes) for record in data.records] == [1, 1]
-    with pytest.raises(DataError, match=r"take every image with an empty name|no such split; choose one of"):
+    with pytest.raises(DataError, match=r"use all images with an empty name|unknown split; this dataset has"):
         load_dataset(root, "no split")
 
 
@@ -391,7 +391,7 @@ def test_voc_lists_as_people_write_them(make_voc):
     names = [record.name for record in load_voc(root, "cat_train").records]
     assert names == ["a.jpg", "b 1.jpg", "c.d.jpg", "e.jfif", "f 1.jpg"]
     (root / "ImageSets" / "Main" / "train.txt").write_text("g 1\n")
-    with pytest.raises(DataError, match="there is no image g "):
+    with pytest.raises(DataError, match="image g .* is missing"):
         load_voc(root, "train")
 
 
@@ -410,7 +410,7 @@ def forms(secret, root):
     return [str(secret), relative, relative.replace("/", "\\"), f"x/../{relative}"]
 
 
-REFUSED = r"leads outside the data folder .*set; correct the path, or give --data\.allow_outside true"
+REFUSED = r"leads outside the dataset folder .*set; correct the path, or give --data\.allow_outside true"
 
 
 def test_coco_names_outside_are_refused_unless_allowed(tmp_path, secret):

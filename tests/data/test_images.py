@@ -75,7 +75,7 @@ def test_grey_tiff_is_scaled_by_its_values(tmp_path, grey, expected):
 def test_grey_tiff_of_another_range_is_rejected(tmp_path, grey):
     Image.fromarray(grey).save(tmp_path / "a.tif")
     with pytest.raises(
-        DataError, match=r"a\.tif: cannot be read \(its grey values reach from .*; expected 0 to"
+        DataError, match=r"a\.tif: cannot be read \(its gray values range from .*; expected 0 to"
     ):
         read_image(tmp_path / "a.tif")
 
@@ -92,14 +92,14 @@ def test_jpeg_that_is_cut_short_is_read_and_counted(make_voc, missing, progressi
     root = make_voc({"a": [CAT], "b": [CAT]})
     cut(root / "JPEGImages" / "a.jpg", missing, progressive)
     data = load_voc(root)
-    assert data.report.faults == {"JPEG that is cut short, read as far as it goes": 1}
+    assert data.report.faults == {"truncated JPEG, the missing part is gray": 1}
     assert "a.jpg" in str(data.report)
     image = data[0][0]
     assert image.shape == (3, 30, 40)
     Image.fromarray(NOISE).save(root / "whole.jpg", progressive=progressive)
     if not progressive:
         assert torch.equal(image[:, :8, :16], read_image(root / "whole.jpg")[:, :8, :16])
-    with pytest.raises(DataError, match=r"a\.jpg: JPEG that is cut short"):
+    with pytest.raises(DataError, match=r"a\.jpg: truncated JPEG"):
         load_voc(root, strict=True)
 
 
@@ -147,10 +147,10 @@ def png(width: int, height: int, pixels: bytes = b"\0") -> bytes:
     [
         (178956970, 1, r"cannot be read \("),  # Pillow raises MemoryError
         (1, 200, r"cannot be read \("),
-        (178956971, 1, "more than 178956970; allow as many with max_pixels"),
-        (1, 178956971, "more than 178956970; allow as many with max_pixels"),
-        (2**31 - 1, 2**31 - 1, "more than 178956970; allow as many with max_pixels"),
-        (0, 5, "is no image"),
+        (178956971, 1, "more than 178956970; raise max_pixels"),
+        (1, 178956971, "more than 178956970; raise max_pixels"),
+        (2**31 - 1, 2**31 - 1, "more than 178956970; raise max_pixels"),
+        (0, 5, "is not an image"),
     ],
 )
 def test_png_whose_header_says_too_much(tmp_path, width, height, message):
@@ -174,9 +174,9 @@ def test_pixels_are_limited_by_the_number_given(make_voc, monkeypatch, suffix):
         assert load_voc(root)[0][0].shape == (3, 30, 40)
         assert load_voc(root, max_pixels=1200)[0][0].shape == (3, 30, 40)
         assert read_image(file, 1200).shape == (3, 30, 40)
-    with pytest.raises(DataError, match=r"a\.\w+: has 40x30 = 1200 pixels, more than 1199; allow"):
+    with pytest.raises(DataError, match=r"a\.\w+: has 40x30 = 1200 pixels, more than 1199; raise max_pixels"):
         load_voc(root, max_pixels=1199)
-    with pytest.raises(DataError, match=r"a\.\w+: has 40x30 = 1200 pixels, more than 1199; allow"):
+    with pytest.raises(DataError, match=r"a\.\w+: has 40x30 = 1200 pixels, more than 1199; raise max_pixels"):
         read_image(file, 1199)
     assert Image.MAX_IMAGE_PIXELS == 500
 

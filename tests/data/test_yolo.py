@@ -38,7 +38,7 @@ def test_boxes_polygons_and_images_without_any(tmp_path):
     np.testing.assert_allclose(a.boxes, [[30, 10, 50, 30], [4, 4, 12, 12]], rtol=1e-6)
     np.testing.assert_allclose(b.boxes, [[20, 10, 60, 40]], rtol=1e-6)
     assert len(c.boxes) == len(d.boxes) == 0
-    assert "4 images (2 without a box), 3 boxes" in str(dataset.report)
+    assert "4 images (2 without boxes), 3 boxes" in str(dataset.report)
 
 
 @pytest.mark.parametrize(
@@ -124,11 +124,11 @@ def test_names_are_text_whatever_they_look_like(tmp_path, row):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("names: {0: cat, 0: dog}", "is not valid yaml .*repeats a key"),
-        ("names: {0: cat, 2: dog}", "expected a list, or numbers from 0 on"),
-        ("names: {a: cat}", "expected a list, or numbers from 0 on"),
+        ("names: {0: cat, 0: dog}", "is not valid YAML .*repeats a key"),
+        ("names: {0: cat, 2: dog}", "expected a list, or the numbers from 0 with their names"),
+        ("names: {a: cat}", "expected a list, or the numbers from 0 with their names"),
         ("names: [cat, [dog]]", "expected a list"),
-        ("names: [cat, '']", "class 1 has no name; give it one"),
+        ("names: [cat, '']", "class 1 has no name; add it"),
         ("names: [cat]\nnc: 2", "nc is '2', but names has 1; correct one of them"),
         ("names: []", "expected a list"),
     ],
@@ -180,15 +180,15 @@ def test_rounded_boxes_at_the_border_are_no_fault(tmp_path, decimals, size):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("2 0.5 0.5 0.5 0.5", r"a\.txt:1: the class is 2; data\.yaml names 0 to 1"),
-        ("-1 0.5 0.5 0.5 0.5", "the class is -1"),
-        ("0.5 0.5 0.5 0.5 0.5", "the class is 0.5"),
+        ("2 0.5 0.5 0.5 0.5", r"a\.txt:1: has class 2; data\.yaml names 0 to 1"),
+        ("-1 0.5 0.5 0.5 0.5", "has class -1"),
+        ("0.5 0.5 0.5 0.5 0.5", "has class 0.5"),
         ("\n0 0.5 0.5 0.5", r"a\.txt:2: has 3 numbers after the class; expected 4"),
         ("0 0.5 0.5 0.5 0.5 0.5", "has 5 numbers after the class"),
-        ("cat 0.5 0.5 0.5 0.5", "expected numbers alone"),
+        ("cat 0.5 0.5 0.5 0.5", "expected only numbers"),
         (
             "0 20 10 30 12",
-            r"a\.txt:1: the numbers are 20 10 30 12; expected parts of the image's size, not pixels",
+            r"a\.txt:1: the numbers are 20 10 30 12; expected fractions of the image's size, not pixels",
         ),
     ],
 )
@@ -221,12 +221,16 @@ def test_boxes_without_an_area_or_outside_are_left_out_and_counted(tmp_path):
         (
             {"names": ["cat"], "train": "images/train"},
             "test",
-            "there is no split test; choose one of .*: train",
+            "unknown split test; this dataset has train",
         ),
         ({"names": ["cat"], "train": "images/other"}, "train", "'images/other' is at none of"),
-        ({"names": ["cat"], "train": "labels"}, "train", r"split train has no image \(\.jpg"),
+        ({"names": ["cat"], "train": "labels"}, "train", r"split train has no images \(\.jpg"),
         ({"names": "cat", "train": "images/train"}, "train", "names is 'cat'; expected a list"),
-        ({"names": {1: "cat"}, "train": "images/train"}, "train", "expected a list, or numbers from 0 on"),
+        (
+            {"names": {1: "cat"}, "train": "images/train"},
+            "train",
+            "expected a list, or the numbers from 0 with their names",
+        ),
         ({"names": ["cat", "cat"], "train": "images/train"}, "train", "the name 'cat' occurs more than once"),
     ],
 )
@@ -238,8 +242,8 @@ def test_a_yaml_that_leads_nowhere_is_answered_in_one_line(tmp_path, content, sp
 def test_files_that_are_no_text(tmp_path):
     root = write(tmp_path, {"a": ""})
     (root / "labels" / "train" / "a.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"a\.txt: is no text"):
+    with pytest.raises(DataError, match=r"a\.txt: is not a text file"):
         load_dataset(root)
     (root / "data.yaml").write_text("names: [cat\ntrain: images/train\n")
-    with pytest.raises(DataError, match=r"data\.yaml: is not valid yaml"):
+    with pytest.raises(DataError, match=r"data\.yaml: is not valid YAML"):
         load_dataset(root)
