@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 import fcos_fast
 from fcos_fast.cli.benchmark import BenchmarkOptions, Variant
 from fcos_fast.cli.detect import find_images
 from fcos_fast.data import SyntheticConfig, read_image, synthetic_image
+from fcos_fast.data.synthetic import save_image
 from fcos_fast.engine.benchmark import CANDIDATES, STAGES, benchmark, make_talkative
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.progress import Progress
@@ -152,6 +152,5 @@ def _draw(folder: Path, size: tuple[int, int], options: BenchmarkOptions) -> lis
     files = []
     for index in range(max(options.batch_sizes)):
         files.append(folder / f"{size[0]}x{size[1]}-{index}.jpg")
-        pixels = synthetic_image(0, index, config).image
-        Image.fromarray(pixels.transpose(1, 2, 0)).save(files[-1], quality=92)
+        save_image(synthetic_image(0, index, config), files[-1])
     return files

@@ -140,12 +140,12 @@ def check_boxes(
     """
     with np.errstate(invalid="ignore", over="ignore"):
         boxes = boxes.astype(np.float32)  # first, because two different numbers may become equal
-        finite = np.isfinite(boxes).all(axis=1)
-        has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        cut = np.clip(boxes, 0, np.array([*size, *size], dtype=np.float32))
-        inside = (cut[:, 2:] > cut[:, :2]).all(axis=1)
-        was_cut = (np.abs(cut - boxes) > ROUNDING).any(axis=1)
-    for i in np.flatnonzero(~finite | ~has_area | ~inside | was_cut):
+        finite: np.ndarray = np.isfinite(boxes).all(axis=1)
+        has_area: np.ndarray = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        clipped = np.clip(boxes, 0, np.array([*size, *size], dtype=np.float32))
+        inside: np.ndarray = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+        was_clipped = (np.abs(clipped - boxes) > ROUNDING).any(axis=1)
+    for i in np.flatnonzero(~finite | ~has_area | ~inside | was_clipped):
         if not finite[i]:
             fault = "box with a NaN or infinite coordinate, skipped"
         elif not has_area[i]:
@@ -157,4 +157,4 @@ def check_boxes(
         corners = ", ".join(f"{v:g}" for v in boxes[i])
         report.add(fault, file, f"{names[i]} [{corners}] in {size[0]}x{size[1]}")
     rows = np.flatnonzero(finite & has_area & inside)
-    return cut[rows], rows
+    return clipped[rows], rows

@@ -188,6 +188,20 @@ def _find_images(
     root: Path, file: Path, images: dict[Any, dict[str, Any]], finder: PathFinder, report: Report
 ) -> dict[Any, Path]:
     """Image id -> file. All images are in the folder that contains the first."""
+    names = _image_names(images, file, report)
+    folder = _image_folder(root, file, next(iter(names.values())), finder)
+    found = {number: finder.find([(folder, name)], file) for number, name in names.items()}
+    missing = [names[number] for number, place in found.items() if place is None]
+    if missing:
+        raise DataError(
+            f"{file}: {len(missing)} of {len(names)} images are not in {folder}, the first is {brief(missing[0])}; "
+            "add them, or remove them from the file"
+        )
+    return {number: place[1] for number, place in found.items() if place is not None}
+
+
+def _image_names(images: dict[Any, dict[str, Any]], file: Path, report: Report) -> dict[Any, str]:
+    """Image id -> file name, without leftovers of operating systems."""
     names = {}
     for number, entry in images.items():
         name = entry["file_name"]
@@ -197,7 +211,11 @@ def _find_images(
             names[number] = name
     if not names:
         raise DataError(f"{file}: lists no images; add some")
-    first = next(iter(names.values()))
+    return names
+
+
+def _image_folder(root: Path, file: Path, first: str, finder: PathFinder) -> Path:
+    """The folder of the ``first`` image."""
     split = _name_of_split(file)
     folders = [file.parent] if file.name == ROBOFLOW else []
     folders += [root / split, root / "images" / split, root / split / "images", root / "images"]
@@ -208,15 +226,7 @@ def _find_images(
         raise DataError(
             f"{file}: its first image {brief(first)} is in none of {looked}; move the images to one of them"
         )
-    folder = found[0]
-    paths = {number: finder.find([(folder, name)], file) for number, name in names.items()}
-    missing = [names[number] for number, path in paths.items() if path is None]
-    if missing:
-        raise DataError(
-            f"{file}: {len(missing)} of {len(names)} images are not in {folder}, the first is {brief(missing[0])}; "
-            "add them, or remove them from the file"
-        )
-    return {number: path for number, (_, path) in paths.items()}
+    return found[0]
 
 
 def _check_pixels(

@@ -157,7 +157,7 @@ def test_written_folder_reads_back(tmp_path, suffix):
         error = np.abs(image.numpy().astype(int) - drawn.image)
         assert error.max() == 0 if suffix == ".png" else error.mean() < 8
     assert sorted(path.name for path in root.parent.iterdir()) == ["shapes"]
-    with pytest.raises(DataError, match="exists already; remove it"):
+    with pytest.raises(DataError, match="already exists; remove it"):
         write_voc(root, {"train": 1})
 
 
@@ -180,5 +180,5 @@ def test_other_sizes():
         assert (image.boxes[:, 2:] - image.boxes[:, :2]).max() <= 60
     with pytest.raises(ValueError, match="at least one shape of 16 pixels"):
         SyntheticConfig(size=(8, 300))
-    with pytest.raises(ValueError, match="expected 1 <= least <= largest"):
+    with pytest.raises(ValueError, match="expected 1 <= smallest <= largest"):
         SyntheticConfig(object_size=(30, 20))
