@@ -140,11 +140,11 @@ def check_boxes(
     """
     with np.errstate(invalid="ignore", over="ignore"):
         boxes = boxes.astype(np.float32)  # first, because two different numbers may become equal
-        finite: np.ndarray = np.isfinite(boxes).all(axis=1)
-        has_area: np.ndarray = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        finite = np.all(np.isfinite(boxes), axis=1)
+        has_area = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
         clipped = np.clip(boxes, 0, np.array([*size, *size], dtype=np.float32))
-        inside: np.ndarray = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
-        was_clipped = (np.abs(clipped - boxes) > ROUNDING).any(axis=1)
+        inside = np.all(clipped[:, 2:] > clipped[:, :2], axis=1)
+        was_clipped = np.any(np.abs(clipped - boxes) > ROUNDING, axis=1)
     for i in np.flatnonzero(~finite | ~has_area | ~inside | was_clipped):
         if not finite[i]:
             fault = "box with a NaN or infinite coordinate, skipped"

@@ -64,7 +64,7 @@ def test_image_replaced_after_loading_is_noticed(make_voc):
     root = make_voc({"a": [("cat", (1, 2, 30, 20))]})
     data = load_voc(root)
     Image.new("RGB", (80, 60)).save(root / "JPEGImages" / "a.jpg")
-    message = r"a\.jpg: decodes to 80x60 pixels, but when the data set was loaded it had 40x30"
+    message = r"a\.jpg: decodes to 80x60 pixels, but when the dataset was loaded it had 40x30"
     with pytest.raises(DataError, match=message):
         data[0]
 

@@ -193,12 +193,12 @@ def test_evaluation_batches_are_dealt_out_whole():
 
 
 def test_batch_larger_than_the_data_set():
-    with pytest.raises(ValueError, match="batch_size is 4 but the data set has 3 images"):
+    with pytest.raises(ValueError, match="batch_size is 4 but the dataset has 3 images"):
         train_loader(synthetic_dataset(3), batch_size=4)
 
 
 def test_batch_that_the_processes_cannot_share():
-    with pytest.raises(ValueError, match="batch_size is 3, .* with 2 processes take a multiple of 2"):
+    with pytest.raises(ValueError, match="batch_size is 3, .* with 2 processes use a multiple of 2"):
         train_loader(synthetic_dataset(6), batch_size=3, world_size=2)
 
 
