@@ -24,7 +24,7 @@ from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.progress import Progress
 from fcos_fast.models import PRESETS, Detector, build_detector
 from fcos_fast.models.transform import image_size
-from fcos_fast.precision import choose_device, choose_precision
+from fcos_fast.precision import Precision, choose_device, choose_precision
 
 EXPLANATION = """input: size of the (first) image after the model's resizing and padding
 times in ms, the median for each stage; images/s at the median; found: detections per image"""
@@ -101,8 +101,8 @@ def _variant(model: Detector, variant: Variant, dtype: torch.dtype) -> tuple[Det
     return model.optimize_for_inference(_name(dtype), compile=variant == "compiled"), torch.float32
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _name(dtype: torch.dtype) -> Precision:
+    return "bfloat16" if dtype == torch.bfloat16 else "float32"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -46,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from fcos_fast.engine.checkpoint import model_from_checkpoint, read_checkpoint, save_checkpoint, save_file
     from fcos_fast.engine.foreign import other_rules, write_foreign
+    from fcos_fast.models import FCOSConfig
     from fcos_fast.models.checkpoint_formats import find_format
 
     format = None if options.to is None else find_format(options.to)
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{options.output}: {len(categories)} classes ({printable(names)})\n\n{model.config}")
         return 0
     theirs = write_foreign(model.config, model.state_dict(), format)
+    assert isinstance(model.config, FCOSConfig)  # write_foreign rejects other detectors
     save_file(options.output, theirs)
     print(
         f"{options.output}: {format.name} checkpoint of {sum(p.numel() for p in model.parameters()):,} parameters"

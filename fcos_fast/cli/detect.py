@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fcos_fast.cli.options import parse_options
 from fcos_fast.data.checks import IMAGE_SUFFIXES, MAX_PIXELS
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str]) -> int:
 
     detector = load(options.checkpoint, options.device, options.precision)
     folder = new_run_folder(options.runs, options.name)
-    results, unreadable = [], 0
+    results: list[dict[str, Any]] = []
+    unreadable = 0
     with Progress(len(files), "detect") as progress:
         for file in files:
             try:

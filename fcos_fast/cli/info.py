@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import fcos_fast.info
 
@@ -83,5 +83,9 @@ def _config(options: InfoOptions) -> DetectorConfig:
         config = config_from_dict(load_checkpoint(options.model)["model_config"])
     else:
         raise unknown_name("preset or checkpoint", options.model, PRESETS)
-    given = {"backbone": options.backbone, "num_classes": options.num_classes, "norm": options.norm}
+    given: dict[str, Any] = {
+        "backbone": options.backbone,
+        "num_classes": options.num_classes,
+        "norm": options.norm,
+    }
     return replace(config, **{name: value for name, value in given.items() if value is not None})

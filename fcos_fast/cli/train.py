@@ -100,7 +100,7 @@ def _default_model(arguments: Sequence[str], model: DetectorConfig) -> DetectorC
     for name, value in _choices_in(arguments):
         if name == "preset":
             model = PRESETS.get(value, model)
-        elif name == "detector" and value in CONFIGS and value != model.detector:
+        elif name == "detector" and value in CONFIGS and not isinstance(model, CONFIGS[value]):
             model = CONFIGS[value]()
     return model
 
