@@ -36,13 +36,13 @@ def test_ours_to_official_and_back(checkpoint, tmp_path, capsys):
             torch.testing.assert_close(model.state_dict()[key], value, msg=key)
 
 
-def test_a_converted_checkpoint_detects_and_evaluates(checkpoint, images, tmp_path, capsys):
+def test_a_converted_checkpoint_detects_and_evaluates(checkpoint, voc_root, tmp_path, capsys):
     theirs, again = tmp_path / "x.pth", tmp_path / "x.pt"
     main(["convert", "--checkpoint", str(checkpoint), "--to", "mmdetection", "--output", str(theirs)])
     names = ",".join(model_from_checkpoint(load_checkpoint(checkpoint))[1].names)
     options = ["--model", SMALL, "--classes", names, "--preset", "official-improved"]
     assert main(["convert", "--checkpoint", str(theirs), "--output", str(again), *options]) == 0
-    with_root = ["--data.root", str(images), "--data.split", "val", "--runs", str(tmp_path)]
+    with_root = ["--data.root", str(voc_root), "--data.split", "val", "--runs", str(tmp_path)]
     assert main(["evaluate", "--checkpoint", str(again), *with_root]) == 0
     metrics = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())
     assert 0 <= metrics["ap"] <= 1

@@ -18,9 +18,9 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def copied(images, tmp_path):
+def copied(voc_root, tmp_path):
     """A copy of the data set to change."""
-    return shutil.copytree(images, tmp_path / "set")
+    return shutil.copytree(voc_root, tmp_path / "set")
 
 
 def error_of(arguments, capsys) -> str:
@@ -31,11 +31,11 @@ def error_of(arguments, capsys) -> str:
 
 
 @pytest.mark.timeout(60)
-def test_detect_in_a_folder_with_more_than_images(tmp_path, images, checkpoint, capsys):
+def test_detect_in_a_folder_with_more_than_images(tmp_path, voc_root, checkpoint, capsys):
     folder = tmp_path / "photos"
     (folder / ".trash").mkdir(parents=True)
     (folder / "folder.jpg").mkdir()
-    source = sorted((images / "JPEGImages").iterdir())[0]
+    source = sorted((voc_root / "JPEGImages").iterdir())[0]
     shutil.copy(source, folder / "good.JFIF")
     (folder / "cut.jpg").write_bytes(source.read_bytes()[:-20])
     for name in ("._good.jpg", ".trash/old.jpg"):
@@ -51,16 +51,16 @@ def test_detect_in_a_folder_with_more_than_images(tmp_path, images, checkpoint, 
     assert sorted(result["drawn"] for result in results) == ["cut.jpg", "good.jfif", "strip.png"]
 
 
-def test_detect_takes_as_many_pixels_as_are_allowed(tmp_path, images, checkpoint, capsys):
-    image = str(sorted((images / "JPEGImages").iterdir())[0])
+def test_detect_takes_as_many_pixels_as_are_allowed(tmp_path, voc_root, checkpoint, capsys):
+    image = str(sorted((voc_root / "JPEGImages").iterdir())[0])
     detect = ["detect", "--checkpoint", str(checkpoint), image]
     assert main([*detect, "--max_pixels", "6143"]) == 1
     assert "has 96x64 = 6144 pixels, more than 6143" in capsys.readouterr().err
     assert main([*detect, "--max_pixels", "6144"]) == 0
 
 
-def test_data_set_has_as_many_pixels_as_are_allowed(images, capsys):
-    stats = ["data", "stats", "--data.root", str(images)]
+def test_data_set_has_as_many_pixels_as_are_allowed(voc_root, capsys):
+    stats = ["data", "stats", "--data.root", str(voc_root)]
     assert "more than 6143" in error_of([*stats, "--data.max_pixels", "6143"], capsys)
     assert main([*stats, "--data.max_pixels", "6144"]) == 0
     capsys.readouterr()
@@ -69,8 +69,8 @@ def test_data_set_has_as_many_pixels_as_are_allowed(images, capsys):
     )
 
 
-def test_paths_outside_the_data_folder_are_allowed_by_an_option(tmp_path, images, capsys):
-    image = sorted((images / "JPEGImages").iterdir())[0]
+def test_paths_outside_the_data_folder_are_allowed_by_an_option(tmp_path, voc_root, capsys):
+    image = sorted((voc_root / "JPEGImages").iterdir())[0]
     content = {
         "images": [{"id": 1, "file_name": str(image), "width": 96, "height": 64}],
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40]}],

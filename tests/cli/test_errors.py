@@ -48,10 +48,10 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_mistake(arguments, message, capsys, tmp_path, monkeypatch, images):
+def test_mistake(arguments, message, capsys, tmp_path, monkeypatch, voc_root):
     monkeypatch.chdir(tmp_path)
     if "--train.device" in arguments:
-        arguments = [*arguments, "--data.root", str(images), "--train.batch_size", "1"]
+        arguments = [*arguments, "--data.root", str(voc_root), "--train.batch_size", "1"]
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -69,20 +69,20 @@ def test_wrong_yaml(capsys, tmp_path):
     assert len(error.splitlines()) == 1
 
 
-def test_misspelt_split_is_known_before_training(capsys, tmp_path, monkeypatch, images):
+def test_misspelt_split_is_known_before_training(capsys, tmp_path, monkeypatch, voc_root):
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "--data.root", str(images), "--data.val", "vall"]) == 2
+    assert main(["train", "--data.root", str(voc_root), "--data.val", "vall"]) == 2
     assert "val" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_class_of_another_data_set(capsys, tmp_path, monkeypatch, checkpoint, images):
+def test_unknown_class_of_another_data_set(capsys, tmp_path, monkeypatch, checkpoint, voc_root):
     monkeypatch.chdir(tmp_path)
     for folder in ("Annotations", "JPEGImages"):
         (tmp_path / "pets" / folder).mkdir(parents=True)
-    file = next((images / "JPEGImages").iterdir())
+    file = next((voc_root / "JPEGImages").iterdir())
     (tmp_path / "pets" / "JPEGImages" / file.name).write_bytes(file.read_bytes())
-    xml = (images / "Annotations" / f"{file.stem}.xml").read_text()
+    xml = (voc_root / "Annotations" / f"{file.stem}.xml").read_text()
     names = ("circle", "cross", "ring", "square", "star", "triangle")
     for name in names:
         xml = xml.replace(f"<name>{name}</name>", "<name>poodle</name>")
@@ -97,12 +97,12 @@ def test_weights_alone_cannot_be_resumed(capsys, checkpoint):
     assert "contains only model weights and cannot be resumed; resume from" in capsys.readouterr().err
 
 
-def test_checkpoint_of_other_classes(capsys, tmp_path, monkeypatch, checkpoint, images):
+def test_checkpoint_of_other_classes(capsys, tmp_path, monkeypatch, checkpoint, voc_root):
     monkeypatch.chdir(tmp_path)
     saved = torch.load(checkpoint, weights_only=True)
     saved["categories"] = {"names": ["cat"], "ids": [1]}
     save_checkpoint(tmp_path / "cats.pt", saved)
-    arguments = ["train", "--data.root", str(images), "--train.batch_size", "1"]
+    arguments = ["train", "--data.root", str(voc_root), "--train.batch_size", "1"]
     assert main([*arguments, "--train.weights", "cats.pt", "--model.backbone", "resnet18"]) == 2
     assert "cats.pt knows 1 classes (cat), the data set has" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["cats.pt"]

@@ -204,7 +204,7 @@ def test_an_ascii_terminal_ends_nothing(tmp_path):
     assert done.returncode == 2
     assert (
         done.stderr
-        == r"fcos-fast train: /z\xfcrich/\u65e5\u672c: there is no such folder; give the folder of a data set"
+        == r"fcos-fast train: /z\xfcrich/\u65e5\u672c: there is no such folder; give the folder of a dataset"
         + "\n"
     )
     assert command("train", "--help", env=ascii_terminal).returncode == 0
