@@ -1,4 +1,4 @@
-"""What ``import fcos_fast`` offers, and what it costs."""
+"""The names of ``import fcos_fast``, and what the import costs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.child import assert_runs
 @pytest.mark.parametrize(
     "name", ["data", "engine", "integrations", "models", "models.fcos", "ops", "ops.nms", "reference"]
 )
-def test_subpackages_need_no_import_of_their_own(name):
+def test_subpackages_are_attributes(name):
     assert_runs(f"import fcos_fast; assert fcos_fast.{name} is not None")
 
 
-def test_the_package_alone_is_light():
+def test_importing_the_package_is_light():
     assert_runs(
         """
         import sys

@@ -1,4 +1,4 @@
-"""``fcos-fast convert``: there and back through files."""
+"""``fcos-fast convert``: round trips through files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 SMALL = "{fpn_channels: 32, head_channels: 64, head_convs: 1, min_size: null, prior: 0.5}"
 
 
-def test_ours_to_official_and_back(checkpoint, tmp_path, capsys):
+def test_round_trip_through_an_official_checkpoint(checkpoint, tmp_path, capsys):
     theirs, again = tmp_path / "official.pth", tmp_path / "deeper" / "again.pt"
     assert (
         main(["convert", "--checkpoint", str(checkpoint), "--to", "official", "--output", str(theirs)]) == 0
@@ -59,7 +59,7 @@ def test_a_converted_checkpoint_detects_and_evaluates(checkpoint, voc_root, tmp_
         (["--checkpoint", "/nowhere.pth"], "there is no checkpoint /nowhere.pth"),
     ],
 )
-def test_mistakes_are_answered_in_one_line_and_leave_no_file(options, message, checkpoint, tmp_path, capsys):
+def test_errors_are_one_line_and_write_no_file(options, message, checkpoint, tmp_path, capsys):
     output = tmp_path / "out" / "x.pt"
     assert main(["convert", "--checkpoint", str(checkpoint), "--output", str(output), *options]) == 2
     error = capsys.readouterr().err
@@ -75,7 +75,7 @@ def test_mistakes_are_answered_in_one_line_and_leave_no_file(options, message, c
         ("{prior: often}", "prior='often'; expected a number"),
     ],
 )
-def test_wrong_fields_of_a_foreign_checkpoint_are_named(fields, message, checkpoint, tmp_path, capsys):
+def test_wrong_fields_of_a_foreign_checkpoint_are_reported(fields, message, checkpoint, tmp_path, capsys):
     theirs = tmp_path / "x.pth"
     main(["convert", "--checkpoint", str(checkpoint), "--to", "official", "--output", str(theirs)])
     capsys.readouterr()

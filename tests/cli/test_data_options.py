@@ -1,4 +1,4 @@
-"""Data sets and images on the command line: what is skipped, what is refused in one line, and what an option allows."""
+"""Datasets and images on the command line: skipped files, one-line errors, and options that allow more."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def copied(voc_root, tmp_path):
-    """A copy of the data set to change."""
+    """A copy of the dataset that tests may change."""
     return shutil.copytree(voc_root, tmp_path / "set")
 
 
@@ -31,7 +31,7 @@ def error_of(arguments, capsys) -> str:
 
 
 @pytest.mark.timeout(60)
-def test_detect_in_a_folder_with_more_than_images(tmp_path, voc_root, checkpoint, capsys):
+def test_detect_in_a_folder_that_contains_other_files(tmp_path, voc_root, checkpoint, capsys):
     folder = tmp_path / "photos"
     (folder / ".trash").mkdir(parents=True)
     (folder / "folder.jpg").mkdir()
@@ -42,7 +42,7 @@ def test_detect_in_a_folder_with_more_than_images(tmp_path, voc_root, checkpoint
         (folder / name).write_bytes(b"\0\5\x16\7")
     os.mkfifo(folder / "fifo.jpg")
     Image.new("RGB", (16500, 2)).save(folder / "strip.png")
-    os.rename(folder / "strip.png", folder / "strip.webp")  # drawn again, it would not fit into a WebP
+    os.rename(folder / "strip.png", folder / "strip.webp")  # too wide for WebP when it is drawn
     assert main(["detect", "--checkpoint", str(checkpoint), str(folder), str(folder / "fifo.jpg")]) == 1
     errors = capsys.readouterr().err
     assert errors.count("fifo.jpg: is a FIFO; expected a regular file") == 2
@@ -51,7 +51,7 @@ def test_detect_in_a_folder_with_more_than_images(tmp_path, voc_root, checkpoint
     assert sorted(result["drawn"] for result in results) == ["cut.jpg", "good.jfif", "strip.png"]
 
 
-def test_detect_takes_as_many_pixels_as_are_allowed(tmp_path, voc_root, checkpoint, capsys):
+def test_max_pixels_of_detect(tmp_path, voc_root, checkpoint, capsys):
     image = str(sorted((voc_root / "JPEGImages").iterdir())[0])
     detect = ["detect", "--checkpoint", str(checkpoint), image]
     assert main([*detect, "--max_pixels", "6143"]) == 1
@@ -59,7 +59,7 @@ def test_detect_takes_as_many_pixels_as_are_allowed(tmp_path, voc_root, checkpoi
     assert main([*detect, "--max_pixels", "6144"]) == 0
 
 
-def test_data_set_has_as_many_pixels_as_are_allowed(voc_root, capsys):
+def test_max_pixels_of_a_dataset(voc_root, capsys):
     stats = ["data", "stats", "--data.root", str(voc_root)]
     assert "more than 6143" in error_of([*stats, "--data.max_pixels", "6143"], capsys)
     assert main([*stats, "--data.max_pixels", "6144"]) == 0
@@ -69,7 +69,7 @@ def test_data_set_has_as_many_pixels_as_are_allowed(voc_root, capsys):
     )
 
 
-def test_paths_outside_the_data_folder_are_allowed_by_an_option(tmp_path, voc_root, capsys):
+def test_allow_outside(tmp_path, voc_root, capsys):
     image = sorted((voc_root / "JPEGImages").iterdir())[0]
     content = {
         "images": [{"id": 1, "file_name": str(image), "width": 96, "height": 64}],
@@ -83,7 +83,7 @@ def test_paths_outside_the_data_folder_are_allowed_by_an_option(tmp_path, voc_ro
     assert main([*stats, "--data.allow_outside", "true"]) == 0
 
 
-def test_an_empty_split_takes_every_image(copied, capsys):
+def test_an_empty_split_name_uses_all_images(copied, capsys):
     shutil.rmtree(copied / "ImageSets")
     stats = ["data", "stats", "--data.root", str(copied)]
     assert "has no splits; use all images with an empty name" in error_of(stats, capsys)
@@ -92,7 +92,7 @@ def test_an_empty_split_takes_every_image(copied, capsys):
 
 
 @pytest.mark.parametrize("flag", ["1", "yes"])
-def test_training_on_nothing_is_refused(copied, capsys, flag, tmp_path):
+def test_training_without_boxes_is_an_error(copied, capsys, flag, tmp_path):
     for file in (copied / "Annotations").iterdir():
         text = file.read_text().replace("<name>", f"<difficult>{flag}</difficult><name>")
         file.write_text(text.replace("<difficult>0</difficult>", ""))
@@ -102,8 +102,8 @@ def test_training_on_nothing_is_refused(copied, capsys, flag, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("depth", [200, 900, 5000])  # within what one parser takes, another, and none
+@pytest.mark.parametrize("depth", [200, 900, 5000])  # accepted by both YAML parsers, by one, and by none
 @pytest.mark.parametrize("subcommand", ["train", "evaluate"])
-def test_a_configuration_nested_too_deep(tmp_path, capsys, subcommand, depth):
+def test_a_configuration_nested_too_deeply(tmp_path, capsys, subcommand, depth):
     (tmp_path / "deep.yaml").write_text("data: " + "[" * depth + "]" * depth)
     assert len(error_of([subcommand, "--config", "deep.yaml"], capsys)) < 1000

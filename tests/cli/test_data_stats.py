@@ -1,4 +1,4 @@
-"""``fcos-fast data stats``: what it prints is right, and what it suggests ``fcos-fast train`` takes."""
+"""``fcos-fast data stats``: its numbers are right, and ``fcos-fast train`` accepts its suggestions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fcos_fast.cli.train import parse_train_options
 SMALL = ["--model.min_size", "64", "--model.max_size", "96"]
 
 
-def test_it_counts_and_suggests_options_that_train_takes(voc_root, tmp_path, capsys):
+def test_it_counts_and_suggests_options_of_train(voc_root, tmp_path, capsys):
     output = tmp_path / "stats.json"
     assert main(["data", "stats", "--data.root", str(voc_root), *SMALL, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
@@ -26,13 +26,13 @@ def test_it_counts_and_suggests_options_that_train_takes(voc_root, tmp_path, cap
     assert model.min_size == found["suggested"]["min_size"]
 
 
-def test_it_takes_the_recipes_and_presets_of_train(voc_root, capsys):
+def test_it_accepts_recipes_and_presets(voc_root, capsys):
     arguments = ["--data.root", str(voc_root), "--data.train", "train"]
     assert main(["data", "stats", "--config", "small", *arguments]) == 0
     assert main(["data", "stats", "--preset", "detectron2", *arguments, *SMALL]) == 0
 
 
-def test_mistakes_are_answered_in_one_line(voc_root, capsys):
+def test_errors_are_one_line(voc_root, capsys):
     for arguments, message in (
         (["data", "stat"], "fcos-fast data: unknown subcommand 'stat'; did you mean 'stats'?"),
         (

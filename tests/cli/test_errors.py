@@ -1,4 +1,4 @@
-"""Every mistake of a user ends in one line on stderr, with the remedy, and a status that is not 0."""
+"""Every mistake of a user is reported in one line on stderr, with the remedy and a nonzero exit status."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_mistake(arguments, message, capsys, tmp_path, monkeypatch, voc_root):
     assert message in error
     assert len(error.splitlines()) == 1
     assert error.startswith("fcos-fast")
-    assert list(tmp_path.iterdir()) == []  # nothing was begun
+    assert list(tmp_path.iterdir()) == []  # no run was started
 
 
 def test_wrong_yaml(capsys, tmp_path):
@@ -69,14 +69,14 @@ def test_wrong_yaml(capsys, tmp_path):
     assert len(error.splitlines()) == 1
 
 
-def test_misspelt_split_is_known_before_training(capsys, tmp_path, monkeypatch, voc_root):
+def test_a_misspelled_split_is_an_error_before_training(capsys, tmp_path, monkeypatch, voc_root):
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--data.root", str(voc_root), "--data.val", "vall"]) == 2
     assert "val" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_class_of_another_data_set(capsys, tmp_path, monkeypatch, checkpoint, voc_root):
+def test_unknown_class_of_another_dataset(capsys, tmp_path, monkeypatch, checkpoint, voc_root):
     monkeypatch.chdir(tmp_path)
     for folder in ("Annotations", "JPEGImages"):
         (tmp_path / "pets" / folder).mkdir(parents=True)
@@ -92,7 +92,7 @@ def test_unknown_class_of_another_data_set(capsys, tmp_path, monkeypatch, checkp
     assert "unknown class 'poodle'" in capsys.readouterr().err
 
 
-def test_weights_alone_cannot_be_resumed(capsys, checkpoint):
+def test_model_weights_cannot_be_resumed(capsys, checkpoint):
     assert main(["train", "--resume", str(checkpoint)]) == 2
     assert "contains only model weights and cannot be resumed; resume from" in capsys.readouterr().err
 

@@ -66,7 +66,7 @@ def test_every_option_of_train_is_listed_in_a_group(capsys):
 
 
 def test_every_option_is_explained(capsys):
-    """An option without help shows its type or default alone, in brackets."""
+    """Without an explanation, only the type or default follows the name, in parentheses."""
     for command in FIRST:
         text = " ".join(help_of(command, capsys).split())
         assert not re.findall(r"--[\w.]+ (?:[A-Z_]+|\{[^}]*\}|\[[^]]*\]) \((?:type|default|one of)", text)

@@ -12,7 +12,7 @@ def test_a_preset_is_printed_with_its_cost(capsys):
     assert printed.splitlines()[-1].split() == ["all", "32.270", "128.207", "100.0%"]
 
 
-def test_retinanets_cost_is_the_one_that_torchvision_publishes(capsys):
+def test_cost_of_retinanet_is_the_one_torchvision_publishes(capsys):
     assert main(["info", "--model", "torchvision-retinanet", "--size", "[800, 800]"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split() == ["all", "34.015", "151.540", "100.0%"]
 
@@ -22,7 +22,7 @@ def test_a_checkpoint_is_printed_with_its_cost(checkpoint, capsys):
     assert "backbone.fpn.extra_blocks" in capsys.readouterr().out
 
 
-def test_unknown_models_and_sizes_are_refused(capsys):
+def test_unknown_models_and_sizes_are_errors(capsys):
     assert main(["info", "--model", "torchvison"]) == 2
     assert "unknown preset or checkpoint 'torchvison'; did you mean 'torchvision'" in capsys.readouterr().err
     assert main(["info", "--model", "torchvision", "--size", "[0, 5]"]) == 2

@@ -28,7 +28,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 
 def test_train_evaluate_detect(tmp_path, voc_root, capsys):
-    """The whole way, each subcommand with what the one before left and printed."""
+    """Each subcommand uses the files and the output of the one before."""
     run = ["train", "--data.root", str(voc_root), "--train.epochs", "1", "--train.batch_size", "5", *SMALL]
     assert main([*run, "--train.precision", "float32"]) == 0
     output = capsys.readouterr().out
@@ -44,11 +44,11 @@ def test_train_evaluate_detect(tmp_path, voc_root, capsys):
     assert result["ap"] == pytest.approx(row["ap"], abs=1e-6)
     assert main(["detect", "--checkpoint", "runs/train/best.pt", str(voc_root / "JPEGImages")]) == 0
     assert len(json.loads((tmp_path / "runs" / "detect" / "detections.json").read_text())) == 12
-    assert main(["train", "--resume", "runs/train"]) == 0  # a finished run: evaluated again
+    assert main(["train", "--resume", "runs/train"]) == 0  # a finished run is evaluated again
 
 
 def test_train_evaluate_detect_retinanet(tmp_path, voc_root, capsys):
-    """Its preset named in a YAML file; and what the run leaves trains, resumes and initialises another."""
+    """The preset is in a YAML file. The run's config.yaml and checkpoints work for other commands."""
     Path("my.yaml").write_text("preset: retinanet\nmodel:\n  anchor_size: 2.0\n")
     run = ["train", "--config", "my.yaml", "--data.root", str(voc_root), "--train.epochs", "1", *SMALL]
     assert main([*run, "--train.batch_size", "5", "--train.precision", "float32"]) == 0
@@ -83,7 +83,7 @@ def test_options_are_those_of_the_presets_detector(capsys):
     assert "--model.rule" not in text
 
 
-def test_detect_names_unreadable_files_and_goes_on(tmp_path, voc_root, checkpoint, capsys):
+def test_detect_reports_unreadable_files_and_continues(tmp_path, voc_root, checkpoint, capsys):
     folder = tmp_path / "mine"
     folder.mkdir()
     good = sorted((voc_root / "JPEGImages").iterdir())[:2]
@@ -155,7 +155,7 @@ def test_benchmark_of_a_checkpoint(tmp_path, voc_root, checkpoint, capsys):
 
 
 def test_benchmark_of_random_weights(capsys, monkeypatch):
-    """Generated images of two sizes; the detector finds something on them, but not everything."""
+    """Generated images of two sizes, on which the detector finds some objects."""
     small = {"fpn_channels": 32, "head_channels": 64, "head_convs": 1, "min_size": None}
     monkeypatch.setitem(PRESETS, "official-improved", replace(PRESETS["official-improved"], **small))
     run = [
@@ -196,7 +196,7 @@ def test_yaml_then_command_line(tmp_path):
     assert options.model.min_size == (480, 512)
 
 
-def test_preset_gives_the_models_defaults(tmp_path):
+def test_preset_sets_the_defaults_of_the_model(tmp_path):
     options = parse_train_options(["--preset", "torchvision", "--model.backbone", "resnet18"])
     changed = vars(options.model) | {"backbone": PRESETS["torchvision"].backbone}
     assert changed == vars(PRESETS["torchvision"])

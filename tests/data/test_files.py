@@ -13,24 +13,24 @@ LEFTOVERS = ["._a.jpg", ".hidden.jpg", ".ipynb_checkpoints/a-checkpoint.jpg", "_
 LEFTOVERS += [".trash/old.jpg", "@eaDir/a.jpg", "__MACOSX/deep/._a.jpg", ".git/a.jpg"]
 
 
-def leave_behind(folder):
+def add_leftovers(folder):
     for name in LEFTOVERS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"\0\5\x16\7 no image")
 
 
-def test_leftovers_are_no_images(make_voc, tmp_path):
+def test_leftovers_are_not_read_as_images(make_voc, tmp_path):
     voc = make_voc({"a": [CAT]}, train=["a", "._a"])
-    leave_behind(voc / "JPEGImages")
+    add_leftovers(voc / "JPEGImages")
     for name in ("Annotations/._a.xml", "ImageSets/Main/._train.txt", "Annotations/.b.xml"):
         (voc / name).write_bytes(b"\0\5\x16\7")
     yolo = write_yolo(tmp_path / "yolo")
-    leave_behind(yolo / "images" / "train")
+    add_leftovers(yolo / "images" / "train")
     (yolo / "._data.yaml").write_bytes(b"\0\5\x16\7")
     (yolo / "labels" / "train" / "._a.txt").write_bytes(b"\0\5\x16\7")
     coco = write_coco(tmp_path / "coco", ["a.jpg", "._a.jpg", "__MACOSX/._b.jpg"])
     save(coco / "train" / "a.jpg")
-    leave_behind(coco / "train")
+    add_leftovers(coco / "train")
     (coco / "annotations" / "._train.json").write_bytes(b"\0\5\x16\7")
     for root in (voc, yolo, coco):
         for split in (None, "train"):
@@ -40,7 +40,7 @@ def test_leftovers_are_no_images(make_voc, tmp_path):
             assert set(data.report.faults) == (skipped if root == coco or (root == voc and split) else set())
 
 
-def test_splits_in_hidden_folders_are_none(make_voc, tmp_path):
+def test_hidden_folders_are_not_splits(make_voc, tmp_path):
     made = make_voc({"a": [CAT]})
     for name in ("train", ".trash", "__MACOSX", ".ipynb_checkpoints"):
         write_coco(tmp_path / "coco", file=f"{name}/_annotations.coco.json")
@@ -64,7 +64,7 @@ def test_leftovers_in_a_list_are_skipped_and_counted(tmp_path):
     assert data.report.faults == {"file that the system left behind, skipped": 2}
 
 
-def test_linked_folders_are_read_and_circles_end(tmp_path):
+def test_linked_folders_and_cycles(tmp_path):
     root = write_yolo(tmp_path / "elsewhere")
     home = tmp_path / "set"
     (home / "images" / "train").mkdir(parents=True)
@@ -78,7 +78,7 @@ def test_linked_folders_are_read_and_circles_end(tmp_path):
     assert len(load_dataset(tmp_path / "linked")) == 1
 
 
-def test_folders_that_link_to_each_other_end(tmp_path):
+def test_folders_that_link_to_each_other(tmp_path):
     root = write_yolo(tmp_path)
     for i in range(8):
         (root / f"images/train/{i}").mkdir()
@@ -159,7 +159,7 @@ def test_loose_voc_of_several_splits(make_voc, tmp_path):
         ("annotations/train.JSON", "a.jpg", "train/a.jpg"),
     ],
 )
-def test_coco_files_and_names_as_exporters_write_them(tmp_path, file, name, image):
+def test_coco_files_and_names_of_exporters(tmp_path, file, name, image):
     root = write_coco(tmp_path, [name], file)
     save(root / image)
     (root / "notes.json").write_text('{"info": "of another kind"}')
@@ -177,20 +177,20 @@ def test_coco_files_and_names_as_exporters_write_them(tmp_path, file, name, imag
         ("images/train/a.JPG", "images/train/a.jpg"),
     ],
 )
-def test_yolo_lists_as_people_write_them(tmp_path, line, image):
+def test_spellings_in_yolo_lists(tmp_path, line, image):
     root = write_yolo(tmp_path, [image], train="train.txt")
     (root / "train.txt").write_text(line)
     assert load_yolo(root).records[0].image == root / image
 
 
-def test_yolo_with_backslashes_and_capital_suffixes(tmp_path):
+def test_yolo_with_backslashes_and_upper_case_suffixes(tmp_path):
     root = write_yolo(tmp_path, train="images\\train")
     (root / "labels" / "train" / "a.txt").rename(root / "labels" / "train" / "a.TXT")
     (root / "data.yaml").rename(root / "data.YAML")
     assert len(load_dataset(root, "train").records[0].boxes) == 1
 
 
-def test_voc_lists_as_people_write_them(make_voc):
+def test_spellings_in_voc_lists(make_voc):
     root = make_voc({"a": [CAT], "b 1": [CAT], "c.d": [CAT], "e": [CAT], "f 1": [CAT]})
     (root / "Annotations" / "a.xml").rename(root / "Annotations" / "a.XML")
     save(root / "JPEGImages" / "e.jfif")

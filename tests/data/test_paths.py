@@ -25,7 +25,7 @@ def forms(secret, root):
 REFUSED = r"leads outside the dataset folder .*set; correct the path, or give --data\.allow_outside true"
 
 
-def test_coco_names_outside_are_refused_unless_allowed(tmp_path, secret):
+def test_coco_names_outside_are_rejected_unless_allowed(tmp_path, secret):
     root = tmp_path / "set"
     save(root / "train" / "a.jpg")
     for name in forms(secret, root / "train"):
@@ -37,7 +37,7 @@ def test_coco_names_outside_are_refused_unless_allowed(tmp_path, secret):
             assert data.records[-1].image.samefile(secret)
 
 
-def test_yolo_lines_outside_are_refused_unless_allowed(tmp_path, secret):
+def test_yolo_lines_outside_are_rejected_unless_allowed(tmp_path, secret):
     root = write_yolo(tmp_path / "set", train="train.txt")
     for line in forms(secret, root):
         (root / "train.txt").write_text(line)
@@ -46,7 +46,7 @@ def test_yolo_lines_outside_are_refused_unless_allowed(tmp_path, secret):
         assert load_dataset(root, allow_outside=True).records[0].image.samefile(secret)
 
 
-def test_yolo_folders_outside_are_refused_unless_allowed(tmp_path):
+def test_yolo_folders_outside_are_rejected_unless_allowed(tmp_path):
     write_yolo(tmp_path / "other")
     for train in (str(tmp_path / "other/images/train"), "../other/images/train", "..\\other\\images\\train"):
         root = write_yolo(tmp_path / "set", [], train=train)
@@ -59,8 +59,8 @@ def test_yolo_folders_outside_are_refused_unless_allowed(tmp_path):
     assert len(load_dataset(root, allow_outside=True)) == 1
 
 
-def test_roboflows_paths_mean_the_folder_inside(tmp_path):
-    """``../train/images`` is beside the data.yaml, whatever lies outside."""
+def test_roboflows_paths_are_inside(tmp_path):
+    """``../train/images`` is beside the data.yaml, even if that path exists outside."""
     write_yolo(tmp_path, ["train/images/outside.jpg"])
     root = write_yolo(tmp_path / "set", ["train/images/inside.jpg"], train="../train/images")
     assert [record.name for record in load_dataset(root).records] == ["inside.jpg"]
@@ -69,7 +69,7 @@ def test_roboflows_paths_mean_the_folder_inside(tmp_path):
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "a\0.jpg", "a" * 5000 + ".jpg", "~", "~nobody/x.jpg", "/", "\\"]
 )
-def test_names_that_no_file_has(tmp_path, name):
+def test_invalid_file_names(tmp_path, name):
     save(tmp_path / "set" / "train" / "a.jpg")
     for names in ([name], ["a.jpg", name]):
         write_coco(tmp_path / "set", names)

@@ -35,7 +35,7 @@ def test_xml_in_the_encoding_that_it_declares(make_voc, encoding):
 @pytest.mark.parametrize(
     ("declared", "written"),
     [
-        ("gb2312", "gbk"),  # 喵 is in the extension alone
+        ("gb2312", "gbk"),  # 喵 exists only in the extension
         ("utf-16", "utf-8"),  # as .NET writes it
         ("ascii", "utf-8"),
         (None, "utf-16"),
@@ -45,7 +45,7 @@ def test_xml_in_the_encoding_that_it_declares(make_voc, encoding):
         (None, "utf-32"),
     ],
 )
-def test_xml_whose_declaration_is_not_quite_right(make_voc, declared, written):
+def test_xml_whose_declaration_is_wrong(make_voc, declared, written):
     root = make_voc({"a": [("喵", (1, 2, 30, 20))]})
     file = root / "Annotations" / "a.xml"
     declaration = f'<?xml version="1.0" encoding="{declared}"?>' if declared else ""
@@ -65,7 +65,7 @@ def test_xml_whose_declaration_is_not_quite_right(make_voc, declared, written):
         + b"]><annotation>&j;</annotation>",
     ],
 )
-def test_xml_that_cannot_be_read_is_named(make_voc, content):
+def test_unreadable_xml_is_an_error(make_voc, content):
     root = make_voc({"a": [CAT]})
     file = root / "Annotations" / "a.xml"
     file.write_bytes(content)
@@ -129,7 +129,7 @@ def test_json_yaml_and_labels_in_any_encoding(tmp_path, encoding):
     ],
     ids=["deep", "deep and closed", "deep objects", "odd utf-16", "zeros", "binary", "empty", "word", "cut"],
 )
-def test_json_and_yaml_that_cannot_be_read_are_named(tmp_path, content):
+def test_unreadable_json_and_yaml_are_errors(tmp_path, content):
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
     (tmp_path / "coco" / "annotations" / "train.json").write_bytes(content)
     with pytest.raises(DataError, match=r"train\.json: (is not valid JSON|is not a text file|has no list)"):
@@ -142,8 +142,8 @@ def test_json_and_yaml_that_cannot_be_read_are_named(tmp_path, content):
 
 
 @pytest.mark.timeout(20)
-def test_yaml_that_grows_is_not_printed_in_full(tmp_path):
-    """A billion names in ten lines."""
+def test_errors_shorten_a_yaml_bomb(tmp_path):
+    """Ten lines that expand to a billion names."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
     (tmp_path / "data.yaml").write_text("\n".join([*lines, "names: *a8", "train: images"]))

@@ -19,7 +19,7 @@ def error_line(call) -> str:
     return message
 
 
-def test_reads_boxes_as_they_stand(make_voc):
+def test_reads_boxes_unchanged(make_voc):
     data = load_voc(make_voc({"b": [DOG, CAT], "a": []}, train=["b", "a"]), "train")
     assert data.categories.names == ("cat", "dog")
     assert [record.name for record in data.records] == ["b.jpg", "a.jpg"]
@@ -66,7 +66,7 @@ FLAGS = {
 
 
 @pytest.mark.parametrize(("text", "expected"), [(text, flag) for flag in FLAGS for text in FLAGS[flag]])
-def test_difficult_as_people_write_it(make_voc, text, expected):
+def test_spellings_of_difficult(make_voc, text, expected):
     root = make_voc({"a": [CAT]})
     file = root / "Annotations" / "a.xml"
     file.write_text(file.read_text().replace("<name>", f"<difficult>{text}</difficult><name>"))
@@ -87,7 +87,7 @@ def test_difficult_that_is_neither_yes_nor_no_is_counted(make_voc, text):
     assert "difficult that is neither" in error_line(lambda: load_voc(root, strict=True))
 
 
-def test_without_split_takes_every_image_by_name(make_voc):
+def test_without_split_all_images_are_read_by_name(make_voc):
     data = load_voc(make_voc({"b": [CAT], "a": [DOG], "c": [CAT]}))
     assert [record.name for record in data.records] == ["a.jpg", "b.jpg", "c.jpg"]
 
@@ -124,7 +124,7 @@ def test_image_is_found_by_stem(make_voc, name):
         (("", 2, 30, 20), "not four numbers", None),
     ],
 )
-def test_faulty_box_is_reported_and_left_out_or_refused(make_voc, box, fault, kept):
+def test_invalid_box_is_skipped_or_an_error(make_voc, box, fault, kept):
     root = make_voc({"a": [DOG, ("cat", box), DOG]})
     data = load_voc(root)
     boxes = data[0][1]["boxes"].tolist()
@@ -140,12 +140,12 @@ def test_faulty_box_is_reported_and_left_out_or_refused(make_voc, box, fault, ke
     assert message.startswith(str(root / "Annotations" / "a.xml"))
 
 
-def test_rounding_of_coordinates_is_no_fault(make_voc):
+def test_rounding_of_coordinates_is_not_a_fault(make_voc):
     data = load_voc(make_voc({"a": [("cat", (-0.04, -0.001, 40.04, 30.001))]}), strict=True)
     assert data.records[0].boxes.tolist() == [[0, 0, 40, 30]]
 
 
-def test_report_names_the_first_faults_and_counts_the_others(make_voc):
+def test_report_lists_the_first_faults_and_counts_the_others(make_voc):
     report = load_voc(make_voc({f"{i}": [DOG, ("cat", (i, 0, i, 9))] for i in range(9)})).report
     assert report.faults == {"box without area, skipped": 9}
     text = str(report)
@@ -187,7 +187,7 @@ def test_annotation_without_image(make_voc):
     root = make_voc({"a": [CAT], "b": [CAT]}, train=["a"])
     (root / "JPEGImages" / "b.jpg").unlink()
     assert "b.xml: image b (.jpg" in error_line(lambda: load_voc(root))
-    assert len(load_voc(root, "train")) == 1  # which does not need b
+    assert len(load_voc(root, "train")) == 1  # it does not need b
 
 
 def test_image_without_annotation(make_voc):
@@ -246,11 +246,11 @@ def test_empty_folders(make_voc, tmp_path):
     assert "has no folder Annotations" in error_line(lambda: load_voc(tmp_path))
 
 
-def test_load_dataset_recognises_voc(make_voc):
+def test_load_dataset_recognizes_voc(make_voc):
     assert len(load_dataset(make_voc({"a": [CAT]}, train=["a"]), "train")) == 1
 
 
-def test_load_dataset_says_what_it_looked_for(tmp_path):
+def test_error_of_load_dataset_lists_the_formats(tmp_path):
     (tmp_path / "images").mkdir()
     message = error_line(lambda: load_dataset(tmp_path))
     assert "VOC: folders Annotations and JPEGImages" in message

@@ -17,7 +17,7 @@ def save(path, size=(40, 30)):
 
 
 def write_yolo(root, images=("images/train/a.jpg",), **content):
-    """A YOLO data set of one class, each image with a box."""
+    """A YOLO dataset of one class with a box per image."""
     root.mkdir(parents=True, exist_ok=True)
     for image in images:
         save(root / image)
@@ -29,7 +29,7 @@ def write_yolo(root, images=("images/train/a.jpg",), **content):
 
 
 def write_coco(root, names=("a.jpg",), file="annotations/train.json", **changes):
-    """A COCO file of one class, each image with a box; the images themselves are not written."""
+    """A COCO file of one class with a box per image. The images are not written."""
     content = {
         "images": [{"id": i, "file_name": name, "width": 40, "height": 30} for i, name in enumerate(names)],
         "annotations": [
