@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeAlias, TypeVar
 
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter  # type: ignore[attr-defined]  # computed __all__
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]  # __all__ is computed
 
+from fcos_fast.cli.help import HelpFormatter, arrange_help, choices_of, type_of, without_markup
 from fcos_fast.cli.suggest import did_you_mean
 from fcos_fast.models import PRESETS
 
 Options = TypeVar("Options")
 
 Preset: TypeAlias = Literal[tuple(PRESETS)]  # type: ignore[valid-type]  # mypy wants the choices written out
-
-MOST_CHOICES = 7
-"""An option with more choices lists them in its help instead of behind its name."""
 
 
 def parse_options(
@@ -50,7 +49,7 @@ def parse_options(
     """
     parser = _make_parser(kind, subcommand, positional, common, recipes or {}, defaults or {})
     known = [name for action in parser._actions for name in action.option_strings]
-    for argument in arguments:
+    for argument in itertools.takewhile("--".__ne__, arguments):
         name = argument.split("=")[0]
         if argument.startswith("--") and name not in known:
             raise ValueError(f"unknown option {name}{did_you_mean(name, known)}")
@@ -92,34 +91,6 @@ class _ReadConfigFile(ActionConfigFile):
         super().__call__(parser, cfg, str(config_file(values, recipes)), option_string)
 
 
-class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows docstrings without markup, and neither types that the name's choices show nor defaults that are null."""
-
-    def _expand_help(self, action: argparse.Action) -> str:
-        text = without_markup(super()._expand_help(action))
-        text = re.sub(r"default: (True|False)", lambda found: found[0].lower(), text)
-        return re.sub(
-            r"(, | \()default: (null|\[\])?\)$", lambda found: ")" if found[1] == ", " else "", text
-        )
-
-    def _get_type_str(self, action: argparse.Action) -> str | None:
-        choices = _choices(action)
-        if len(choices) > MOST_CHOICES:
-            return ", ".join(choices)
-        if choices or action.dest == "config" or "{" in str(action.metavar):
-            return None
-        return re.sub(r"Optional\[(.*)\]$", r"\1 | null", super()._get_type_str(action) or "") or None
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = super()._get_help_string(action)
-        return text.replace("type: %(type)s", "one of %(type)s") if _choices(action) else text
-
-
-def without_markup(text: str) -> str:
-    """A docstring's text without backticks and roles such as ``:func:``."""
-    return re.sub(r"(?::\w+:)?(`+)(.+?)\1", r"\2", text, flags=re.DOTALL)
-
-
 def _make_parser(
     kind: type[Any],
     subcommand: str,
@@ -133,7 +104,7 @@ def _make_parser(
     parser = _Parser(
         usage=usage,
         description=without_markup(description),
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,
         exit_on_error=False,
     )
     parser.recipes = recipes
@@ -146,37 +117,8 @@ def _make_parser(
     parser.add_class_arguments(kind, skip={*([positional[0]] if positional else []), *defaults})
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
-    _arrange_help(parser, common)
+    arrange_help(parser, common)
     return parser
-
-
-def _arrange_help(parser: _Parser, common: Sequence[str]) -> None:
-    """List the common options first, then those of each nested dataclass, then the others."""
-    by_name = {action.dest: action for action in parser._actions if action.option_strings}
-    by_name["print_config"].help = "print the configuration as YAML and exit"
-    nested = parser.groups or {}
-    plain = [name for name in by_name if "." not in name and name not in nested]
-    builtin = ["help", "print_config"]
-    common = common or [*(name for name in plain if name not in (*builtin, "config")), "config"]
-    others = [name for name in plain if name not in common]
-    for group in parser._action_groups:
-        title = without_markup(group.title or "")
-        group.title = title[:1].upper() + title[1:]
-        group._group_actions = [a for a in group._group_actions if a.dest not in (*common, *others)]
-    for title, names in (("Options", common), ("Other options", others)):
-        parser.add_argument_group(title)._group_actions = [by_name[name] for name in names]
-    positional, *groups, first, last = parser._action_groups
-    parser._action_groups = [positional, first, *groups, last]
-    for name, action in by_name.items():
-        if name in nested:  # reads a YAML file for this group alone, which --config does too
-            action.help = argparse.SUPPRESS
-        elif len(_choices(action)) > MOST_CHOICES:
-            action.metavar = name.upper()
-
-
-def _choices(action: argparse.Action) -> list[str]:
-    kind = getattr(action, "_typehint", None)
-    return list(map(str, get_args(kind))) if get_origin(kind) is Literal else []
 
 
 def _readable(message: str, parser: _Parser, known: Sequence[str]) -> str:
@@ -192,7 +134,7 @@ def _readable(message: str, parser: _Parser, known: Sequence[str]) -> str:
     action = next((a for a in parser._actions if invalid and a.dest == invalid[1]), None)
     if invalid is None or action is None:
         return re.sub(r'Parser key "(.+?)":', r"--\1:", message)
-    choices = _choices(action)
-    kind = _HelpFormatter("")._get_type_str(action) or action.metavar
+    choices = choices_of(action)
+    kind = action.metavar if "{" in str(action.metavar) else type_of(action)
     expected = did_you_mean(invalid[2], choices) if choices else f"; expected {kind}"
     return f"--{invalid[1]} cannot be {invalid[2]!r}{expected}"

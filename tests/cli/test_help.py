@@ -6,8 +6,8 @@ import re
 
 import pytest
 
+from fcos_fast.cli.help import without_markup
 from fcos_fast.cli.main import SUBCOMMANDS, main
-from fcos_fast.cli.options import without_markup
 
 COMMANDS = ["", *SUBCOMMANDS, "data stats", "train --preset torchvision-retinanet"]
 FIRST = {
