@@ -72,4 +72,4 @@ def choices_of(action: argparse.Action) -> list[str]:
 def type_of(action: argparse.Action) -> str | None:
     """The type of an option's value, as text."""
     text = DefaultHelpFormatter("")._get_type_str(action) or ""
-    return re.sub(r"Optional\[(.*)\]$", r"\1 | null", text) or None
+    return re.sub(r"Optional\[(.*)\]$", r"\1 | null", re.sub(r"\bNone\b", "null", text)) or None
