@@ -103,7 +103,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
         ValueError: no path is given, a path does not exist, or a folder contains no image.
     """
     if not paths:
-        raise ValueError("no image is given; name image files or folders")
+        raise ValueError("no images given; name image files or folders")
     files: list[Path] = []
     for path in (Path(path).expanduser() for path in paths):
         if path.is_dir():
@@ -116,7 +116,7 @@ def find_images(paths: Sequence[str]) -> list[Path]:
         elif path.exists():  # reading it reports what is wrong with anything but a regular file
             files.append(path)
         else:
-            raise ValueError(f"there is no file or folder {path}")
+            raise ValueError(f"{path} does not exist; name image files or folders")
     return files
 
 

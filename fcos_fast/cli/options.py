@@ -1,4 +1,4 @@
-"""Options of a subcommand: names, types, defaults and help texts are those of a dataclass."""
+"""Options of a subcommand. A dataclass defines their names, types, defaults and help."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def parse_options(
     recipes: Mapping[str, Path] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Options:
-    """Parse ``arguments`` into the dataclass ``kind``; a nested dataclass becomes dotted options.
+    """Parse ``arguments`` into the dataclass ``kind``. Fields of a nested dataclass become dotted options.
 
     ``--config`` reads options from a YAML file; options after it on the command line override the file.
 
     Args:
         kind: a dataclass.
-        subcommand: of ``fcos-fast``, for the usage line.
-        arguments: of the command line.
+        subcommand: name of the subcommand, for the usage line.
+        arguments: command line after the subcommand.
         positional: field (a list of strings) whose values are given without a name, and its help.
         common: options that the help lists first; by default all that are not nested.
         recipes: YAML files that ``--config`` also accepts by name.
-        defaults: dataclasses that replace the defaults of nested fields; the options are those of their own types.
+        defaults: field -> dataclass whose fields replace the nested options, with its values as defaults.
 
     Raises:
         ValueError: an unknown option, with the nearest known one, or an invalid value.
@@ -71,7 +71,9 @@ def config_file(name: str, recipes: Mapping[str, Path]) -> Path:
     """
     file = Path(name) if Path(name).is_file() else recipes.get(name)
     if file is None:
-        raise ValueError(f"there is no file {name}" + (did_you_mean(name, recipes) if recipes else ""))
+        raise ValueError(
+            f"--config {name}: the file does not exist" + (did_you_mean(name, recipes) if recipes else "")
+        )
     try:
         file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -122,7 +124,7 @@ def _make_parser(
 
 
 def _readable(message: str, parser: _Parser, known: Sequence[str]) -> str:
-    """What the parser says, in the words of the command line, whose options are ``known``."""
+    """A message of the parser, with the options' names on the command line and the nearest ``known`` one."""
     unknown = re.match(r"(?:Group '(.+?)' does not accept o|O)ption '(.+?)'", message)
     if unknown:
         name = "--" + ".".join(filter(None, unknown.groups()))

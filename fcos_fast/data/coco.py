@@ -120,10 +120,10 @@ def _file_of_split(root: Path, split: str | None) -> Path:
     name = split.removeprefix("instances_")
     if name in splits:
         return splits[name]
-    alike = [path for other, path in splits.items() if other.startswith(name)]  # train for train2017
-    if len(alike) != 1:
+    near = [path for other, path in splits.items() if other.startswith(name)]  # train for train2017
+    if len(near) != 1:
         raise DataError(f"{root}: unknown split {split}; this dataset has {known}")
-    return alike[0]
+    return near[0]
 
 
 def _labels(

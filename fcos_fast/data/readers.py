@@ -76,7 +76,7 @@ def load_dataset(
     """
     root = Path(root).expanduser()
     if not root.exists():
-        raise DataError(f"{root}: there is no such folder; give the folder of a dataset")
+        raise DataError(f"{root}: does not exist; give the folder of a dataset")
     for reader in READERS:
         if reader.recognizes(root):
             return reader.load(root, split, categories, strict, allow_outside, max_pixels)

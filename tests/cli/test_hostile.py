@@ -204,8 +204,7 @@ def test_ascii_terminal(tmp_path):
     assert done.returncode == 2
     assert (
         done.stderr
-        == r"fcos-fast train: /z\xfcrich/\u65e5\u672c: there is no such folder; give the folder of a dataset"
-        + "\n"
+        == r"fcos-fast train: /z\xfcrich/\u65e5\u672c: does not exist; give the folder of a dataset" + "\n"
     )
     assert command("train", "--help", env=ascii_terminal).returncode == 0
 
