@@ -89,7 +89,7 @@ def _environment() -> list[str]:
     lines = ["", "environment"]
     return [
         *lines,
-        *(f"{name:26}{os.environ.get(name, '-'):12}{meaning}" for name, meaning in ENVIRONMENT.items()),
+        *(f"{name:26}{os.environ.get(name, '-'):11} {meaning}" for name, meaning in ENVIRONMENT.items()),
     ]
 
 

@@ -18,6 +18,10 @@ MISTAKES = {
         ["xyzzy"],
         "unknown subcommand 'xyzzy'; there are train, evaluate, detect, convert, data, benchmark, demo, info",
     ),
+    "option first": (
+        ["--data.root", "x"],
+        "fcos-fast: unknown option --data.root; options follow the subcommand",
+    ),
     "option": (["train", "--data.rot", "x"], "unknown option --data.rot; did you mean '--data.root'?"),
     "option=": (["train", "--train.epoch=3"], "unknown option --train.epoch; did you mean '--train.epochs'?"),
     "no such option": (["train", "--zzzzzz"], "unknown option --zzzzzz; --help lists what there is"),

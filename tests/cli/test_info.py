@@ -1,8 +1,27 @@
-"""``fcos-fast info --model``: configuration and cost of a preset or a checkpoint."""
+"""``fcos-fast info``: the environment, and with ``--model`` the configuration and cost of a preset or a checkpoint."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import fcos_fast
 from fcos_fast.cli.main import main
+
+
+def test_every_environment_variable_is_shown(capsys, monkeypatch):
+    sources = Path(fcos_fast.__file__).parent.rglob("*.py")
+    read = {
+        name
+        for source in sources
+        for name in re.findall(r"environ\b\W+(?:get\W+)?(FCOS_FAST_\w+)", source.read_text())
+    }
+    assert {"FCOS_FAST_BACKEND", "FCOS_FAST_DEBUG"} <= read
+    monkeypatch.setenv("FCOS_FAST_DEBUG", "0")
+    assert main(["info"]) == 0
+    shown = dict(re.findall(r"^(FCOS_FAST_\w+) +(\S+)", capsys.readouterr().out, flags=re.MULTILINE))
+    assert read <= set(shown)
+    assert shown["FCOS_FAST_DEBUG"] == "0"
 
 
 def test_a_preset_is_printed_with_its_cost(capsys):

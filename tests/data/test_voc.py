@@ -255,7 +255,9 @@ def test_error_of_load_dataset_lists_the_formats(tmp_path):
     message = error_line(lambda: load_dataset(tmp_path))
     assert "VOC: folders Annotations and JPEGImages" in message
     assert "it contains images" in message
-    assert "does not exist; give the folder of a dataset" in error_line(lambda: load_dataset(tmp_path / "absent"))
+    assert "does not exist; give the folder of a dataset" in error_line(
+        lambda: load_dataset(tmp_path / "absent")
+    )
 
 
 def test_bccd(bccd):
