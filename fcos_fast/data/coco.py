@@ -250,43 +250,45 @@ def _records(
     file: Path,
     report: Report,
 ) -> list[Record]:
-    position = {number: i for i, number in enumerate(images)}
-    owner = np.array([position[a["image_id"]] for a in annotations], dtype=np.int64)
-    order = np.argsort(owner, kind="stable")
-    xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)[order]
-    labels = np.array([label_of_id[a["category_id"]] for a in annotations], dtype=np.int64)[order]
-    crowd = np.array([is_crowd(a, file, report) for a in annotations], dtype=bool)[order]
-    given = np.array([area_of(a, file, report) for a in annotations], dtype=np.float64)[order]
-    with np.errstate(invalid="ignore", over="ignore"):  # check_boxes counts what is not finite
-        boxes = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
-        of_box = xywh[:, 2] * xywh[:, 3]
-        areas = np.where(np.isnan(given), of_box, given).astype(np.float32)
-    ends = np.searchsorted(owner[order], np.arange(len(images)), side="right")
-
-    records, begin = [], 0
-    for (number, entry), end in zip(images.items(), ends.tolist(), strict=True):
-        here, begin = slice(begin, end), end
+    labels = np.array([label_of_id[a["category_id"]] for a in annotations], dtype=np.int64)
+    crowd = np.array([is_crowd(a, file, report) for a in annotations], dtype=bool)
+    boxes, areas = _boxes_and_areas(annotations, file, report)
+    records = []
+    for (number, entry), own in zip(images.items(), _rows_by_image(images, annotations), strict=True):
         if number not in paths:
             continue
-        size = (int(entry["width"]), int(entry["height"]))
-        name = entry["file_name"]
-        own, rows = _usable(boxes[here], labels[here], categories, size, f"{file}, {name}", report)
+        name, size = entry["file_name"], (int(entry["width"]), int(entry["height"]))
+        valid, rows = _valid_boxes(boxes[own], labels[own], categories, size, f"{file}, {name}", report)
+        own = own[rows]
         records.append(
-            Record(
-                name,
-                size,
-                own,
-                labels[here][rows],
-                crowd[here][rows],
-                paths[number],
-                areas[here][rows],
-                entry["id"],
-            )
+            Record(name, size, valid, labels[own], crowd[own], paths[number], areas[own], entry["id"])
         )
     return records
 
 
-def _usable(
+def _rows_by_image(
+    images: dict[Any, dict[str, Any]], annotations: Sequence[dict[str, Any]]
+) -> list[np.ndarray]:
+    """The indices of each image's annotations, in the order of the file."""
+    position = {number: i for i, number in enumerate(images)}
+    owner = np.array([position[a["image_id"]] for a in annotations], dtype=np.int64)
+    order = np.argsort(owner, kind="stable")
+    return np.split(order, np.searchsorted(owner[order], np.arange(1, len(images))))
+
+
+def _boxes_and_areas(
+    annotations: Sequence[dict[str, Any]], file: Path, report: Report
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4) float64 xyxy and areas (N,) float32 of the objects."""
+    xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+    given = np.array([area_of(a, file, report) for a in annotations], dtype=np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # check_boxes counts infinities and NaN
+        boxes = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
+        areas = np.where(np.isnan(given), xywh[:, 2] * xywh[:, 3], given).astype(np.float32)
+    return boxes, areas
+
+
+def _valid_boxes(
     boxes: np.ndarray,
     labels: np.ndarray,
     categories: Categories,
