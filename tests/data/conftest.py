@@ -15,7 +15,7 @@ Objects = Sequence[tuple[str, Sequence[object]]]
 
 @pytest.fixture(scope="session")
 def bccd() -> Path:
-    """The folder of BCCD's 364 photographs of blood cells."""
+    """The folder of 364 blood-cell photographs."""
     folder = Path(os.environ.get("FCOS_FAST_BCCD", REPOSITORY.parent / "shared" / "data" / "bccd"))
     if not folder.is_dir():
         pytest.skip(f"no photographs in {folder}; set FCOS_FAST_BCCD to the folder of BCCD_Dataset's BCCD")
