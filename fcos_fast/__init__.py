@@ -1,39 +1,44 @@
-"""FCOS and RetinaNet object detection whose hot operations are C++/CUDA extensions.
+"""FCOS and RetinaNet object detection with native C++/CUDA operators.
 
-``fcos_fast.ops`` has the operators, ``fcos_fast.models`` the detectors. ``fcos_fast.accelerate``
-makes torchvision's detectors faster. ``fcos_fast.load``, ``fcos_fast.fcos``, ``fcos_fast.retinanet`` and
-``fcos_fast.backend`` are the other shortcuts of everyday use. Shortcuts and subpackages are imported when they are
-first used: ``import fcos_fast`` alone imports neither torch nor a binary.
+``fcos_fast.ops`` contains the operators, ``fcos_fast.models`` the detectors. ``fcos_fast.accelerate`` makes
+torchvision's detectors faster. ``fcos_fast.load``, ``fcos_fast.fcos``, ``fcos_fast.retinanet`` and
+``fcos_fast.backend`` are shortcuts for everyday use. Shortcuts and subpackages are imported on first use:
+``import fcos_fast`` alone imports neither torch nor a binary.
 """
 
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from fcos_fast._lazy import lazy_names
 
 try:
     __version__ = version("fcos_fast")
-except PackageNotFoundError:  # a source tree that was not installed
+except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0.0.0"
 
-_SHORTCUTS = {
-    "accelerate": "fcos_fast.integrations.accelerate",
-    "backend": "fcos_fast._extension",
-    "fcos": "fcos_fast.models",
-    "keep_memory": "fcos_fast.memory",
-    "load": "fcos_fast.engine.predict",
-    "restore": "fcos_fast.integrations.accelerate",
-    "retinanet": "fcos_fast.models",
-}
-
-_SUBPACKAGES = ("data", "engine", "integrations", "models", "ops", "reference")
-
-
-def __getattr__(name: str):
-    if name in _SUBPACKAGES:
-        return import_module(f"fcos_fast.{name}")
-    if name in _SHORTCUTS:
-        return getattr(import_module(_SHORTCUTS[name]), name)
-    raise AttributeError(f"module 'fcos_fast' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_SHORTCUTS, *_SUBPACKAGES})
+if TYPE_CHECKING:
+    from fcos_fast import data as data
+    from fcos_fast import engine as engine
+    from fcos_fast import integrations as integrations
+    from fcos_fast import models as models
+    from fcos_fast import ops as ops
+    from fcos_fast import reference as reference
+    from fcos_fast._extension import backend as backend
+    from fcos_fast.engine.predict import load as load
+    from fcos_fast.integrations.accelerate import accelerate as accelerate
+    from fcos_fast.integrations.accelerate import restore as restore
+    from fcos_fast.memory import keep_memory as keep_memory
+    from fcos_fast.models import fcos as fcos
+    from fcos_fast.models import retinanet as retinanet
+else:
+    __getattr__, __dir__, __all__ = lazy_names(
+        __name__,
+        {
+            "_extension": ["backend"],
+            "engine.predict": ["load"],
+            "integrations.accelerate": ["accelerate", "restore"],
+            "memory": ["keep_memory"],
+            "models": ["fcos", "retinanet"],
+        },
+        subpackages=["data", "engine", "integrations", "models", "ops", "reference"],
+    )

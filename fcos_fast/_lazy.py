@@ -1,32 +1,38 @@
-"""Packages whose names are imported when they are first used."""
+"""Packages whose names are imported on first use, so that importing the package is fast (PEP 562)."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 
 def lazy_names(
-    package: str, files: Mapping[str, tuple[str, ...]]
+    package: str, modules: Mapping[str, Sequence[str]], subpackages: Sequence[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """``__getattr__``, ``__dir__`` and ``__all__`` of a package.
 
+    The package repeats the imports under ``if TYPE_CHECKING:`` for editors and type checkers.
+
     Args:
         package: its ``__name__``.
-        files: file of the package -> names that the package takes from it.
+        modules: module of the package -> names that the package exports from it.
+        subpackages: subpackages that are attributes without an import of their own.
     """
-    file_of = {name: file for file, names in files.items() for name in names}
+    module_of = {name: module for module, names in modules.items() for name in names}
+    exported = sorted([*module_of, *subpackages])
 
     def get(name: str) -> Any:
-        if name not in file_of:
+        if name in subpackages:
+            return import_module(f"{package}.{name}")
+        if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{package}.{file_of[name]}"), name)
+        value = getattr(import_module(f"{package}.{module_of[name]}"), name)
         setattr(sys.modules[package], name, value)
         return value
 
     def names() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *file_of})
+        return sorted({*vars(sys.modules[package]), *exported})
 
-    return get, names, sorted(file_of)
+    return get, names, exported

@@ -1,7 +1,6 @@
-"""What runs here: ``python -m fcos_fast.info`` or ``fcos-fast info``.
+"""Diagnostics of the installation: ``python -m fcos_fast.info`` or ``fcos-fast info``.
 
-Imports nothing of the package until it prints, and survives a torch or a binary that does not load: this is what one
-runs when something is broken.
+It also works if torch, a binary or another part of the package fails to load, so it imports them only while printing.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from pathlib import Path
 
 ENVIRONMENT = {
     "FCOS_FAST_BACKEND": "auto, native or reference operators",
-    "FCOS_FAST_SIMD": "baseline, avx2 or avx512 instead of the widest",
-    "FCOS_FAST_CHECK": "1: look at values on a GPU too, which synchronises",
-    "FCOS_FAST_BUILD": "auto, cpu or cuda, when the package is built",
+    "FCOS_FAST_SIMD": "baseline, avx2 or avx512; by default the widest that the CPU has",
+    "FCOS_FAST_CHECK": "1: also check values on a GPU, which synchronizes",
+    "FCOS_FAST_BUILD": "auto, cpu or cuda; read when the package is built",
     "FCOS_FAST_DEBUG": "1: the command line shows tracebacks",
-    "FCOS_FAST_COMMIT": "hash that measured results name, where git is not at hand",
-    "FCOS_FAST_BCCD": "folder of the blood-cell photographs, for tests",
+    "FCOS_FAST_COMMIT": "commit hash for benchmark results if git is not available",
+    "FCOS_FAST_BCCD": "folder of the BCCD dataset (blood cells), for tests",
 }
 
 
@@ -90,14 +89,14 @@ def _environment() -> list[str]:
     lines = ["", "environment"]
     return [
         *lines,
-        *(f"{name:26}{os.environ.get(name, '-'):12}{meaning}" for name, meaning in ENVIRONMENT.items()),
+        *(f"{name:26}{os.environ.get(name, '-'):11} {meaning}" for name, meaning in ENVIRONMENT.items()),
     ]
 
 
 def main(args: list[str] | None = None) -> int:
-    """Print everything that can be found out; 0 where the native CPU operators run, else 1."""
+    """Print the diagnostics. Returns 0 if the native CPU operators run, otherwise 1."""
     if args:
-        print(f"info takes no arguments, got {' '.join(args)}", file=sys.stderr)
+        print(f"fcos_fast.info: unknown arguments {' '.join(args)}; it accepts none", file=sys.stderr)
         return 2
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

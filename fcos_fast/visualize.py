@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """The colour of a class: hues a golden angle apart, so that neighbouring classes differ for any number of them."""
+    """The color of a class. Hues are a golden angle apart, so neighboring classes differ for any number of classes."""
     red, green, blue = colorsys.hsv_to_rgb((0.6 + label * 0.381966) % 1.0, 0.85, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -38,15 +38,15 @@ def draw_boxes(
     scores: Tensor | None = None,
     scale: float = 1.0,
 ) -> Image.Image:
-    """Draw boxes with their class, and their score in percent, on a copy of an image.
+    """Draw boxes with their class names, and scores in percent, on a copy of an image.
 
     Args:
         image: (3, H, W) tensor or PIL image.
-        boxes: (N, 4) xyxy in the image's pixels. The strongest is drawn last, on top.
-        labels: (N,) classes in 0..len(names)-1.
-        names: the classes' names.
+        boxes: (N, 4) xyxy in the image's pixels. The box with the highest score is drawn last, on top.
+        labels: (N,) in 0..len(names)-1.
+        names: the class names.
         scores: (N,) in 0..1, or None for ground truth.
-        scale: enlarge the image first; lines and text keep their size.
+        scale: factor by which the image is resized first; the size of lines and text depends on the result.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -65,7 +65,7 @@ def draw_boxes(
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         width, height = right - left + 2, bottom - top + 2
         x = max(0, min(x1, canvas.width - width))
-        y = y1 - height if y1 >= height else y1  # above the box, inside it at the upper border
+        y = y1 - height if y1 >= height else y1  # above the box, or inside it at the top of the image
         draw.rectangle((x, y, x + width, y + height), fill=color)
         draw.text((x + 1 - left, y + 1 - top), text, fill=(0, 0, 0), font=font)
     return canvas
@@ -80,16 +80,16 @@ def sheet(
     width: int = 400,
     score_threshold: float = 0.3,
 ) -> Image.Image:
-    """Images with their labels on the left and what was detected on the right.
+    """Pairs of images, with ground truth on the left and detections on the right.
 
     Args:
         images: (3, H, W) tensors.
-        targets: ``boxes``, ``labels`` of each image.
-        detections: ``boxes``, ``labels``, ``scores`` of each image.
-        names: the classes' names.
+        targets: ``boxes`` and ``labels`` of each image.
+        detections: ``boxes``, ``labels`` and ``scores`` of each image.
+        names: the class names.
         columns: pairs per row.
-        width: of one image, in pixels. One that would be taller than twice that is narrower instead.
-        score_threshold: weaker detections are not drawn.
+        width: width of each image in pixels. Images taller than twice the width are scaled down to that height.
+        score_threshold: detections with a lower score are not drawn.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -124,7 +124,7 @@ def sheet(
     font = ImageFont.load_default(size=16)
     for column in range(columns):
         x = column * (2 * width + 3 * gap) + gap
-        draw.text((x, 4), "labels", fill=(0, 0, 0), font=font)
+        draw.text((x, 4), "ground truth", fill=(0, 0, 0), font=font)
         draw.text(
             (x + width + gap, 4), f"detections (score from {score_threshold:g})", fill=(0, 0, 0), font=font
         )

@@ -1,4 +1,4 @@
-"""Processes that tests start find this tree first, whatever else is installed under the same names."""
+"""Processes that tests start import this tree, even if packages of the same names are installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.tree import ROOT, package_environment
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """A folder on the path with another package ``tests`` and a module that only it has."""
+    """A folder on the path with another package ``tests`` and a module of its own."""
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "__init__.py").write_text("raise ImportError('another package named tests')")
     (tmp_path / "only_there.py").write_text("")
@@ -20,7 +20,7 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_an_installed_package_named_tests_shadows_nothing(elsewhere, tmp_path):
+def test_an_installed_package_named_tests_does_not_shadow(elsewhere, tmp_path):
     code = "import only_there, tests.gpu_check, fcos_fast; print(tests.__file__, fcos_fast.__file__)"
     done = subprocess.run(
         [sys.executable, "-c", code],

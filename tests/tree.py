@@ -1,4 +1,4 @@
-"""A copy of the tree for a build of another kind, which leaves the tree's own binaries as they are."""
+"""A copy of the source tree, for a build that must not replace the tree's own binaries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOT_SOURCES = (
 
 
 def copy_tree(folder: Path) -> None:
-    """Make ``folder`` hold the sources as they are now; what was built there before stays, for a shorter build."""
+    """Copy the current sources to ``folder``; earlier build results stay there, so that the build is faster."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         if old.name != "build":
@@ -30,9 +30,9 @@ def copy_tree(folder: Path) -> None:
 
 
 def package_environment(folder: Path, **variables: str) -> dict[str, str]:
-    """For a Python whose ``fcos_fast`` is the one in the folder, with no FCOS_FAST_ variables but those given.
+    """Environment of a Python whose ``fcos_fast`` is the one in the folder, with only the given FCOS_FAST_ variables.
 
-    The folder comes first on the path; what stood there stays behind it, for torch itself may be found by it.
+    The folder is first in PYTHONPATH. The inherited path follows, because torch may be found through it.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FCOS_FAST_")}
     path = os.pathsep.join(filter(None, (str(folder), inherited.get("PYTHONPATH"))))

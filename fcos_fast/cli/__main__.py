@@ -1,4 +1,4 @@
-"""``python -m fcos_fast.cli`` is ``fcos-fast``."""
+"""``python -m fcos_fast.cli`` runs ``fcos-fast``."""
 
 import sys
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fcos_fast.cli.options import parse_options
-from fcos_fast.models import PRESETS
+from fcos_fast.cli.options import Preset, parse_options
 from fcos_fast.precision import Precision
 
 Variant = Literal["plain", "optimized", "compiled"]
@@ -16,29 +15,31 @@ Variant = Literal["plain", "optimized", "compiled"]
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """Time a detector from the image's file to its boxes. Variants are timed in turns, on the same images.
+    """Time a detector from the image file to the boxes. The runs of the variants are interleaved, on the same images.
+
+      fcos-fast benchmark --checkpoint runs/train/best.pt --images FOLDER
 
     Attributes:
-        checkpoint: a ``best.pt`` or ``last.pt``. Without one, a model with random weights is timed.
-        backbone: of the model with random weights, also ``timm:NAME``.
-        preset: of the model with random weights.
+        checkpoint: ``best.pt`` or ``last.pt`` of a run. Without it, a model with random weights is timed.
         images: folder of images, or one file; by default images are generated.
-        sizes: HEIGHTxWIDTH of the generated images; the model then scales them as it is configured to.
-        batch_sizes: images that run together.
-        precisions: ``auto`` is bfloat16 where the device is fast at it, else float32.
-        variants: ``plain`` as training evaluates it, channels-last and under autocast; ``optimized`` for inference, as
-            ``fcos-fast detect`` has it; ``compiled`` as well.
-        repeats: samples of each variant.
-        warmup: runs of each variant before, not counted.
-        threads: of the CPU; by default as many as torch takes.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
+        preset: preset of the model with random weights.
+        backbone: backbone of the model with random weights; ``timm:NAME`` uses timm's.
+        sizes: HEIGHTxWIDTH of the generated images, before the model's own resizing.
+        batch_sizes: images per batch.
+        precisions: ``auto`` is bfloat16 if the device is fast at it, otherwise float32.
+        variants: ``plain`` runs the model as evaluation during training does (channels-last, autocast); ``optimized``
+            prepares it for inference as ``fcos-fast detect`` does; ``compiled`` also uses torch.compile.
+        repeats: timed runs of each variant.
+        warmup: untimed runs of each variant before them.
+        threads: CPU threads; by default torch's own number.
+        device: ``auto`` (CUDA if available), ``cpu``, ``cuda`` or ``cuda:1``.
         output: JSON file to write.
     """
 
     checkpoint: str | None = None
-    backbone: str = "resnet50"
-    preset: Literal[tuple(PRESETS)] = "official-improved"
     images: str | None = None
+    preset: Preset = "official-improved"
+    backbone: str = "resnet50"
     sizes: list[str] = field(default_factory=lambda: ["800x1088"])
     batch_sizes: list[int] = field(default_factory=lambda: [1])
     precisions: list[Precision] = field(default_factory=lambda: ["auto"])
@@ -60,7 +61,7 @@ class BenchmarkOptions:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the subcommand with these arguments and return its exit status."""
+    """Run ``fcos-fast benchmark``."""
     options = parse_options(BenchmarkOptions, "benchmark", arguments)
     sizes = [None] if options.images else [_parse_size(size) for size in options.sizes]
 
@@ -78,5 +79,7 @@ def _parse_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     size = (int(match[1]), int(match[2])) if match else (0, 0)
     if min(size) < 32:
-        raise ValueError(f"--sizes has {text!r}; expected HEIGHTxWIDTH of at least 32 pixels, as 800x1088")
+        raise ValueError(
+            f"--sizes has {text!r}; expected HEIGHTxWIDTH of at least 32 pixels, such as 800x1088"
+        )
     return size

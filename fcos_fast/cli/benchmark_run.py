@@ -1,4 +1,4 @@
-"""What ``fcos-fast benchmark`` does once its options are known: this file needs torch, the options do not."""
+"""The part of ``fcos-fast benchmark`` that needs torch."""
 
 from __future__ import annotations
 
@@ -13,49 +13,51 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 import fcos_fast
 from fcos_fast.cli.benchmark import BenchmarkOptions, Variant
 from fcos_fast.cli.detect import find_images
 from fcos_fast.data import SyntheticConfig, read_image, synthetic_image
+from fcos_fast.data.synthetic import save_image
 from fcos_fast.engine.benchmark import CANDIDATES, STAGES, benchmark, make_talkative
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.progress import Progress
 from fcos_fast.models import PRESETS, Detector, build_detector
 from fcos_fast.models.transform import image_size
-from fcos_fast.precision import choose_device, choose_precision
+from fcos_fast.precision import Precision, choose_device, choose_precision
 
-EXPLANATION = """as seen: what the model's resizing and padding make of the (first) image
-times in ms, of stages the median; images/s at the median; found: detections per image"""
+EXPLANATION = """input: size of the (first) image after the model's resizing and padding
+times in ms, the median for each stage; images/s at the median; found: detections per image"""
 
 
 def run(options: BenchmarkOptions, sizes: Sequence[tuple[int, int] | None]) -> dict[str, Any]:
-    """Print machine, model and table of times, and return them.
+    """Print the machine, the model and a table of times, and return them.
 
     Args:
-        options: of the subcommand.
-        sizes: (height, width) of the generated images; None: the user's own.
+        options: options of the subcommand.
+        sizes: (height, width) of the generated images; None for the user's own images.
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     model, about = _model(options)
     model.to(device)
-    report = {"machine": machine(device), "model": about, "rows": []}
-    print("\n".join(f"{name:9} {value}" for name, value in {**report["machine"], "model": about}.items()))
+    facts, rows = machine(device), []
+    print("\n".join(f"{name:9} {value}" for name, value in {**facts, "model": about}.items()))
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
-            files = find_images([options.images]) if size is None else _draw(Path(folder), size, options)
+            files = (
+                find_images([options.images or ""]) if size is None else _draw(Path(folder), size, options)
+            )
             if options.checkpoint is None:
                 model = make_talkative(model, read_image(files[0]).to(device))
-            report["rows"] += _measure(options, model, device, files)
-    print("\n" + table(report["rows"]) + "\n\n" + EXPLANATION)
-    return report
+            rows += _measure(options, model, device, files)
+    print("\n" + table(rows) + "\n\n" + EXPLANATION)
+    return {"machine": facts, "model": about, "rows": rows}
 
 
 def _model(options: BenchmarkOptions) -> tuple[Detector, str]:
-    """The model, and what it is, in words."""
+    """The model and its description."""
     if options.checkpoint is not None:
         model, categories = model_from_checkpoint(load_checkpoint(options.checkpoint))
         return model, f"{model.config.backbone}, {len(categories)} classes, from {options.checkpoint}"
@@ -63,7 +65,7 @@ def _model(options: BenchmarkOptions) -> tuple[Detector, str]:
     model = build_detector(replace(PRESETS[options.preset], backbone=options.backbone))
     return model, (
         f"{options.backbone}, preset {options.preset}, {model.config.num_classes} classes, random weights; its last "
-        f"layers are set so that about {CANDIDATES} candidates per image go to NMS"
+        f"layers are set so that about {CANDIDATES} candidates per image reach NMS"
     )
 
 
@@ -72,7 +74,7 @@ def _measure(
 ) -> list[dict[str, Any]]:
     dtypes = dict.fromkeys(choose_precision(precision, device)[0] for precision in options.precisions)
     models = {
-        (str(dtype).removeprefix("torch."), variant): _variant(model, variant, dtype)
+        f"{_name(dtype)} {variant}": _variant(model, variant, dtype)
         for dtype, variant in product(dtypes, options.variants)
     }
     first = model.transform(read_image(files[0]).to(device))
@@ -85,25 +87,29 @@ def _measure(
             timings = benchmark(
                 models, files, batch_size, options.repeats, options.warmup, on_sample=progress.update
             )
-        for (precision, variant), timing in timings.items():
-            about = {"images": image, "network_sees": seen, "batch_size": batch_size}
+        for name, timing in timings.items():
+            precision, variant = name.split()
+            about: dict[str, Any] = {"images": image, "network_sees": seen, "batch_size": batch_size}
             rows.append(about | {"precision": precision, "variant": variant} | timing.summary())
     return rows
 
 
 def _variant(model: Detector, variant: Variant, dtype: torch.dtype) -> tuple[Detector, torch.dtype]:
-    """The model, and the dtype of its autocast."""
+    """The model and the dtype of its autocast (float32: none)."""
     if variant == "plain":
         return model.to(memory_format=torch.channels_last), dtype
-    precision = str(dtype).removeprefix("torch.")
-    return model.optimize_for_inference(precision, compile=variant == "compiled"), torch.float32
+    return model.optimize_for_inference(_name(dtype), compile=variant == "compiled"), torch.float32
+
+
+def _name(dtype: torch.dtype) -> Precision:
+    return "bfloat16" if dtype == torch.bfloat16 else "float32"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """A table for people, one line per row."""
+    """The rows as aligned text, under a header."""
     names = ["images", "network_sees", "batch_size", "precision", "variant"]
     numbers = ["p20_ms", "p50_ms", "p80_ms", "images_per_s", "detections_per_image"]
-    titles = ["images", "as seen", "batch", "precision", "variant"]
+    titles = ["images", "input", "batch", "precision", "variant"]
     lines = [[*titles, *STAGES, "p20", "p50", "p80", "images/s", "found"]]
     for row in rows:
         values = [*row["stages_p50_ms"].values(), *(row[number] for number in numbers)]
@@ -119,7 +125,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _short(number: float) -> str:
-    """Three digits that count."""
+    """Three significant digits."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
@@ -140,12 +146,11 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _draw(folder: Path, size: tuple[int, int], options: BenchmarkOptions) -> list[Path]:
-    """Generated images as JPEG files: as many as the largest batch holds."""
+    """Write one generated JPEG image per image of the largest batch."""
     side = min(size)
     config = SyntheticConfig(size, object_size=(side // 16, side // 2))
     files = []
     for index in range(max(options.batch_sizes)):
         files.append(folder / f"{size[0]}x{size[1]}-{index}.jpg")
-        pixels = synthetic_image(0, index, config).image
-        Image.fromarray(pixels.transpose(1, 2, 0)).save(files[-1], quality=92)
+        save_image(synthetic_image(0, index, config), files[-1])
     return files

@@ -1,4 +1,4 @@
-"""``fcos-fast convert``: checkpoints of other implementations into ours, and ours into theirs."""
+"""``fcos-fast convert``: checkpoints from and to other implementations."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ CLASSES = {"coco": COCO, "voc": VOC}
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Convert a checkpoint of another FCOS, recognised by its keys, into one of this project, or back.
+    """Convert a checkpoint of another FCOS implementation into one of fcos_fast, or back.
+
+      fcos-fast convert --checkpoint FCOS_imprv_R_50_FPN_1x.pth --output fcos.pt
+      fcos-fast convert --checkpoint runs/train/best.pt --to mmdetection --output mmdetection.pth
 
     Attributes:
-        checkpoint: a file of official FCOS, AdelaiDet, detectron2, torchvision, mmdetection, SimpleAICV, FCOS.Pytorch
-            or fcos-pytorch; with ``to``, also one of this project.
-        output: the file to write.
-        to: implementation whose format is written; by default this project's own.
-        preset: what the checkpoint is, where its keys fit several; by default the first that fits.
-        model: fields of the model that differ from the preset, as "{dcn: v2}".
-        classes: names of the classes: ``coco``, ``voc``, a text file with a name per line, or names with commas between
-            them. By default COCO's for 80 classes and VOC's for 20.
+        checkpoint: file of official FCOS, AdelaiDet, detectron2, torchvision, mmdetection, SimpleAICV, FCOS.Pytorch or
+            fcos-pytorch, recognized by its keys; with ``--to``, also one of fcos_fast.
+        output: file to write.
+        to: implementation whose checkpoint format is written; by default fcos_fast.
+        preset: preset of the checkpoint, if its keys fit several; by default the first that fits.
+        model: model fields that differ from the preset, such as ``"{dcn: v2}"``.
+        classes: class names: ``coco``, ``voc``, a text file with a name per line, or names separated by commas. By
+            default COCO's for 80 classes and VOC's for 20.
     """
 
     checkpoint: str
@@ -38,11 +41,12 @@ class ConvertOptions:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the subcommand with these arguments and return its exit status."""
+    """Run ``fcos-fast convert``."""
     options = parse_options(ConvertOptions, "convert", arguments)
 
     from fcos_fast.engine.checkpoint import model_from_checkpoint, read_checkpoint, save_checkpoint, save_file
     from fcos_fast.engine.foreign import other_rules, write_foreign
+    from fcos_fast.models import FCOSConfig
     from fcos_fast.models.checkpoint_formats import find_format
 
     format = None if options.to is None else find_format(options.to)
@@ -59,6 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{options.output}: {len(categories)} classes ({printable(names)})\n\n{model.config}")
         return 0
     theirs = write_foreign(model.config, model.state_dict(), format)
+    assert isinstance(model.config, FCOSConfig)  # write_foreign rejects other detectors
     save_file(options.output, theirs)
     print(
         f"{options.output}: {format.name} checkpoint of {sum(p.numel() for p in model.parameters()):,} parameters"
@@ -76,6 +81,6 @@ def _categories(classes: str, num_classes: int) -> Categories:
         categories = Categories(tuple(name.strip() for name in names if name.strip()))
     if len(categories) != num_classes:
         raise ValueError(
-            f"--classes {classes}: these are {len(categories)} names, the checkpoint has {num_classes}"
+            f"--classes {classes}: got {len(categories)} names; the checkpoint has {num_classes} classes"
         )
     return categories

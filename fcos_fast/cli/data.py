@@ -1,4 +1,4 @@
-"""``fcos-fast data stats``: how the boxes of a data set suit the levels of a detector."""
+"""``fcos-fast data stats``: how the boxes of a dataset suit the levels of a detector."""
 
 from __future__ import annotations
 
@@ -6,20 +6,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fcos_fast.cli.suggest import did_you_mean
-from fcos_fast.cli.train import TrainOptions, parse_train_options
+from fcos_fast.cli.train import TrainOptions, parse_with_model
 from fcos_fast.models import FCOSConfig
 
 SUBCOMMANDS = {
-    "stats": "box sizes, boxes per level, boxes that no location gets; suggested level ranges and input size"
+    "stats": "sizes of the boxes, boxes per level, boxes without a location; suggests level ranges and an input size"
 }
+
+COMMON = (
+    "data.root",
+    "data.train",
+    "preset",
+    "model.min_size",
+    "model.max_size",
+    "images",
+    "output",
+    "config",
+)
+"""Options that the help lists first."""
 
 
 @dataclass(frozen=True)
 class StatsOptions(TrainOptions):
-    """How the boxes of the training split suit a detector; takes the options of ``fcos-fast train``.
+    """Measure how the boxes of the training split suit a detector. Accepts all options of ``fcos-fast train``.
+
+      fcos-fast data stats --data.root FOLDER
 
     Attributes:
-        images: at most so many are looked at, evenly spaced.
+        images: largest number of images to read, evenly spaced.
         output: JSON file for all numbers.
     """
 
@@ -32,16 +46,25 @@ class StatsOptions(TrainOptions):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the subcommand with these arguments and return its exit status."""
+    """Run ``fcos-fast data``."""
     subcommand, *rest = arguments or ["--help"]
     if subcommand in ("-h", "--help"):
-        print("usage: fcos-fast data stats [options]\n\n  stats  " + SUBCOMMANDS["stats"])
+        print(
+            f"usage: fcos-fast data SUBCOMMAND [options]\n\n  stats  {SUBCOMMANDS['stats']}\n\n"
+            "fcos-fast data SUBCOMMAND --help lists the options."
+        )
         return 0
+    if subcommand.startswith("-"):
+        raise ValueError(
+            f"unknown option {subcommand}; options follow the subcommand: {', '.join(SUBCOMMANDS)}"
+        )
     if subcommand not in SUBCOMMANDS:
-        raise ValueError(f"unknown subcommand 'data {subcommand}'{did_you_mean(subcommand, SUBCOMMANDS)}")
-    options = parse_train_options(rest, StatsOptions, "data stats")
+        raise ValueError(f"unknown subcommand {subcommand!r}{did_you_mean(subcommand, SUBCOMMANDS)}")
+    options = parse_with_model(StatsOptions, "data stats", rest, COMMON)
     if not isinstance(options.model, FCOSConfig):
-        raise ValueError("level ranges are what an FCOS has; give --preset with one of its presets")
+        raise ValueError(
+            f"--preset {options.preset} is not an FCOS and has no level ranges; give an FCOS preset"
+        )
 
     from fcos_fast.cli.data_stats import report, statistics
     from fcos_fast.engine.files import write_json

@@ -1,4 +1,4 @@
-"""What ``fcos-fast data stats`` counts and says once its options are known; it needs torch, the options do not."""
+"""The part of ``fcos-fast data stats`` that needs torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from fcos_fast.data import DetectionDataset
 from fcos_fast.engine.box_statistics import (
     PERCENTILES,
+    LevelStatistics,
     best_size,
     box_sizes,
     level_statistics,
@@ -21,16 +22,16 @@ from fcos_fast.text import printable
 
 
 def statistics(dataset: DetectionDataset, config: FCOSConfig, images: int) -> dict[str, Any]:
-    """All that the subcommand says, in plain values."""
+    """Everything that the subcommand reports, in plain values."""
     records = sample(dataset, images)
     names = dataset.categories.names
     counts = Counter(names[label] for record in records for label in record.labels.tolist())
     if not counts:
-        raise ValueError("the images have no box; there is nothing to count")
+        raise ValueError("the images have no boxes; give a split with labeled images as --data.train")
     better = suggest_ranges(records, config)
     sizes = size_statistics(records, better)
     best = best_size(sizes)
-    final = suggest_ranges(records, best.config)  # the ranges of another size are others
+    final = suggest_ranges(records, best.config)  # another input size has other ranges
     return {
         "images": len(records),
         "of": len(dataset),
@@ -46,7 +47,7 @@ def statistics(dataset: DetectionDataset, config: FCOSConfig, images: int) -> di
     }
 
 
-def _plain(config: FCOSConfig, levels) -> dict[str, Any]:
+def _plain(config: FCOSConfig, levels: LevelStatistics) -> dict[str, Any]:
     return {
         "sizes_of_interest": list(config.rule.sizes_of_interest),
         "min_size": config.min_size,
@@ -56,7 +57,7 @@ def _plain(config: FCOSConfig, levels) -> dict[str, Any]:
 
 
 def _options(config: FCOSConfig, better: FCOSConfig) -> list[str]:
-    """What is to be given to ``fcos-fast train`` for the suggestion; nothing where all stays."""
+    """Options of ``fcos-fast train`` that apply the suggestion; empty if nothing changes."""
     options = []
     if better.rule != config.rule:
         options += ["--model.rule.sizes_of_interest", str(list(better.rule.sizes_of_interest))]
@@ -68,11 +69,11 @@ def _options(config: FCOSConfig, better: FCOSConfig) -> list[str]:
 
 
 def report(found: dict[str, Any]) -> str:
-    """What a reader sees."""
+    """The statistics as text."""
     now, ranges = found["now"], found["better_ranges"]
     levels = [f"P{stride.bit_length() - 1}" for stride in found["strides"]]
     lines = [
-        f"{found['images']} of {found['of']} images, {found['without_boxes']} of them without a box; "
+        f"{found['images']} of {found['of']} images, {found['without_boxes']} of them without boxes; "
         f"{now['num_boxes']} boxes",
         ", ".join(f"{printable(name)} {count}" for name, count in found["boxes_per_class"].items()),
         "",
@@ -80,7 +81,7 @@ def report(found: dict[str, Any]) -> str:
         *(f"{name:22}" + "".join(f"{v:8.0f}" for v in values) for name, values in found["box_sizes"].items()),
         "",
         f"{'boxes on each level':34}" + "".join(f"{level:>8}" for level in levels) + f"{'none':>8}",
-        _level_row(f"now, bounds {_bounds(now)}", now),
+        _level_row(f"current, bounds {_bounds(now)}", now),
         _level_row(f"suggested, {_bounds(ranges)}", ranges),
         "",
         f"{'input size, suggested bounds':34}{'p5 of shorter sides':>20}{'boxes on no level':>20}",
@@ -98,7 +99,7 @@ def report(found: dict[str, Any]) -> str:
             f"suggested: {given}",
         ]
     else:
-        lines.append("the present ranges and size suit these boxes")
+        lines.append("the current ranges and input size suit these boxes")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""``fcos-fast demo``: from nothing to a trained detector, on generated images."""
+"""``fcos-fast demo``: train a small detector on generated images."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from fcos_fast.cli.options import parse_options
 from fcos_fast.cli.train import parse_train_options
 
 OWN_DATA = """
-your own images, in the folders of PASCAL VOC (JPEGImages, Annotations, ImageSets/Main):
+to train on your own images in VOC format (folders JPEGImages, Annotations, ImageSets/Main):
   fcos-fast train --config small --data.root FOLDER --data.train train --data.val val"""
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Generate images, train a small detector on them, and look at what it learnt.
+    """Train a small detector on generated images and report what it learned.
 
     Attributes:
-        images: number of generated images to train on; a tenth as many are held out for the evaluation.
-        epochs: passes over them.
-        seed: of the images and of the training.
-        runs: folder in which the folder of the demo is made.
+        images: number of images to train on; a tenth as many are generated for the evaluation.
+        epochs: passes over the training images.
+        seed: seed of the images and of the training.
+        runs: parent of the demo's folder.
     """
 
     images: int = 1800
@@ -32,7 +32,7 @@ class DemoOptions:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the subcommand with these arguments and return its exit status."""
+    """Run ``fcos-fast demo``."""
     options = parse_options(DemoOptions, "demo", arguments)
 
     from fcos_fast.cli.outcome import present
@@ -43,9 +43,9 @@ def main(arguments: Sequence[str]) -> int:
     start = time.perf_counter()
     folder = new_run_folder(options.runs, "demo")
     held_out = max(1, options.images // 10)
-    print(f"generating {options.images} images to train on and {held_out} to test with", flush=True)
+    print(f"generating {options.images} training images and {held_out} test images", flush=True)
     root = folder / "images"
-    # small, and not too crowded: what can be learnt from nothing in a few minutes
+    # small and not too crowded, so that a few minutes of training from random weights suffice
     appearance = SyntheticConfig(size=(128, 160), object_size=(20, 110), max_objects=4, min_visible=0.85)
     write_voc(root, {"train": options.images, "test": held_out}, options.seed, appearance)
     config = parse_train_options(["--config", "demo"]).config()
@@ -57,5 +57,5 @@ def main(arguments: Sequence[str]) -> int:
         )
     )
     present(outcome)
-    print(f"images {root / 'JPEGImages'}\n{OWN_DATA}\n\n{time.perf_counter() - start:.0f} s in all")
+    print(f"images {root / 'JPEGImages'}\n{OWN_DATA}\n\n{time.perf_counter() - start:.0f} s in total")
     return 0

@@ -1,4 +1,4 @@
-"""``fcos-fast detect``: images in, drawn images and a JSON file out."""
+"""``fcos-fast detect``: drawn images and a JSON file of the detections."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fcos_fast.cli.options import parse_options
 from fcos_fast.data.checks import IMAGE_SUFFIXES, MAX_PIXELS
@@ -14,22 +15,24 @@ from fcos_fast.precision import Precision
 from fcos_fast.text import printable
 
 LONGEST_SIDE = {".jpg": 65500, ".jpeg": 65500, ".jfif": 65500, ".webp": 16383}
-"""In pixels, of the formats that have a limit."""
+"""Suffix -> largest side in pixels that the image format can store."""
 
 
 @dataclass(frozen=True)
 class DetectOptions:
-    """Draw what a checkpoint finds in images.
+    """Detect objects in images; writes drawn images and detections.json.
+
+      fcos-fast detect --checkpoint runs/train/best.pt IMAGES_OR_FOLDERS
 
     Attributes:
-        images: image files, or folders whose images are taken.
-        checkpoint: a ``best.pt`` or ``last.pt``.
-        score_threshold: weaker detections are left out.
-        max_pixels: larger images are not read.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
-        precision: ``auto`` is bfloat16 where the device is fast at it.
-        runs: folder in which the folder of the results is made.
-        name: of that folder; a number is added where there is one already.
+        images: image files, or folders of images.
+        checkpoint: ``best.pt`` or ``last.pt`` of a run.
+        score_threshold: detections with a lower score are dropped.
+        max_pixels: images with more pixels are reported and skipped.
+        device: ``auto`` (CUDA if available), ``cpu``, ``cuda`` or ``cuda:1``.
+        precision: ``auto`` is bfloat16 if the device is fast at it, otherwise float32.
+        runs: parent of the results' folder.
+        name: name of the results' folder; a number is appended if it exists.
     """
 
     checkpoint: str
@@ -43,12 +46,14 @@ class DetectOptions:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the subcommand and return its exit status: 1 where a file could not be read."""
-    options = parse_options(DetectOptions, "detect", arguments, positional="images")
+    """Run ``fcos-fast detect``; the exit status is 1 if a file could not be read."""
+    options = parse_options(
+        DetectOptions, "detect", arguments, positional=("images", "image files, or folders of images")
+    )
     files = find_images(options.images)
 
     from fcos_fast.data import DataError, read_image
-    from fcos_fast.data.images import is_cut_short
+    from fcos_fast.data.jpeg import is_truncated
     from fcos_fast.engine.files import write_json
     from fcos_fast.engine.predict import load
     from fcos_fast.engine.progress import Progress
@@ -57,7 +62,8 @@ def main(arguments: Sequence[str]) -> int:
 
     detector = load(options.checkpoint, options.device, options.precision)
     folder = new_run_folder(options.runs, options.name)
-    results, unreadable = [], 0
+    results: list[dict[str, Any]] = []
+    unreadable = 0
     with Progress(len(files), "detect") as progress:
         for file in files:
             try:
@@ -66,9 +72,9 @@ def main(arguments: Sequence[str]) -> int:
                 print(f"fcos-fast detect: {printable(str(error))}", file=sys.stderr)
                 unreadable += 1
                 continue
-            if is_cut_short(file):
+            if is_truncated(file):
                 print(
-                    f"fcos-fast detect: {printable(str(file))}: is cut short; read as far as it goes",
+                    f"fcos-fast detect: {printable(str(file))}: is truncated; the missing part is gray",
                     file=sys.stderr,
                 )
             detections = detector.predict(image, options.score_threshold)
@@ -91,29 +97,31 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
-    """The files themselves, and for each folder the images in it, by name.
+    """Image files, and the images of each folder sorted by name.
 
     Raises:
-        ValueError: nothing is given, a path that does not exist, or a folder without an image.
+        ValueError: no path is given, a path does not exist, or a folder contains no image.
     """
     if not paths:
-        raise ValueError("no image is given; name image files or folders")
+        raise ValueError("no images given; name image files or folders")
     files: list[Path] = []
     for path in (Path(path).expanduser() for path in paths):
         if path.is_dir():
             inside = files_in(path, IMAGE_SUFFIXES)
             if not inside:
-                raise ValueError(f"{path} holds no image ({', '.join(IMAGE_SUFFIXES)}); name another folder")
+                raise ValueError(
+                    f"{path} contains no image ({', '.join(IMAGE_SUFFIXES)}); give another folder"
+                )
             files += inside
-        elif path.exists():  # reading it says what is wrong with a file that is not a regular one
+        elif path.exists():  # reading it reports what is wrong with anything but a regular file
             files.append(path)
         else:
-            raise ValueError(f"there is no file or folder {path}")
+            raise ValueError(f"{path} does not exist; name image files or folders")
     return files
 
 
 def _free_name(folder: Path, file: Path, longer_side: int) -> Path:
-    """A name in ``folder`` for the drawn ``file``, of a format that holds it; several folders may have that name."""
+    """An unused name in ``folder`` for the drawn ``file``, in an image format that can store its size."""
     suffix = file.suffix.lower()
     if suffix not in IMAGE_SUFFIXES or longer_side > LONGEST_SIDE.get(suffix, longer_side):
         suffix = ".png"

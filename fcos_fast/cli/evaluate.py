@@ -1,4 +1,4 @@
-"""``fcos-fast evaluate``: average precision of a checkpoint."""
+"""``fcos-fast evaluate``: average precision of a checkpoint on a dataset."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from fcos_fast.cli.options import parse_options
 from fcos_fast.precision import Precision
 
 OLD_NAMES = {f"--{name}": f"--data.{name}" for name in ("root", "split", "strict", "workers")}
-"""Options as they were called before they had the names that training has."""
+"""Old option -> the name that ``fcos-fast train`` uses too. Both are accepted."""
+
+
+COMMON = (
+    *("checkpoint", "data.root", "data.split", "batch_size", "device", "precision", "output", "runs", "name"),
+    "config",
+)
+"""Options that the help lists first."""
 
 
 @dataclass(frozen=True)
@@ -18,13 +25,13 @@ class EvaluateDataConfig:
     """Which images to evaluate on.
 
     Attributes:
-        root: folder of the data set; by default the one of the training.
-        split: of the data set; by default the validation split of the training. An empty name takes all images.
+        root: folder of the dataset; by default the one of the training.
+        split: split to evaluate on; by default the validation split of the training. An empty name uses all images.
         strict: make invalid boxes (zero area, outside the image, NaN) errors instead of skipping them.
         allow_outside: follow paths in COCO and YOLO files that lead outside ``root``; by default as in the training.
-        max_pixels: a larger image is rejected; by default as in the training.
-        workers: processes that read images; 0 reads them in the main process. By default 0 without a GPU; with one, as
-            many as there are free processors, 8 at most.
+        max_pixels: images with more pixels are rejected; by default as in the training.
+        workers: dataloader workers; 0 loads in the main process. By default 0 without a GPU; with a GPU, the number of
+            free processors, at most 8.
     """
 
     root: str | None = None
@@ -37,18 +44,20 @@ class EvaluateDataConfig:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Average precision of a checkpoint on a data set.
+    """Measure the average precision of a checkpoint on a dataset.
+
+      fcos-fast evaluate --checkpoint runs/train/best.pt
 
     Attributes:
-        checkpoint: a ``best.pt`` or ``last.pt``.
+        checkpoint: ``best.pt`` or ``last.pt`` of a run.
         data: which images to evaluate on.
-        batch_size: images that run together; of several processes, each has as many.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``, ``cuda:1``.
-        precision: ``auto`` is bfloat16 where the device is fast at it.
-        output: JSON file for the detections as COCO has results (image_id, category_id, bbox as xywh, score), which
-            pycocotools' ``loadRes`` reads; by default ``results.json`` in the folder of the results.
-        runs: folder in which the folder of the results is made.
-        name: of that folder; a number is added where there is one already.
+        batch_size: images per batch of each process.
+        device: ``auto`` (CUDA if available), ``cpu``, ``cuda`` or ``cuda:1``.
+        precision: ``auto`` is bfloat16 if the device is fast at it, otherwise float32.
+        output: JSON file for the detections as COCO results (image_id, category_id, bbox as xywh, score), which
+            pycocotools' ``loadRes`` reads; by default ``results.json`` in the results' folder.
+        runs: parent of the results' folder.
+        name: name of the results' folder; a number is appended if it exists.
     """
 
     checkpoint: str
@@ -66,8 +75,10 @@ class EvaluateOptions:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the subcommand; its exit status."""
-    options = parse_options(EvaluateOptions, "evaluate", [_present_name(word) for word in arguments])
+    """Run ``fcos-fast evaluate``."""
+    options = parse_options(
+        EvaluateOptions, "evaluate", [_current_name(word) for word in arguments], common=COMMON
+    )
 
     from fcos_fast.engine.average_precision import coco_results
     from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
@@ -86,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
     data = replace(trained_on, **{name: value for name, value in asked.items() if value is not None})
     if not data.root:
         raise ValueError(
-            f"{options.checkpoint} does not say on which data set to evaluate; name one with --data.root"
+            f"{options.checkpoint} does not name the dataset it was trained on; give one with --data.root"
         )
     split = trained_on.val if options.data.split is None else options.data.split
     model, categories = model_from_checkpoint(saved)
@@ -111,6 +122,6 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _present_name(word: str) -> str:
+def _current_name(word: str) -> str:
     name, equals, value = word.partition("=")
     return OLD_NAMES.get(name, name) + equals + value

@@ -1,27 +1,35 @@
-"""``fcos-fast info``: what runs here, or with ``--model`` what a detector is and costs.
+"""``fcos-fast info``: what is installed, or with ``--model`` the configuration and cost of a detector.
 
-The former is :mod:`fcos_fast.info`, which also runs when the rest of the package is broken.
+Without options it is :mod:`fcos_fast.info`, which also runs if the rest of the package is broken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import fcos_fast.info
+
+if TYPE_CHECKING:
+    from fcos_fast.models import DetectorConfig
 
 
 @dataclass(frozen=True)
 class InfoOptions:
-    """What a detector is and costs: its configuration, and parameters and FLOPs of its parts.
+    """Show what is installed and which operators are native.
+
+    With --model: the configuration of a detector, and parameters and FLOPs of its parts.
+
+      fcos-fast info
+      fcos-fast info --model official-improved
 
     Attributes:
-        model: a preset, or a checkpoint.
-        backbone: instead of the preset's.
-        num_classes: instead of the preset's.
-        norm: of the backbone; published numbers are of frozen norms, which have no parameters.
-        size: height and width in pixels of the padded image that is counted for.
+        model: a preset or a checkpoint.
+        backbone: replaces the backbone.
+        num_classes: replaces the number of classes.
+        norm: norm of the backbone. Published parameter counts are for frozen norms, which have no parameters.
+        size: height and width in pixels of the padded image whose FLOPs are counted.
     """
 
     model: str
@@ -32,10 +40,12 @@ class InfoOptions:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the subcommand with these arguments and return its exit status."""
+    """Run ``fcos-fast info``."""
     if not arguments:
         return fcos_fast.info.main()
-    from fcos_fast.cli.options import parse_options  # what stands above works when these do not
+    from fcos_fast.cli.options import (
+        parse_options,  # imported late: without options this must run in a broken installation
+    )
 
     options = parse_options(InfoOptions, "info", arguments)
     if min(options.size) < 1:
@@ -45,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def describe(options: InfoOptions) -> str:
-    """The configuration of the model, then its cost."""
+    """The configuration and the cost of a model, as text."""
     import torch
 
     from fcos_fast.models import build_detector
@@ -56,10 +66,10 @@ def describe(options: InfoOptions) -> str:
         model = build_detector(config).eval()
     height, width = options.size
     table = cost_table(cost(model, (height, width)))
-    return f"{config}\n\nfor one image of {height}x{width} pixels, as the backbone sees it\n{table}"
+    return f"{config}\n\nfor one image of {height}x{width} pixels, as input of the backbone\n{table}"
 
 
-def _config(options: InfoOptions):
+def _config(options: InfoOptions) -> DetectorConfig:
     from pathlib import Path
 
     from fcos_fast.models import PRESETS, DetectorConfig
@@ -73,5 +83,9 @@ def _config(options: InfoOptions):
         config = DetectorConfig.from_dict(load_checkpoint(options.model)["model_config"])
     else:
         raise unknown_name("preset or checkpoint", options.model, PRESETS)
-    given = {"backbone": options.backbone, "num_classes": options.num_classes, "norm": options.norm}
+    given: dict[str, Any] = {
+        "backbone": options.backbone,
+        "num_classes": options.num_classes,
+        "norm": options.norm,
+    }
     return replace(config, **{name: value for name, value in given.items() if value is not None})

@@ -1,6 +1,6 @@
-"""The command ``fcos-fast``: finds the subcommand, and turns the user's mistakes into one line each.
+"""The command ``fcos-fast``: runs a subcommand and reports a user's mistake in one line.
 
-It imports torch, which takes seconds, only once the options are known to be right; so do the files of the subcommands.
+Importing torch takes seconds, so this file and those of the subcommands import it only after the options are checked.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from fcos_fast.text import printable
 
 SUBCOMMANDS = {
     "train": "train a detector, or resume a run",
-    "evaluate": "average precision of a checkpoint on a data set",
-    "detect": "draw what a checkpoint finds in images or folders, and write it as JSON",
-    "convert": "checkpoints of other implementations into this project's, and back",
-    "data": "data stats: how the boxes of a data set suit the levels of a detector",
-    "benchmark": "how long detecting takes on this machine, from the file to the boxes",
-    "demo": "generate images, train a small detector on them, and look at what it learnt",
-    "info": "what is installed, and which implementation of each operator runs",
+    "evaluate": "measure the average precision of a checkpoint on a dataset",
+    "detect": "detect objects in images; writes drawn images and JSON",
+    "convert": "convert checkpoints from and to other implementations",
+    "data": "data stats: check how the boxes of a dataset suit the levels of a detector",
+    "benchmark": "time detection on this machine, from the image file to the boxes",
+    "demo": "train a small detector on generated images",
+    "info": "show what is installed and which operators are native; --model NAME: describe a model",
 }
 
-
-FOR_SEVERAL_PROCESSES = ("train", "evaluate")
+DISTRIBUTED = ("train", "evaluate")
+"""Subcommands that run under torchrun."""
 
 EXTRAS = {"timm": "timm", "safetensors": "timm"}
-"""Module to the extra of the package that has it; all others are in ``train``."""
+"""Optional dependency -> the extra that installs it; all others are in ``train``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``fcos-fast`` and return its exit status: 0, 1 (the work failed), 2 (bad input), 130 (Ctrl-C), 143 (SIGTERM).
+    """Run ``fcos-fast`` and return its exit status: 0, 1 (the run failed), 2 (bad input), 130 (Ctrl-C), 143 (SIGTERM).
 
-    Bad input ends in one line on stderr; the environment variable ``FCOS_FAST_DEBUG=1`` shows the traceback.
+    Bad input is reported in one line on stderr; the environment variable ``FCOS_FAST_DEBUG=1`` shows the traceback.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -55,6 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(fcos_fast.__version__)
         return 0
     subcommand, *rest = arguments
+    if subcommand.startswith("-"):
+        return _fail(
+            "fcos-fast", f"unknown option {subcommand}; options follow the subcommand, see fcos-fast --help"
+        )
     if subcommand not in SUBCOMMANDS:
         return _fail("fcos-fast", f"unknown subcommand {subcommand!r}{did_you_mean(subcommand, SUBCOMMANDS)}")
     keep_memory()
@@ -66,57 +70,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
             status = 128 + (signal.SIGTERM if received else signal.SIGINT)
             return _fail(f"fcos-fast {subcommand}", str(interruption) or "interrupted", status)
         except ProcessLostError as error:
-            # the one that failed first has said the same
+            # the process that failed first has reported it
             return 1 if error.alike else _fail(f"fcos-fast {subcommand}", str(error), status=1)
         except ModuleNotFoundError as error:
             if _debugging() or (error.name or "fcos_fast").startswith("fcos_fast"):
                 raise
-            extra = EXTRAS.get(error.name.split(".")[0], "train")
+            missing = error.name or ""
+            extra = EXTRAS.get(missing.split(".")[0], "train")
             return _fail(
                 f"fcos-fast {subcommand}",
-                f"needs {error.name}, which is not installed; pip install 'fcos_fast[{extra}]'",
+                f"needs {missing}, which is not installed; pip install 'fcos_fast[{extra}]'",
             )
         except (ValueError, OSError, FloatingPointError, ExtensionError) as error:
             if _debugging():
                 raise
-            # the loss became NaN, the disk is full: not the input's fault
+            # NaN in the loss or a full disk are not the input's fault
             status = 1 if isinstance(error, (FloatingPointError, WriteError)) else 2
             return _fail(f"fcos-fast {subcommand}", str(error), status)
 
 
 def _processes(subcommand: str) -> AbstractContextManager[None]:
-    """As :func:`fcos_fast.engine.distributed.processes`, whose import takes seconds, where there are several."""
+    """:func:`fcos_fast.engine.distributed.processes` under torchrun; without it nothing is imported."""
     if not launched():
         return nullcontext()
     from fcos_fast.engine.distributed import processes
 
-    return _only_for_several(processes(), subcommand)
+    return _only_distributed(processes(), subcommand)
 
 
 @contextmanager
-def _only_for_several(processes: AbstractContextManager[None], subcommand: str) -> Iterator[None]:
+def _only_distributed(processes: AbstractContextManager[None], subcommand: str) -> Iterator[None]:
     with processes:
-        if subcommand not in FOR_SEVERAL_PROCESSES:
+        if subcommand not in DISTRIBUTED:
             raise ValueError("it runs in one process; start it without torchrun")
         yield
 
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
-    """End a block on SIGTERM as on Ctrl-C; yields a list that holds the signal then.
+    """Raise KeyboardInterrupt on SIGTERM; yields a list that then contains the signal.
 
-    Several processes of ``torchrun`` have their own answer, which replaces this one while they are together.
+    Under ``torchrun`` the process group installs its own handler, which replaces this one.
     """
     received: list[int] = []
     process = os.getpid()
 
     def interrupt(number: int, _: object) -> None:
-        if os.getpid() != process:  # a forked worker, which has nothing to save
+        if os.getpid() != process:  # a forked worker has nothing to save
             os._exit(128 + number)
         received.append(number)
         raise KeyboardInterrupt
 
-    in_main_thread = threading.current_thread() is threading.main_thread()  # only there signals can be set
+    in_main_thread = threading.current_thread() is threading.main_thread()  # signal.signal works only there
     if not in_main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield received
         return
@@ -130,7 +135,8 @@ def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
 def _usage() -> str:
     width = max(map(len, SUBCOMMANDS))
     subcommands = "\n".join(f"  {subcommand:{width}}  {what}" for subcommand, what in SUBCOMMANDS.items())
-    return f"usage: fcos-fast SUBCOMMAND [options]\n\n{subcommands}\n\nfcos-fast SUBCOMMAND --help shows its options."
+    more = "fcos-fast SUBCOMMAND --help lists the options, fcos-fast --version prints the version."
+    return f"usage: fcos-fast SUBCOMMAND [options]\n\n{subcommands}\n\n{more}"
 
 
 def _fail(command: str, message: str, status: int = 2) -> int:

@@ -1,102 +1,142 @@
-"""Options of a subcommand, from a dataclass: types, defaults and help texts are the dataclass's own."""
+"""Options of a subcommand. A dataclass defines their names, types, defaults and help."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 from collections.abc import Mapping, Sequence
+from inspect import cleandoc
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]  # __all__ is computed
 
+from fcos_fast.cli.help import HelpFormatter, arrange_help, choices_of, type_of, without_markup
 from fcos_fast.cli.suggest import did_you_mean
+from fcos_fast.models import PRESETS
 
 Options = TypeVar("Options")
-QUOTED = r"'([^']*)'"
+
+Preset: TypeAlias = Literal[tuple(PRESETS)]  # type: ignore[valid-type]  # mypy wants the choices written out
 
 
 def parse_options(
-    options: type[Options],
+    kind: type[Options],
     subcommand: str,
     arguments: Sequence[str],
-    positional: str | None = None,
+    *,
+    positional: tuple[str, str] | None = None,
+    common: Sequence[str] = (),
     recipes: Mapping[str, Path] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Options:
-    """Read ``arguments`` into the dataclass ``options``; a nested dataclass becomes dotted options.
+    """Parse ``arguments`` into the dataclass ``kind``. Fields of a nested dataclass become dotted options.
 
-    ``--config`` takes options from a YAML file; what stands after it on the command line wins.
+    ``--config`` reads options from a YAML file; options after it on the command line override the file.
 
     Args:
-        options: a dataclass.
-        subcommand: of ``fcos-fast``.
-        arguments: of the command line.
-        positional: name of the field (a list of strings) whose values are given without a name.
-        recipes: YAML files that ``--config`` also knows by name.
+        kind: a dataclass.
+        subcommand: name of the subcommand, for the usage line.
+        arguments: command line after the subcommand.
+        positional: field (a list of strings) whose values are given without a name, and its help.
+        common: options that the help lists first; by default all that are not nested.
+        recipes: YAML files that ``--config`` also accepts by name.
+        defaults: field -> dataclass whose fields replace the nested options, with its values as defaults.
 
     Raises:
-        ValueError: a wrong option, with the nearest right one, or a value that does not fit.
+        ValueError: an unknown option, with the nearest known one, or an invalid value.
     """
-    usage = f"fcos-fast {subcommand} [options]" + (f" {positional.upper()} ..." if positional else "")
-    parser = ArgumentParser(usage=usage, exit_on_error=False)
-    recipes = recipes or {}
-    or_recipe = f", or a recipe: {', '.join(recipes)}" if recipes else ""
-    parser.add_argument("--config", action="config", help=f"YAML file with any of the options{or_recipe}")
-    if positional:
-        parser.add_argument(positional, nargs="*", type=str, default=[])
-    parser.add_class_arguments(options, skip={positional} if positional else None)
-    arguments = _with_config_paths(arguments, recipes)
+    parser = _make_parser(kind, subcommand, positional, common, recipes or {}, defaults or {})
     known = [name for action in parser._actions for name in action.option_strings]
-    for argument in arguments:
+    for argument in itertools.takewhile("--".__ne__, arguments):
         name = argument.split("=")[0]
         if argument.startswith("--") and name not in known:
-            raise ValueError(f"there is no option {name}{did_you_mean(name, known)}")
+            raise ValueError(f"unknown option {name}{did_you_mean(name, known)}")
     try:
         values = vars(parser.instantiate(parser.parse_args(arguments)))
     except RecursionError as error:
-        raise ValueError("an option or the YAML file is nested too deep; options are nested twice") from error
+        raise ValueError("an option or the YAML file is nested too deeply") from error
     except (argparse.ArgumentError, TypeError) as error:
-        raise ValueError(_readable(str(error), known)) from error
+        raise ValueError(_readable(str(error), parser, known)) from error
     values.pop("config")
-    return options(**values)
+    return kind(**values)
 
 
-def _with_config_paths(arguments: Sequence[str], recipes: Mapping[str, Path]) -> list[str]:
-    """The arguments, with the name of a recipe after ``--config`` replaced by its file."""
-    replaced = []
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        name = argument.removeprefix("--config=")
-        if (before == "--config" or name != argument) and not Path(name).is_file():
-            if name not in recipes:
-                raise ValueError(
-                    f"there is no file {name}" + (did_you_mean(name, recipes) if recipes else "")
-                )
-            name = str(recipes[name])
-            argument = name if before == "--config" else f"--config={name}"
-        if before == "--config" or name != argument:
-            _check_text(Path(name))
-        replaced.append(argument)
-    return replaced
+def config_file(name: str, recipes: Mapping[str, Path]) -> Path:
+    """The YAML file that ``--config`` names by path or as a recipe.
 
-
-def _check_text(file: Path) -> None:
+    Raises:
+        ValueError: neither exists, or the file is not text.
+    """
+    file = Path(name) if Path(name).is_file() else recipes.get(name)
+    if file is None:
+        raise ValueError(
+            f"--config {name}: the file does not exist" + (did_you_mean(name, recipes) if recipes else "")
+        )
     try:
         file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: is no text in UTF-8 ({error}), as a YAML file is") from None
+        raise ValueError(f"{file}: is not UTF-8 text ({error}); expected a YAML file") from None
+    return file
 
 
-def _readable(message: str, known: Sequence[str]) -> str:
-    """What the parser says, in the words of the command line, whose options are ``known``."""
-    unknown = re.search(rf"(?:Group {QUOTED} does not accept option|Option) {QUOTED}", message)
-    if unknown and "accept" in message:  # of a YAML file
+class _Parser(ArgumentParser):
+    recipes: Mapping[str, Path]
+
+
+class _ReadConfigFile(ActionConfigFile):
+    def __call__(
+        self, parser: argparse.ArgumentParser, cfg: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        recipes = parser.recipes if isinstance(parser, _Parser) else {}
+        super().__call__(parser, cfg, str(config_file(values, recipes)), option_string)
+
+
+def _make_parser(
+    kind: type[Any],
+    subcommand: str,
+    positional: tuple[str, str] | None,
+    common: Sequence[str],
+    recipes: Mapping[str, Path],
+    defaults: Mapping[str, Any],
+) -> _Parser:
+    usage = f"fcos-fast {subcommand} [options]" + (f" {positional[0].upper()} ..." if positional else "")
+    description = cleandoc(kind.__doc__ or "").split("\n\nAttributes:")[0]
+    parser = _Parser(
+        usage=usage,
+        description=without_markup(description),
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
+    )
+    parser.recipes = recipes
+    recipe = f", or one of the recipes {', '.join(recipes)}" if recipes else ""
+    parser.add_argument(
+        "--config", action=_ReadConfigFile, help=f"YAML file with any of these options{recipe}"
+    )
+    if positional:
+        parser.add_argument(positional[0], nargs="*", type=str, default=[], help=positional[1])
+    parser.add_class_arguments(kind, skip={*([positional[0]] if positional else []), *defaults})
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    arrange_help(parser, common)
+    return parser
+
+
+def _readable(message: str, parser: _Parser, known: Sequence[str]) -> str:
+    """A message of the parser, with the options' names on the command line and the nearest ``known`` one."""
+    unknown = re.match(r"(?:Group '(.+?)' does not accept o|O)ption '(.+?)'", message)
+    if unknown:
         name = "--" + ".".join(filter(None, unknown.groups()))
-        return f"the YAML file gives {name}, but here there is no option {name}{did_you_mean(name, known)}"
-    message = re.sub(r'Parser key "([^"]+)":\s*', r"--\1: ", message)
-    message = re.sub(r"arguments are required: (\w)", r"options are required: --\1", message)
-    message = re.sub(r"typing\.|<class '(\w+)'>", r"\1", message)
-    choice = re.match(r"(--\S+): +Expected a Literal\[(.*)\]\. Got value: (.*)", " ".join(message.split()))
-    if choice:
-        option, known, value = choice.groups()
-        return f"{option} cannot be {value!r}{did_you_mean(value, re.findall(QUOTED, known))}"
-    return message
+        return f"unknown option {name} in the YAML file{did_you_mean(name, known)}"
+    missing = re.match(r"the following arguments are required: (.*)", message)
+    if missing:
+        return f"options are required: {', '.join(f'--{name}' for name in missing[1].split(', '))}"
+    invalid = re.match(r'Parser key "(.+?)":.*(?:Got|Given) value: (.*)', message, flags=re.DOTALL)
+    action = next((a for a in parser._actions if invalid and a.dest == invalid[1]), None)
+    if invalid is None or action is None:
+        return re.sub(r'Parser key "(.+?)":', r"--\1:", message)
+    choices = choices_of(action)
+    kind = action.metavar if "{" in str(action.metavar) else type_of(action)
+    expected = did_you_mean(invalid[2], choices) if choices else f"; expected {kind}"
+    return f"--{invalid[1]} cannot be {invalid[2]!r}{expected}"

@@ -1,4 +1,4 @@
-"""What a finished run tells its user."""
+"""What a finished run prints."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fcos_fast.engine.train import TrainResult
 
 
 def present(outcome: TrainResult) -> None:
-    """Write the report of a finished run, and say what came out and where it is."""
+    """Write the report of a finished run; print its average precision and the files to look at."""
     folder = outcome.folder
     checkpoint = shlex.quote(str(folder / "best.pt"))
-    if outcome.result is not None:
+    if outcome.result is not None and outcome.val_set is not None and outcome.detections is not None:
         config = (folder / "config.yaml").read_text(encoding="utf-8")
         title = f"{type(outcome.model).__name__} on {outcome.config.data.root}"
         page = write_report(

@@ -1,35 +1,45 @@
-"""``fcos-fast train``: a new run from options and YAML, or an interrupted one resumed."""
+"""``fcos-fast train``: start a new run from options and YAML, or resume an interrupted one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
 import yaml
 
 import fcos_fast.configs
-from fcos_fast.cli.options import parse_options
+from fcos_fast.cli.options import Preset, config_file, parse_options
 from fcos_fast.engine.config import Config
 from fcos_fast.models import PRESETS, DetectorConfig
 from fcos_fast.models.config import CONFIGS
 
 RECIPES = {path.stem: path for path in sorted(Path(fcos_fast.configs.__path__[0]).glob("*.yaml"))}
-"""Configurations that come with the package, by the name that ``--config`` knows them by."""
+"""Configurations that come with the package, by the name that ``--config`` accepts."""
+
+COMMON = (
+    *("config", "data.root", "data.train", "data.val", "preset", "model.backbone", "train.epochs"),
+    *("train.batch_size", "optimizer.lr", "train.device", "train.name", "resume"),
+)
+"""Options that the help lists first."""
 
 
 @dataclass(frozen=True)
 class TrainOptions(Config):
-    """Train a detector.
+    """Train a detector, or resume a run.
+
+      fcos-fast train --config small --data.root FOLDER
+      fcos-fast train --resume runs/train
 
     Attributes:
-        preset: published detector that the options under ``model`` begin with.
-        resume: folder of a run, to continue with its own configuration. Options that do not change what it computes
-            can be given too: where the data set lies, more epochs, device, workers.
+        preset: published detector whose values are the defaults of the options under ``model``.
+        resume: folder of a run, to continue it with its own configuration. Only options that do not change its result
+            can be given too, such as ``data.root``, ``train.epochs``, ``train.device`` and ``data.workers``.
     """
 
-    preset: Literal[tuple(PRESETS)] = "official-improved"
+    preset: Preset = "official-improved"
     resume: str | None = None
 
     def config(self) -> Config:
@@ -37,10 +47,14 @@ class TrainOptions(Config):
         return Config(**{field.name: getattr(self, field.name) for field in fields(Config)})
 
 
+AnyTrainOptions = TypeVar("AnyTrainOptions", bound=TrainOptions)
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Run the subcommand with these arguments and return its exit status."""
-    folder = dict(_words(arguments)).get("resume")
-    config = parse_train_options(arguments).config() if folder is None else None
+    """Run ``fcos-fast train``."""
+    folder = dict(_choices_in(arguments)).get("resume")
+    if folder is None:
+        config = parse_train_options(arguments).config()
 
     from fcos_fast.cli.outcome import present
     from fcos_fast.engine.distributed import rank
@@ -55,60 +69,66 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def parse_train_options(
-    arguments: Sequence[str],
-    kind: type[TrainOptions] = TrainOptions,
-    subcommand: str = "train",
-    run: Config | None = None,
-) -> TrainOptions:
-    """The options, whose ``model`` has the fields of the preset's detector and begins with the preset's values.
+def parse_train_options(arguments: Sequence[str], run: Config | None = None) -> TrainOptions:
+    """Parse the options of ``fcos-fast train``; the configuration of a ``run`` replaces the defaults."""
+    return parse_with_model(TrainOptions, "train", arguments, COMMON, run)
 
-    With a ``run``, all options begin with the values of its configuration.
+
+def parse_with_model(
+    kind: type[AnyTrainOptions],
+    subcommand: str,
+    arguments: Sequence[str],
+    common: Sequence[str],
+    run: Config | None = None,
+) -> AnyTrainOptions:
+    """Parse options whose group ``model`` has the fields of the preset's detector, with the preset's values as
+    defaults.
+
+    Args:
+        kind, subcommand, arguments, common: see :func:`fcos_fast.cli.options.parse_options`.
+        run: configuration that replaces the defaults.
     """
     run = run or Config()
-    first = {f.name: getattr(run, f.name) for f in fields(Config)} | {
-        "model": _first_model(arguments, run.model)
-    }
-    options = make_dataclass(
-        kind.__name__,
-        [
-            (name, type(value), field(default_factory=lambda value=value: value))
-            for name, value in first.items()
-        ],
-        bases=(kind,),
-        namespace={"__doc__": kind.__doc__},
-        frozen=True,
-    )
-    return parse_options(options, subcommand, arguments, recipes=RECIPES)
+    defaults = {field.name: getattr(run, field.name) for field in fields(Config)}
+    defaults["model"] = _default_model(arguments, run.model)
+    return parse_options(kind, subcommand, arguments, common=common, recipes=RECIPES, defaults=defaults)
 
 
-def _first_model(arguments: Sequence[str], model: DetectorConfig) -> DetectorConfig:
-    """What the options under ``model`` begin with; which options there are depends on it."""
-    for name, value in _words(arguments):
+def _default_model(arguments: Sequence[str], model: DetectorConfig) -> DetectorConfig:
+    """The configuration that the options under ``model`` change. Its type decides which options there are, so it must
+    be known before they are parsed."""
+    for name, value in _choices_in(arguments):
         if name == "preset":
             model = PRESETS.get(value, model)
-        elif name == "detector" and value in CONFIGS and value != model.detector:
+        elif name == "detector" and value in CONFIGS and not isinstance(model, CONFIGS[value]):
             model = CONFIGS[value]()
     return model
 
 
-def _words(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Presets, detectors and runs to resume that the command line and its YAML files name, in their order."""
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        option, _, value = argument.partition("=") if argument.startswith("--") else (before, "", argument)
-        if option in ("--preset", "--resume"):
-            yield option.removeprefix("--"), value
-        elif option == "--model.detector":
-            yield "detector", value
-        elif option == "--config" and (Path(value).is_file() or value in RECIPES):
-            file = Path(value) if Path(value).is_file() else RECIPES[value]
-            try:
-                written = yaml.safe_load(file.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, RecursionError, ValueError):
-                continue  # the parser of the options says what is wrong with it
-            written = written if isinstance(written, dict) else {}
-            model = written.get("model")
-            yield "preset", str(written.get("preset"))
-            if written.get("resume") is not None:
-                yield "resume", str(written["resume"])
-            yield "detector", str(model.get("detector") if isinstance(model, dict) else None)
+def _choices_in(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """The presets, detectors and runs to resume that the command line and its YAML files name, in order."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+
+    def add(option: str, read: Callable[[str], list[tuple[str, str]]]) -> None:
+        parser.add_argument(
+            option, dest="choices", action="extend", nargs="?", const=[], default=[], type=read
+        )
+
+    add("--preset", lambda value: [("preset", value)])
+    add("--resume", lambda value: [("resume", value)])
+    add("--model.detector", lambda value: [("detector", value)])
+    add("--config", _choices_in_file)
+    choices: list[tuple[str, str]] = parser.parse_known_args(list(arguments))[0].choices
+    return choices
+
+
+def _choices_in_file(name: str) -> list[tuple[str, str]]:
+    try:
+        content = yaml.safe_load(config_file(name, RECIPES).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return []  # the parser of the options says what is wrong
+    content = content if isinstance(content, dict) else {}
+    model = content.get("model")
+    named = {"preset": content.get("preset"), "resume": content.get("resume")}
+    named["detector"] = model.get("detector") if isinstance(model, dict) else None
+    return [(name, str(value)) for name, value in named.items() if value is not None]

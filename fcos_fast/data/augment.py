@@ -1,4 +1,4 @@
-"""How training images are varied: the configuration, which the command line reads without torch."""
+"""The configuration of augmentation. The command line reads it without importing torch."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training images are varied.
+    """Augmentation of training images.
 
     Attributes:
-        size: (height, width) in pixels of every augmented image: it is scaled to fit, its proportions kept,
-            and padded at random sides with a mean colour, so that all images of a batch have one size. None
-            leaves scaling to the model.
-        scale: (least, largest) factor on top of fitting into ``size``, drawn uniformly; what then reaches out
-            is cropped at random. (1, 1) without a ``size``.
-        horizontal_flip, vertical_flip: probabilities.
+        size: (height, width) in pixels of every augmented image. An image is scaled to fit, keeping its aspect ratio,
+            and padded on random sides with the mean color of ImageNet. By default the model scales the images.
+        scale: (smallest, largest) factor on top of fitting into ``size``, drawn uniformly. What exceeds ``size`` is
+            cropped at random. Requires ``size``.
+        horizontal_flip: probability of a horizontal flip.
+        vertical_flip: probability of a vertical flip.
         iou_crop: probability of a random crop that keeps an overlap with some box (SSD, arXiv:1512.02325).
-        brightness, contrast, saturation, hue: largest relative change; of hue in turns, at most 0.5.
+        brightness: largest relative change of the brightness, 0 to 1.
+        contrast: largest relative change of the contrast, 0 to 1.
+        saturation: largest relative change of the saturation, 0 to 1.
+        hue: largest shift of the hue as a fraction of the color circle, 0 to 0.5.
     """
 
     size: tuple[int, int] | None = None
@@ -30,7 +33,7 @@ class AugmentConfig:
     saturation: float = 0.2
     hue: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("horizontal_flip", "vertical_flip", "iou_crop"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
@@ -40,7 +43,7 @@ class AugmentConfig:
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"AugmentConfig: {name} is {getattr(self, name)}; expected 0 to {most}")
         if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"AugmentConfig: scale is {self.scale}; expected 0 < least <= largest")
+            raise ValueError(f"AugmentConfig: scale is {self.scale}; expected 0 < smallest <= largest")
         if self.size is None and tuple(self.scale) != (1.0, 1.0):
             raise ValueError(
                 f"AugmentConfig: scale is {self.scale} but size is None; give size as (height, width)"

@@ -1,4 +1,4 @@
-"""Which number stands for which class."""
+"""The classes of a dataset, and the numbers that stand for them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from fcos_fast.text import printable
 
 @dataclass(frozen=True)
 class Categories:
-    """The classes of a data set, and the only place where their numbers are translated.
+    """The classes of a dataset; converts between labels, names and ids.
 
-    The model speaks of labels 0..C-1, which are positions in ``names``. Files speak of the data set's own
-    ids, which may start anywhere and have gaps (COCO's 80 classes have ids 1..90), or of names.
+    A model uses labels 0..C-1, which are indices into ``names``. Files use names, or the dataset's own ids, which may
+    start anywhere and have gaps (COCO's 80 classes have ids 1..90).
 
     Attributes:
         names: the C class names, by label.
-        ids: the C ids in the data set's own numbering, by label; 1..C where the data set has no numbers.
+        ids: the C ids of the dataset, by label; 1..C if it has none.
     """
 
     names: tuple[str, ...]
     ids: tuple[int, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.names, str):
             raise TypeError(
                 f"Categories: names is the string {self.names!r}; expected a sequence of class names"
@@ -35,7 +35,7 @@ class Categories:
             self, "ids", tuple(int(i) for i in self.ids) or tuple(range(1, len(self.names) + 1))
         )
         if not self.names:
-            raise ValueError("Categories: got no class; a detector needs at least one")
+            raise ValueError("Categories: got no classes; a detector needs at least one")
         if len(self.ids) != len(self.names):
             raise ValueError(
                 f"Categories: got {len(self.names)} names but {len(self.ids)} ids; expected one id each"
@@ -51,13 +51,13 @@ class Categories:
         return len(self.names)
 
     def label_of(self, name: str) -> int:
-        """Label of the class ``name``; ValueError with the known names and the nearest if there is none."""
+        """Label of the class ``name``; an unknown name raises ValueError with the nearest and all known names."""
         if name in self.names:
             return self.names.index(name)
         raise unknown_name("class", name, self.names)
 
     def label_of_id(self, category_id: int) -> int:
-        """Label of the data set's id; ValueError with the known ids if there is none."""
+        """Label of the dataset's id; an unknown id raises ValueError with the known ids."""
         if category_id in self.ids:
             return self.ids.index(category_id)
         known = ", ".join(f"{i} ({name})" for i, name in zip(self.ids, self.names, strict=True))

@@ -1,8 +1,7 @@
-"""What may be wrong with a data set, and how it is said.
+"""Checks of a dataset and how their results are reported.
 
-A fault that spoils one box is counted in a :class:`Report`, the box is left out or cut to the image, and
-loading goes on; under ``strict`` the first such fault is refused. A fault that spoils more than a box raises
-:class:`DataError`.
+An invalid box is skipped, or clipped to the image, and counted in a :class:`Report`; with ``strict`` it raises
+:class:`DataError`. Anything that invalidates more than a box always raises :class:`DataError`.
 """
 
 from __future__ import annotations
@@ -19,40 +18,42 @@ if TYPE_CHECKING:
     from .dataset import Record
 
 EXAMPLES = 3
-"""So many faults of a kind are named; the others are counted."""
+"""Number of occurrences of a fault that a report names; it counts the others."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""File formats that are read, in small letters."""
+"""Suffixes of the image files that are read, in lower case."""
 
 MAX_PIXELS = 178_956_970
-"""Largest image in pixels that is read unless another number is given; Pillow's own limit."""
+"""Default for the largest number of pixels of an image; the same as Pillow's."""
 
 ROUNDING = 0.05
-"""In pixels. Files round coordinates, YOLO's to a millionth of the image; boxes that reach out by less are in order."""
+"""Pixels by which a box may exceed the image. Files round coordinates, YOLO's to a millionth of the image."""
 
 _NO = {"", "false", "f", "no", "n", "off", "none", "null", "unspecified"}
 _YES = {"true", "t", "yes", "y", "on"}
 
 
 class DataError(ValueError):
-    """A data set that cannot be used: one line with the file, the value and the remedy."""
+    """A dataset that cannot be used. The message is one line with the file, the value and the remedy."""
 
     def __init__(self, message: str):
-        # A DataLoader raises a worker's error anew with a traceback for its message; keep the line itself.
+        # A DataLoader re-raises a worker's error with the traceback in its message; keep only the line itself.
         super().__init__(message.rstrip().rsplit("DataError: ", 1)[-1])
 
 
 @dataclass
 class Report:
-    """What loading found, fault by fault.
+    """What loading a dataset found.
 
     Attributes:
-        source: the data set's name for people, such as ``bccd, split trainval``.
+        source: name of the dataset for messages, such as ``bccd, split trainval``.
         strict: raise :class:`DataError` at the first fault.
-        images, empty_images, boxes: how many there are after loading; an image without a box is in order.
-        ignored: so many of the boxes are VOC's difficult objects or COCO's crowds.
-        faults: for each kind of fault the number of times it occurred.
-        examples: for each kind of fault its first occurrences, ``file: value``.
+        images: number of images.
+        empty_images: number of images without boxes, which are valid.
+        boxes: number of boxes.
+        ignored: number of boxes that are VOC's difficult objects or COCO's crowds.
+        faults: fault -> number of occurrences.
+        examples: fault -> its first occurrences, each ``file: value``.
     """
 
     source: str
@@ -64,17 +65,22 @@ class Report:
     faults: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
+    @classmethod
+    def of_split(cls, root: Path, split: str | None, strict: bool) -> Report:
+        """An empty report for a split of the dataset in ``root``."""
+        return cls(root.name if split is None else f"{root.name}, split {split}", strict)
+
     def add(self, fault: str, file: str | Path, value: str) -> None:
-        """Count one occurrence of ``fault``, or raise it under ``strict``."""
+        """Count an occurrence of ``fault``; with ``strict`` raise :class:`DataError`."""
         if self.strict:
-            raise DataError(f"{file}: {fault}: {value}; correct the file or load without strict")
+            raise DataError(f"{file}: {fault}: {value}; correct the file, or load without strict")
         self.faults[fault] = self.faults.get(fault, 0) + 1
         examples = self.examples.setdefault(fault, [])
         if len(examples) < EXAMPLES:
             examples.append(f"{file}: {value}")
 
     def count(self, records: Sequence[Record]) -> None:
-        """Count what loading returns."""
+        """Count the images and boxes that were loaded."""
         self.images = len(records)
         self.empty_images = sum(len(record.boxes) == 0 for record in records)
         self.boxes = sum(len(record.boxes) for record in records)
@@ -82,7 +88,7 @@ class Report:
 
     def __str__(self) -> str:
         ignored = f" ({self.ignored} difficult or crowds, ignored)" if self.ignored else ""
-        text = f"{self.source}: {self.images} images ({self.empty_images} without a box), {self.boxes} boxes{ignored}."
+        text = f"{self.source}: {self.images} images ({self.empty_images} without boxes), {self.boxes} boxes{ignored}."
         for fault, count in self.faults.items():
             more = f" and {count - EXAMPLES} more" if count > EXAMPLES else ""
             text += f" {fault}: {count} ({'; '.join(self.examples[fault])}{more})."
@@ -90,7 +96,7 @@ class Report:
 
 
 def brief(value: object) -> str:
-    """``repr`` of what a file says, which may be huge, in one short line."""
+    """``repr`` of a value from a file, shortened to one line."""
     shortener = reprlib.Repr()
     shortener.maxlevel = 2
     shortener.maxstring = shortener.maxother = 120
@@ -98,12 +104,13 @@ def brief(value: object) -> str:
 
 
 def read_flag(value: object, name: str, file: str | Path, report: Report) -> bool:
-    """What a file says by a flag such as ``difficult`` or ``iscrowd``.
+    """The value of a flag such as ``difficult`` or ``iscrowd``.
 
-    A boolean, the number 0 or 1, or a word such as yes, False, Unspecified or None, in any case; no value is false.
+    A flag is a boolean, 0 or 1, or a word such as yes, False, Unspecified or None in any case; an empty one is false.
     Anything else is counted in ``report`` as a fault of ``name`` and is false.
     """
     text = str(value).strip().lower()
+    number: float | None
     try:
         number = float(text)
     except ValueError:
@@ -112,42 +119,42 @@ def read_flag(value: object, name: str, file: str | Path, report: Report) -> boo
         return False
     if text in _YES or number == 1:
         return True
-    report.add(f"{name} that is neither yes nor no, taken as no", file, brief(value))
+    report.add(f"{name} that is neither yes nor no, read as no", file, brief(value))
     return False
 
 
 def check_boxes(
     boxes: np.ndarray, names: list[str], size: tuple[int, int], file: str | Path, report: Report
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Leave out boxes that cannot be used, cut the others to the image, and report both.
+    """Drop invalid boxes and clip the others to the image.
 
     Args:
         boxes: (N, 4) float64, xyxy in pixels.
         names: class name of each box, for the report.
         size: (width, height) of the image in pixels.
-        file: where the boxes come from, for the report.
-        report: counts the faults.
+        file: the boxes' file, for the report.
+        report: counts dropped and clipped boxes.
 
     Returns:
-        The usable boxes (M, 4) float32 inside the image, and their rows in ``boxes`` (M,).
+        The valid boxes (M, 4) float32, clipped to the image, and their indices in ``boxes`` (M,).
     """
     with np.errstate(invalid="ignore", over="ignore"):
-        boxes = boxes.astype(np.float32)  # first, because two numbers may become one
-        finite = np.isfinite(boxes).all(axis=1)
-        has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        cut = np.clip(boxes, 0, np.array([*size, *size], dtype=np.float32))
-        inside = (cut[:, 2:] > cut[:, :2]).all(axis=1)
-        was_cut = (np.abs(cut - boxes) > ROUNDING).any(axis=1)
-    for i in np.flatnonzero(~finite | ~has_area | ~inside | was_cut):
+        boxes = boxes.astype(np.float32)  # first, because two different numbers may become equal
+        finite = np.all(np.isfinite(boxes), axis=1)
+        has_area = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+        clipped = np.clip(boxes, 0, np.array([*size, *size], dtype=np.float32))
+        inside = np.all(clipped[:, 2:] > clipped[:, :2], axis=1)
+        was_clipped = np.any(np.abs(clipped - boxes) > ROUNDING, axis=1)
+    for i in np.flatnonzero(~finite | ~has_area | ~inside | was_clipped):
         if not finite[i]:
-            fault = "box with a NaN or infinite coordinate, left out"
+            fault = "box with a NaN or infinite coordinate, skipped"
         elif not has_area[i]:
-            fault = "box without an area, left out"
+            fault = "box without area, skipped"
         elif not inside[i]:
-            fault = "box outside the image, left out"
+            fault = "box outside the image, skipped"
         else:
-            fault = "box partly outside the image, cut to it"
+            fault = "box partly outside the image, clipped"
         corners = ", ".join(f"{v:g}" for v in boxes[i])
         report.add(fault, file, f"{names[i]} [{corners}] in {size[0]}x{size[1]}")
     rows = np.flatnonzero(finite & has_area & inside)
-    return cut[rows], rows
+    return clipped[rows], rows

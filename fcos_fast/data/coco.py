@@ -1,14 +1,13 @@
-"""COCO json: one file of images, categories and annotations per split.
+"""COCO: one JSON file of images, categories and annotations per split.
 
-Boxes are xywh in continuous pixel coordinates. Crowds (``iscrowd``) are boxes to be ignored: they are not trained on,
-and evaluation treats them as COCO's does. Segmentations are not looked at, but for the ``area`` that goes with them: by
-it the evaluation tells small, medium and large objects apart. Images are not decoded; their sizes stand in the file.
+Boxes are xywh in continuous pixel coordinates. Crowds (``iscrowd``) are ignored: training skips them, and evaluation
+treats them as COCO's does. Segmentations are not read; the ``area`` of an annotation decides whether evaluation counts
+the object as small, medium or large. Images are not decoded, because the file contains their sizes.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from .categories import Categories
-from .checks import MAX_PIXELS, DataError, Report, brief, check_boxes, read_flag
+from .checks import MAX_PIXELS, DataError, Report, brief, check_boxes
+from .coco_content import LISTS, area_of, boxed_annotations, by_id, is_crowd, read_content
 from .dataset import DetectionDataset, Record
-from .files import LEFTOVER, PathFinder, files_in, is_hidden, is_leftover, read_json, read_text
-from .images import count_cut_short
+from .files import LEFTOVER, files_in, is_hidden, is_leftover
+from .jpeg import count_truncated
+from .paths import PathFinder
+from .text_files import read_text
 
 ROBOFLOW = "_annotations.coco.json"
-_LARGEST_AREA = float(np.finfo(np.float32).max)
-_LISTS = ("images", "annotations", "categories")
 _OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 
 
@@ -33,7 +33,7 @@ def is_coco(root: Path) -> bool:
 
 
 def is_loose_coco(root: Path) -> bool:
-    """Whether ``root`` holds a COCO file of any name."""
+    """Whether ``root`` contains a COCO file of any name."""
     return bool(_loose_files(root))
 
 
@@ -48,39 +48,35 @@ def load_coco(
     """Read one split of a folder of COCO files.
 
     Args:
-        root: folder that holds ``annotations/<split>.json``, where ``instances_`` may stand before the split's name,
-            beside a folder of images (``<split>``, ``images/<split>``, ``images`` or ``data``); or ``<split>/``
-            ``_annotations.coco.json`` with the images beside it, as Roboflow writes it; or one COCO file of any name
-            beside the folder of images, as Label Studio's ``result.json``. Or such a file itself.
-        split: name of the split; None where there is only one.
-        categories: the classes, where they are known, as for validation; they are found by name, and a box of another
-            class is refused. None takes those that the file lists, in the order of their ids, but for the root of
-            Roboflow's classes.
-        strict: refuse boxes that would otherwise be left out or cut.
-        allow_outside: follow file names that lead outside ``root``.
-        max_pixels: a larger image is refused.
+        root: folder that contains one of the following, or the JSON file itself:
+            ``annotations/<split>.json`` or ``annotations/instances_<split>.json``, and a folder of images (``<split>``,
+            ``images/<split>``, ``images`` or ``data``);
+            ``<split>/_annotations.coco.json`` with the images beside it (Roboflow);
+            one COCO file of any name beside the folder of images (Label Studio's ``result.json``).
+        split: name of the split; None if there is only one.
+        categories, strict, allow_outside, max_pixels: see :func:`fcos_fast.data.load_dataset`.
 
     Raises:
-        DataError: the data set cannot be used; one line with the file, the value and the remedy.
+        DataError: the dataset cannot be used.
     """
     root = Path(root).expanduser()
     file = _file_of_split(root, split)
     if root.is_file():
         root = root.parent.parent if root.parent.name == "annotations" else root.parent
-    report = Report(source=root.name if split is None else f"{root.name}, split {split}", strict=strict)
-    content = _read(file, report)
-    images = _by_id(content["images"], file, "image")
-    annotations = _checked(content["annotations"], images, file, report)
+    report = Report.of_split(root, split, strict)
+    content = read_content(file, report)
+    images = by_id(content["images"], file, "image")
+    annotations = boxed_annotations(content["annotations"], images, file, report)
     categories, label_of_id = _labels(content["categories"], categories, annotations, file)
     paths = _find_images(root, file, images, PathFinder(root, allow_outside), report)
     _check_pixels(images, paths, max_pixels, file)
-    count_cut_short(paths.values(), report)
+    count_truncated(paths.values(), report)
     records = _records(images, annotations, categories, label_of_id, paths, file, report)
     return DetectionDataset(records, categories, report, max_pixels)
 
 
 def _splits(root: Path) -> dict[str, Path]:
-    """Name of a split to its file."""
+    """Split -> its file."""
     if root.is_file():
         return {_name_of_split(root): root} if root.suffix.lower() == ".json" else {}
     files = [path for path in sorted(root.glob(f"*/{ROBOFLOW}")) if not is_hidden(path.parent.name)]
@@ -92,7 +88,7 @@ def _splits(root: Path) -> dict[str, Path]:
 
 
 def _loose_files(root: Path) -> dict[str, Path]:
-    """Name of a COCO file that lies in ``root`` itself to the file."""
+    """Split -> its file, for COCO files of any name directly in ``root``."""
     files = files_in(root, [".json"]) if root.is_dir() else []
     return {_name_of_split(path): path for path in files if _has_lists(path)}
 
@@ -102,19 +98,19 @@ def _name_of_split(file: Path) -> str:
 
 
 def _has_lists(file: Path) -> bool:
-    """Whether the text of a file names what a COCO file has; cheaper than parsing what may be large."""
+    """Whether the text of a file contains the keys of a COCO file; cheaper than parsing a large file."""
     try:
         text = read_text(file)
     except DataError:
         return False
-    return all(f'"{key}"' in text for key in _LISTS)
+    return all(f'"{key}"' in text for key in LISTS)
 
 
 def _file_of_split(root: Path, split: str | None) -> Path:
     splits = _splits(root) or _loose_files(root)
     if not splits:
         raise DataError(
-            f"{root}: has no annotations/*.json and no {ROBOFLOW}; a COCO data set has one per split"
+            f"{root}: has neither annotations/*.json nor {ROBOFLOW}; a COCO dataset has one per split"
         )
     known = ", ".join(splits)
     if split is None:
@@ -124,94 +120,10 @@ def _file_of_split(root: Path, split: str | None) -> Path:
     name = split.removeprefix("instances_")
     if name in splits:
         return splits[name]
-    alike = [path for other, path in splits.items() if other.startswith(name)]  # train for train2017
-    if len(alike) != 1:
-        raise DataError(f"{root}: there is no split {split}; choose one of this data set's: {known}")
-    return alike[0]
-
-
-def _read(file: Path, report: Report) -> dict[str, list[dict[str, Any]]]:
-    content = read_json(file, report)
-    for key in _LISTS:
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DataError(
-                f"{file}: has no list {key!r}; a COCO file has images, annotations and categories"
-            )
-        for entry in content[key]:
-            if not isinstance(entry, dict):
-                raise DataError(f"{file}: {key} holds {brief(entry)}; expected objects alone")
-    if not content["images"]:
-        raise DataError(f"{file}: lists no image; add some")
-    return content
-
-
-def _is_length(value: object) -> bool:
-    return isinstance(value, (int, float)) and 1 <= value < 2**31
-
-
-def _is_number(value: object) -> bool:
-    """Whether a float can hold it; infinities and NaN, which JSON of Python may have, are floats."""
-    return type(value) is float or (type(value) is int and abs(value) < 2**1000)
-
-
-def _is_box(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
-
-
-_WANTED: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
-    "image": {
-        "id": (lambda v: isinstance(v, (int, str)), "a number or a string"),
-        "file_name": (lambda v: isinstance(v, str), "a string"),
-        "width": (_is_length, "a number of pixels"),
-        "height": (_is_length, "a number of pixels"),
-    },
-    "category": {
-        "id": (lambda v: isinstance(v, int) and abs(v) < 2**53, "a whole number"),
-        "name": (lambda v: isinstance(v, str), "a string"),
-    },
-}
-"""What an image and a category must have: key to what its value must fulfil, and that in words."""
-
-
-def _by_id(entries: Sequence[dict[str, Any]], file: Path, kind: str) -> dict[Any, dict[str, Any]]:
-    by_id = {}
-    for entry in entries:
-        for key, (accepts, expected) in _WANTED[kind].items():
-            if key not in entry:
-                raise DataError(f"{file}: {kind} {entry.get('id', '?')} has no {key!r}; add it")
-            if not accepts(entry[key]):
-                raise DataError(
-                    f"{file}: {kind} {entry.get('id', '?')} has the {key} {brief(entry[key])}; expected {expected}"
-                )
-        if entry["id"] in by_id:
-            raise DataError(f"{file}: {kind} id {entry['id']} occurs more than once; make each unique")
-        by_id[entry["id"]] = entry
-    return by_id
-
-
-def _checked(
-    annotations: Sequence[dict[str, Any]], images: dict[Any, dict[str, Any]], file: Path, report: Report
-) -> list[dict[str, Any]]:
-    """The annotations that have a box, each of them of an image that there is."""
-    seen = set()
-    boxed = []
-    for annotation in annotations:
-        number, image = annotation.get("id"), annotation.get("image_id")
-        if isinstance(number, (int, str)):
-            if number in seen:
-                raise DataError(f"{file}: annotation id {number} occurs more than once; make each unique")
-            seen.add(number)
-        if not isinstance(image, (int, str)) or image not in images:
-            raise DataError(
-                f"{file}: annotation {brief(number)} is of image {brief(image)}, which is not listed; add the image or "
-                "take the annotation out"
-            )
-        if _is_box(annotation.get("bbox")):
-            boxed.append(annotation)
-        else:
-            fault = "box that is not four numbers, left out"
-            report.add(fault, _where(annotation, file), brief(annotation.get("bbox")))
-    return boxed
+    near = [path for other, path in splits.items() if other.startswith(name)]  # train for train2017
+    if len(near) != 1:
+        raise DataError(f"{root}: unknown split {split}; this dataset has {known}")
+    return near[0]
 
 
 def _labels(
@@ -220,17 +132,19 @@ def _labels(
     annotations: Sequence[dict[str, Any]],
     file: Path,
 ) -> tuple[Categories, dict[Any, int]]:
-    """The classes, and the file's category id to label."""
-    by_id = _by_id(listed, file, "category")
+    """The classes, and the map from category id to label."""
+    entry_of = by_id(listed, file, "category")
     for annotation in annotations:
         number = annotation.get("category_id")
-        if not isinstance(number, int) or number not in by_id:
+        if not isinstance(number, int) or number not in entry_of:
             raise DataError(
-                f"{file}: annotations have the category id {brief(number)}, which is not listed; list it"
+                f"{file}: annotations have the category id {brief(number)}, which is not listed; add the category"
             )
     used = {annotation["category_id"] for annotation in annotations}
     if categories is None:
-        kept = [by_id[i] for i in sorted(by_id) if i in used or not _is_roboflows_root(by_id[i], listed)]
+        kept = [
+            entry_of[i] for i in sorted(entry_of) if i in used or not _is_roboflows_root(entry_of[i], listed)
+        ]
         try:
             categories = Categories(
                 tuple(entry["name"] for entry in kept), tuple(entry["id"] for entry in kept)
@@ -238,21 +152,21 @@ def _labels(
         except ValueError as error:
             raise DataError(f"{file}: {error}") from None
     label_of_id = {}
-    for number, entry in by_id.items():
+    for number, entry in entry_of.items():
         if entry["name"] in categories.names:
             label_of_id[number] = categories.label_of(entry["name"])
         elif number in used:
             known = ", ".join(categories.names)
             raise DataError(
-                f"{file}: has boxes of the class {entry['name']!r}, which is none of {known}; correct the name or "
+                f"{file}: has boxes of the unknown class {entry['name']!r}; known are {known}. Correct the name or "
                 "train with this class"
             )
     return _with_ids_of_file(categories, label_of_id), label_of_id
 
 
 def _with_ids_of_file(categories: Categories, label_of_id: dict[int, int]) -> Categories:
-    """The classes under the ids of this file, in which its results are written; one that it does not list gets an id
-    that it does not use."""
+    """The classes with the category ids of this file, which its results use. A class that the file does not list gets
+    an unused id."""
     ids = {label: number for number, label in label_of_id.items()}
     unused = count(max(label_of_id, default=0) + 1)
     return Categories(
@@ -262,7 +176,7 @@ def _with_ids_of_file(categories: Categories, label_of_id: dict[int, int]) -> Ca
 
 
 def _is_roboflows_root(category: dict[str, Any], listed: Sequence[dict[str, Any]]) -> bool:
-    """Roboflow lists a name for all classes together, of which no box is, before the classes themselves."""
+    """Whether a category is the one that Roboflow lists first as the parent of all others; it has no boxes."""
     return (
         category["id"] == 0
         and category.get("supercategory") == "none"
@@ -273,7 +187,21 @@ def _is_roboflows_root(category: dict[str, Any], listed: Sequence[dict[str, Any]
 def _find_images(
     root: Path, file: Path, images: dict[Any, dict[str, Any]], finder: PathFinder, report: Report
 ) -> dict[Any, Path]:
-    """Id to file, all from the folder in which the first image lies."""
+    """Image id -> file. All images are in the folder that contains the first."""
+    names = _image_names(images, file, report)
+    folder = _image_folder(root, file, next(iter(names.values())), finder)
+    found = {number: finder.find([(folder, name)], file) for number, name in names.items()}
+    missing = [names[number] for number, place in found.items() if place is None]
+    if missing:
+        raise DataError(
+            f"{file}: {len(missing)} of {len(names)} images are not in {folder}, the first is {brief(missing[0])}; "
+            "add them, or remove them from the file"
+        )
+    return {number: place[1] for number, place in found.items() if place is not None}
+
+
+def _image_names(images: dict[Any, dict[str, Any]], file: Path, report: Report) -> dict[Any, str]:
+    """Image id -> file name, without leftovers of operating systems."""
     names = {}
     for number, entry in images.items():
         name = entry["file_name"]
@@ -282,8 +210,12 @@ def _find_images(
         else:
             names[number] = name
     if not names:
-        raise DataError(f"{file}: lists no image; add some")
-    first = next(iter(names.values()))
+        raise DataError(f"{file}: lists no images; add some")
+    return names
+
+
+def _image_folder(root: Path, file: Path, first: str, finder: PathFinder) -> Path:
+    """The folder of the ``first`` image."""
     split = _name_of_split(file)
     folders = [file.parent] if file.name == ROBOFLOW else []
     folders += [root / split, root / "images" / split, root / split / "images", root / "images"]
@@ -292,17 +224,9 @@ def _find_images(
     if found is None:
         looked = ", ".join(map(str, folders))
         raise DataError(
-            f"{file}: its first image {brief(first)} is in none of {looked}; put the images into one of them"
+            f"{file}: its first image {brief(first)} is in none of {looked}; move the images to one of them"
         )
-    folder = found[0]
-    paths = {number: finder.find([(folder, name)], file) for number, name in names.items()}
-    missing = [names[number] for number, path in paths.items() if path is None]
-    if missing:
-        raise DataError(
-            f"{file}: {len(missing)} of {len(names)} images are not in {folder}, the first is {brief(missing[0])}; "
-            "add them or take them out of the file"
-        )
-    return {number: path for number, (_, path) in paths.items()}
+    return found[0]
 
 
 def _check_pixels(
@@ -312,8 +236,8 @@ def _check_pixels(
         width, height = images[number]["width"], images[number]["height"]
         if width * height > max_pixels:
             raise DataError(
-                f"{file}: {path.name} has {width}x{height} pixels, more than {max_pixels}; allow as many with "
-                "max_pixels (--data.max_pixels) or take the image out"
+                f"{file}: {path.name} has {width}x{height} pixels, more than {max_pixels}; raise "
+                "max_pixels (--data.max_pixels) or remove the image"
             )
 
 
@@ -326,63 +250,45 @@ def _records(
     file: Path,
     report: Report,
 ) -> list[Record]:
-    position = {number: i for i, number in enumerate(images)}
-    owner = np.array([position[a["image_id"]] for a in annotations], dtype=np.int64)
-    order = np.argsort(owner, kind="stable")
-    xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)[order]
-    labels = np.array([label_of_id[a["category_id"]] for a in annotations], dtype=np.int64)[order]
-    crowd = np.array([_is_crowd(a, file, report) for a in annotations], dtype=bool)[order]
-    given = np.array([_area(a, file, report) for a in annotations], dtype=np.float64)[order]
-    with np.errstate(invalid="ignore", over="ignore"):  # check_boxes counts what is not finite
-        boxes = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
-        of_box = xywh[:, 2] * xywh[:, 3]
-        areas = np.where(np.isnan(given), of_box, given).astype(np.float32)
-    ends = np.searchsorted(owner[order], np.arange(len(images)), side="right")
-
-    records, begin = [], 0
-    for (number, entry), end in zip(images.items(), ends.tolist(), strict=True):
-        here, begin = slice(begin, end), end
+    labels = np.array([label_of_id[a["category_id"]] for a in annotations], dtype=np.int64)
+    crowd = np.array([is_crowd(a, file, report) for a in annotations], dtype=bool)
+    boxes, areas = _boxes_and_areas(annotations, file, report)
+    records = []
+    for (number, entry), own in zip(images.items(), _rows_by_image(images, annotations), strict=True):
         if number not in paths:
             continue
-        size = (int(entry["width"]), int(entry["height"]))
-        name = entry["file_name"]
-        own, rows = _usable(boxes[here], labels[here], categories, size, f"{file}, {name}", report)
+        name, size = entry["file_name"], (int(entry["width"]), int(entry["height"]))
+        valid, rows = _valid_boxes(boxes[own], labels[own], categories, size, f"{file}, {name}", report)
+        own = own[rows]
         records.append(
-            Record(
-                name,
-                size,
-                own,
-                labels[here][rows],
-                crowd[here][rows],
-                paths[number],
-                areas[here][rows],
-                entry["id"],
-            )
+            Record(name, size, valid, labels[own], crowd[own], paths[number], areas[own], entry["id"])
         )
     return records
 
 
-def _is_crowd(annotation: dict[str, Any], file: Path, report: Report) -> bool:
-    return read_flag(annotation.get("iscrowd"), "iscrowd", _where(annotation, file), report)
+def _rows_by_image(
+    images: dict[Any, dict[str, Any]], annotations: Sequence[dict[str, Any]]
+) -> list[np.ndarray]:
+    """The indices of each image's annotations, in the order of the file."""
+    position = {number: i for i, number in enumerate(images)}
+    owner = np.array([position[a["image_id"]] for a in annotations], dtype=np.int64)
+    order = np.argsort(owner, kind="stable")
+    return np.split(order, np.searchsorted(owner[order], np.arange(1, len(images))))
 
 
-def _area(annotation: dict[str, Any], file: Path, report: Report) -> float:
-    """The area of the object; NaN where the box's is to be used."""
-    area = annotation.get("area")
-    if area is None:
-        return math.nan
-    if _is_number(area) and 0 <= area <= _LARGEST_AREA:
-        return float(area)
-    fault = "area that is not a number of pixels, replaced by the box's"
-    report.add(fault, _where(annotation, file), brief(area))
-    return math.nan
+def _boxes_and_areas(
+    annotations: Sequence[dict[str, Any]], file: Path, report: Report
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4) float64 xyxy and areas (N,) float32 of the objects."""
+    xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
+    given = np.array([area_of(a, file, report) for a in annotations], dtype=np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # check_boxes counts infinities and NaN
+        boxes = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
+        areas = np.where(np.isnan(given), xywh[:, 2] * xywh[:, 3], given).astype(np.float32)
+    return boxes, areas
 
 
-def _where(annotation: dict[str, Any], file: Path) -> str:
-    return f"{file}, annotation {annotation.get('id')}"
-
-
-def _usable(
+def _valid_boxes(
     boxes: np.ndarray,
     labels: np.ndarray,
     categories: Categories,
@@ -390,7 +296,7 @@ def _usable(
     where: str,
     report: Report,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`check_boxes`, without the time that it takes where all is in order."""
+    """:func:`check_boxes`, with a fast path for valid boxes."""
     with np.errstate(over="ignore"):
         single = boxes.astype(np.float32)
     if (

@@ -1,4 +1,4 @@
-"""Images with their boxes, however they were stored."""
+"""The dataset that every reader returns: images, targets and categories."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from .images import read_image
 class Record:
     """One image and its ground truth.
 
-    Arrays are numpy's because a data set travels to worker processes, where every tensor would take a file
-    handle.
+    Arrays are NumPy's because datasets are sent to worker processes, where every tensor would need a file handle.
 
     Attributes:
         name: file name of the image.
         size: (width, height) in pixels, upright.
-        boxes: (N, 4) float32, xyxy in pixels, inside the image, each with an area.
+        boxes: (N, 4) float32, xyxy in pixels, inside the image and not empty.
         labels: (N,) int64, 0..C-1.
-        ignore: (N,) bool; boxes that are not trained on, and that evaluation neither asks for nor counts as wrong
-            (VOC's ``difficult``, COCO's crowds).
+        ignore: (N,) bool; training skips these boxes, and evaluation counts them neither as missed nor as false
+            positives (VOC's ``difficult``, COCO's crowds).
         image: the file, or the image itself, uint8 (3, H, W) RGB.
-        areas: (N,) float32, of the objects in pixels, by which evaluation tells small from large; None: of the boxes.
-        image_id: COCO's, with which results are written; None: the image's position in the data set.
+        areas: (N,) float32, areas of the objects in pixels, which decide whether evaluation counts them as small,
+            medium or large; None uses the areas of the boxes.
+        image_id: id in a COCO file, which its results use; None is the image's index in the dataset.
     """
 
     name: str
@@ -46,21 +46,20 @@ class Record:
     image_id: int | str | None = None
 
 
-class DetectionDataset(Dataset):
-    """Images, targets and categories: what every reader of a dataset format returns.
+class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
+    """A detection dataset.
 
-    ``dataset[i]`` is ``(image, target)``: a uint8 (3, H, W) RGB tensor, upright by its EXIF orientation, and
-    a dictionary of ``boxes`` (N, 4) float32 xyxy in pixels, ``labels`` (N,) int64 in 0..C-1, ``ignore`` (N,)
-    bool, all as in :class:`Record`, and ``image_id``, the position i.
+    ``dataset[i]`` is ``(image, target)``: a uint8 (3, H, W) RGB tensor, upright by its EXIF orientation, and a
+    dictionary of ``boxes`` (N, 4) float32 xyxy in pixels, ``labels`` (N,) int64 in 0..C-1, ``ignore`` (N,) bool, all as
+    in :class:`Record`, and ``image_id``, the index i.
 
-    A file is decoded each time it is asked for; holding images in memory would save no more than decoding
-    costs, one or two milliseconds for a 640x480 JPEG.
+    An image is decoded at each access. A cache would save only the decoding, 1 or 2 ms for a 640x480 JPEG.
 
     Attributes:
         records: one per image.
         categories: the classes.
-        report: what loading found wrong; None for generated images.
-        max_pixels: a larger image is not decoded.
+        report: what loading found; None for generated images.
+        max_pixels: images with more pixels are not decoded.
     """
 
     def __init__(
@@ -94,18 +93,19 @@ class DetectionDataset(Dataset):
         height, width = image.shape[1:]
         if (width, height) != record.size:
             raise DataError(
-                f"{record.image}: decodes to {width}x{height} pixels, but when the data set was loaded it had "
-                f"{record.size[0]}x{record.size[1]}, by its header or the annotations; correct these, or load it again"
+                f"{record.image}: decodes to {width}x{height} pixels, but when the dataset was loaded it had "
+                f"{record.size[0]}x{record.size[1]} by its header or the annotations; correct these, or load it again"
             )
         return image, target
 
     def coco_ground_truth(self) -> dict[str, list[dict[str, Any]]]:
-        """The ground truth as COCO has it, with the data set's own category ids; no image is read.
+        """The ground truth in COCO format, with the dataset's own category ids. No image is read.
 
-        Boxes are xywh. A box to be ignored has ``iscrowd`` 1 beside ``ignore`` 1, because the COCO evaluation
-        looks at ``iscrowd`` alone.
+        Boxes are xywh. An ignored box has ``iscrowd`` 1 besides ``ignore`` 1, because COCO's evaluation reads only
+        ``iscrowd``.
         """
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for image_id, record in enumerate(self.records):
             width, height = record.size
             images.append({"id": image_id, "file_name": record.name, "width": width, "height": height})

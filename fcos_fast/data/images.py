@@ -1,74 +1,70 @@
-"""Image files: opening them safely, their upright size, and their pixels as RGB."""
+"""Image files: opened safely, their upright size, and their pixels as RGB."""
 
 from __future__ import annotations
 
-import io
-import re
 import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
-from .checks import MAX_PIXELS, DataError, Report
+from .checks import MAX_PIXELS, DataError
 from .files import open_regular
+from .jpeg import completed
 
-_QUARTER_TURNS = (5, 6, 7, 8)  # of EXIF's orientations
-_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)  # of a segment with a length, or the end
-_REPLACE = "replace it or take it out of the data set"
+_QUARTER_TURNS = (5, 6, 7, 8)  # values of EXIF's orientation
+_REPLACE = "replace it or remove it from the dataset"
 
 
 @contextmanager
 def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """Open an image file, of which only the header is read as yet.
+    """Open an image file and read its header.
 
-    A JPEG that lacks its end is completed, so that it decodes as far as it goes and is grey beyond, as viewers show it.
+    A truncated JPEG is completed, so that it decodes; the missing part is gray, as in image viewers.
 
     Raises:
-        DataError: the file is missing, empty, damaged, not a regular file, no image, or has more than ``max_pixels``,
-            noticed now or while it is decoded.
+        DataError: the file is missing, empty, damaged, not a regular file, not an image, or has more than
+            ``max_pixels``; raised here or when the image is decoded.
     """
     try:
-        with _without_pillows_limit, open_regular(path) as file, Image.open(_completed(file)) as image:
+        with _without_pillows_limit, open_regular(path) as file, Image.open(completed(file)) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise DataError(
-                    f"{path}: has {width}x{height} = {width * height} pixels, more than {max_pixels}; allow as many "
-                    f"with max_pixels (--data.max_pixels) or {_REPLACE}"
+                    f"{path}: has {width}x{height} = {width * height} pixels, more than {max_pixels}; raise "
+                    "max_pixels (--data.max_pixels), replace the image or remove it from the dataset"
                 )
             yield image
     except DataError:
         raise
     except UnidentifiedImageError:
-        what = "is no image" if Path(path).stat().st_size else "is an empty file"
+        what = "is not an image" if Path(path).stat().st_size else "is an empty file"
         raise DataError(f"{path}: {what}; {_REPLACE}") from None
-    except Exception as error:  # of any type: decoders meet damaged files with what they happen to run into
+    except Exception as error:  # of any type: decoders raise all kinds of errors on damaged files
         reason = str(error) or type(error).__name__
         raise DataError(f"{path}: cannot be read ({reason}); {_REPLACE}") from None
 
 
 class _WithoutPillowsLimit:
-    """Pillow's limit of pixels is one number for the whole process; ours replaces it while files are read here."""
+    """Disables Pillow's pixel limit, which is global to the process, while images are open here."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.lock = threading.Lock()
         self.readers = 0
         self.limit: int | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         with self.lock:
             if self.readers == 0:
                 self.limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             self.readers += 1
 
-    def __exit__(self, *error):
+    def __exit__(self, *error: object) -> None:
         with self.lock:
             self.readers -= 1
             if self.readers == 0:
@@ -78,60 +74,14 @@ class _WithoutPillowsLimit:
 _without_pillows_limit = _WithoutPillowsLimit()
 
 
-def _lacks_end(file: BinaryIO) -> bool:
-    """Whether an open JPEG does not end as it should: it is cut short, or something follows it."""
-    lacks_end = False
-    if file.read(len(_JPEG_START)) == _JPEG_START:
-        file.seek(-len(_JPEG_END), io.SEEK_END)
-        lacks_end = file.read() != _JPEG_END
-    file.seek(0)
-    return lacks_end
-
-
-def _completed(file: BinaryIO) -> BinaryIO:
-    # A decoder stops at the first end, so that the second one does nothing where something follows the image.
-    return io.BytesIO(file.read() + _JPEG_END) if _lacks_end(file) else file
-
-
-def is_cut_short(path: str | Path) -> bool:
-    """Whether a file is a JPEG whose last bytes are missing. Nothing is decoded.
-
-    Raises:
-        DataError: it cannot be read or is not a regular file.
-    """
-    try:
-        with open_regular(path) as file:
-            return _lacks_end(file) and not _has_end(file.read())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); {_REPLACE}") from None
-
-
-def _has_end(jpeg: bytes) -> bool:
-    """Whether a JPEG's end comes anywhere: phones append videos, and thumbnails in the metadata have ends too."""
-    position = len(_JPEG_END)
-    while marker := _MARKER.search(jpeg, position):
-        position = marker.end()
-        if marker[0] == _JPEG_END:
-            return True
-        position += int.from_bytes(jpeg[position : position + 2], "big")  # the segment's length
-    return False
-
-
-def count_cut_short(paths: Iterable[Path], report: Report) -> None:
-    """Count the JPEGs among ``paths`` that are cut short."""
-    paths = list(paths)
-    chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]
-    with ThreadPoolExecutor(16) as threads:  # waiting for a disk, not for a processor
-        for found in threads.map(lambda chunk: list(filter(is_cut_short, chunk)), chunks):
-            for path in found:
-                report.add("JPEG that is cut short, read as far as it goes", path, "save it again")
-
-
 def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Read (width, height) of the upright image from its header alone; errors as :func:`open_image`."""
+    """Read (width, height) of the upright image from its header; errors as for :func:`open_image`."""
     with open_image(path, max_pixels) as image:
-        # Pillow's TIFF reader turns the image itself, and some versions its size before that.
-        width, height = image.size if image.format != "TIFF" else (image.tag_v2[256], image.tag_v2[257])
+        width, height = image.size
+        if isinstance(
+            image, TiffImageFile
+        ):  # some versions of Pillow report the upright size of a TIFF file here
+            width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
         turned = image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
         return (height, width) if turned else (width, height)
 
@@ -140,7 +90,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decode an image file to a uint8 (3, H, W) RGB tensor, upright by its EXIF orientation; see :func:`to_rgb`.
 
     Raises:
-        DataError: as :func:`open_image`.
+        DataError: as for :func:`open_image`.
     """
     with open_image(path, max_pixels) as image:
         ImageOps.exif_transpose(image, in_place=True)
@@ -148,7 +98,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A Pillow image turned by its EXIF orientation; itself where there is nothing to turn."""
+    """A Pillow image rotated by its EXIF orientation; the same object if it is upright."""
     turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     return ImageOps.exif_transpose(image) if turned else image
 
@@ -156,12 +106,12 @@ def upright(image: Image.Image) -> Image.Image:
 def to_rgb(image: Image.Image) -> Tensor:
     """A Pillow image of any mode as a uint8 (3, H, W) RGB tensor.
 
-    Grey values of 16 bits lose the lower 8. Of other integers, 0 to 255 are kept and up to 65535 are taken for 16 bits.
-    Floats from 0 to 1 are multiplied by 255, up to 255 they are rounded, up to 65535 they are taken for 16 bits. The
-    range is that of the image's own values.
+    16-bit gray values keep their upper 8 bits. For other integers and floats the largest value of the image decides:
+    integers up to 255 are kept; floats up to 1 are multiplied by 255, and up to 255 they are rounded; both are treated
+    as 16-bit values up to 65535.
 
     Raises:
-        ValueError: grey values outside these ranges.
+        ValueError: gray values outside these ranges.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -171,15 +121,15 @@ def to_rgb(image: Image.Image) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _scaled(grey: np.ndarray) -> np.ndarray:
-    """uint8 of int32 or float32 grey values."""
-    low, high = grey.min().item(), grey.max().item()
-    is_float = grey.dtype.kind == "f"
+def _scaled(gray: np.ndarray) -> np.ndarray:
+    """int32 or float32 gray values as uint8."""
+    low, high = gray.min().item(), gray.max().item()
+    is_float = gray.dtype.kind == "f"
     if low >= 0 and high <= 1 and is_float:
-        grey = grey * 255
+        gray = gray * 255
     elif low >= 0 and 255 < high <= 65535:
-        grey = grey / 257 if is_float else grey >> 8
-    elif not (low >= 0 and (2 if is_float else 0) <= high <= 255):  # between 1 and 2 either could be meant
+        gray = gray / 257 if is_float else gray >> 8
+    elif not (low >= 0 and (2 if is_float else 0) <= high <= 255):  # between 1 and 2 both ranges are possible
         ranges = "0 to 1, 0 to 255 or 0 to 65535" if is_float else "0 to 255 or 0 to 65535"
-        raise ValueError(f"its grey values reach from {low:g} to {high:g}; expected {ranges}")
-    return np.round(grey).astype(np.uint8)
+        raise ValueError(f"its gray values range from {low:g} to {high:g}; expected {ranges}")
+    return np.round(gray).astype(np.uint8)

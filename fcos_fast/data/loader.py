@@ -1,9 +1,9 @@
-"""From data set to batches."""
+"""Dataloaders for training and evaluation."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,41 +11,43 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from .augment import AugmentConfig
 from .dataset import DetectionDataset
-from .transforms import AugmentConfig, AugmentedDataset
+from .transforms import AugmentedDataset
 
 if TYPE_CHECKING:
     from fcos_fast.models import BatchPacker
 
 PREFETCH = 2
-"""Batches that each worker holds ready."""
+"""Batches that each worker prefetches."""
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
 
 def collate(samples: list[tuple[Tensor, dict[str, Any]]]) -> Batch:
-    """Batch samples as lists: images may differ in size."""
+    """Batch samples as lists, because images may differ in size."""
     images, targets = zip(*samples, strict=True)
     return list(images), list(targets)
 
 
 class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of ``(epoch, index)``, in an order that depends on the seed and epoch alone.
+    """Batches of ``(epoch, index)`` in an order that depends only on the seed and the epoch.
 
-    The epoch travels with the index, so that workers that live through all epochs need not be told of it. Of several
-    processes each takes its slice of every batch: together they see what one process sees. Samples that fill no batch
-    are left out, others in each epoch.
+    The epoch is part of the key because persistent workers cannot be told when a new one starts. Each rank gets its
+    slice of every batch: together, the ranks see what a single process sees. The last incomplete batch is dropped; its
+    samples differ from epoch to epoch.
 
     Args:
         count: number of samples.
-        batch_size: samples per batch, over all processes.
-        seed: of the order.
-        groups: (count,) int; the samples of a group make batches of their own, and what is left of it makes batches
-            with what is left of its neighbours. None: no groups.
-        rank, world_size: which of how many processes this is.
+        batch_size: samples per batch, over all ranks.
+        seed: seed of the order.
+        groups: (count,) int, ascending by similarity. A batch contains samples of one group, except that the rest of a
+            group forms batches with the rest of its neighbors. None: no groups.
+        rank: rank of this process.
+        world_size: number of processes.
 
     Raises:
-        ValueError: the processes cannot share a batch evenly, or there is less than one batch.
+        ValueError: the batch cannot be split evenly among the ranks, or there are fewer samples than one batch.
     """
 
     def __init__(
@@ -60,11 +62,11 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         if batch_size % world_size:
             raise ValueError(
                 f"train_loader: batch_size is {batch_size}, images per step over all processes; with {world_size} "
-                f"processes take a multiple of {world_size}"
+                f"processes use a multiple of {world_size}"
             )
         if count < batch_size:
             raise ValueError(
-                f"train_loader: batch_size is {batch_size} but the data set has {count} images; lower it"
+                f"train_loader: batch_size is {batch_size} but the dataset has {count} images; lower it"
             )
         self.count = count
         self.batch_size = batch_size
@@ -75,7 +77,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration yields."""
+        """Choose the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -86,7 +88,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         return ([(epoch, index) for index in batch[self.slice].tolist()] for batch in self._batches())
 
     def _batches(self) -> np.ndarray:
-        """All processes' batches of the epoch, (number of batches, batch size)."""
+        """The batches of the epoch over all ranks, (number of batches, batch size)."""
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(self.count)[: len(self) * self.batch_size]
         if self.groups is None:
@@ -98,7 +100,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 def aspect_ratio_groups(dataset: DetectionDataset) -> np.ndarray:
-    """(N,) int: which images have a similar aspect ratio; of six groups between 1:2 and 2:1, and one beyond each."""
+    """(N,) int, the group of each image by aspect ratio: six groups between 1:2 and 2:1, and one beyond each end."""
     ratios = [width / height for width, height in (record.size for record in dataset.records)]
     return np.digitize(ratios, 2 ** np.linspace(-1, 1, 7))
 
@@ -114,27 +116,28 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | None = None,
-) -> DataLoader:
-    """Batches for training: shuffled and varied anew in each epoch, the last incomplete batch left out.
+) -> DataLoader[Any]:
+    """Batches for training: shuffled and augmented differently in each epoch; the last incomplete batch is dropped.
 
-    Call ``loader.batch_sampler.set_epoch(epoch)`` before each epoch. Order and augmentation then depend on the seed
-    and the epoch alone, whatever the number of workers and processes.
+    Call ``loader.batch_sampler.set_epoch(epoch)`` before each epoch. Order and augmentation then depend only on the
+    seed and the epoch, not on the number of workers and processes.
 
     Args:
-        dataset: what to train on.
-        batch_size: images per batch, over all processes.
-        augment: how they are varied.
-        seed: of order and augmentation.
-        workers: processes that read images; None: :func:`default_workers`.
-        packer: makes packed batches for its model instead of lists, so that nothing is left to do on the host.
-        group_by_aspect_ratio: make batches of images of similar aspect ratio, which need little padding; None:
-            where the augmentation does not give all images one size.
-        rank, world_size: which of how many processes this is; it gets its slice of each batch.
-        device: where the batches are used, which decides on pinned memory and the default of ``workers``; None: a GPU
-            where there is one.
+        dataset: dataset to train on.
+        batch_size: images per batch, over all ranks.
+        augment: augmentation of the images.
+        seed: seed of order and augmentation.
+        workers: dataloader workers; None: :func:`default_workers`.
+        packer: packs batches for its model in the workers, instead of returning lists.
+        group_by_aspect_ratio: batch images of similar aspect ratio, which need little padding. None does so unless the
+            augmentation gives all images one size.
+        rank: rank of this process, which gets its slice of each batch.
+        world_size: number of processes.
+        device: device that uses the batches; decides on pinned memory and the default of ``workers``. None: a GPU if
+            available.
 
     Raises:
-        ValueError: the processes cannot share a batch evenly, or the data set holds less than one batch.
+        ValueError: the batch cannot be split evenly among the ranks, or the dataset has fewer images than one batch.
     """
     augment = augment or AugmentConfig()
     if group_by_aspect_ratio is None:
@@ -156,13 +159,13 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | None = None,
-) -> DataLoader:
-    """Batches for evaluation: every image once, unchanged and in order; ``workers`` and ``device`` as for training.
+) -> DataLoader[Any]:
+    """Batches for evaluation: every image once, unchanged and in order. Each rank gets every ``world_size``-th batch.
 
-    Of several processes, each takes every ``world_size``-th batch.
+    ``workers`` and ``device`` are as for :func:`train_loader`.
     """
     indices = range(len(dataset))
-    batches = [indices[start : start + batch_size] for start in indices[::batch_size]]
+    batches = [list(indices[start : start + batch_size]) for start in indices[::batch_size]]
     return _loader(dataset, batches[rank::world_size], workers, collate, device)
 
 
@@ -171,11 +174,11 @@ def _is_gpu(device: torch.device | None) -> bool:
 
 
 def default_workers(device: torch.device | None = None) -> int:
-    """Processes that read images for ``device`` where nobody says how many; None: for a GPU where there is one.
+    """Default number of dataloader workers for ``device``; None: a GPU if available.
 
-    For a GPU one per processor that this process may use and that neither its own main thread nor another process of
-    ``torchrun`` on this machine needs, 8 at most. For a CPU none: training has every processor busy for longer than
-    reading takes.
+    For a GPU: the processors available to this process, divided among the processes of ``torchrun`` on this machine,
+    minus one for the main process; at least 1 and at most 8. For a CPU: 0, because training keeps all processors busy
+    and takes longer than loading.
     """
     if not _is_gpu(device):
         return 0
@@ -184,12 +187,12 @@ def default_workers(device: torch.device | None = None) -> int:
 
 
 def _loader(
-    dataset: Dataset,
-    batches: Iterable[Sequence[Any]],
+    dataset: Dataset[Any],
+    batches: Sampler[list[Any]] | Iterable[list[Any]],
     workers: int | None,
-    collate_fn: Callable[[list], Any],
+    collate_fn: Callable[[list[Any]], Any],
     device: torch.device | None,
-) -> DataLoader:
+) -> DataLoader[Any]:
     workers = default_workers(device) if workers is None else workers
     return DataLoader(
         dataset,
@@ -199,6 +202,6 @@ def _loader(
         prefetch_factor=PREFETCH if workers else None,
         collate_fn=collate_fn,
         pin_memory=_is_gpu(device),
-        # A loader draws one number per epoch; from its own generator, lest it move the run's random state.
+        # A loader draws one number per epoch; its own generator leaves the run's random state unchanged.
         generator=torch.Generator(),
     )

@@ -1,4 +1,4 @@
-"""Which reader reads which dataset format."""
+"""The readers of all dataset formats, and the choice among them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Reader:
     """A dataset format.
 
     Attributes:
-        name: of the dataset format.
-        looks_for: what a folder of this dataset format holds, for the error message.
-        recognises: whether a folder, or a file, has this dataset format.
+        name: name of the format.
+        looks_for: what a folder in this format contains, for the error message.
+        recognizes: whether a folder or file is in this format.
         load: ``(root, split, categories, strict, allow_outside, max_pixels) -> DetectionDataset``.
     """
 
     name: str
     looks_for: str
-    recognises: Callable[[Path], bool]
+    recognizes: Callable[[Path], bool]
     load: Callable[[Path, str | None, Categories | None, bool, bool, int], DetectionDataset]
 
 
@@ -43,7 +43,7 @@ READERS = (
     Reader("VOC", "annotations/*.xml and images, or xml files beside their images", is_loose_voc, load_voc),
     Reader("COCO", "a COCO file of any name beside a folder of images", is_loose_coco, load_coco),
 )
-"""Every dataset format that is read; the first that recognises a folder reads it."""
+"""All dataset formats. The first that recognizes a folder reads it."""
 
 
 def load_dataset(
@@ -54,29 +54,34 @@ def load_dataset(
     allow_outside: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> DetectionDataset:
-    """Read a data set of any format in :data:`READERS`.
+    """Read a dataset of any format in :data:`READERS`.
 
     Args:
-        root: the data set's folder, its ``data.yaml`` (YOLO) or one of its JSON files (COCO); ``~`` is the home folder.
-        split: name of the part to read; None reads all.
-        categories: the classes, where they are known, as for validation; None takes those that occur.
-        strict: refuse boxes that would otherwise be left out or cut.
-        allow_outside: follow paths in COCO and YOLO files that lead outside the data set's folder. A data set from
-            elsewhere could name any image of this machine, so that they are refused otherwise. Links are followed
-            anyway.
-        max_pixels: a larger image is refused, because a small file can hold more pixels than memory does.
+        root: folder of the dataset, its ``data.yaml`` (YOLO) or one of its JSON files (COCO); ``~`` is expanded.
+        split: split to read; None reads all images, or the only split of a format that requires splits.
+        categories: classes to use, such as those of training for a validation split. They are matched by name; a box
+            of another class is an error. None uses the classes of the dataset: those that occur, sorted by name (VOC),
+            those of the file in the order of their ids, without the root of Roboflow's classes (COCO), or those of
+            ``data.yaml`` (YOLO).
+        strict: raise an error for an invalid box (zero area, outside the image, NaN) instead of skipping or clipping
+            it.
+        allow_outside: follow paths in COCO and YOLO files that lead outside the dataset's folder. They are rejected by
+            default because a downloaded dataset could name any image of this machine. Links are always followed. VOC
+            files contain no paths.
+        max_pixels: images with more pixels are rejected: a small file can decode to more than the memory.
 
     Raises:
-        DataError: no such folder, no known dataset format, or the data set cannot be used.
+        DataError: the folder does not exist, its format is not recognized, or the dataset cannot be used. The message
+            is one line with the file, the value and the remedy.
     """
     root = Path(root).expanduser()
     if not root.exists():
-        raise DataError(f"{root}: there is no such folder; give the folder of a data set")
+        raise DataError(f"{root}: does not exist; give the folder of a dataset")
     for reader in READERS:
-        if reader.recognises(root):
+        if reader.recognizes(root):
             return reader.load(root, split, categories, strict, allow_outside, max_pixels)
     wanted = "; ".join(f"{reader.name}: {reader.looks_for}" for reader in READERS)
     if not root.is_dir():
-        raise DataError(f"{root}: is no folder, data.yaml or JSON file of a data set ({wanted})")
+        raise DataError(f"{root}: is not the folder, data.yaml or JSON file of a dataset ({wanted})")
     present = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
-    raise DataError(f"{root}: unrecognized dataset format ({wanted}); it holds {present}")
+    raise DataError(f"{root}: unrecognized dataset format ({wanted}); it contains {present}")

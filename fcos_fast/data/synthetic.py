@@ -1,6 +1,6 @@
-"""Generated images: shapes over textured ground, to train on where there are no photographs.
+"""Generated images: shapes on textured backgrounds, to train on without photographs.
 
-Image ``index`` of series ``seed`` is the same, bit for bit, whoever draws it and in whatever order.
+Image ``index`` of series ``seed`` is the same bit for bit in every process and in any order.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from .dataset import DetectionDataset, Record
 
 _SUBPIXELS = 4  # per side of a pixel, for smooth edges
 _TRIES = 20
-_MIN_CONTRAST = 100.0  # between a shape and the mean of its ground, in the channel that differs most
+_MIN_CONTRAST = 100.0  # between a shape and the mean of its background, in the channel that differs most
 
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """What the images look like.
+    """Appearance of the generated images.
 
     Attributes:
         size: (height, width) of an image in pixels.
-        object_size: (least, largest) longer side of a shape in pixels, drawn log-uniformly. Nine tenths of
-            the image's shorter side is the most.
-        max_objects: an image holds 1 to so many shapes, fewer where they find no room.
-        min_visible: a shape is put only where at least this part of it lies in the image, and where it
-            leaves at least this part of each earlier shape uncovered. So every shape to be seen has its box.
+        object_size: (smallest, largest) longer side of a shape in pixels, drawn log-uniformly and limited to 0.9 of the
+            image's shorter side.
+        max_objects: largest number of shapes in an image. The number is drawn uniformly from 1 on; shapes without a
+            free place are dropped.
+        min_visible: smallest fraction of a shape that is inside the image, and that later shapes leave uncovered. So
+            every visible shape has a box.
     """
 
     size: tuple[int, int] = (240, 320)
@@ -42,10 +43,10 @@ class SyntheticConfig:
     max_objects: int = 8
     min_visible: float = 0.6
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 1 <= self.object_size[0] <= self.object_size[1]:
             raise ValueError(
-                f"SyntheticConfig: object_size is {self.object_size}; expected 1 <= least <= largest"
+                f"SyntheticConfig: object_size is {self.object_size}; expected 1 <= smallest <= largest"
             )
         if self.max_objects < 1 or min(self.size) < self.object_size[0]:
             raise ValueError(
@@ -55,7 +56,7 @@ class SyntheticConfig:
 
 
 def _star(corners: int, notch: float = 1.0) -> np.ndarray:
-    """Outline with corners at radius 1 and, between them, notches at radius ``notch``: (2 * corners, 2)."""
+    """Outline with corners at radius 1 and notches at radius ``notch`` between them, (2 * corners, 2)."""
     angles = np.pi * np.arange(2 * corners) / corners
     radii = np.where(np.arange(2 * corners) % 2, notch, 1.0)
     return np.stack([radii * np.sin(angles), -radii * np.cos(angles)], axis=1)
@@ -79,17 +80,17 @@ SHAPES: dict[str, tuple[np.ndarray, ...]] = {
     "star": (_star(5, notch=0.42),),
     "triangle": (_regular(3),),
 }
-"""Outline of each class, a polygon (K, 2) around the origin; a second polygon is a hole."""
+"""Class -> its outline, a polygon (K, 2) around the origin; a second polygon is a hole."""
 
 CATEGORIES = Categories(tuple(SHAPES))
 """The classes of the generated images."""
 
 
 def shape_mask(rng: np.random.Generator, name: str, size: float) -> np.ndarray:
-    """Draw one shape, turned and a little flattened at random, whose longer side is ``size`` pixels.
+    """Draw one shape, randomly rotated and slightly flattened, whose longer side is ``size`` pixels.
 
     Returns:
-        How much of each pixel the shape covers, uint8 (h, w), cropped to the pixels that it touches.
+        The coverage of each pixel by the shape, uint8 (h, w), cropped to the pixels that it touches.
     """
     angle = rng.uniform(0, 2 * np.pi)
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -102,7 +103,9 @@ def shape_mask(rng: np.random.Generator, name: str, size: float) -> np.ndarray:
 
     canvas = Image.new("L", (int(width) * _SUBPIXELS, int(height) * _SUBPIXELS))
     for outline, fill in zip(outlines, (255, 0), strict=False):
-        corners = (scale * outline + shift) * _SUBPIXELS - 0.5  # the first subpixel's centre is PIL's origin
+        corners = (
+            scale * outline + shift
+        ) * _SUBPIXELS - 0.5  # PIL's origin is the center of the first subpixel
         ImageDraw.Draw(canvas).polygon([tuple(corner) for corner in corners.tolist()], fill=fill)
     mask = canvas.reduce(_SUBPIXELS)
     return np.asarray(mask.crop(mask.getbbox()))
@@ -110,7 +113,7 @@ def shape_mask(rng: np.random.Generator, name: str, size: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Place:
-    """Rows and columns of the image that a shape takes, and its mask as far as it lies in the image."""
+    """The rows and columns of a shape, and its mask, clipped to the image."""
 
     rows: slice
     columns: slice
@@ -124,20 +127,20 @@ class _Place:
 def synthetic_image(seed: int, index: int, config: SyntheticConfig | None = None) -> Record:
     """Draw image ``index`` of series ``seed``.
 
-    A box covers, in whole pixels, every pixel of the image that its shape touches, under others or not.
+    A box covers all pixels of the image that its shape touches, also those hidden by other shapes.
     """
     config = config or SyntheticConfig()
     height, width = config.size
     rng = np.random.default_rng([seed, index])
     canvas = _background(rng, height, width)  # (3, H, W) float32
-    owner = np.full((height, width), -1)  # the place whose shape is seen at each pixel
+    owner = np.full((height, width), -1)  # index of the shape that is visible at each pixel
     places: list[_Place] = []
     labels: list[int] = []
 
-    least, largest = config.object_size
-    largest = max(least, min(largest, 0.9 * min(height, width)))
-    sizes = np.exp(rng.uniform(np.log(least), np.log(largest), rng.integers(1, config.max_objects + 1)))
-    for size in np.sort(sizes)[::-1]:  # large ones first, so that they hide no small ones
+    smallest, largest = config.object_size
+    limit = max(smallest, min(largest, 0.9 * min(height, width)))
+    sizes = np.exp(rng.uniform(np.log(smallest), np.log(limit), rng.integers(1, config.max_objects + 1)))
+    for size in np.sort(sizes)[::-1]:  # large ones first, so that they do not hide small ones
         label = int(rng.integers(len(CATEGORIES)))
         mask = shape_mask(rng, CATEGORIES.names[label], size)
         place = _find_place(rng, mask, owner, places, config.min_visible)
@@ -160,7 +163,7 @@ def synthetic_image(seed: int, index: int, config: SyntheticConfig | None = None
 def _find_place(
     rng: np.random.Generator, mask: np.ndarray, owner: np.ndarray, places: list[_Place], min_visible: float
 ) -> _Place | None:
-    """Look for a place at random, up to a quarter of the mask outside on each side; None if there is none."""
+    """A random place for a mask, at most a quarter of it outside the image on each side; None if no try fits."""
     (h, w), (height, width) = mask.shape, owner.shape
     needed = [min_visible * np.count_nonzero(place.mask) for place in places]
     for _ in range(_TRIES):
@@ -177,7 +180,7 @@ def _find_place(
 
 
 def _clip(mask: np.ndarray, top: int, left: int, height: int, width: int) -> _Place:
-    """Cut what lies outside the image, then crop anew to the pixels that are touched."""
+    """Crop a mask to the image, then to the pixels that it touches."""
     mask = mask[max(0, -top) : height - top, max(0, -left) : width - left]
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -186,12 +189,12 @@ def _clip(mask: np.ndarray, top: int, left: int, height: int, width: int) -> _Pl
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Coloured clouds, with stripes or checks over them or not: (3, H, W) float32."""
+    """Colored clouds, with stripes, checks or nothing over them, (3, H, W) float32."""
     cells = rng.integers(0, 256, (*rng.integers(2, 10, 2), 3), dtype=np.uint8)
     clouds = np.asarray(Image.fromarray(cells).resize((width, height), Image.Resampling.BICUBIC))
     canvas = clouds.transpose(2, 0, 1).astype(np.float32, order="C") - 128
     canvas *= np.float32(rng.uniform(0.1, 0.4))
-    canvas += _colour(rng, 40, 215)
+    canvas += _color(rng, 40, 215)
 
     y, x = np.ogrid[:height, :width]
     period = int(rng.integers(6, 40))
@@ -199,28 +202,28 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     stripes = (slope_y * y + slope_x * x) // period % 2
     checks = (y // period + x // period) % 2
     pattern = (stripes, checks, np.zeros((1, 1)))[rng.integers(3)]
-    canvas += pattern.astype(np.float32) * _colour(rng, -35, 35)
+    canvas += pattern.astype(np.float32) * _color(rng, -35, 35)
     return canvas
 
 
-def _colour(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
+def _color(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
     return rng.uniform(low, high, (3, 1, 1)).astype(np.float32)
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, mask: np.ndarray) -> None:
-    """Lay a shape in one colour, shaded from side to side, over this part of the canvas, in place."""
+    """Paint a shape in one color with a linear shade on this part of the canvas, in place."""
     ground = canvas.mean(axis=(1, 2), keepdims=True)
-    colour = _colour(rng, 0, 255)
-    while np.abs(colour - ground).max() < _MIN_CONTRAST:
-        colour = _colour(rng, 0, 255)
+    color = _color(rng, 0, 255)
+    while np.abs(color - ground).max() < _MIN_CONTRAST:
+        color = _color(rng, 0, 255)
     y, x = (np.linspace(-0.5, 0.5, side, dtype=np.float32) for side in mask.shape)
     slope_y, slope_x = rng.uniform(-25, 25, 2).astype(np.float32)
-    paint = colour + slope_y * y[:, None] + slope_x * x
+    paint = color + slope_y * y[:, None] + slope_x * x
     canvas += mask / np.float32(255) * (paint - canvas)
 
 
 def _expose(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """Take the photograph: contrast, brightness, noise; (3, H, W) uint8."""
+    """The canvas with random contrast, brightness and noise, (3, H, W) uint8."""
     gain, offset = np.float32(rng.uniform(0.6, 1.15)), np.float32(rng.uniform(-20, 30))
     noise = int(rng.integers(0, 13))
     grain = rng.integers(-noise, noise + 1, canvas.shape, dtype=np.int8)
@@ -230,7 +233,7 @@ def _expose(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
 def synthetic_dataset(
     count: int, seed: int = 0, first: int = 0, config: SyntheticConfig | None = None
 ) -> DetectionDataset:
-    """Draw the images ``first`` to ``first + count - 1`` of series ``seed`` and hold them in memory."""
+    """A dataset of the images ``first`` to ``first + count - 1`` of series ``seed``, kept in memory."""
     return DetectionDataset([synthetic_image(seed, first + i, config) for i in range(count)], CATEGORIES)
 
 
@@ -241,12 +244,13 @@ def write_voc(
     config: SyntheticConfig | None = None,
     suffix: str = ".jpg",
 ) -> None:
-    """Write generated images as a VOC folder, so that a run goes the same way as with photographs.
+    """Write generated images in VOC format.
 
     Args:
-        root: the folder to make; it appears when it is complete.
-        splits: number of images of each split, such as ``{"train": 400, "test": 100}``; none is in two.
-        seed, config: as for :func:`synthetic_image`.
+        root: the folder to create; it appears once it is complete.
+        splits: split -> number of images, such as ``{"train": 400, "test": 100}``. No image is in two splits.
+        seed: see :func:`synthetic_image`.
+        config: see :func:`synthetic_image`.
         suffix: ``.jpg`` or ``.png``.
 
     Raises:
@@ -254,7 +258,7 @@ def write_voc(
     """
     root = Path(root)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise DataError(f"{root}: exists already; remove it or choose another folder")
+        raise DataError(f"{root}: already exists; remove it or choose another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as unfinished:
         folder = Path(unfinished) / root.name
@@ -267,13 +271,19 @@ def write_voc(
                 record = synthetic_image(seed, index, config)
                 names.append(record.name)
                 file = folder / "JPEGImages" / f"{record.name}{suffix}"
-                Image.fromarray(record.image.transpose(1, 2, 0)).save(file, quality=92)
+                save_image(record, file)
                 _to_xml(record, file.name).write(folder / "Annotations" / f"{record.name}.xml")
             (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(
                 "".join(f"{name}\n" for name in names)
             )
             first += count
         os.replace(folder, root)
+
+
+def save_image(record: Record, file: Path) -> None:
+    """Write a generated image in the format of the file's suffix."""
+    assert isinstance(record.image, np.ndarray)  # a path only for images that were read
+    Image.fromarray(record.image.transpose(1, 2, 0)).save(file, quality=92)
 
 
 def _to_xml(record: Record, file_name: str) -> ElementTree.ElementTree:

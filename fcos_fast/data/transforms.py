@@ -16,16 +16,16 @@ from .augment import AugmentConfig
 from .dataset import DetectionDataset
 
 MIN_SIDE = 1.0
-"""A box of which less than so many pixels are left in either direction has lost its area."""
+"""Boxes whose remaining width or height in pixels is less are dropped."""
 
-_FILL = [124, 116, 104]  # ImageNet's mean colour, which normalisation turns into zero
+_FILL = [124, 116, 104]  # ImageNet's mean color, which normalization maps to zero
 
 Sample = dict[str, tv_tensors.TVTensor]
 Target = dict[str, Any]
 
 
 class _FitInto:
-    """Scale by what fits ``size`` times a random factor; crop or pad at random what differs."""
+    """Scale an image to fit ``size`` times a random factor, then crop or pad it to ``size`` at a random place."""
 
     def __init__(self, size: tuple[int, int], scale: tuple[float, float]):
         self.size = size
@@ -36,7 +36,7 @@ class _FitInto:
         fit = min(self.size[0] / height, self.size[1] / width)
         factor = fit * (self.scale[0] + (self.scale[1] - self.scale[0]) * torch.rand(()).item())
         scaled = [max(1, round(height * factor)), max(1, round(width * factor))]
-        # For y and x: the place of the scaled image in the result; below zero it is cropped.
+        # For y and x: the offset of the scaled image in the result; a negative one crops it.
         places = [
             round((whole - part) * torch.rand(()).item())
             for whole, part in zip(self.size, scaled, strict=True)
@@ -63,20 +63,20 @@ def _build(config: AugmentConfig) -> Callable[[Sample], Sample]:
         steps.append(v2.RandomVerticalFlip(config.vertical_flip))
     if config.size is not None:
         steps.append(_FitInto(config.size, config.scale))
-    colour = {name: getattr(config, name) for name in ("brightness", "contrast", "saturation", "hue")}
-    if any(colour.values()):
-        steps.append(v2.ColorJitter(**colour))
+    color = {name: getattr(config, name) for name in ("brightness", "contrast", "saturation", "hue")}
+    if any(color.values()):
+        steps.append(v2.ColorJitter(**color))
     return v2.Compose(steps or [v2.Identity()])
 
 
-class AugmentedDataset(Dataset):
-    """A data set whose images are varied anew in every epoch.
+class AugmentedDataset(Dataset[tuple[Tensor, Target]]):
+    """A dataset whose images are augmented differently in every epoch.
 
-    It is indexed by ``(epoch, index)``, and the result depends on the seed and these two alone: not on the
-    worker that makes it, nor on what was made before, nor on torch's own random state, which it leaves as it
-    was. So a resumed run goes on exactly. Boxes that lost their area are left out together with their labels.
+    It is indexed by ``(epoch, index)``, and a sample depends only on these and the seed: not on the worker, earlier
+    samples or torch's random state, which stays unchanged. So a resumed run continues exactly. Boxes that the
+    augmentation makes smaller than ``MIN_SIDE`` are dropped.
 
-    ``resize`` is the last thing done to an image and its target, with the same random state; None does nothing.
+    ``resize`` is applied last to an image and its target, with the same random state; None does nothing.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class AugmentedDataset(Dataset):
         }
         seed = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
         with torch.random.fork_rng(devices=[]):
-            # The CPU's generator, which transforms draw from; torch.manual_seed would seed every GPU as well.
+            # Transforms draw from the CPU's generator; torch.manual_seed would seed every GPU as well.
             torch.default_generator.manual_seed(seed)
             sample = self._transform(sample)
             boxes = sample["boxes"].as_subclass(Tensor)

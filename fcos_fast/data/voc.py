@@ -1,11 +1,10 @@
-"""PASCAL VOC folders: JPEGImages, Annotations, ImageSets/Main; and xml files as people keep them.
+"""PASCAL VOC: folders JPEGImages, Annotations and ImageSets/Main, and other folders of images and XML files.
 
-Coordinates are taken as they stand in the file and read as continuous pixel coordinates, as today's labelling
-tools write them: a box reaches from ``xmin`` to ``xmax``, and a box over an image of W pixels from 0 to W.
-Nothing is subtracted. PASCAL's own files number pixels from 1 and include the last, so that read in this way
-their boxes miss one row and one column at the upper left, in training and evaluation alike.
+Coordinates are read unchanged as continuous pixel coordinates, as current labeling tools write them: a box extends from
+``xmin`` to ``xmax``, and a box over an image of W pixels from 0 to W. PASCAL's own files number pixels from 1 and
+include the last, so their boxes miss the first row and column, both in training and in evaluation.
 
-Paths inside an xml are not looked at: the annotation of ``JPEGImages/a.jpg`` is ``Annotations/a.xml``.
+Paths inside an XML file are ignored: the annotation of ``JPEGImages/a.jpg`` is ``Annotations/a.xml``.
 """
 
 from __future__ import annotations
@@ -20,12 +19,15 @@ import numpy as np
 from .categories import Categories
 from .checks import IMAGE_SUFFIXES, MAX_PIXELS, DataError, Report, check_boxes, read_flag
 from .dataset import DetectionDataset, Record
-from .files import composed, files_in, is_hidden, read_list, read_xml
-from .images import count_cut_short, image_size
+from .files import files_in, is_hidden
+from .images import image_size
+from .jpeg import count_truncated
+from .paths import composed
+from .text_files import read_list, read_xml
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _ALIASES = {"val": "valid", "valid": "val"}
-_FLAGS_OF_A_CLASS = ("-1", "0", "1")  # in PASCAL's lists of one class: absent, difficult, there
+_FLAGS_OF_A_CLASS = ("-1", "0", "1")  # in PASCAL's lists of one class: absent, difficult, present
 
 
 def is_voc(root: Path) -> bool:
@@ -34,7 +36,7 @@ def is_voc(root: Path) -> bool:
 
 
 def is_loose_voc(root: Path) -> bool:
-    """Whether ``root`` holds VOC's xml files in another way; see :func:`load_voc`."""
+    """Whether ``root`` contains VOC's XML files in other folders; see :func:`load_voc`."""
     return root.is_dir() and bool(_places(root))
 
 
@@ -49,33 +51,30 @@ def load_voc(
     """Read a VOC folder.
 
     Args:
-        root: folder that holds ``JPEGImages``, ``Annotations`` and, for splits, ``ImageSets/Main``. Also folders
-            ``images`` and ``annotations``, which may have a folder for each split, and folders in which images and xml
-            files lie side by side: ``root`` itself or, as Roboflow writes it, one for each split.
-        split: name of a file in ``ImageSets/Main``, or of such a folder; None takes every image. A line of the file is
-            the name of an image, with or without folder and suffix; the second column of PASCAL's lists of one class
-            is not looked at.
-        categories: the classes, where they are known, as for validation; a box of another class is refused.
-            None takes the classes that occur, sorted by name.
-        strict: refuse boxes that would otherwise be left out or cut.
-        allow_outside: nothing; there are no paths in these files.
-        max_pixels: a larger image is refused.
+        root: folder that contains one of the following:
+            ``JPEGImages``, ``Annotations`` and, for splits, ``ImageSets/Main``;
+            ``images`` and ``annotations``, each with an optional folder per split;
+            images and XML files side by side, in ``root`` itself or in one folder per split (Roboflow).
+        split: name of a file in ``ImageSets/Main``, or of the folder of a split; None reads all images. A line of the
+            file names an image, with or without folder and suffix; the second column of PASCAL's lists of one class is
+            ignored.
+        categories, strict, allow_outside, max_pixels: see :func:`fcos_fast.data.load_dataset`.
 
     Raises:
-        DataError: the data set cannot be used; one line with the file, the value and the remedy.
+        DataError: the dataset cannot be used.
     """
     root = Path(root).expanduser()
-    report = Report(source=root.name if split is None else f"{root.name}, split {split}", strict=strict)
+    report = Report.of_split(root, split, strict)
     place, lines = _find_split(root, split, report)
     pairs = list(_pairs(place, lines, report))
-    count_cut_short((image for _, image in pairs), report)
+    count_truncated((image for _, image in pairs), report)
     annotations = [_read_annotation(xml, image, max_pixels, report) for xml, image in pairs]
     if categories is None:
         names = sorted({name for annotation in annotations for name in annotation.names})
         if not names:
             faults = f" that can be used ({', '.join(report.faults)})" if report.faults else ""
             raise DataError(
-                f"{place.annotations}: no xml of {report.source} has an object{faults}; label some first"
+                f"{place.annotations}: no XML file of {report.source} has an object{faults}; label some images"
             )
         categories = Categories(tuple(names))
     records = [_to_record(annotation, categories, report) for annotation in annotations]
@@ -84,7 +83,7 @@ def load_voc(
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the xml files and the images are; both folders may be one."""
+    """The folders of XML files and of images, which may be the same."""
 
     annotations: Path
     images: Path
@@ -92,7 +91,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Annotation:
-    """An xml file and its image, before classes have numbers and boxes are checked."""
+    """An XML file and its image, before classes become labels and boxes are checked."""
 
     file: Path
     image: Path
@@ -103,7 +102,7 @@ class _Annotation:
 
 
 def _places(root: Path) -> dict[str | None, _Place]:
-    """Name of a split to its folders; None is the name of what has no splits."""
+    """Split -> its folders; None for images without a split."""
     places: dict[str | None, _Place] = {}
     if is_voc(root):
         return {None: _Place(root / "Annotations", root / "JPEGImages")}
@@ -117,22 +116,22 @@ def _places(root: Path) -> dict[str | None, _Place]:
         for folder in sorted(annotations.iterdir()):
             if folder.is_dir() and (images / folder.name).is_dir() and files_in(folder, [".xml"]):
                 places[folder.name] = _Place(folder, images / folder.name)
-    if _are_beside(root):
+    if _has_pair(root):
         places[None] = _Place(root, root)
-    return places | {folder.name: _Place(folder, folder) for folder in folders if _are_beside(folder)}
+    return places | {folder.name: _Place(folder, folder) for folder in folders if _has_pair(folder)}
 
 
-def _are_beside(folder: Path) -> bool:
-    """Whether a folder holds an image and its xml."""
+def _has_pair(folder: Path) -> bool:
+    """Whether a folder contains an image and its XML file."""
     stems = {composed(path.stem) for path in files_in(folder, [".xml"])}
     return bool(stems) and any(composed(path.stem) in stems for path in files_in(folder, IMAGE_SUFFIXES))
 
 
 def _find_split(root: Path, split: str | None, report: Report) -> tuple[_Place, list[str] | None]:
-    """The folders of a split, and the lines of its list; None where it is all that the folders hold."""
+    """The folders of a split and the lines of its list; None means all images of the folders."""
     places = _places(root) if root.is_dir() else {}
     if not places:
-        raise DataError(f"{root}: has no folder Annotations; a VOC data set has Annotations and JPEGImages")
+        raise DataError(f"{root}: has no folder Annotations; a VOC dataset has Annotations and JPEGImages")
     folder = root / "ImageSets" / "Main"
     lists = {path.stem: path for path in files_in(folder, [".txt"])} if folder.is_dir() else {}
     known = ", ".join([*filter(None, places), *lists])
@@ -146,19 +145,19 @@ def _find_split(root: Path, split: str | None, report: Report) -> tuple[_Place, 
         if name in lists and None in places:
             return places[None], _lines(lists[name], report)
     if not known:
-        raise DataError(f'{root}: has no splits; take every image with an empty name (--data.train "")')
-    raise DataError(f"{folder / split}.txt: there is no such split; choose one of this data set's: {known}")
+        raise DataError(f'{root}: has no splits; use all images with an empty name (--data.train "")')
+    raise DataError(f"{folder / split}.txt: unknown split; this dataset has {known}")
 
 
 def _lines(file: Path, report: Report) -> list[str]:
     lines = read_list(file, report)
     if not lines:
-        raise DataError(f"{file}: the split is empty; write one image name without its suffix on each line")
+        raise DataError(f"{file}: the split is empty; write one image name per line, without suffix")
     return lines
 
 
 def _pairs(place: _Place, lines: list[str] | None, report: Report) -> Iterator[tuple[Path, Path]]:
-    """The xml and the image of each image of a split."""
+    """The XML file and the image file of each image of a split."""
     images = _by_stem(files_in(place.images, IMAGE_SUFFIXES))
     xmls = _by_stem(files_in(place.annotations, [".xml"]))
     suffixes = ", ".join(IMAGE_SUFFIXES)
@@ -166,18 +165,17 @@ def _pairs(place: _Place, lines: list[str] | None, report: Report) -> Iterator[t
     stems = sorted(known) if lines is None else list(_listed(lines, known))
     if not stems:
         raise DataError(
-            f"{place.images}: there is no image ({suffixes}) and no xml in {place.annotations}; add them"
+            f"{place.images}: contains no images ({suffixes}), and {place.annotations} no XML files; add them"
         )
     for stem in stems:
         xml, image = xmls.get(stem, place.annotations / f"{stem}.xml"), images.get(stem)
         if image is None:
             raise DataError(
-                f"{xml}: there is no image {stem} ({suffixes}) in {place.images}; add it or leave {stem} out"
+                f"{xml}: image {stem} ({suffixes}) is missing in {place.images}; add it or remove {stem}"
             )
         if stem not in xmls:
             raise DataError(
-                f"{image}: has no annotation {xml}; add it (one without objects where there is nothing to see) or "
-                f"leave {stem} out"
+                f"{image}: has no annotation {xml}; add it (without objects if the image is empty) or remove {stem}"
             )
         yield xml, image
 
@@ -187,13 +185,13 @@ def _by_stem(paths: list[Path]) -> dict[str, Path]:
     for path in paths:
         stem = composed(path.stem)
         if stem in by_stem:
-            raise DataError(f"{path}: has the same stem as {by_stem[stem].name}; keep one of the two")
+            raise DataError(f"{path}: has the same stem as {by_stem[stem].name}; remove one of the two")
         by_stem[stem] = path
     return by_stem
 
 
 def _listed(lines: list[str], known: Collection[str]) -> Iterator[str]:
-    """The stems that the lines of a list name, each once."""
+    """The stems that the lines of a list name, without duplicates."""
     seen = set()
     for line in lines:
         spellings = list(_spellings(line))
@@ -204,7 +202,7 @@ def _listed(lines: list[str], known: Collection[str]) -> Iterator[str]:
 
 
 def _spellings(line: str) -> Iterator[str]:
-    """The stems that a line may mean: as it stands, without a suffix, and without a second column."""
+    """The stems that a line may mean: unchanged, without its suffix, and without a second column."""
     first, _, second = composed(line).rpartition(" ")
     for text in (composed(line), first.strip()) if second in _FLAGS_OF_A_CLASS else (composed(line),):
         path = PurePath(text.replace("\\", "/"))
@@ -219,12 +217,12 @@ def _read_annotation(file: Path, image: Path, max_pixels: int, report: Report) -
     for element in tree.findall("object"):
         name = _text(element, "name")
         if not name:
-            raise DataError(f"{file}: an object has no name; give it its class")
+            raise DataError(f"{file}: an object has no name; add its class")
         corners = [_text(element, f"bndbox/{corner}") for corner in _CORNERS]
         try:
             boxes.append([float(corner) for corner in corners])
         except ValueError:
-            report.add("box that is not four numbers, left out", file, f"{name} [{', '.join(corners)}]")
+            report.add("box that is not four numbers, skipped", file, f"{name} [{', '.join(corners)}]")
             continue
         names.append(name)
         difficult.append(read_flag(_text(element, "difficult"), "difficult", file, report))
@@ -233,9 +231,15 @@ def _read_annotation(file: Path, image: Path, max_pixels: int, report: Report) -
     stated = _text(tree, "size/width"), _text(tree, "size/height")
     if stated not in (("", ""), ("0", "0"), tuple(map(str, size))):
         value = f"{stated[0]}x{stated[1]}, but {image.name} has {size[0]}x{size[1]} pixels"
-        report.add("annotation for another image size, used as it stands", file, value)
-    boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    return _Annotation(file, image, size, names, boxes, np.array(difficult, dtype=bool))
+        report.add("annotation for another image size, used unchanged", file, value)
+    return _Annotation(
+        file,
+        image,
+        size,
+        names,
+        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        difficult=np.array(difficult, dtype=bool),
+    )
 
 
 def _text(element: ElementTree.Element, path: str) -> str:

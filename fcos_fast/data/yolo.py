@@ -1,8 +1,8 @@
-"""YOLO txt: a ``data.yaml`` that names classes and splits, and a text file of boxes for every image.
+"""YOLO: a ``data.yaml`` that names classes and splits, and a text file of boxes per image.
 
-A row is ``class cx cy width height``, relative to the image's size, or ``class x1 y1 x2 y2 x3 y3 ...``, a polygon,
-whose bounding box is taken. The labels of ``.../images/a/b.jpg`` are ``.../labels/a/b.txt``, as Ultralytics has it; an
-image without that file, or with an empty one, has no box. A split without a single such file is refused.
+A line is ``class cx cy width height`` relative to the image's size, or a polygon ``class x1 y1 x2 y2 x3 y3 ...``, whose
+bounding box is used. The labels of ``.../images/a/b.jpg`` are ``.../labels/a/b.txt``, as in Ultralytics. An image whose
+label file is missing or empty has no boxes; a split without any label file is an error.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ import numpy as np
 from .categories import Categories
 from .checks import IMAGE_SUFFIXES, MAX_PIXELS, DataError, Report, brief, check_boxes
 from .dataset import DetectionDataset, Record
-from .files import PathFinder, files_in, read_list, read_text, read_yaml
-from .images import count_cut_short, image_size
+from .files import files_in
+from .images import image_size
+from .jpeg import count_truncated
+from .paths import PathFinder
+from .text_files import read_list, read_text, read_yaml
 
 _ALIASES = {"valid": "val", "validation": "val"}
 _SPLITS = ("train", "val", "test")
 _YAML_SUFFIXES = (".yaml", ".yml")
 
 LARGEST = 2.0
-"""Coordinates are parts of the image's size, 0 to 1, or a little beyond; greater ones must be pixels."""
+"""Coordinates are fractions of the image's size, 0 to 1 or slightly more; larger ones must be pixels."""
 
 
 def is_yolo(root: Path) -> bool:
-    """Whether ``root`` is, or holds, a yaml file that names classes and splits."""
+    """Whether ``root`` is or contains a YAML file that names classes and splits."""
     return _find_yaml(root) is not None
 
 
@@ -42,27 +45,23 @@ def load_yolo(
     allow_outside: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> DetectionDataset:
-    """Read one split of a YOLO data set.
+    """Read one split of a YOLO dataset.
 
     Args:
-        root: the ``data.yaml`` or its folder. The file has ``names``, which are text whatever they look like, and, for
-            each split, a folder of images, several, or a text file that lists images; relative to ``path`` or to the
-            folder of the file.
-        split: ``train``, ``val`` or ``test``; None where the file names only one.
-        categories: the classes, where they are known, as for validation; they are found by name, and a box of another
-            class is refused. None takes those of the file.
-        strict: refuse boxes that would otherwise be left out or cut.
-        allow_outside: follow paths that lead outside the folder of the ``data.yaml``.
-        max_pixels: a larger image is refused.
+        root: the ``data.yaml`` or its folder. The file contains ``names``, which are always read as strings, and for
+            each split a folder of images, a list of folders, or a text file that lists images. Paths are relative to
+            ``path`` or to the folder of the file.
+        split: ``train``, ``val`` or ``test``; None if the file names only one.
+        categories, strict, allow_outside, max_pixels: see :func:`fcos_fast.data.load_dataset`.
 
     Raises:
-        DataError: the data set cannot be used; one line with the file, the value and the remedy.
+        DataError: the dataset cannot be used.
     """
     root = Path(root).expanduser()
     file = _find_yaml(root)
     if file is None:
-        raise DataError(f"{root}: has no data.yaml with names and train or val; a YOLO data set has one")
-    report = Report(source=root.name if split is None else f"{root.name}, split {split}", strict=strict)
+        raise DataError(f"{root}: has no data.yaml with names and train or val; a YOLO dataset has one")
+    report = Report.of_split(root, split, strict)
     content = read_yaml(file, report)
     names = _names(content, file)
     try:
@@ -73,14 +72,14 @@ def load_yolo(
     images = list(_images(file, content, split, finder, report))
     if not images:
         suffixes = ", ".join(IMAGE_SUFFIXES)
-        raise DataError(f"{file}: split {split} has no image ({suffixes}); add some")
+        raise DataError(f"{file}: split {split} has no images ({suffixes}); add some")
     labels = [finder.present(_label_file(image)) for image in images]
     if not any(labels):
         raise DataError(
             f"{file}: none of the {len(images)} images of split {split} has a label file; the first would be "
-            f"{_label_file(images[0])}. Put the labels there (an empty file where there is nothing to see)"
+            f"{_label_file(images[0])}. Add the label files (an empty one if the image is empty)"
         )
-    count_cut_short(images, report)
+    count_truncated(images, report)
     records = [
         _record(image, label, names, categories, report, max_pixels)
         for image, label in zip(images, labels, strict=True)
@@ -112,10 +111,10 @@ def _names(content: dict[str, Any], file: Path) -> list[str]:
         names = [names[number] for number in numbers]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise DataError(
-            f"{file}: names is {brief(names)}; expected a list, or numbers from 0 on with their names"
+            f"{file}: names is {brief(names)}; expected a list, or the numbers from 0 with their names"
         )
     if "" in names:
-        raise DataError(f"{file}: class {names.index('')} has no name; give it one")
+        raise DataError(f"{file}: class {names.index('')} has no name; add it")
     count = content.get("nc") or str(len(names))
     if count != str(len(names)):
         raise DataError(f"{file}: nc is {brief(count)}, but names has {len(names)}; correct one of them")
@@ -128,16 +127,14 @@ def _images(
     entries = {name: _paths(content.get(name)) for name in _SPLITS}
     named = [name for name in _SPLITS if entries[name]]
     if not named:
-        raise DataError(f"{file}: names no folder of images; give one as train or val")
+        raise DataError(f"{file}: names no folder of images; add one as train or val")
     if split is None:
         if len(named) > 1:
             raise DataError(f"{file}: has several splits; choose one of {', '.join(named)}")
         split = named[0]
     split = _ALIASES.get(split, split)
     if split not in named:
-        raise DataError(
-            f"{file}: there is no split {split}; choose one of this data set's: {', '.join(named)}"
-        )
+        raise DataError(f"{file}: unknown split {split}; this dataset has {', '.join(named)}")
     base = file.parent / os.path.expanduser("".join(_paths(content.get("path"))[:1]))
     for entry in entries[split]:
         place = _place(file, base, entry, finder)
@@ -148,16 +145,16 @@ def _images(
 
 
 def _paths(value: Any) -> list[str]:
-    """The paths of an entry of the yaml; none where it is null."""
+    """The paths of an entry of the YAML file; none if it is null."""
     values = value if isinstance(value, list) else [value]
     return [text for text in values if isinstance(text, str) and text.lower() not in ("", "~", "null")]
 
 
 def _place(file: Path, base: Path, entry: str, finder: PathFinder) -> Path:
-    """Where an entry of the yaml leads: exporters mean different folders by a relative path."""
+    """The file or folder of an entry of the YAML file. Exporters write paths relative to different folders."""
     folder = file.parent
     inside = entry.replace("\\", "/")
-    while inside.startswith("../"):  # Roboflow's ../train/images lies beside the file
+    while inside.startswith("../"):  # Roboflow's ../train/images is beside the file
         inside = inside.removeprefix("../")
     places = list(dict.fromkeys([(base, entry), (folder, entry), (folder, inside)]))
     found = finder.find(places, file)
@@ -172,12 +169,12 @@ def _listed(listing: Path, folders: Sequence[Path], finder: PathFinder, report: 
     for line in read_list(listing, report):
         found = finder.find([(folder, line) for folder in folders], listing)
         if found is None:
-            raise DataError(f"{listing}: there is no image {brief(line)}; correct the path or leave it out")
+            raise DataError(f"{listing}: image {brief(line)} is missing; correct the path or remove the line")
         yield found[1]
 
 
 def _label_file(image: Path) -> Path:
-    """The last folder ``images`` of the path is ``labels`` instead; without one, the text lies beside the image."""
+    """The path with its last folder ``images`` replaced by ``labels``; without one, the text file beside the image."""
     parts = list(image.parts)
     for i in range(len(parts) - 2, -1, -1):
         if parts[i] == "images":
@@ -216,10 +213,10 @@ def _rows(file: Path, num_classes: int, report: Report) -> tuple[list[int], list
         try:
             kind, *values = map(float, line.split())
         except ValueError:
-            raise DataError(f"{file}:{number}: is {brief(line.strip())}; expected numbers alone") from None
+            raise DataError(f"{file}:{number}: is {brief(line.strip())}; expected only numbers") from None
         if not (kind.is_integer() and 0 <= kind < num_classes):
             raise DataError(
-                f"{file}:{number}: the class is {line.split()[0]}; data.yaml names 0 to {num_classes - 1}"
+                f"{file}:{number}: has class {line.split()[0]}; data.yaml names 0 to {num_classes - 1}"
             )
         classes.append(int(kind))
         boxes.append(_box(values, f"{file}:{number}"))
@@ -227,10 +224,12 @@ def _rows(file: Path, num_classes: int, report: Report) -> tuple[list[int], list
 
 
 def _box(values: list[float], where: str) -> list[float]:
-    """Relative xyxy of the numbers behind a class."""
-    if any(LARGEST < abs(value) < math.inf for value in values):  # check_boxes counts what is infinite
+    """The relative xyxy box of the numbers after the class."""
+    if any(LARGEST < abs(value) < math.inf for value in values):  # check_boxes counts infinities
         numbers = " ".join(f"{value:g}" for value in values)
-        raise DataError(f"{where}: the numbers are {numbers}; expected parts of the image's size, not pixels")
+        raise DataError(
+            f"{where}: the numbers are {numbers}; expected fractions of the image's size, not pixels"
+        )
     if len(values) == 4:
         cx, cy, width, height = values
         return [cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2]
@@ -238,5 +237,6 @@ def _box(values: list[float], where: str) -> list[float]:
         xs, ys = values[0::2], values[1::2]
         return [min(xs), min(ys), max(xs), max(ys)]
     raise DataError(
-        f"{where}: has {len(values)} numbers after the class; expected 4 (cx cy width height) or the pairs of a polygon"
+        f"{where}: has {len(values)} numbers after the class; expected 4 (cx cy width height) "
+        "or the corners of a polygon"
     )

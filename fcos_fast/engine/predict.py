@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Union, overload
 
 import numpy as np
 import torch
@@ -76,6 +76,12 @@ class Predictor:
         self.model = model.eval()
         self.categories = categories
 
+    @overload
+    def predict(self, images: ImageLike, score_threshold: float = 0.3) -> Detections: ...
+    @overload
+    def predict(
+        self, images: list[ImageLike] | tuple[ImageLike, ...], score_threshold: float = 0.3
+    ) -> list[Detections]: ...
     def predict(
         self, images: ImageLike | Sequence[ImageLike], score_threshold: float = 0.3
     ) -> Detections | list[Detections]:

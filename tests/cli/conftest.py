@@ -1,4 +1,4 @@
-"""A data set of twelve images and a checkpoint that was never trained."""
+"""A dataset of twelve images and an untrained checkpoint."""
 
 from __future__ import annotations
 
@@ -14,27 +14,24 @@ from fcos_fast.models import FCOS, FCOSConfig
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread):
+    """The images are too small for more."""
 
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory) -> Path:
-    """A VOC folder of images of 96x64 pixels: 10 in split train, 2 in split val."""
-    root = tmp_path_factory.mktemp("data") / "images"
+def voc_root(tmp_path_factory) -> Path:
+    """A VOC folder of 96x64 images: 10 in split train, 2 in split val."""
+    root = tmp_path_factory.mktemp("data") / "voc"
     config = SyntheticConfig(size=(64, 96), object_size=(16, 48), max_objects=3)
     write_voc(root, {"train": 10, "val": 2}, config=config)
     return root
 
 
 @pytest.fixture(scope="session")
-def checkpoint(images, tmp_path_factory) -> Path:
-    """A checkpoint for ``images`` whose random weights detect everything everywhere."""
+def checkpoint(voc_root, tmp_path_factory) -> Path:
+    """A checkpoint for ``voc_root`` whose random weights detect everything everywhere."""
     torch.manual_seed(0)
-    categories = load_dataset(images).categories
+    categories = load_dataset(voc_root).categories
     config = FCOSConfig(
         backbone="resnet18",
         num_classes=len(categories),
@@ -45,7 +42,7 @@ def checkpoint(images, tmp_path_factory) -> Path:
         prior=0.5,
     )
     model = FCOS(config)
-    about = {"config": to_plain(Config(data=DataConfig(root=str(images)), model=config))}
+    about = {"config": to_plain(Config(data=DataConfig(root=str(voc_root)), model=config))}
     path = tmp_path_factory.mktemp("run") / "best.pt"
     save_checkpoint(path, {**about, **describe_model(model, categories), "model": model.state_dict()})
     return path

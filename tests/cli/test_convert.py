@@ -1,4 +1,4 @@
-"""``fcos-fast convert``: there and back through files."""
+"""``fcos-fast convert``: round trips through files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 SMALL = "{fpn_channels: 32, head_channels: 64, head_convs: 1, min_size: null, prior: 0.5}"
 
 
-def test_ours_to_official_and_back(checkpoint, tmp_path, capsys):
+def test_round_trip_through_an_official_checkpoint(checkpoint, tmp_path, capsys):
     theirs, again = tmp_path / "official.pth", tmp_path / "deeper" / "again.pt"
     assert (
         main(["convert", "--checkpoint", str(checkpoint), "--to", "official", "--output", str(theirs)]) == 0
@@ -36,30 +36,30 @@ def test_ours_to_official_and_back(checkpoint, tmp_path, capsys):
             torch.testing.assert_close(model.state_dict()[key], value, msg=key)
 
 
-def test_a_converted_checkpoint_detects_and_evaluates(checkpoint, images, tmp_path, capsys):
+def test_a_converted_checkpoint_detects_and_evaluates(checkpoint, voc_root, tmp_path, capsys):
     theirs, again = tmp_path / "x.pth", tmp_path / "x.pt"
     main(["convert", "--checkpoint", str(checkpoint), "--to", "mmdetection", "--output", str(theirs)])
     names = ",".join(model_from_checkpoint(load_checkpoint(checkpoint))[1].names)
     options = ["--model", SMALL, "--classes", names, "--preset", "official-improved"]
     assert main(["convert", "--checkpoint", str(theirs), "--output", str(again), *options]) == 0
-    with_root = ["--data.root", str(images), "--data.split", "val", "--runs", str(tmp_path)]
+    with_root = ["--data.root", str(voc_root), "--data.split", "val", "--runs", str(tmp_path)]
     assert main(["evaluate", "--checkpoint", str(again), *with_root]) == 0
     metrics = json.loads((tmp_path / "evaluate" / "metrics.json").read_text())
     assert 0 <= metrics["ap"] <= 1
     capsys.readouterr()
     assert main(["evaluate", "--checkpoint", str(again), "--runs", str(tmp_path)]) == 2
-    assert "does not say on which data set to evaluate; name one with --data.root" in capsys.readouterr().err
+    assert "does not name the dataset it was trained on; give one with --data.root" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--to", "oficial"], "unknown format 'oficial'; did you mean 'official'"),
-        (["--classes", "a,b"], "--classes a,b: these are 2 names, the checkpoint has 6"),
+        (["--classes", "a,b"], "--classes a,b: got 2 names; the checkpoint has 6 classes"),
         (["--checkpoint", "/nowhere.pth"], "there is no checkpoint /nowhere.pth"),
     ],
 )
-def test_mistakes_are_answered_in_one_line_and_leave_no_file(options, message, checkpoint, tmp_path, capsys):
+def test_errors_are_one_line_and_write_no_file(options, message, checkpoint, tmp_path, capsys):
     output = tmp_path / "out" / "x.pt"
     assert main(["convert", "--checkpoint", str(checkpoint), "--output", str(output), *options]) == 2
     error = capsys.readouterr().err
@@ -75,7 +75,7 @@ def test_mistakes_are_answered_in_one_line_and_leave_no_file(options, message, c
         ("{prior: often}", "prior='often'; expected a number"),
     ],
 )
-def test_wrong_fields_of_a_foreign_checkpoint_are_named(fields, message, checkpoint, tmp_path, capsys):
+def test_wrong_fields_of_a_foreign_checkpoint_are_reported(fields, message, checkpoint, tmp_path, capsys):
     theirs = tmp_path / "x.pth"
     main(["convert", "--checkpoint", str(checkpoint), "--to", "official", "--output", str(theirs)])
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Every mistake of a user ends in one line on stderr, with the remedy, and a status that is not 0."""
+"""Every mistake of a user is reported in one line on stderr, with the remedy and a nonzero exit status."""
 
 from __future__ import annotations
 
@@ -18,41 +18,56 @@ MISTAKES = {
         ["xyzzy"],
         "unknown subcommand 'xyzzy'; choices: train, evaluate, detect, convert, data, benchmark, demo, info",
     ),
-    "option": (["train", "--data.rot", "x"], "there is no option --data.rot; did you mean '--data.root'?"),
-    "option=": (["train", "--train.epoch=3"], "no option --train.epoch; did you mean '--train.epochs'?"),
-    "no such option": (["train", "--zzzzzz"], "there is no option --zzzzzz; --help lists the choices"),
-    "type": (["train", "--train.epochs", "many"], "--train.epochs: Expected a int. Got value: many"),
+    "option first": (
+        ["--data.root", "x"],
+        "fcos-fast: unknown option --data.root; options follow the subcommand",
+    ),
+    "option": (["train", "--data.rot", "x"], "unknown option --data.rot; did you mean '--data.root'?"),
+    "option=": (["train", "--train.epoch=3"], "unknown option --train.epoch; did you mean '--train.epochs'?"),
+    "no such option": (["train", "--zzzzzz"], "unknown option --zzzzzz; --help lists what there is"),
+    "type": (["train", "--train.epochs", "many"], "--train.epochs cannot be 'many'; expected int"),
+    "type of several": (
+        ["train", "--data.workers", "x"],
+        "--data.workers cannot be 'x'; expected int | null",
+    ),
     "choice": (["train", "--preset", "torchvison"], "cannot be 'torchvison'; did you mean 'torchvision'?"),
     "nested choice": (["train", "--schedule.kind", "cosin"], "--schedule.kind cannot be 'cosin'; did you"),
     "backbone": (["train", "--model.backbone", "resnet17"], "did you mean 'resnet18'"),
     "value": (["train", "--train.epochs", "0"], "train.epochs is 0; it must be 1 or more"),
-    "recipe": (["train", "--config", "bcdc"], "there is no file bcdc; did you mean 'bccd'?"),
+    "recipe": (["train", "--config", "bcdc"], "--config bcdc: the file does not exist; did you mean 'bccd'?"),
     "no data": (["train"], "no data set is given; name its folder with --data.root"),
-    "data": (["train", "--data.root", "/nowhere"], "/nowhere: there is no such folder"),
+    "data": (["train", "--data.root", "/nowhere"], "/nowhere: does not exist; give the folder of a dataset"),
     "resume nothing": (["train", "--resume", "/nowhere"], "there is no checkpoint /nowhere"),
     "required": (["evaluate"], "options are required: --checkpoint"),
+    "two required": (["convert"], "options are required: --checkpoint, --output"),
     "no checkpoint": (["evaluate", "--checkpoint", "/nowhere.pt"], "there is no checkpoint /nowhere.pt"),
-    "no image": (["detect", "--checkpoint", "x.pt"], "no image is given; name image files or folders"),
-    "image": (["detect", "--checkpoint", "x.pt", "/nowhere.jpg"], "no file or folder /nowhere.jpg"),
+    "no image": (["detect", "--checkpoint", "x.pt"], "no images given; name image files or folders"),
+    "image": (
+        ["detect", "--checkpoint", "x.pt", "/nowhere.jpg"],
+        "/nowhere.jpg does not exist; name image",
+    ),
     "size": (["benchmark", "--sizes", "[800x]"], "--sizes has '800x'; expected HEIGHTxWIDTH"),
     "no batch": (["benchmark", "--batch_sizes", "[]"], "--batch_sizes is 0; it must be 1 or more"),
     "variant": (["benchmark", "--variants", "[optimised]"], "'optimised'"),
-    "no image file": (["benchmark", "--images", "/nowhere"], "there is no file or folder /nowhere"),
+    "no image file": (
+        ["benchmark", "--images", "/nowhere"],
+        "/nowhere does not exist; name image files or folders",
+    ),
     "device": (["train", "--train.device", "gpu"], "device 'gpu' is not available here"),
 }
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_mistake(arguments, message, capsys, tmp_path, monkeypatch, images):
+def test_mistake(arguments, message, capsys, tmp_path, monkeypatch, voc_root):
     monkeypatch.chdir(tmp_path)
     if "--train.device" in arguments:
-        arguments = [*arguments, "--data.root", str(images), "--train.batch_size", "1"]
+        arguments = [*arguments, "--data.root", str(voc_root), "--train.batch_size", "1"]
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) == 1
     assert error.startswith("fcos-fast")
-    assert list(tmp_path.iterdir()) == []  # nothing was begun
+    assert list(tmp_path.iterdir()) == []  # no run was started
 
 
 def test_wrong_yaml(capsys, tmp_path):
@@ -64,20 +79,20 @@ def test_wrong_yaml(capsys, tmp_path):
     assert len(error.splitlines()) == 1
 
 
-def test_misspelt_split_is_known_before_training(capsys, tmp_path, monkeypatch, images):
+def test_a_misspelled_split_is_an_error_before_training(capsys, tmp_path, monkeypatch, voc_root):
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "--data.root", str(images), "--data.val", "vall"]) == 2
+    assert main(["train", "--data.root", str(voc_root), "--data.val", "vall"]) == 2
     assert "val" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_class_of_another_data_set(capsys, tmp_path, monkeypatch, checkpoint, images):
+def test_unknown_class_of_another_dataset(capsys, tmp_path, monkeypatch, checkpoint, voc_root):
     monkeypatch.chdir(tmp_path)
     for folder in ("Annotations", "JPEGImages"):
         (tmp_path / "pets" / folder).mkdir(parents=True)
-    file = next((images / "JPEGImages").iterdir())
+    file = next((voc_root / "JPEGImages").iterdir())
     (tmp_path / "pets" / "JPEGImages" / file.name).write_bytes(file.read_bytes())
-    xml = (images / "Annotations" / f"{file.stem}.xml").read_text()
+    xml = (voc_root / "Annotations" / f"{file.stem}.xml").read_text()
     names = ("circle", "cross", "ring", "square", "star", "triangle")
     for name in names:
         xml = xml.replace(f"<name>{name}</name>", "<name>poodle</name>")
@@ -87,17 +102,17 @@ def test_unknown_class_of_another_data_set(capsys, tmp_path, monkeypatch, checkp
     assert "unknown class 'poodle'" in capsys.readouterr().err
 
 
-def test_weights_alone_cannot_be_resumed(capsys, checkpoint):
+def test_model_weights_cannot_be_resumed(capsys, checkpoint):
     assert main(["train", "--resume", str(checkpoint)]) == 2
     assert "contains only model weights and cannot be resumed; resume from" in capsys.readouterr().err
 
 
-def test_checkpoint_of_other_classes(capsys, tmp_path, monkeypatch, checkpoint, images):
+def test_checkpoint_of_other_classes(capsys, tmp_path, monkeypatch, checkpoint, voc_root):
     monkeypatch.chdir(tmp_path)
     saved = torch.load(checkpoint, weights_only=True)
     saved["categories"] = {"names": ["cat"], "ids": [1]}
     save_checkpoint(tmp_path / "cats.pt", saved)
-    arguments = ["train", "--data.root", str(images), "--train.batch_size", "1"]
+    arguments = ["train", "--data.root", str(voc_root), "--train.batch_size", "1"]
     assert main([*arguments, "--train.weights", "cats.pt", "--model.backbone", "resnet18"]) == 2
     assert "cats.pt knows 1 classes (cat), the data set has" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["cats.pt"]
@@ -105,7 +120,7 @@ def test_checkpoint_of_other_classes(capsys, tmp_path, monkeypatch, checkpoint, 
 
 def test_debugging_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("FCOS_FAST_DEBUG", "1")
-    with pytest.raises(ValueError, match="there is no option"):
+    with pytest.raises(ValueError, match="unknown option --data.rot"):
         main(["train", "--data.rot", "x"])
 
 

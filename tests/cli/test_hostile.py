@@ -1,4 +1,4 @@
-"""Names, terminals, disks and signals that are not as one would wish: one line, and nothing is lost."""
+"""Hostile names, ASCII terminals, full disks and signals: one-line errors, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_TH
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> Path:
-    """A COCO folder whose classes have these names, of images 64x64; ids of images and categories with gaps."""
+    """A COCO folder of 64x64 images with these class names; the ids of images and categories have gaps."""
     root = tmp_path_factory.mktemp("hostile")
     for split, count in (("train", 4), ("val", 3)):
         (root / split).mkdir(parents=True)
@@ -75,7 +75,7 @@ def hostile(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(hostile, tmp_path_factory) -> Path:
-    """The folder of a run of one epoch on them."""
+    """The folder of a one-epoch run on ``hostile``."""
     runs = tmp_path_factory.mktemp("runs")
     assert (
         main(["train", "--data.root", str(hostile), "--train.epochs", "1", "--train.runs", str(runs), *SMALL])
@@ -84,7 +84,7 @@ def run(hostile, tmp_path_factory) -> Path:
     return runs / "train"
 
 
-def test_names_do_not_reach_the_terminal_as_they_are(run, tmp_path, capsys):
+def test_names_are_escaped_on_the_terminal(run, tmp_path, capsys):
     assert main(["train", "--resume", str(run)]) == 0
     assert main(["evaluate", "--checkpoint", str(run / "best.pt"), "--runs", str(tmp_path)]) == 0
     converted = ["--output", str(tmp_path / "a.pt")]
@@ -113,7 +113,7 @@ def test_names_in_html(run):
 
 
 def test_names_in_csv(run):
-    """No cell is a formula, and each row is one line; a class named small does not hide the AP of small objects."""
+    """No cell is a formula and each row is one line. A class named small does not hide the AP of small objects."""
     text = (run / "metrics.csv").read_text()
     assert len(text.splitlines()) == 2
     header, row = csv.reader(text.splitlines())
@@ -132,7 +132,7 @@ def test_printable():
 
 
 def test_metrics_are_json(run, tmp_path):
-    """Nothing in the validation split is large, so its AP is not a number."""
+    """The validation split has no large objects, so their AP is NaN."""
     assert main(["evaluate", "--checkpoint", str(run / "best.pt"), "--runs", str(tmp_path)]) == 0
 
     def reject(constant):
@@ -156,7 +156,7 @@ def perfect(model, dataset, **_):
 
 @pytest.mark.parametrize("old_names", [False, True])
 def test_evaluate_writes_results_for_pycocotools(run, hostile, tmp_path, old_names, monkeypatch):
-    """In the numbers of the file that was evaluated, here other ones than the training's; of a perfect detector."""
+    """With the ids of the evaluated file, which here differ from those of training, for a perfect detector."""
     monkeypatch.setattr("fcos_fast.engine.evaluate.evaluate", perfect)
     coco = pytest.importorskip("pycocotools.coco")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
@@ -198,20 +198,19 @@ def command(*arguments: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-W", "ignore", "-m", "fcos_fast.cli", *arguments], **options)
 
 
-def test_an_ascii_terminal_ends_nothing(tmp_path):
+def test_ascii_terminal(tmp_path):
     ascii_terminal = ENVIRONMENT | {"PYTHONIOENCODING": "ascii", "LANG": "C", "PYTHONUTF8": "0"}
     done = command("train", "--data.root", "/zürich/日本", env=ascii_terminal)
     assert done.returncode == 2
     assert (
         done.stderr
-        == r"fcos-fast train: /z\xfcrich/\u65e5\u672c: there is no such folder; give the folder of a data set"
-        + "\n"
+        == r"fcos-fast train: /z\xfcrich/\u65e5\u672c: does not exist; give the folder of a dataset" + "\n"
     )
     assert command("train", "--help", env=ascii_terminal).returncode == 0
 
 
 @pytest.mark.parametrize("what", ["yaml", "option"])
-def test_nested_too_deep(what, tmp_path, capsys):
+def test_nested_too_deeply(what, tmp_path, capsys):
     deep = "[" * 5000 + "]" * 5000
     (tmp_path / "deep.yaml").write_text(f"model:\n  min_size: {deep}\n")
     given = ["--config", str(tmp_path / "deep.yaml")] if what == "yaml" else ["--model.min_size", deep]
@@ -220,7 +219,7 @@ def test_nested_too_deep(what, tmp_path, capsys):
     assert len(error.splitlines()) == 1
 
 
-def test_yaml_that_is_no_text(tmp_path, capsys):
+def test_yaml_that_is_not_text(tmp_path, capsys):
     (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
     assert main(["train", "--config", str(tmp_path / "a.yaml")]) == 2
     error = capsys.readouterr().err
@@ -228,7 +227,7 @@ def test_yaml_that_is_no_text(tmp_path, capsys):
     assert "a.yaml" in error
 
 
-def test_a_batch_norm_of_one_value_says_what_to_do(tmp_path, hostile, capsys):
+def test_error_of_a_batch_norm_over_one_value(tmp_path, hostile, capsys):
     options = ["--data.root", str(hostile), "--train.runs", str(tmp_path), *SMALL[:-1], "1"]
     options += ["--augment.size", "[32, 32]", "--train.precision", "float32"]
     assert main(["train", *options]) == 2
@@ -241,8 +240,8 @@ def limit_file_size(size: int):
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def test_a_full_disk_ends_with_the_last_good_checkpoint(run, tmp_path):
-    """Files may grow as long as a checkpoint without the optimizer's state, and the first epoch brings that."""
+def test_a_full_disk_keeps_the_last_checkpoint(run, tmp_path):
+    """The limit of the file size fits a checkpoint without the optimizer's state, which the first epoch adds."""
     folder = tmp_path / "run"
     folder.mkdir()
     for path in run.iterdir():
@@ -275,12 +274,12 @@ def test_a_report_of_hostile_names(tmp_path, hostile):
     title = "a\x1b<b> " + os.fsdecode(b"\xff")
     page = write_report(tmp_path, title, dataset, detections, result, {}).read_text(encoding="utf-8")
     assert r"<h1>a\x1b&lt;b&gt; \udcff</h1>" in page
-    assert str(Categories(NAMES)).isprintable() is False  # lines, of which
+    assert str(Categories(NAMES)).isprintable() is False  # it has several lines
     assert all(line.isprintable() for line in str(Categories(NAMES)).splitlines())
     assert all(line.isprintable() for line in result.table().splitlines())
 
 
-def test_a_terminated_command_ends_as_an_interrupted_one(tmp_path, hostile):
+def test_sigterm_saves_like_ctrl_c(tmp_path, hostile):
     process = subprocess.Popen(
         [
             *(

@@ -1,4 +1,4 @@
-"""The recipes that come with the package, against the numbers that their projects publish."""
+"""The recipes of the package against the published numbers of their projects."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONSTANT = {0: 0.01 / 3, 499: 0.01 / 3, 500: 0.01}
 LINEAR = {0: 1e-5, 500: 5.005e-3, 1000: 0.01}
 
 PUBLISHED = {
-    # preset, steps, step to learning rate, then bias: rate relative to the others, decay; decay of norms; clipping
+    # preset, steps, {step: learning rate}, bias learning rate factor, bias decay, norm decay, clipping
     "official_r50_1x": ("official", 90_000, CONSTANT | STEPS_1X, 2, 0, 1e-4, 0),
     "official_imprv_r50_1x": ("official-improved", 90_000, CONSTANT | STEPS_1X, 2, 0, 1e-4, 0),
     "official_imprv_r101_2x_ms": (
@@ -81,7 +81,7 @@ def test_sizes_of_multi_scale_training():
     assert real_time.strides == (8, 16, 32)
 
 
-def test_what_follows_a_recipe_wins():
+def test_later_options_override_a_recipe():
     options = parse_train_options(
         ["--config", "official_r50_1x", "--optimizer.lr", "0.005", "--model.min_size", "600"]
     )
@@ -97,14 +97,14 @@ def test_what_follows_a_recipe_wins():
     [
         (
             "optimizer:\n  weight_decy: 0.1\n",
-            "there is no option --optimizer.weight_decy; did you mean '--optimizer.weight_decay'",
+            "unknown option --optimizer.weight_decy in the YAML file; did you mean '--optimizer.weight_decay'",
         ),
         ("model:\n  backbon: resnet50\n", "did you mean '--model.backbone'"),
         ("trian:\n  epochs: 3\n", "did you mean '--train"),
         ("model:\n  rule:\n    radios: 2\n", "did you mean '--model.rule.radius'"),
     ],
 )
-def test_a_wrong_field_in_a_file_is_answered_with_the_nearest(yaml, message, tmp_path, capsys):
+def test_an_unknown_option_in_a_file_suggests_the_nearest(yaml, message, tmp_path, capsys):
     path = tmp_path / "mine.yaml"
     path.write_text(yaml)
     assert main(["train", "--config", str(path), "--data.root", str(tmp_path)]) == 2

@@ -1,4 +1,4 @@
-"""What a user is told at once, without waiting for torch: help, the version, and what is wrong with a command line."""
+"""What needs no torch, and is thus printed at once: help, the version, and errors in the command line."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ for arguments in json.loads(sys.argv[1]):
 
 
 def answers(calls: list[list[str]]) -> dict[str, list]:
-    """Of each call its status, whether torch was imported by then, whether it printed, and its lines on stderr."""
+    """Call -> exit status, whether torch was imported, whether it printed, and the number of lines on stderr."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", CODE, json.dumps(calls)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -73,10 +73,10 @@ def test_help_needs_no_torch():
     assert found == {call: [0, False, True, 0] for call in found}
 
 
-def test_a_mistake_is_told_without_torch():
+def test_errors_need_no_torch():
     found = answers(MISTAKES)
     assert found == {call: [2, False, False, 1] for call in found}
 
 
-def test_names_that_are_known_without_torch_are_the_registered_ones():
+def test_built_in_backbones_are_the_registered_ones():
     assert sorted(BUILT_IN_BACKBONES) == sorted(BACKBONES)

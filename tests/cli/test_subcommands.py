@@ -27,9 +27,9 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_train_evaluate_detect(tmp_path, images, capsys):
-    """The whole way, each subcommand with what the one before left and printed."""
-    run = ["train", "--data.root", str(images), "--train.epochs", "1", "--train.batch_size", "5", *SMALL]
+def test_train_evaluate_detect(tmp_path, voc_root, capsys):
+    """Each subcommand uses the files and the output of the one before."""
+    run = ["train", "--data.root", str(voc_root), "--train.epochs", "1", "--train.batch_size", "5", *SMALL]
     assert main([*run, "--train.precision", "float32"]) == 0
     output = capsys.readouterr().out
     assert "fcos-fast detect --checkpoint runs/train/best.pt" in output
@@ -42,15 +42,15 @@ def test_train_evaluate_detect(tmp_path, images, capsys):
     result = json.loads((tmp_path / "runs" / "evaluate" / "metrics.json").read_text())
     row = read_metrics(tmp_path / "runs" / "train" / "metrics.csv")[-1]
     assert result["ap"] == pytest.approx(row["ap"], abs=1e-6)
-    assert main(["detect", "--checkpoint", "runs/train/best.pt", str(images / "JPEGImages")]) == 0
+    assert main(["detect", "--checkpoint", "runs/train/best.pt", str(voc_root / "JPEGImages")]) == 0
     assert len(json.loads((tmp_path / "runs" / "detect" / "detections.json").read_text())) == 12
-    assert main(["train", "--resume", "runs/train"]) == 0  # a finished run: evaluated again
+    assert main(["train", "--resume", "runs/train"]) == 0  # a finished run is evaluated again
 
 
-def test_train_evaluate_detect_retinanet(tmp_path, images, capsys):
-    """Its preset named in a YAML file; and what the run leaves trains, resumes and initialises another."""
+def test_train_evaluate_detect_retinanet(tmp_path, voc_root, capsys):
+    """The preset is in a YAML file. The run's config.yaml and checkpoints work for other commands."""
     Path("my.yaml").write_text("preset: retinanet\nmodel:\n  anchor_size: 2.0\n")
-    run = ["train", "--config", "my.yaml", "--data.root", str(images), "--train.epochs", "1", *SMALL]
+    run = ["train", "--config", "my.yaml", "--data.root", str(voc_root), "--train.epochs", "1", *SMALL]
     assert main([*run, "--train.batch_size", "5", "--train.precision", "float32"]) == 0
     output = capsys.readouterr().out
     assert "RetinaNet on resnet18; cpu" in output
@@ -63,16 +63,16 @@ def test_train_evaluate_detect_retinanet(tmp_path, images, capsys):
     assert main(["evaluate", "--checkpoint", "runs/train/best.pt", "--precision", "float32"]) == 0
     result = json.loads((tmp_path / "runs" / "evaluate" / "metrics.json").read_text())
     assert result["ap"] == pytest.approx(row["ap"], abs=1e-6)
-    assert main(["detect", "--checkpoint", "runs/train/best.pt", str(images / "JPEGImages")]) == 0
+    assert main(["detect", "--checkpoint", "runs/train/best.pt", str(voc_root / "JPEGImages")]) == 0
     assert len(json.loads((tmp_path / "runs" / "detect" / "detections.json").read_text())) == 12
     assert main(["train", "--resume", "runs/train"]) == 0
 
 
 def test_options_are_those_of_the_presets_detector(capsys):
     assert main(["train", "--model.anchor_size", "3"]) == 2
-    assert "there is no option --model.anchor_size" in capsys.readouterr().err
+    assert "unknown option --model.anchor_size" in capsys.readouterr().err
     assert main(["train", "--preset", "retinanet", "--model.rule.radius", "3"]) == 2
-    assert "there is no option --model.rule.radius" in capsys.readouterr().err
+    assert "unknown option --model.rule.radius" in capsys.readouterr().err
     options = parse_train_options(["--preset=retinanet-tutorial", "--model.num_classes", "3"])
     assert options.config().model == replace(PRESETS["retinanet-tutorial"], num_classes=3)
     with pytest.raises(SystemExit):
@@ -83,10 +83,10 @@ def test_options_are_those_of_the_presets_detector(capsys):
     assert "--model.rule" not in text
 
 
-def test_detect_names_unreadable_files_and_goes_on(tmp_path, images, checkpoint, capsys):
+def test_detect_reports_unreadable_files_and_continues(tmp_path, voc_root, checkpoint, capsys):
     folder = tmp_path / "mine"
     folder.mkdir()
-    good = sorted((images / "JPEGImages").iterdir())[:2]
+    good = sorted((voc_root / "JPEGImages").iterdir())[:2]
     (folder / "a.jpg").write_bytes(good[0].read_bytes())
     (folder / "b.jpg").write_bytes(good[0].read_bytes()[:100])
     (folder / "c.png").write_bytes(b"")
@@ -115,11 +115,11 @@ def test_detect_names_unreadable_files_and_goes_on(tmp_path, images, checkpoint,
 def test_folder_without_an_image(tmp_path, checkpoint, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["detect", "--checkpoint", str(checkpoint), "empty"]) == 2
-    assert "empty holds no image" in capsys.readouterr().err
+    assert "empty contains no image" in capsys.readouterr().err
 
 
-def test_benchmark_of_a_checkpoint(tmp_path, images, checkpoint, capsys):
-    run = ["benchmark", "--checkpoint", str(checkpoint), "--images", str(images / "JPEGImages")]
+def test_benchmark_of_a_checkpoint(tmp_path, voc_root, checkpoint, capsys):
+    run = ["benchmark", "--checkpoint", str(checkpoint), "--images", str(voc_root / "JPEGImages")]
     run += [
         "--batch_sizes",
         "[1, 3]",
@@ -155,7 +155,7 @@ def test_benchmark_of_a_checkpoint(tmp_path, images, checkpoint, capsys):
 
 
 def test_benchmark_of_random_weights(capsys, monkeypatch):
-    """Generated images of two sizes; the detector finds something on them, but not everything."""
+    """Generated images of two sizes, on which the detector finds some objects."""
     small = {"fpn_channels": 32, "head_channels": 64, "head_convs": 1, "min_size": None}
     monkeypatch.setitem(PRESETS, "official-improved", replace(PRESETS["official-improved"], **small))
     run = [
@@ -196,15 +196,15 @@ def test_yaml_then_command_line(tmp_path):
     assert options.model.min_size == (480, 512)
 
 
-def test_preset_gives_the_models_defaults(tmp_path):
+def test_preset_sets_the_defaults_of_the_model(tmp_path):
     options = parse_train_options(["--preset", "torchvision", "--model.backbone", "resnet18"])
     changed = vars(options.model) | {"backbone": PRESETS["torchvision"].backbone}
     assert changed == vars(PRESETS["torchvision"])
 
 
-def test_classes_by_name(images, capsys):
+def test_classes_by_name(voc_root, capsys):
     classes = ["triangle", "star", "square", "ring", "cross", "circle", "heart"]
-    run = ["train", "--data.root", str(images), "--train.epochs", "1", "--train.batch_size", "5", *SMALL]
+    run = ["train", "--data.root", str(voc_root), "--train.epochs", "1", "--train.batch_size", "5", *SMALL]
     assert main([*run, "--data.classes", str(classes), "--data.val", ""]) == 0
     table = capsys.readouterr().out.splitlines()
     start = next(i for i, line in enumerate(table) if line.startswith("label"))
@@ -220,13 +220,3 @@ def test_recipes_are_valid(name):
             for key, value in values.items():
                 got = getattr(getattr(options, group), key)
                 assert (list(got) if isinstance(got, tuple) else got) == value
-
-
-@pytest.mark.parametrize("subcommand", ["train", "evaluate", "detect", "benchmark", "demo"])
-def test_help_explains_every_option(subcommand, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main([subcommand, "--help"])
-    assert exit_.value.code == 0
-    text = capsys.readouterr().out
-    assert "folder" in text
-    assert "(type: " in text

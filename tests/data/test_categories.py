@@ -10,17 +10,17 @@ from fcos_fast.data import Categories
 PETS = Categories(("cat", "dog", "parrot"), (17, 18, 90))
 
 
-def test_labels_are_positions():
+def test_labels_are_indices():
     assert [PETS.label_of(name) for name in PETS.names] == [0, 1, 2]
     assert [PETS.label_of_id(i) for i in (17, 18, 90)] == [0, 1, 2]
     assert len(PETS) == 3
 
 
-def test_ids_count_from_one_where_there_are_none():
+def test_default_ids_count_from_one():
     assert Categories(["a", "b"]).ids == (1, 2)
 
 
-def test_survives_json():
+def test_round_trip_through_json():
     assert Categories.from_dict(json.loads(json.dumps(PETS.to_dict()))) == PETS
 
 
@@ -45,7 +45,7 @@ def test_prints_a_row_per_class():
         (lambda: Categories(("a", "b"), (4, 4)), "Categories: the id 4 occurs more than once"),
     ],
 )
-def test_errors_say_what_is_known(call, message):
+def test_errors_list_known_values(call, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         call()
 

@@ -1,4 +1,4 @@
-"""COCO json: against pycocotools on the same file, variants that exporters write, and one line for every mistake."""
+"""COCO files: against pycocotools, variants of exporters, and one-line errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def changed(**lists):
     return {**json.loads(json.dumps(CONTENT)), **lists}
 
 
-def test_every_box_is_there(tmp_path):
+def test_every_box_is_read(tmp_path):
     dataset = load_dataset(write(tmp_path))
     assert dataset.categories == Categories(("person", "dog", "toothbrush"), (1, 18, 90))
     a, b, empty = dataset.records
@@ -57,18 +57,18 @@ def test_every_box_is_there(tmp_path):
         [True, False],
     )
     assert a.boxes.tolist() == [[0, 0, 64, 48], [4, 4, 14, 16]]
-    assert a.areas.tolist() == [2000, 120]  # of the box where the file has none
-    assert b.boxes.tolist() == [[10.5, 5, 30.5, 35], [50, 20, 80, 30]]  # the second cut to the image
+    assert a.areas.tolist() == [2000, 120]  # the box's area if the file has none
+    assert b.boxes.tolist() == [[10.5, 5, 30.5, 35], [50, 20, 80, 30]]  # the second is clipped
     assert (b.labels.tolist(), b.areas.tolist()) == ([1, 0], [311.5, 400])
     assert len(empty.boxes) == 0
-    assert "3 images (1 without a box), 4 boxes" in str(dataset.report)
-    assert "box partly outside the image, cut to it: 1" in str(dataset.report)
+    assert "3 images (1 without boxes), 4 boxes" in str(dataset.report)
+    assert "box partly outside the image, clipped: 1" in str(dataset.report)
     image, target = dataset[1]
     assert image.shape == (3, 60, 80)
     assert target["boxes"].shape == (2, 4)
 
 
-def test_it_is_what_pycocotools_reads(tmp_path):
+def test_same_as_pycocotools(tmp_path):
     coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
     rng = np.random.default_rng(0)
     images = [
@@ -128,7 +128,7 @@ def test_formats_of_exporters(tmp_path, file, images, split):
     assert all(record.image.is_file() for record in dataset.records)
 
 
-def test_files_of_other_tasks_are_no_splits(tmp_path):
+def test_files_of_other_tasks_are_not_splits(tmp_path):
     write(tmp_path)
     (tmp_path / "annotations" / "captions_train2017.json").write_text("{}")
     assert len(load_dataset(tmp_path, "train2017")) == 3
@@ -145,11 +145,11 @@ def test_validation_has_the_classes_of_training(tmp_path):
     val = load_dataset(tmp_path, "val", train.categories)
     assert val.records[1].labels.tolist() == [train.categories.label_of("dog")]
     assert val.records[1].areas.tolist() == [25]
-    with pytest.raises(DataError, match="has boxes of the class 'person', which is none of dog; correct"):
+    with pytest.raises(DataError, match="has boxes of the unknown class 'person'; known are dog. Correct"):
         load_dataset(tmp_path, "train2017", Categories(("dog",)))
 
 
-def test_roboflows_name_for_all_classes_is_none(tmp_path):
+def test_roboflows_root_is_not_a_class(tmp_path):
     categories = [
         {"id": 0, "name": "cells", "supercategory": "none"},
         {"id": 1, "name": "RBC", "supercategory": "cells"},
@@ -164,14 +164,14 @@ def test_roboflows_name_for_all_classes_is_none(tmp_path):
 @pytest.mark.parametrize(
     ("categories", "names"),
     [
-        # COCO's own person, and names that are all their own supercategory
+        # COCO's own person, and categories that are their own supercategory
         ([(1, "person", "person"), (2, "car", "vehicle")], ["person", "car"]),
         ([(0, "person", "person"), (1, "hat", "person")], ["person", "hat"]),
         ([(1, "a", "a"), (2, "b", "b")], ["a", "b"]),
         ([(1, "animal", "none"), (2, "dog", "animal")], ["animal", "dog"]),
         ([(0, "animal", ""), (1, "dog", "animal")], ["animal", "dog"]),
         ([(0, "animal", None), (1, "dog", "animal")], ["animal", "dog"]),
-        # Roboflow: the root of several classes, of one, of one with its own name; and without a root
+        # Roboflow: a root of several classes, of one, of one with the same name; and no root
         ([(0, "pets", "none"), (1, "dog", "pets"), (2, "cat", "pets")], ["dog", "cat"]),
         ([(0, "dogs", "none"), (1, "dog", "dogs")], ["dog"]),
         ([(0, "dog", "none"), (1, "dog", "dog")], ["dog"]),
@@ -180,16 +180,16 @@ def test_roboflows_name_for_all_classes_is_none(tmp_path):
         ([(0, "dog", "dog")], ["dog"]),
     ],
 )
-def test_only_roboflows_root_is_no_class(tmp_path, categories, names):
+def test_only_roboflows_root_is_skipped(tmp_path, categories, names):
     listed = [{"id": i, "name": name, "supercategory": parent} for i, name, parent in categories]
-    for used in (None, listed[-1]["id"]):  # a split without a box has the classes of the others
+    for used in (None, listed[-1]["id"]):  # a split without boxes has the classes of the others
         boxes = [] if used is None else [{"id": 1, "image_id": 3, "category_id": used, "bbox": [1, 1, 5, 5]}]
         root = write(tmp_path, changed(categories=listed, annotations=boxes))
         assert list(load_dataset(root).categories.names) == names
 
 
 def box_of(**fields):
-    """CONTENT with one annotation, of which some fields are others."""
+    """CONTENT with one annotation that has these fields."""
     return changed(annotations=[{"id": 1, "image_id": 3, "category_id": 1, "bbox": [1, 1, 2, 2], **fields}])
 
 
@@ -204,7 +204,7 @@ BAD_BOXES = [
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("bad", BAD_BOXES, ids=lambda bad: bad[:30])
-def test_a_bad_box_is_counted_and_left_out(tmp_path, bad):
+def test_an_invalid_box_is_counted_and_skipped(tmp_path, bad):
     good = {"id": 2, "image_id": 3, "category_id": 18, "bbox": [1, 2, 10, 20], "area": 150, "iscrowd": 1}
     bad_one = {"id": 1, "image_id": 3, "category_id": 1, "bbox": "BAD"}
     root = write(tmp_path, changed(annotations=[bad_one, good]))
@@ -221,7 +221,7 @@ def test_a_bad_box_is_counted_and_left_out(tmp_path, bad):
 
 
 @pytest.mark.parametrize("area", ["big", "", [], -1, 1e39, float("nan"), 10**400, True])
-def test_a_bad_area_is_counted_and_that_of_the_box(tmp_path, area):
+def test_an_invalid_area_is_counted_and_replaced_by_the_boxs(tmp_path, area):
     data = load_dataset(write(tmp_path, box_of(area=area)))
     assert data.records[1].areas.tolist() == [4]
     assert data.report.faults == {"area that is not a number of pixels, replaced by the box's": 1}
@@ -235,7 +235,7 @@ def test_a_bad_area_is_counted_and_that_of_the_box(tmp_path, area):
         *((flag, False, 1) for flag in (2, -1, "2", "crowd", [1], {}, float("nan"), 10**300)),
     ],
 )
-def test_iscrowd_as_people_write_it(tmp_path, flag, expected, faults):
+def test_spellings_of_iscrowd(tmp_path, flag, expected, faults):
     data = load_dataset(write(tmp_path, box_of(iscrowd=flag)))
     assert data.records[1].ignore.tolist() == [expected]
     assert sum(data.report.faults.values()) == faults
@@ -247,34 +247,34 @@ TWICE = [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (changed(images=[]), "lists no image; add some"),
+        (changed(images=[]), "lists no images; add some"),
         ({"images": [], "annotations": []}, "has no list 'categories'; a COCO file has images"),
         (changed(images=CONTENT["images"] * 2), "image id 7 occurs more than once"),
         (changed(annotations=CONTENT["annotations"] * 2), "annotation id 1 occurs more than once"),
-        (box_of(image_id=4), "annotation 1 is of image 4, which is not listed"),
+        (box_of(image_id=4), "annotation 1 is for image 4, which is not listed"),
         (box_of(category_id=2), "have the category id 2, which is not listed"),
         (changed(images=[{"id": 1, "file_name": "a.jpg"}], annotations=[]), "image 1 has no 'width'; add it"),
-        (box_of(image_id=[7]), r"annotation 1 is of image \[7\], which is not listed"),
-        (changed(annotations=[5]), "annotations holds 5; expected objects alone"),
+        (box_of(image_id=[7]), r"annotation 1 is for image \[7\], which is not listed"),
+        (changed(annotations=[5]), "annotations contains 5; expected only objects"),
         *(
             (
                 changed(images=[{**CONTENT["images"][0], "width": width}]),
-                "has the width .*; expected a number",
+                "has width .*; expected a number",
             )
             for width in ("wide", 0, -5, float("inf"), float("nan"), 10**400, [], None)
         ),
         (
             changed(images=[{**CONTENT["images"][0], "width": 2**17, "height": 2**17}], annotations=[]),
-            "a.jpg has 131072x131072 pixels, more than 178956970; allow as many with max_pixels",
+            "a.jpg has 131072x131072 pixels, more than 178956970; raise max_pixels",
         ),
         (
             changed(categories=[{"id": "5", "name": "a"}]),
-            "category 5 has the id '5'; expected a whole number",
+            "category 5 has id '5'; expected an integer",
         ),
         (changed(categories=TWICE, annotations=[]), "the name 'a' occurs more than once"),
     ],
 )
-def test_mistakes_are_named(tmp_path, content, message):
+def test_mistakes_are_reported(tmp_path, content, message):
     path = tmp_path / "annotations" / "train.json"
     path.parent.mkdir()
     path.write_text(json.dumps(content))
@@ -286,12 +286,10 @@ def test_mistakes_are_named(tmp_path, content, message):
     assert str(path) in str(error.value)
 
 
-def test_splits_and_images_that_are_not_there(tmp_path):
+def test_missing_splits_and_images(tmp_path):
     write(tmp_path)
     write(tmp_path, file="annotations/instances_val2017.json", images="val2017")
-    with pytest.raises(
-        DataError, match="there is no split test; choose one of this data set's: train2017, val2017"
-    ):
+    with pytest.raises(DataError, match="unknown split test; this dataset has train2017, val2017"):
         load_coco(tmp_path, "test")
     with pytest.raises(DataError, match="has several splits; choose one of train2017, val2017"):
         load_coco(tmp_path)
@@ -304,10 +302,10 @@ def test_splits_and_images_that_are_not_there(tmp_path):
     with pytest.raises(DataError, match=r"its first image 'a\.jpg' is in none of"):
         load_coco(tmp_path, "val2017")
     (tmp_path / "annotations" / "instances_val2017.json").write_text("{")
-    with pytest.raises(DataError, match="is not valid json"):
+    with pytest.raises(DataError, match="is not valid JSON"):
         load_coco(tmp_path, "val2017")
 
 
-def test_strict_refuses_what_is_cut(tmp_path):
+def test_strict_rejects_clipped_boxes(tmp_path):
     with pytest.raises(DataError, match=r"instances_train2017\.json, b\.jpg: box partly outside the image"):
         load_dataset(write(tmp_path), strict=True)

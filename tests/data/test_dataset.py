@@ -17,7 +17,7 @@ RAMP = np.linspace(0, 255, 20 * 30, dtype=np.uint8).reshape(20, 30)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1"])
-def test_every_kind_of_png_becomes_rgb(tmp_path, mode):
+def test_every_png_mode_becomes_rgb(tmp_path, mode):
     image = Image.fromarray(RAMP).convert(mode)
     image.save(tmp_path / "a.png")
     ours = read_image(tmp_path / "a.png")
@@ -57,14 +57,14 @@ def test_exif_orientation(make_voc, suffix, orientation):
     data = load_voc(root)
     assert data.records[0].size == upright.shape[::-1]
     error = np.abs(data[0][0].numpy() - upright).max()
-    assert error <= (0 if suffix == ".png" else 8)  # the others lose a little
+    assert error <= (0 if suffix == ".png" else 8)  # lossy formats
 
 
 def test_image_replaced_after_loading_is_noticed(make_voc):
     root = make_voc({"a": [("cat", (1, 2, 30, 20))]})
     data = load_voc(root)
     Image.new("RGB", (80, 60)).save(root / "JPEGImages" / "a.jpg")
-    message = r"a\.jpg: decodes to 80x60 pixels, but when the data set was loaded it had 40x30"
+    message = r"a\.jpg: decodes to 80x60 pixels, but when the dataset was loaded it had 40x30"
     with pytest.raises(DataError, match=message):
         data[0]
 
@@ -113,7 +113,7 @@ def test_targets_are_copies():
     assert data[0][1]["boxes"].sum() > 0
 
 
-def test_survives_pickling():
+def test_pickling():
     data = pickle.loads(pickle.dumps(make_dataset()))
     assert torch.equal(data[0][1]["boxes"], make_dataset()[0][1]["boxes"])
     assert data.categories == make_dataset().categories

@@ -1,4 +1,4 @@
-"""The same data set in every format: equal images, boxes and AP; and what is none of them."""
+"""The same dataset in every format: equal images, boxes and AP; and folders in no known format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fcos_fast.engine.average_precision import average_precision
 
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory):
-    """One generated data set as VOC, COCO and YOLO."""
+    """A generated dataset in VOC, COCO and YOLO format."""
     base = tmp_path_factory.mktemp("formats")
     write_voc(
         base / "voc", {"train": 6}, config=SyntheticConfig(size=(64, 96), object_size=(16, 48), max_objects=3)
@@ -42,7 +42,7 @@ def roots(tmp_path_factory):
 
 
 @pytest.mark.parametrize("dataset_format", ["coco", "yolo"])
-def test_the_same_data_set_in_another_dataset_format(roots, dataset_format):
+def test_the_same_dataset_in_another_format(roots, dataset_format):
     expected, found = load_dataset(roots / "voc", "train"), load_dataset(roots / dataset_format, "train")
     assert found.categories.names == expected.categories.names
     for mine, theirs in zip(found.records, expected.records, strict=True):
@@ -52,11 +52,11 @@ def test_the_same_data_set_in_another_dataset_format(roots, dataset_format):
     assert torch.equal(found[0][0], expected[0][0])
 
 
-def test_ap_is_the_same_in_every_dataset_format(roots):
+def test_ap_is_the_same_in_every_format(roots):
     datasets = [load_dataset(roots / dataset_format, "train") for dataset_format in ("voc", "coco", "yolo")]
     detections = []
     for i, record in enumerate(datasets[0].records):
-        boxes = torch.tensor(record.boxes) + i  # worse from image to image
+        boxes = torch.tensor(record.boxes) + i  # worse with every image
         labels = torch.tensor(record.labels)
         detections.append({"boxes": boxes, "scores": torch.linspace(1, 0.5, len(boxes)), "labels": labels})
     results = [average_precision(d.coco_ground_truth(), detections, d.categories) for d in datasets]
@@ -66,9 +66,9 @@ def test_ap_is_the_same_in_every_dataset_format(roots):
         assert result.ap50 == pytest.approx(results[0].ap50, abs=1e-6)
 
 
-def test_a_folder_of_no_dataset_format_is_told_all_of_them(tmp_path):
+def test_the_error_for_an_unrecognized_format_lists_all(tmp_path):
     (tmp_path / "images").mkdir()
     with pytest.raises(
-        DataError, match=r"unrecognized dataset format \(VOC: .*; COCO: .*; YOLO: .*\); it holds images"
+        DataError, match=r"unrecognized dataset format \(VOC: .*; COCO: .*; YOLO: .*\); it contains images"
     ):
         load_dataset(tmp_path)

@@ -1,4 +1,4 @@
-"""Image files as cameras, scanners and broken downloads leave them: turned, grey, huge, cut short, or no files."""
+"""Unusual image files: rotated, gray, huge, truncated, damaged, and not regular files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TURNED |= {5: RAMP.T, 6: RAMP.T[:, ::-1], 7: RAMP.T[::-1, ::-1], 8: RAMP.T[::-1]
 
 @pytest.mark.parametrize("orientation", TURNED)
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
-def test_turned_tiff_has_its_upright_size(make_voc, orientation, compression):
+def test_rotated_tiff_has_its_upright_size(make_voc, orientation, compression):
     root = make_voc({"a": [CAT]})
     (root / "JPEGImages" / "a.jpg").unlink()
     exif = Image.Exif()
@@ -38,7 +38,7 @@ def test_turned_tiff_has_its_upright_size(make_voc, orientation, compression):
 
 
 @pytest.mark.parametrize(
-    ("grey", "expected"),
+    ("gray", "expected"),
     [
         (RAMP.astype(np.int32), RAMP),
         (RAMP.astype(np.int32) * 257, RAMP),
@@ -51,8 +51,8 @@ def test_turned_tiff_has_its_upright_size(make_voc, orientation, compression):
     ],
     ids=["int32", "int32 of 16 bits", "uint16", "float to 1", "float to 255", "float to 65535", "0.0", "0"],
 )
-def test_grey_tiff_is_scaled_by_its_values(tmp_path, grey, expected):
-    Image.fromarray(grey).save(tmp_path / "a.tif")
+def test_gray_tiff_is_scaled_by_its_values(tmp_path, gray, expected):
+    Image.fromarray(gray).save(tmp_path / "a.tif")
     ours = read_image(tmp_path / "a.tif")
     assert ours.dtype == torch.uint8
     for channel in ours:
@@ -60,50 +60,50 @@ def test_grey_tiff_is_scaled_by_its_values(tmp_path, grey, expected):
 
 
 @pytest.mark.parametrize(
-    "grey",
+    "gray",
     [
         np.array([[-1, 5]], np.int32),
         np.array([[0, 70000]], np.int32),
         np.array([[-0.5, 0.5]], np.float32),
-        np.array([[0.5, 1.5]], np.float32),  # overshoot of 0 to 1, or nearly black
+        np.array([[0.5, 1.5]], np.float32),  # overshoot of 0 to 1, or almost black in 0 to 255
         np.array([[np.nan, 0.5]], np.float32),
         np.array([[np.inf, 0.5]], np.float32),
         np.array([[0, 1e9]], np.float32),
     ],
-    ids=lambda grey: str(grey[0].tolist()),
+    ids=lambda gray: str(gray[0].tolist()),
 )
-def test_grey_tiff_of_another_range_is_rejected(tmp_path, grey):
-    Image.fromarray(grey).save(tmp_path / "a.tif")
+def test_gray_tiff_of_another_range_is_rejected(tmp_path, gray):
+    Image.fromarray(gray).save(tmp_path / "a.tif")
     with pytest.raises(
-        DataError, match=r"a\.tif: cannot be read \(its grey values reach from .*; expected 0 to"
+        DataError, match=r"a\.tif: cannot be read \(its gray values range from .*; expected 0 to"
     ):
         read_image(tmp_path / "a.tif")
 
 
 def cut(file: Path, missing: int, progressive: bool = False) -> None:
-    """Make ``file`` a JPEG of NOISE that lacks its last bytes."""
+    """Write a JPEG of NOISE without its last bytes."""
     Image.fromarray(NOISE).save(file, progressive=progressive)
     file.write_bytes(file.read_bytes()[:-missing])
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("missing", [1, 2, 3, 50, 400])
-def test_jpeg_that_is_cut_short_is_read_and_counted(make_voc, missing, progressive):
+def test_truncated_jpeg_is_read_and_counted(make_voc, missing, progressive):
     root = make_voc({"a": [CAT], "b": [CAT]})
     cut(root / "JPEGImages" / "a.jpg", missing, progressive)
     data = load_voc(root)
-    assert data.report.faults == {"JPEG that is cut short, read as far as it goes": 1}
+    assert data.report.faults == {"truncated JPEG, the missing part is gray": 1}
     assert "a.jpg" in str(data.report)
     image = data[0][0]
     assert image.shape == (3, 30, 40)
     Image.fromarray(NOISE).save(root / "whole.jpg", progressive=progressive)
     if not progressive:
         assert torch.equal(image[:, :8, :16], read_image(root / "whole.jpg")[:, :8, :16])
-    with pytest.raises(DataError, match=r"a\.jpg: JPEG that is cut short"):
+    with pytest.raises(DataError, match=r"a\.jpg: truncated JPEG"):
         load_voc(root, strict=True)
 
 
-def test_the_end_of_a_thumbnail_is_not_that_of_the_image(make_voc):
+def test_the_end_of_a_thumbnail_is_not_the_end_of_the_image(make_voc):
     root = make_voc({"a": [CAT]})
     file = root / "JPEGImages" / "a.jpg"
     Image.fromarray(NOISE).save(root / "thumbnail.jpg")
@@ -120,7 +120,7 @@ def test_the_end_of_a_thumbnail_is_not_that_of_the_image(make_voc):
     "appended", [b"\0" * 100, b"\n", b"a video \xff\xda and more", b"\xff", b"\xff\xd8\xff"]
 )
 @pytest.mark.parametrize("progressive", [False, True])
-def test_jpeg_with_something_after_its_end_is_whole(make_voc, appended, progressive):
+def test_jpeg_with_appended_data_is_complete(make_voc, appended, progressive):
     root = make_voc({"a": [CAT]})
     file = root / "JPEGImages" / "a.jpg"
     Image.fromarray(NOISE).save(file, progressive=progressive)
@@ -132,7 +132,7 @@ def test_jpeg_with_something_after_its_end_is_whole(make_voc, appended, progress
 
 
 def png(width: int, height: int, pixels: bytes = b"\0") -> bytes:
-    """A grey PNG whose header says so much."""
+    """A gray PNG whose header claims this size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -147,13 +147,13 @@ def png(width: int, height: int, pixels: bytes = b"\0") -> bytes:
     [
         (178956970, 1, r"cannot be read \("),  # Pillow raises MemoryError
         (1, 200, r"cannot be read \("),
-        (178956971, 1, "more than 178956970; allow as many with max_pixels"),
-        (1, 178956971, "more than 178956970; allow as many with max_pixels"),
-        (2**31 - 1, 2**31 - 1, "more than 178956970; allow as many with max_pixels"),
-        (0, 5, "is no image"),
+        (178956971, 1, "more than 178956970; raise max_pixels"),
+        (1, 178956971, "more than 178956970; raise max_pixels"),
+        (2**31 - 1, 2**31 - 1, "more than 178956970; raise max_pixels"),
+        (0, 5, "is not an image"),
     ],
 )
-def test_png_whose_header_says_too_much(tmp_path, width, height, message):
+def test_png_whose_header_claims_too_many_pixels(tmp_path, width, height, message):
     file = tmp_path / "a.png"
     file.write_bytes(png(width, height))
     with pytest.raises(DataError, match=rf"a\.png: .*{message}") as error:
@@ -162,8 +162,8 @@ def test_png_whose_header_says_too_much(tmp_path, width, height, message):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif"])
-def test_pixels_are_limited_by_the_number_given(make_voc, monkeypatch, suffix):
-    """Pillow warns from half of its own limit on, and raises above it; here ours alone counts."""
+def test_max_pixels(make_voc, monkeypatch, suffix):
+    """Pillow warns above half of its own limit and raises above it; only max_pixels applies here."""
     root = make_voc({"a": [CAT]})
     (root / "JPEGImages" / "a.jpg").unlink()
     file = root / "JPEGImages" / f"a{suffix}"
@@ -174,9 +174,9 @@ def test_pixels_are_limited_by_the_number_given(make_voc, monkeypatch, suffix):
         assert load_voc(root)[0][0].shape == (3, 30, 40)
         assert load_voc(root, max_pixels=1200)[0][0].shape == (3, 30, 40)
         assert read_image(file, 1200).shape == (3, 30, 40)
-    with pytest.raises(DataError, match=r"a\.\w+: has 40x30 = 1200 pixels, more than 1199; allow"):
+    with pytest.raises(DataError, match=r"a\.\w+: has 40x30 = 1200 pixels, more than 1199; raise max_pixels"):
         load_voc(root, max_pixels=1199)
-    with pytest.raises(DataError, match=r"a\.\w+: has 40x30 = 1200 pixels, more than 1199; allow"):
+    with pytest.raises(DataError, match=r"a\.\w+: has 40x30 = 1200 pixels, more than 1199; raise max_pixels"):
         read_image(file, 1199)
     assert Image.MAX_IMAGE_PIXELS == 500
 
@@ -198,7 +198,7 @@ def make_fifo(path: Path) -> None:
 
 def make_socket(path: Path) -> None:
     here = os.getcwd()
-    os.chdir(path.parent)  # a socket's address may have 107 characters
+    os.chdir(path.parent)  # a socket's address has at most 107 characters
     try:
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(path.name)
@@ -224,7 +224,7 @@ def make_broken_link(path: Path) -> None:
         (make_broken_link, "cannot be read"),
     ],
 )
-def test_what_is_no_file_is_named_instead_of_waited_for(make_voc, make, message):
+def test_fifos_sockets_and_devices_do_not_block(make_voc, make, message):
     root = make_voc({"a": [CAT]})
     file = root / "JPEGImages" / "a.jpg"
     file.unlink()
@@ -235,7 +235,7 @@ def test_what_is_no_file_is_named_instead_of_waited_for(make_voc, make, message)
 
 
 @pytest.mark.timeout(20)
-def test_fifo_instead_of_a_text(make_voc):
+def test_fifo_instead_of_a_text_file(make_voc):
     root = make_voc({"a": [CAT]}, train=["a"])
     for file, split in (("Annotations/a.xml", None), ("ImageSets/Main/train.txt", "train")):
         saved = (root / file).read_bytes()
@@ -247,15 +247,15 @@ def test_fifo_instead_of_a_text(make_voc):
         (root / file).write_bytes(saved)
 
 
-def test_folder_named_like_an_image_is_no_image(make_voc):
+def test_folder_named_like_an_image_is_not_an_image(make_voc):
     root = make_voc({"a": [CAT]})
     (root / "JPEGImages" / "b.jpg").mkdir()
     assert len(load_voc(root)) == 1
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif"])
-def test_no_damage_ends_in_a_traceback(tmp_path, suffix):
-    """Every shortened and many a damaged file is an image or a DataError of one line."""
+def test_damaged_files_raise_no_other_error(tmp_path, suffix):
+    """Every truncated file and many damaged ones are read, or raise a DataError of one line."""
     file = tmp_path / f"a{suffix}"
     Image.fromarray(NOISE[:16, :16]).save(file)
     whole = file.read_bytes()
@@ -274,7 +274,7 @@ def test_no_damage_ends_in_a_traceback(tmp_path, suffix):
 
 def outcome_of(file: Path) -> str:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of damaged metadata
+        warnings.simplefilter("ignore")  # Pillow warns about damaged metadata
         try:
             read_image(file, 10_000_000)
         except DataError as error:

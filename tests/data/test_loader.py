@@ -25,7 +25,7 @@ AUGMENT = AugmentConfig((60, 80), (0.5, 1.5), iou_crop=0.5)
 
 
 def epochs(loader: DataLoader, numbers: list[int]) -> list[list[tuple]]:
-    """Everything the loader yields in these epochs, sample by sample."""
+    """The samples that the loader yields in these epochs."""
     result = []
     for number in numbers:
         loader.batch_sampler.set_epoch(number)
@@ -40,7 +40,7 @@ def same(a: list[tuple], b: list[tuple]) -> bool:
     )
 
 
-def test_collate_keeps_sizes_apart():
+def test_collate_keeps_sizes():
     a, b = torch.zeros(3, 4, 5), torch.zeros(3, 6, 7)
     images, targets = collate([(a, {"image_id": 0}), (b, {"image_id": 1})])
     assert images[0] is a
@@ -52,7 +52,7 @@ def indices(sampler: EpochBatchSampler) -> list[list[int]]:
     return [[index for _, index in batch] for batch in sampler]
 
 
-def test_every_epoch_is_another_permutation():
+def test_every_epoch_has_another_permutation():
     sampler = EpochBatchSampler(100, 4, seed=3)
     orders = []
     for epoch in (0, 1, 0):
@@ -71,7 +71,7 @@ GROUPS = np.digitize(RATIOS, [0.8, 1.2, 2])
 
 @pytest.mark.parametrize("groups", [None, GROUPS])
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_processes_share_every_batch(groups, world_size):
+def test_ranks_share_every_batch(groups, world_size):
     shards = [
         EpochBatchSampler(30, 4, seed=3, groups=groups, rank=rank, world_size=world_size)
         for rank in range(world_size)
@@ -85,8 +85,8 @@ def test_processes_share_every_batch(groups, world_size):
         assert len(shared) == len(whole) == len(shards[0]) == 7
 
 
-def test_groups_keep_together_and_lose_no_image():
-    """Of 13, 9, 5 and 3 images of four groups, in batches of 4, at least 3 + 2 + 1 batches are of one group."""
+def test_batches_of_groups():
+    """Groups of 13, 9, 5 and 3 images in batches of 4: at least 3 + 2 + 1 batches contain one group; none is lost."""
     sampler = EpochBatchSampler(30, 4, groups=GROUPS)
     seen, first = set(), set()
     for epoch in range(20):
@@ -95,15 +95,15 @@ def test_groups_keep_together_and_lose_no_image():
         drawn = [index for batch in batches for index in batch]
         assert len(drawn) == len(set(drawn)) == 28
         pure = [batch for batch in batches if len(set(GROUPS[batch])) == 1]
-        # the two images left out of an epoch can cost two groups a batch
+        # the two dropped images can cost two groups a batch
         assert len(pure) >= 4
         seen.update(drawn)
         first.add(GROUPS[batches[0]][0])
-    assert seen == set(range(30))  # those left out are others each time, also of the smallest group
-    assert len(first) > 2  # groups come in no order
+    assert seen == set(range(30))  # other images are dropped each time, also of the smallest group
+    assert len(first) > 2  # groups are shuffled
 
 
-def test_images_are_grouped_where_they_have_no_fixed_size():
+def test_images_are_grouped_unless_they_have_a_fixed_size():
     data = synthetic_dataset(12)
     wide, high = data.records[0].size, data.records[0].size[::-1]
     data.records = [replace(r, size=wide if i % 2 else high) for i, r in enumerate(data.records)]
@@ -119,8 +119,8 @@ def test_images_are_grouped_where_they_have_no_fixed_size():
     assert not mixed(augment=AUGMENT, group_by_aspect_ratio=True)
 
 
-def test_shards_are_augmented_as_one_process_does():
-    """Multi-scale sizes included, which are drawn where an image is read."""
+def test_ranks_augment_like_a_single_process():
+    """Including multi-scale sizes, which are drawn when an image is read."""
     data = synthetic_dataset(8)
     packer = BatchPacker(FCOSConfig(backbone="resnet18", num_classes=6, min_size=(32, 48, 64), max_size=None))
     augment = AugmentConfig(iou_crop=0.5)
@@ -133,7 +133,7 @@ def test_shards_are_augmented_as_one_process_does():
         ]
 
     whole = images(4)
-    torch.rand(5)  # another state of torch's generator
+    torch.rand(5)  # changes the state of torch's generator
     shards = [images(4, rank=rank, world_size=2) for rank in range(2)]
     assert len({image.shape for batch in whole for image in batch}) > 2
     for batch, *parts in zip(whole, *shards, strict=True):
@@ -163,7 +163,7 @@ def test_epochs_do_not_depend_on_workers_or_history():
     assert not same(here[0], here[1])
 
 
-def test_workers_started_afresh_as_on_systems_without_fork():
+def test_spawned_workers():
     data = synthetic_dataset(4)
     loader = train_loader(data, 2, AUGMENT, workers=1)
     spawned = DataLoader(
@@ -176,14 +176,14 @@ def test_workers_started_afresh_as_on_systems_without_fork():
     assert same(epochs(train_loader(data, 2, AUGMENT), [0])[0], epochs(spawned, [0])[0])
 
 
-def test_evaluation_takes_every_image_in_order():
+def test_evaluation_uses_every_image_in_order():
     data = synthetic_dataset(5)
     targets = [target for _, batch in eval_loader(data, batch_size=2) for target in batch]
     assert [target["image_id"] for target in targets] == [0, 1, 2, 3, 4]
     assert np.array_equal(targets[4]["boxes"], data.records[4].boxes)
 
 
-def test_evaluation_batches_are_dealt_out_whole():
+def test_ranks_get_whole_evaluation_batches():
     data = synthetic_dataset(7)
     images = [
         [[target["image_id"] for target in batch] for _, batch in eval_loader(data, 2, 0, rank, 3)]
@@ -192,18 +192,18 @@ def test_evaluation_batches_are_dealt_out_whole():
     assert images == [[[0, 1], [6]], [[2, 3]], [[4, 5]]]
 
 
-def test_batch_larger_than_the_data_set():
-    with pytest.raises(ValueError, match="batch_size is 4 but the data set has 3 images"):
+def test_batch_larger_than_the_dataset():
+    with pytest.raises(ValueError, match="batch_size is 4 but the dataset has 3 images"):
         train_loader(synthetic_dataset(3), batch_size=4)
 
 
-def test_batch_that_the_processes_cannot_share():
-    with pytest.raises(ValueError, match="batch_size is 3, .* with 2 processes take a multiple of 2"):
+def test_batch_that_the_ranks_cannot_share():
+    with pytest.raises(ValueError, match="batch_size is 3, .* with 2 processes use a multiple of 2"):
         train_loader(synthetic_dataset(6), batch_size=3, world_size=2)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_image_is_one_line_also_from_a_worker(make_voc, workers):
+def test_unreadable_image_is_a_one_line_error_from_a_worker_too(make_voc, workers):
     data = load_voc(make_voc({"a": [("cat", (1, 2, 30, 20))]}))
     file = data.records[0].image
     file.write_bytes(file.read_bytes()[:200])
@@ -217,20 +217,20 @@ def test_unreadable_image_is_one_line_also_from_a_worker(make_voc, workers):
     ("gpu", "processors", "processes", "expected"),
     [(False, 16, 1, 0), (True, 64, 1, 8), (True, 8, 2, 3), (True, 1, 1, 1)],
 )
-def test_workers_by_default(gpu, processors, processes, expected, monkeypatch):
+def test_default_workers(gpu, processors, processes, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert default_workers() == expected
 
 
-def test_a_loader_without_a_gpu_has_no_workers_by_default(monkeypatch):
+def test_default_without_a_gpu_is_no_workers(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert eval_loader(synthetic_dataset(2), 1, workers=None).num_workers == 0
 
 
 def test_workers_draw_the_same_sizes():
-    """The size of each image depends on the seed and the epoch alone; a worker's one thread may round differently."""
+    """The size of each image depends only on the seed and the epoch. A worker's single thread may round differently."""
     data = synthetic_dataset(8)
     config = FCOSConfig(num_classes=6, min_size=(48, 64, 80, 96), max_size=200)
     augment = AugmentConfig(brightness=0, contrast=0, saturation=0)
@@ -247,11 +247,11 @@ def test_workers_draw_the_same_sizes():
         for a, b in zip(
             (*images.tensors(), *gt.tensors()), (*other_images.tensors(), *other_gt.tensors()), strict=True
         ):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-3)  # of pixels from -128 to 152
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-3)  # pixels are -128 to 152
 
 
 def test_batches_for_the_cpu_of_a_machine_with_a_gpu(monkeypatch):
-    """Neither pinned memory nor workers, which are for the GPU."""
+    """Without pinned memory and workers, which are for the GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     data = synthetic_dataset(2)
     for make in (train_loader, eval_loader):

@@ -68,7 +68,7 @@ def overlaps(boxes: np.ndarray) -> bool:
     return (high > low).all(axis=2).sum() > len(boxes)
 
 
-def test_boxes_lie_in_the_image(images):
+def test_boxes_are_inside_the_image(images):
     for image in images:
         assert (image.boxes[:, :2] >= 0).all()
         assert (image.boxes[:, 2:] <= image.size).all()
@@ -76,7 +76,7 @@ def test_boxes_lie_in_the_image(images):
 
 
 def test_boxes_are_tight_and_shapes_visible(monkeypatch):
-    """Paint each shape as one bit of black ground, so that each can be seen alone and under the others."""
+    """Paint each shape as one bit on black, so that it is visible alone and under the others."""
     bits = []
 
     def paint(rng, canvas, mask):
@@ -96,13 +96,13 @@ def test_boxes_are_tight_and_shapes_visible(monkeypatch):
             alone = image.image[0] & bit > 0
             ys, xs = np.nonzero(alone)
             assert box.tolist() == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-            seen = alone & (image.image[0] < 2 * bit)  # no later shape above
+            seen = alone & (image.image[0] < 2 * bit)  # not covered by later shapes
             assert seen.sum() >= SyntheticConfig().min_visible * alone.sum()
 
 
 @pytest.mark.parametrize("size", [16, 37.5, 200])
 @pytest.mark.parametrize("name", SHAPES)
-def test_mask_has_the_size_asked_for(name, size):
+def test_mask_has_the_requested_size(name, size):
     for seed in range(5):
         mask = shape_mask(np.random.default_rng(seed), name, size)
         assert size - 1 <= max(mask.shape) <= size + 2
@@ -111,13 +111,13 @@ def test_mask_has_the_size_asked_for(name, size):
 
 
 def test_masks_are_the_shapes():
-    """The covered part of the bounding box of upright, unflattened shapes, from their geometry."""
+    """The fraction of the bounding box that upright shapes cover, from their geometry."""
     star = 10 * 0.5 * 0.42 * np.sin(np.pi / 5) / (2 * np.sin(2 * np.pi / 5) * (1 + np.cos(np.pi / 5)))
     expected = {
         "circle": np.pi / 4,
         "cross": 1 - (1 - 0.36) ** 2,
         "ring": np.pi / 4 * (1 - 0.55**2),
-        "square": 0.5,  # it stands on a corner
+        "square": 0.5,  # on its corner
         "star": star,
         "triangle": 0.5,
     }
@@ -127,13 +127,13 @@ def test_masks_are_the_shapes():
 
 
 class Upright:
-    """A generator that turns nothing and flattens nothing."""
+    """A generator that neither rotates nor flattens."""
 
     def uniform(self, low: float, high: float, size: int | None = None) -> float | np.ndarray:
         return {(0, 2 * np.pi): 0.0, (0.75, 1.0): 1.0, (0, 1): np.zeros(2)}[low, high]
 
 
-def test_dataset_holds_the_images(images):
+def test_dataset_contains_the_images(images):
     data = synthetic_dataset(3, seed=0, first=10)
     assert [digest(record) for record in data.records] == [digest(image) for image in images[10:13]]
     image, target = data[1]
@@ -157,11 +157,11 @@ def test_written_folder_reads_back(tmp_path, suffix):
         error = np.abs(image.numpy().astype(int) - drawn.image)
         assert error.max() == 0 if suffix == ".png" else error.mean() < 8
     assert sorted(path.name for path in root.parent.iterdir()) == ["shapes"]
-    with pytest.raises(DataError, match="exists already; remove it"):
+    with pytest.raises(DataError, match="already exists; remove it"):
         write_voc(root, {"train": 1})
 
 
-def test_an_unfinished_folder_does_not_stay(tmp_path, monkeypatch):
+def test_an_unfinished_folder_is_removed(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
@@ -180,5 +180,5 @@ def test_other_sizes():
         assert (image.boxes[:, 2:] - image.boxes[:, :2]).max() <= 60
     with pytest.raises(ValueError, match="at least one shape of 16 pixels"):
         SyntheticConfig(size=(8, 300))
-    with pytest.raises(ValueError, match="expected 1 <= least <= largest"):
+    with pytest.raises(ValueError, match="expected 1 <= smallest <= largest"):
         SyntheticConfig(object_size=(30, 20))

@@ -13,7 +13,7 @@ EVERYTHING = AugmentConfig((48, 64), (0.5, 2.0), vertical_flip=0.5, iou_crop=0.5
 
 
 def rectangles(seed: int, width: int = 60, height: int = 40, count: int = 6) -> DetectionDataset:
-    """Images of one bright rectangle each on black, so that the box can be read off the pixels."""
+    """Images of one bright rectangle on black, whose box follows from the pixels."""
     rng = np.random.default_rng(seed)
     records = []
     for i in range(count):
@@ -70,7 +70,7 @@ def test_box_stays_on_its_object(size, scale):
     assert seen > 10
 
 
-def test_proportions_are_kept():
+def test_aspect_ratio_is_kept():
     data = rectangles(2)
     factors = []
     for epoch in range(20):
@@ -84,9 +84,9 @@ def test_proportions_are_kept():
 
 
 @pytest.mark.parametrize("iou_crop", [0.0, 1.0])
-def test_boxes_lie_inside_with_their_own_labels(iou_crop):
+def test_boxes_are_inside_and_keep_their_labels(iou_crop):
     rng = np.random.default_rng(3)
-    shapes = np.array([[4, 4], [12, 4], [4, 12]])  # of each class, so that a wrong label shows
+    shapes = np.array([[4, 4], [12, 4], [4, 12]])  # by class, so that a wrong label is noticed
     labels = rng.integers(0, 3, 30)
     corners = rng.uniform(1, 47, (30, 2))
     boxes = np.concatenate([corners, corners + shapes[labels]], axis=1).astype(np.float32)
@@ -103,7 +103,7 @@ def test_boxes_lie_inside_with_their_own_labels(iou_crop):
         assert (kept[:, 2:] - kept[:, :2]).min() >= 1
         assert kept.min() >= 0
         assert kept.max() <= 64
-        if not iou_crop:  # every box that does not touch the border is whole
+        if not iou_crop:  # boxes that do not touch the border are complete
             whole = ((kept > 0) & (kept < 64)).all(dim=1)
             ratio = (kept[:, 2] - kept[:, 0]) / (kept[:, 3] - kept[:, 1])
             expected = torch.tensor([1.0, 3.0, 1 / 3])[target["labels"]]
@@ -111,7 +111,7 @@ def test_boxes_lie_inside_with_their_own_labels(iou_crop):
     assert 1 <= min(counts) < max(counts) == 30
 
 
-def test_depends_on_seed_epoch_and_index_alone():
+def test_depends_only_on_seed_epoch_and_index():
     data = rectangles(4)
     augmented = AugmentedDataset(data, EVERYTHING, seed=7)
     torch.manual_seed(0)
@@ -126,7 +126,7 @@ def test_depends_on_seed_epoch_and_index_alone():
     assert not same(AugmentedDataset(data, EVERYTHING, seed=8)[3, 2], first)
 
 
-def test_survives_pickling():
+def test_pickling():
     augmented = AugmentedDataset(rectangles(5), EVERYTHING, seed=1)
     assert same(pickle.loads(pickle.dumps(augmented))[2, 3], augmented[2, 3])
 
@@ -148,7 +148,7 @@ def test_image_without_boxes():
         assert target["labels"].shape == (0,)
 
 
-def test_colour_changes_the_image_and_no_box(bccd):
+def test_color_jitter_changes_the_image_but_no_box(bccd):
     data = load_voc(bccd, "trainval")
     augmented = AugmentedDataset(data, AugmentConfig(horizontal_flip=0.0, hue=0.05))
     means = []
@@ -165,11 +165,11 @@ def test_colour_changes_the_image_and_no_box(bccd):
     [
         ({"horizontal_flip": 1.5}, "horizontal_flip is 1.5; expected a probability"),
         ({"hue": 0.7}, "hue is 0.7; expected 0 to 0.5"),
-        ({"scale": (2.0, 1.0), "size": (8, 8)}, "expected 0 < least <= largest"),
+        ({"scale": (2.0, 1.0), "size": (8, 8)}, "expected 0 < smallest <= largest"),
         ({"scale": (0.5, 1.0)}, "size is None; give size"),
         ({"size": (0, 8)}, r"size is \(0, 8\)"),
     ],
 )
-def test_refuses_bad_settings(options, message):
+def test_invalid_settings_are_errors(options, message):
     with pytest.raises(ValueError, match=message):
         AugmentConfig(**options)

@@ -19,7 +19,7 @@ def error_line(call) -> str:
     return message
 
 
-def test_reads_boxes_as_they_stand(make_voc):
+def test_reads_boxes_unchanged(make_voc):
     data = load_voc(make_voc({"b": [DOG, CAT], "a": []}, train=["b", "a"]), "train")
     assert data.categories.names == ("cat", "dog")
     assert [record.name for record in data.records] == ["b.jpg", "a.jpg"]
@@ -66,7 +66,7 @@ FLAGS = {
 
 
 @pytest.mark.parametrize(("text", "expected"), [(text, flag) for flag in FLAGS for text in FLAGS[flag]])
-def test_difficult_as_people_write_it(make_voc, text, expected):
+def test_spellings_of_difficult(make_voc, text, expected):
     root = make_voc({"a": [CAT]})
     file = root / "Annotations" / "a.xml"
     file.write_text(file.read_text().replace("<name>", f"<difficult>{text}</difficult><name>"))
@@ -82,12 +82,12 @@ def test_difficult_that_is_neither_yes_nor_no_is_counted(make_voc, text):
     file.write_text(file.read_text().replace("<name>cat", f"<difficult>{text}</difficult><name>cat"))
     data = load_voc(root)
     assert data.records[0].ignore.tolist() == [False, False]
-    assert data.report.faults == {"difficult that is neither yes nor no, taken as no": 1}
+    assert data.report.faults == {"difficult that is neither yes nor no, read as no": 1}
     assert f"a.xml: '{text}'" in str(data.report)
     assert "difficult that is neither" in error_line(lambda: load_voc(root, strict=True))
 
 
-def test_without_split_takes_every_image_by_name(make_voc):
+def test_without_split_all_images_are_read_by_name(make_voc):
     data = load_voc(make_voc({"b": [CAT], "a": [DOG], "c": [CAT]}))
     assert [record.name for record in data.records] == ["a.jpg", "b.jpg", "c.jpg"]
 
@@ -110,11 +110,11 @@ def test_image_is_found_by_stem(make_voc, name):
 @pytest.mark.parametrize(
     ("box", "fault", "kept"),
     [
-        ((5, 6, 5, 9), "without an area", None),
-        ((9, 6, 5, 9), "without an area", None),
+        ((5, 6, 5, 9), "without area", None),
+        ((9, 6, 5, 9), "without area", None),
         (("nan", 6, 5, 9), "NaN or infinite", None),
         ((1, 2, "inf", 20), "NaN or infinite", None),
-        ((5, 6, "5.0000000001", 9), "without an area", None),
+        ((5, 6, "5.0000000001", 9), "without area", None),
         ((1, 2, 1e300, 20), "NaN or infinite", None),
         ((40, 2, 50, 20), "box outside the image", None),
         ((-9, -9, -1, -1), "box outside the image", None),
@@ -124,7 +124,7 @@ def test_image_is_found_by_stem(make_voc, name):
         (("", 2, 30, 20), "not four numbers", None),
     ],
 )
-def test_faulty_box_is_reported_and_left_out_or_refused(make_voc, box, fault, kept):
+def test_invalid_box_is_skipped_or_an_error(make_voc, box, fault, kept):
     root = make_voc({"a": [DOG, ("cat", box), DOG]})
     data = load_voc(root)
     boxes = data[0][1]["boxes"].tolist()
@@ -140,14 +140,14 @@ def test_faulty_box_is_reported_and_left_out_or_refused(make_voc, box, fault, ke
     assert message.startswith(str(root / "Annotations" / "a.xml"))
 
 
-def test_rounding_of_coordinates_is_no_fault(make_voc):
+def test_rounding_of_coordinates_is_not_a_fault(make_voc):
     data = load_voc(make_voc({"a": [("cat", (-0.04, -0.001, 40.04, 30.001))]}), strict=True)
     assert data.records[0].boxes.tolist() == [[0, 0, 40, 30]]
 
 
-def test_report_names_the_first_faults_and_counts_the_others(make_voc):
+def test_report_lists_the_first_faults_and_counts_the_others(make_voc):
     report = load_voc(make_voc({f"{i}": [DOG, ("cat", (i, 0, i, 9))] for i in range(9)})).report
-    assert report.faults == {"box without an area, left out": 9}
+    assert report.faults == {"box without area, skipped": 9}
     text = str(report)
     assert "\n" not in text
     assert "2.xml: cat [2, 0, 2, 9] in 40x30 and 6 more" in text
@@ -171,7 +171,7 @@ def test_unknown_class(make_voc):
 def test_unknown_split_lists_the_others(make_voc):
     root = make_voc({"a": [CAT]}, train=["a"], val=["a"])
     message = error_line(lambda: load_voc(root, "vall"))
-    assert "vall.txt: there is no such split" in message
+    assert "vall.txt: unknown split; this dataset has" in message
     assert "train, val" in message
 
 
@@ -186,8 +186,8 @@ def test_repeated_line_of_a_split_counts_once(make_voc):
 def test_annotation_without_image(make_voc):
     root = make_voc({"a": [CAT], "b": [CAT]}, train=["a"])
     (root / "JPEGImages" / "b.jpg").unlink()
-    assert "b.xml: there is no image b" in error_line(lambda: load_voc(root))
-    assert len(load_voc(root, "train")) == 1  # which does not need b
+    assert "b.xml: image b (.jpg" in error_line(lambda: load_voc(root))
+    assert len(load_voc(root, "train")) == 1  # it does not need b
 
 
 def test_image_without_annotation(make_voc):
@@ -206,7 +206,7 @@ def test_two_images_of_one_stem(make_voc):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is an empty file"), (b"hello", "is no image"), (b"\xff\xd8", "is no image")],
+    [(b"", "is an empty file"), (b"hello", "is not an image"), (b"\xff\xd8", "is not an image")],
 )
 def test_unreadable_image_is_found_at_load(make_voc, content, message):
     root = make_voc({"a": [CAT]})
@@ -222,7 +222,7 @@ def test_invalid_xml(make_voc, text):
     root = make_voc({"a": [CAT]})
     file = root / "Annotations" / "a.xml"
     file.write_text(text)
-    assert error_line(lambda: load_voc(root)).startswith(f"{file}: is not valid xml")
+    assert error_line(lambda: load_voc(root)).startswith(f"{file}: is not valid XML")
 
 
 def test_object_without_name(make_voc):
@@ -238,24 +238,26 @@ def test_no_object_at_all(make_voc):
 
 def test_no_object_that_can_be_used(make_voc):
     message = error_line(lambda: load_voc(make_voc({"a": [("cat", ("1,5", 2, 30, 20))]})))
-    assert "has an object that can be used (box that is not four numbers, left out)" in message
+    assert "has an object that can be used (box that is not four numbers, skipped)" in message
 
 
 def test_empty_folders(make_voc, tmp_path):
-    assert "there is no image" in error_line(lambda: load_voc(make_voc({})))
+    assert "contains no images (" in error_line(lambda: load_voc(make_voc({})))
     assert "has no folder Annotations" in error_line(lambda: load_voc(tmp_path))
 
 
-def test_load_dataset_recognises_voc(make_voc):
+def test_load_dataset_recognizes_voc(make_voc):
     assert len(load_dataset(make_voc({"a": [CAT]}, train=["a"]), "train")) == 1
 
 
-def test_load_dataset_says_what_it_looked_for(tmp_path):
+def test_error_of_load_dataset_lists_the_formats(tmp_path):
     (tmp_path / "images").mkdir()
     message = error_line(lambda: load_dataset(tmp_path))
     assert "VOC: folders Annotations and JPEGImages" in message
-    assert "it holds images" in message
-    assert "no such folder" in error_line(lambda: load_dataset(tmp_path / "absent"))
+    assert "it contains images" in message
+    assert "does not exist; give the folder of a dataset" in error_line(
+        lambda: load_dataset(tmp_path / "absent")
+    )
 
 
 def test_bccd(bccd):
@@ -263,7 +265,7 @@ def test_bccd(bccd):
     assert (len(train), len(test), len(load_voc(bccd))) == (292, 72, 364)
     assert train.categories == test.categories == Categories(("Platelets", "RBC", "WBC"))
     assert (train.report.boxes, test.report.boxes) == (3941, 945)
-    assert train.report.faults == {"box without an area, left out": 2}
+    assert train.report.faults == {"box without area, skipped": 2}
     assert "BloodImage_00338.xml: RBC [504, 337, 504, 337]" in str(train.report)
     assert "BloodImage_00343.xml: RBC [181, 329, 181, 329]" in str(train.report)
     assert test.report.faults == {}

@@ -1,4 +1,4 @@
-"""YOLO txt: rows by hand, variants that exporters write, and one line for every mistake."""
+"""YOLO files: rows by hand, variants of exporters, and one-line errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fcos_fast.data import Categories, DataError, load_dataset, load_yolo
 
 
 def write(root, rows, content=None, folder="images/train", labels="labels/train", size=(80, 40)):
-    """Images named by the keys of ``rows``, whose values are the text of their label file or None."""
+    """A dataset of ``rows``: image -> text of its label file, or None."""
     content = {"names": ["cat", "dog"], "train": folder} if content is None else content
     root.mkdir(exist_ok=True)
     (root / "data.yaml").write_text(yaml.safe_dump(content))
@@ -38,7 +38,7 @@ def test_boxes_polygons_and_images_without_any(tmp_path):
     np.testing.assert_allclose(a.boxes, [[30, 10, 50, 30], [4, 4, 12, 12]], rtol=1e-6)
     np.testing.assert_allclose(b.boxes, [[20, 10, 60, 40]], rtol=1e-6)
     assert len(c.boxes) == len(d.boxes) == 0
-    assert "4 images (2 without a box), 3 boxes" in str(dataset.report)
+    assert "4 images (2 without boxes), 3 boxes" in str(dataset.report)
 
 
 @pytest.mark.parametrize(
@@ -52,15 +52,15 @@ def test_boxes_polygons_and_images_without_any(tmp_path):
         ({"names": ["cat", "dog"], "train": "train.txt"}, "train"),
     ],
 )
-def test_what_a_yaml_may_say(tmp_path, content, split):
+def test_spellings_of_data_yaml(tmp_path, content, split):
     root = write(tmp_path / "data", {"a": "0 0.5 0.5 0.5 0.5", "b": "1 0.5 0.5 0.5 0.5"}, content)
     (root / "train.txt").write_text("./images/train/a.png\nimages/train/b.png\n")
     dataset = load_dataset(root, split)
     assert [(r.name, r.labels.tolist()) for r in dataset.records] == [("a.png", [0]), ("b.png", [1])]
 
 
-def test_labels_beside_the_batch_of_a_split(tmp_path):
-    """Roboflow's train/images and train/labels; and text files right beside the images."""
+def test_other_folders_of_labels(tmp_path):
+    """Roboflow's train/images and train/labels, and text files beside the images."""
     rows = {"a": "1 0.5 0.5 0.5 0.5"}
     first = write(
         tmp_path / "first",
@@ -112,7 +112,7 @@ ODD_NAMES += [
 
 
 @pytest.mark.parametrize("row", ["- {1}", "  {0}: {1}", "  '{0}': '{1}'"])
-def test_names_are_text_whatever_they_look_like(tmp_path, row):
+def test_names_are_always_strings(tmp_path, row):
     root = write(tmp_path, {"a": "7 0.5 0.5 0.5 0.5"})
     rows = "\n".join(row.format(i, name) for i, name in enumerate(ODD_NAMES))
     (root / "data.yaml").write_text(f"train: images/train\nnames:\n{rows}\n", encoding="utf-8")
@@ -124,16 +124,16 @@ def test_names_are_text_whatever_they_look_like(tmp_path, row):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("names: {0: cat, 0: dog}", "is not valid yaml .*repeats a key"),
-        ("names: {0: cat, 2: dog}", "expected a list, or numbers from 0 on"),
-        ("names: {a: cat}", "expected a list, or numbers from 0 on"),
+        ("names: {0: cat, 0: dog}", "is not valid YAML .*repeats a key"),
+        ("names: {0: cat, 2: dog}", "expected a list, or the numbers from 0 with their names"),
+        ("names: {a: cat}", "expected a list, or the numbers from 0 with their names"),
         ("names: [cat, [dog]]", "expected a list"),
-        ("names: [cat, '']", "class 1 has no name; give it one"),
+        ("names: [cat, '']", "class 1 has no name; add it"),
         ("names: [cat]\nnc: 2", "nc is '2', but names has 1; correct one of them"),
         ("names: []", "expected a list"),
     ],
 )
-def test_wrong_names_are_said(tmp_path, text, message):
+def test_invalid_names_are_errors(tmp_path, text, message):
     root = write(tmp_path, {"a": "0 0.5 0.5 0.5 0.5"})
     (root / "data.yaml").write_text(f"{text}\ntrain: images/train\n")
     with pytest.raises(DataError, match=rf"data\.yaml: .*{message}"):
@@ -141,7 +141,7 @@ def test_wrong_names_are_said(tmp_path, text, message):
 
 
 @pytest.mark.parametrize("nothing", ["", "~", "null", "''", "[]"])
-def test_splits_that_are_null_are_none(tmp_path, nothing):
+def test_null_splits_are_ignored(tmp_path, nothing):
     root = write(tmp_path, {"a": "0 0.5 0.5 0.5 0.5"})
     (root / "data.yaml").write_text(
         f"names: [cat]\ntrain: images/train\nval: {nothing}\ntest: {nothing}\npath: {nothing}\n"
@@ -149,7 +149,7 @@ def test_splits_that_are_null_are_none(tmp_path, nothing):
     assert len(load_dataset(root)) == 1
 
 
-def test_data_set_without_a_label_file_is_rejected(tmp_path):
+def test_dataset_without_label_files_is_rejected(tmp_path):
     root = write(tmp_path, {"a": None, "b": None})
     message = (
         r"none of the 2 images of split train has a label file; the first would be .*labels/train/a\.txt"
@@ -162,7 +162,7 @@ def test_data_set_without_a_label_file_is_rejected(tmp_path):
 
 @pytest.mark.parametrize("decimals", [5, 6])
 @pytest.mark.parametrize("size", [(640, 480), (4032, 3024)])
-def test_rounded_boxes_at_the_border_are_no_fault(tmp_path, decimals, size):
+def test_rounded_boxes_at_the_border_are_not_a_fault(tmp_path, decimals, size):
     rng = np.random.default_rng(0)
     rows = []
     for x, y in rng.uniform(0, 0.5, (200, 2)):  # from (x, 0) to (1, y)
@@ -180,24 +180,24 @@ def test_rounded_boxes_at_the_border_are_no_fault(tmp_path, decimals, size):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("2 0.5 0.5 0.5 0.5", r"a\.txt:1: the class is 2; data\.yaml names 0 to 1"),
-        ("-1 0.5 0.5 0.5 0.5", "the class is -1"),
-        ("0.5 0.5 0.5 0.5 0.5", "the class is 0.5"),
+        ("2 0.5 0.5 0.5 0.5", r"a\.txt:1: has class 2; data\.yaml names 0 to 1"),
+        ("-1 0.5 0.5 0.5 0.5", "has class -1"),
+        ("0.5 0.5 0.5 0.5 0.5", "has class 0.5"),
         ("\n0 0.5 0.5 0.5", r"a\.txt:2: has 3 numbers after the class; expected 4"),
         ("0 0.5 0.5 0.5 0.5 0.5", "has 5 numbers after the class"),
-        ("cat 0.5 0.5 0.5 0.5", "expected numbers alone"),
+        ("cat 0.5 0.5 0.5 0.5", "expected only numbers"),
         (
             "0 20 10 30 12",
-            r"a\.txt:1: the numbers are 20 10 30 12; expected parts of the image's size, not pixels",
+            r"a\.txt:1: the numbers are 20 10 30 12; expected fractions of the image's size, not pixels",
         ),
     ],
 )
-def test_wrong_rows_are_named_with_their_line(tmp_path, row, message):
+def test_invalid_rows_are_reported_with_their_line(tmp_path, row, message):
     with pytest.raises(DataError, match=message):
         load_dataset(write(tmp_path, {"a": row}))
 
 
-def test_boxes_without_an_area_or_outside_are_left_out_and_counted(tmp_path):
+def test_invalid_boxes_are_skipped_and_counted(tmp_path):
     rows = [
         "0 0.5 0.5 0 0.5",
         "0 nan 0.5 0.1 0.1",
@@ -221,25 +221,29 @@ def test_boxes_without_an_area_or_outside_are_left_out_and_counted(tmp_path):
         (
             {"names": ["cat"], "train": "images/train"},
             "test",
-            "there is no split test; choose one of .*: train",
+            "unknown split test; this dataset has train",
         ),
         ({"names": ["cat"], "train": "images/other"}, "train", "'images/other' is at none of"),
-        ({"names": ["cat"], "train": "labels"}, "train", r"split train has no image \(\.jpg"),
+        ({"names": ["cat"], "train": "labels"}, "train", r"split train has no images \(\.jpg"),
         ({"names": "cat", "train": "images/train"}, "train", "names is 'cat'; expected a list"),
-        ({"names": {1: "cat"}, "train": "images/train"}, "train", "expected a list, or numbers from 0 on"),
+        (
+            {"names": {1: "cat"}, "train": "images/train"},
+            "train",
+            "expected a list, or the numbers from 0 with their names",
+        ),
         ({"names": ["cat", "cat"], "train": "images/train"}, "train", "the name 'cat' occurs more than once"),
     ],
 )
-def test_a_yaml_that_leads_nowhere_is_answered_in_one_line(tmp_path, content, split, message):
+def test_missing_paths_in_data_yaml_are_errors(tmp_path, content, split, message):
     with pytest.raises(DataError, match=message):
         load_yolo(write(tmp_path, {"a": ""}, content), split)
 
 
-def test_files_that_are_no_text(tmp_path):
+def test_files_that_are_not_text(tmp_path):
     root = write(tmp_path, {"a": ""})
     (root / "labels" / "train" / "a.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"a\.txt: is no text"):
+    with pytest.raises(DataError, match=r"a\.txt: is not a text file"):
         load_dataset(root)
     (root / "data.yaml").write_text("names: [cat\ntrain: images/train\n")
-    with pytest.raises(DataError, match=r"data\.yaml: is not valid yaml"):
+    with pytest.raises(DataError, match=r"data\.yaml: is not valid YAML"):
         load_dataset(root)

@@ -19,12 +19,8 @@ TINY_MODEL = FCOSConfig(
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    """The machine is shared; and subprocesses are held against this process bit by bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread):
+    """Tests compare results of subprocesses with this process bit by bit, and share the machine."""
 
 
 @pytest.fixture(scope="session")
