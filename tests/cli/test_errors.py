@@ -24,7 +24,7 @@ MISTAKES = {
     ),
     "option": (["train", "--data.rot", "x"], "unknown option --data.rot; did you mean '--data.root'?"),
     "option=": (["train", "--train.epoch=3"], "unknown option --train.epoch; did you mean '--train.epochs'?"),
-    "no such option": (["train", "--zzzzzz"], "unknown option --zzzzzz; --help lists what there is"),
+    "no such option": (["train", "--zzzzzz"], "unknown option --zzzzzz; --help lists the choices"),
     "type": (["train", "--train.epochs", "many"], "--train.epochs cannot be 'many'; expected int"),
     "type of several": (
         ["train", "--data.workers", "x"],
