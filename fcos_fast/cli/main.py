@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(f"fcos-fast {subcommand}", str(interruption) or "interrupted", status)
         except ProcessLostError as error:
             # the one that failed first has said the same
-            return 1 if error.alike else _fail(f"fcos-fast {subcommand}", str(error), status=1)
+            return 1 if error.repeated else _fail(f"fcos-fast {subcommand}", str(error), status=1)
         except ModuleNotFoundError as error:
             if _debugging() or (error.name or "fcos_fast").startswith("fcos_fast"):
                 raise
@@ -103,10 +103,7 @@ def _only_for_several(processes: AbstractContextManager[None], subcommand: str) 
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
-    """End a block on SIGTERM as on Ctrl-C; yields a list that holds the signal then.
-
-    Several processes of ``torchrun`` have their own answer, which replaces this one while they are together.
-    """
+    """End a block on SIGTERM as on Ctrl-C; yields a list that holds the signal then."""
     received: list[int] = []
     process = os.getpid()
 
