@@ -21,7 +21,8 @@ from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.config import Config, save_config
 from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.run_folder import read_metrics
-from fcos_fast.engine.train import load_splits, resume, train
+from fcos_fast.engine.splits import load_splits
+from fcos_fast.engine.train import resume, train
 from tests.engine import ranks
 from tests.engine.ranks import Ranks, run_ranks
 
@@ -250,10 +251,10 @@ def test_run_of_one_process_resumes_with_two(config, single, monkeypatch, tmp_pa
 def interrupted_after_an_epoch(config: Config, monkeypatch) -> Path:
     real = ranks.train.train_epoch
 
-    def interrupted(state, *arguments):
-        if state.epoch == 1:
+    def interrupted(run):
+        if run.state.epoch == 1:
             raise KeyboardInterrupt
-        return real(state, *arguments)
+        return real(run)
 
     with monkeypatch.context() as patch:
         patch.setattr(ranks.train, "train_epoch", interrupted)

@@ -108,7 +108,7 @@ def test_more_epochs_are_kept_by_an_interruption(finished, monkeypatch):
 def test_after_the_end_it_says_so(finished, capsys):
     assert main(["train", "--resume", str(finished)]) == 0
     assert (
-        "the run has finished its 1 epochs and is evaluated again; more: --train.epochs 2"
+        "the run has finished its 1 epochs and is evaluated again; to train longer give --train.epochs 2"
         in capsys.readouterr().out
     )
 
@@ -126,7 +126,7 @@ def test_other_data_is_rejected(finished, tmp_path):
     config = SyntheticConfig(size=(64, 96), object_size=(16, 48), max_objects=3)
     write_voc(tmp_path / "other", {"train": 8, "val": 4}, seed=1, config=config)
     with pytest.raises(
-        ValueError, match=r"other is not the one that the run in .* began with: 8 images with \d+ boxes"
+        ValueError, match=r"other is not the one that the run in .* started with: 8 images with \d+ boxes"
     ):
         resume(finished, lambda run: replace(run, data=replace(run.data, root=str(tmp_path / "other"))))
 
@@ -186,7 +186,8 @@ def test_what_does_not_change_the_result_is_accepted(finished, tmp_path):
 def test_a_shorter_run_than_it_was_is_rejected(steady):
     folder = train(with_train(steady, epochs=2)).folder
     with pytest.raises(
-        ValueError, match=r"has taken 8 steps \(2 epochs\), more than the 4 .* --train.epochs 2 or more"
+        ValueError,
+        match=r"has taken 8 steps \(2 epochs\), more than the 4 requested; give --train.epochs 2 or more",
     ):
         resume(folder, lambda run: with_train(run, epochs=1))
 

@@ -19,7 +19,7 @@ from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
 from fcos_fast.engine.prefetch import prefetch
 from fcos_fast.engine.step import TrainStep
-from fcos_fast.engine.train import NonFiniteLossError, _check_finite, train
+from fcos_fast.engine.train import NonFiniteLossError, check_finite, train
 from fcos_fast.models import (
     FCOS,
     BatchPacker,
@@ -207,7 +207,7 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was(name, config, wha
 def test_the_message_names_the_step_and_what_it_was(tiny):
     tally = step_module.Tally(sums=(1.0, 1.0, 1.0), skipped=2, finite=4)
     with pytest.raises(NonFiniteLossError, match=r"epoch 2/9, step 5: the gradient is not finite .*lower"):
-        _check_finite(dict.fromkeys(FCOS.LOSSES, 0.5), tally, "epoch 2/9", tiny)
+        check_finite(dict.fromkeys(FCOS.LOSSES, 0.5), tally, "epoch 2/9", tiny)
 
 
 class NeverWaits(TorchDispatchMode):

@@ -15,6 +15,7 @@ import torch
 
 pytest.importorskip("jsonargparse")
 from fcos_fast.cli.train import parse_train_options
+from fcos_fast.engine import run as run_module
 from fcos_fast.engine import train as train_module
 from fcos_fast.engine.checkpoint import load_checkpoint
 from fcos_fast.engine.config import Config, save_config
@@ -259,13 +260,13 @@ def test_missing_root_is_named(tiny):
 def test_training_uses_winograds_method_where_it_gains(tiny, monkeypatch, asked):
     monkeypatch.setattr("fcos_fast.models.winograd.MIN_CHANNELS", 32)
     models = []
-    real = train_module.ExponentialMovingAverage
+    real = run_module.ExponentialMovingAverage
 
     def seen(model, *arguments):
         models.append(model)
         return real(model, *arguments)
 
-    monkeypatch.setattr(train_module, "ExponentialMovingAverage", seen)
+    monkeypatch.setattr(run_module, "ExponentialMovingAverage", seen)
     result = train(replace(tiny, train=replace(tiny.train, epochs=1, winograd=asked)))
     models.append(result.model)  # the averaged one, which is evaluated
     assert len(models) == 2
@@ -316,5 +317,5 @@ def test_a_run_begins_with_a_pretrained_backbone_and_resumes_without_the_file(ti
     state = outcome.model.backbone.body.state_dict()
     assert torch.equal(state["conv1.weight"], weights["conv1.weight"])  # frozen
     assert not torch.equal(state["layer4.0.conv1.weight"], weights["layer4.0.conv1.weight"])
-    with pytest.raises(ValueError, match=r"train\.weights has a backbone already"):
+    with pytest.raises(ValueError, match=r"train\.weights contains a backbone already"):
         replace(config.train, weights="best.pt")
