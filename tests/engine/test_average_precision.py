@@ -158,5 +158,5 @@ def test_no_ground_truth_at_all_is_nan(one_class):
 
 def test_counts_must_agree(one_class):
     truth = ground_truth([([], [], [])], one_class)
-    with pytest.raises(ValueError, match="0 images; there are 1"):
+    with pytest.raises(ValueError, match="0 images; expected 1"):
         average_precision(truth, [], one_class)

@@ -306,7 +306,7 @@ except OSError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{path}: cannot be written: File too large; the file that was there is unchanged\n"
+    assert done.stdout == f"{path}: cannot be written: File too large; the old file is unchanged\n"
     assert same(small[1], load_checkpoint(path))
     assert list(tmp_path.iterdir()) == [path]
 
