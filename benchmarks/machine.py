@@ -4,45 +4,36 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import platform
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
+import fcos_fast.machine
 from benchmarks.case import devices, torchvision
 from benchmarks.timing import copy_bandwidth
 from fcos_fast._extension import cpu_error
 from fcos_fast._source_hash import source_hash
 
+COMMIT = Path(__file__).parent.parent / "COMMIT"
+"""Written by ``tests.gpu_steps`` into its copy of the tree."""
+
 
 def machine() -> dict:
     """Hardware, versions, the state of the sources, and how fast memory is copied."""
     return {
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],  # of the last minute, in cores
+        **fcos_fast.machine.machine(),
         "simd": importlib.import_module("fcos_fast._C").simd() if cpu_error is None else None,
         "gpu": gpu() if torch.cuda.is_available() else None,
         "copy_gb_per_s": {device: round(copy_bandwidth(device), 1) for device in devices()},
-        "torch": torch.__version__,
         "torchvision": torchvision.__version__ if torchvision else None,
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "system": platform.platform(),
         "commit": commit(),
         "csrc": source_hash(),
     }
-
-
-def cpu_name() -> str:
-    """As the kernel calls it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def gpu() -> dict:
@@ -62,9 +53,10 @@ def gpu() -> dict:
 
 
 def commit() -> str | None:
-    """FCOS_FAST_COMMIT, or what git says: the hash, with ``-dirty`` behind it where files were changed since."""
-    told = os.environ.get("FCOS_FAST_COMMIT")
-    return told or output_of("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
+    """The hash in the file ``COMMIT`` of a tree without git, or the hash from git, with ``-dirty`` if files changed."""
+    if COMMIT.exists():
+        return COMMIT.read_text()
+    return output_of("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
 
 
 def output_of(*command: str) -> str:

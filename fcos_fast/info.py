@@ -18,7 +18,6 @@ ENVIRONMENT = {
     "FCOS_FAST_CHECK": "1: look at values on a GPU too, which synchronises",
     "FCOS_FAST_BUILD": "auto, cpu or cuda, when the package is built",
     "FCOS_FAST_DEBUG": "1: the command line shows tracebacks",
-    "FCOS_FAST_COMMIT": "hash that measured results name, where git is not at hand",
     "FCOS_FAST_BCCD": "folder of the blood-cell photographs, for tests",
 }
 

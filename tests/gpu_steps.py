@@ -68,9 +68,8 @@ class Run:
         self.scratch = Path(tempfile.mkdtemp(prefix=f"{name}-"))
         self.log = (self.out / f"{name}.log").open("w")
         self.start = clock()
-        self.environment = package_environment(
-            TREE, PYTHONUNBUFFERED="1", **({"FCOS_FAST_COMMIT": commit} if commit else {})
-        )
+        self.environment = package_environment(TREE, PYTHONUNBUFFERED="1")
+        self.commit = commit
         self.machine: dict = {}
         self.outcomes: list[Outcome] = []
         self.extra: Callable[[], tuple[dict, str]] = lambda: ({}, "")  # more of the report: JSON and markdown
@@ -214,6 +213,8 @@ def prepare(run: Run) -> bool:
     """Copy the tree, look at the machine and build for its GPU; can the rest run?"""
     copy_tree(TREE)
     facts = run.scratch / "machine.json"
+    if run.commit:
+        (TREE / "COMMIT").write_text(run.commit)
 
     def read(outcome: Outcome) -> None:
         if facts.exists():
