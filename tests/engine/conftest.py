@@ -1,4 +1,4 @@
-"""A tiny data set of generated images, and a configuration that trains on it in a second."""
+"""A tiny dataset of generated images, and a configuration that trains on it in a second."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TINY_MODEL = FCOSConfig(
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """The machine is shared; and subprocesses are held against this process bit by bit."""
+    """Tests compare results of subprocesses with this process bit by bit, and share the machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -29,21 +29,21 @@ def _one_thread():
 
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory) -> Path:
+def voc_root(tmp_path_factory) -> Path:
     """A VOC folder: 8 images in split train, 4 in split val."""
-    root = tmp_path_factory.mktemp("data") / "images"
+    root = tmp_path_factory.mktemp("data") / "voc"
     config = SyntheticConfig(size=(64, 96), object_size=(16, 48), max_objects=3)
     write_voc(root, {"train": 8, "val": 4}, config=config)
     return root
 
 
 @pytest.fixture(scope="session")
-def tiny_config(images) -> Callable[[Path], Config]:
-    """Two epochs of four steps; the run is put into the given folder."""
+def tiny_config(voc_root) -> Callable[[Path], Config]:
+    """Two epochs of four steps, in the given folder."""
 
     def make(runs: Path) -> Config:
         return Config(
-            data=DataConfig(root=str(images)),
+            data=DataConfig(root=str(voc_root)),
             model=TINY_MODEL,
             train=TrainConfig(epochs=2, batch_size=2, device="cpu", runs=str(runs)),
         )
@@ -53,7 +53,7 @@ def tiny_config(images) -> Callable[[Path], Config]:
 
 @pytest.fixture(scope="session")
 def whole_run(tiny_config, tmp_path_factory) -> tuple[Config, TrainResult]:
-    """A run without interruption: its configuration and result."""
+    """An uninterrupted run: its configuration and result."""
     torch.set_num_threads(1)
     config = tiny_config(tmp_path_factory.mktemp("whole"))
     return config, train(config)
@@ -61,15 +61,13 @@ def whole_run(tiny_config, tmp_path_factory) -> tuple[Config, TrainResult]:
 
 @pytest.fixture
 def tiny(tiny_config, tmp_path) -> Config:
-    """The same, in a folder of this test."""
+    """``tiny_config`` in a folder of this test."""
     return tiny_config(tmp_path / "runs")
 
 
 @pytest.fixture
 def bccd() -> Path:
     """The folder of the blood-cell photographs."""
-    beside = Path(__file__).resolve().parents[3] / "shared" / "data" / "bccd"
-    folder = Path(os.environ.get("FCOS_FAST_BCCD", beside))
-    if not folder.is_dir():
-        pytest.skip(f"there is no folder {folder}; FCOS_FAST_BCCD names the photographs of BCCD_Dataset")
-    return folder
+    if "FCOS_FAST_BCCD" not in os.environ:
+        pytest.skip("FCOS_FAST_BCCD is not set to the folder of BCCD_Dataset's BCCD")
+    return Path(os.environ["FCOS_FAST_BCCD"])

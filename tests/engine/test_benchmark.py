@@ -14,8 +14,8 @@ from tests.engine.conftest import TINY_MODEL
 
 
 @pytest.fixture
-def files(images):
-    return sorted((images / "JPEGImages").iterdir())[:3]
+def files(voc_root):
+    return sorted((voc_root / "JPEGImages").iterdir())[:3]
 
 
 @pytest.fixture

@@ -171,9 +171,9 @@ def test_every_rank_has_the_result(double):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_detections_have_the_bits_of_one_process(images, tmp_path, count):
+def test_detections_have_the_bits_of_one_process(voc_root, tmp_path, count):
     """Seven images in batches of two, so that ranks have different numbers of them."""
-    dataset = load_dataset(images, "train")
+    dataset = load_dataset(voc_root, "train")
     dataset.records = dataset.records[:7]
     model = ranks.small_model(num_classes=len(dataset.categories), prior=0.5).eval()
     result, detections = evaluate(model, dataset, batch_size=2)

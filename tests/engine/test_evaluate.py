@@ -25,8 +25,8 @@ class Perfect(torch.nn.Module):
         return found
 
 
-def test_detections_and_images_stay_in_order(images):
-    dataset = load_dataset(images, "val")
+def test_detections_and_images_stay_in_order(voc_root):
+    dataset = load_dataset(voc_root, "val")
     targets = [dataset[i][1] for i in range(len(dataset))]
     answers = [
         {"boxes": t["boxes"], "labels": t["labels"], "scores": torch.ones(len(t["boxes"]))} for t in targets

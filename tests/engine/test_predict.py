@@ -19,8 +19,8 @@ def detector(whole_run):
 
 
 @pytest.fixture
-def file(images):
-    return sorted((images / "JPEGImages").iterdir())[0]
+def file(voc_root):
+    return sorted((voc_root / "JPEGImages").iterdir())[0]
 
 
 def test_one_image_gives_boxes_scores_and_names(detector, file):

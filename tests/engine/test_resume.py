@@ -113,9 +113,9 @@ def test_after_the_end_it_says_so(finished, capsys):
     )
 
 
-def test_data_elsewhere(steady, finished, tmp_path, images):
+def test_data_elsewhere(steady, finished, tmp_path, voc_root):
     moved = tmp_path / "moved"
-    shutil.copytree(images, moved)
+    shutil.copytree(voc_root, moved)
     options = ["--data.root", str(moved), "--train.epochs", "2", "--data.workers", "1"]
     assert main(["train", "--resume", str(finished), *options]) == 0
     assert_same_weights(finished, train(with_train(steady, epochs=2)).folder)
@@ -131,10 +131,10 @@ def test_other_data_is_rejected(finished, tmp_path):
         resume(finished, lambda run: replace(run, data=replace(run.data, root=str(tmp_path / "other"))))
 
 
-def test_a_relative_root_is_found_from_another_folder(steady, images, tmp_path, monkeypatch):
-    monkeypatch.chdir(images.parent)
+def test_a_relative_root_is_found_from_another_folder(steady, voc_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(voc_root.parent)
     config = replace(
-        steady, data=replace(steady.data, root=images.name), train=replace(steady.train, runs="runs")
+        steady, data=replace(steady.data, root=voc_root.name), train=replace(steady.train, runs="runs")
     )
     folder = train(config).folder.absolute()
     (tmp_path / "elsewhere").mkdir()
