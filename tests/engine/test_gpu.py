@@ -21,19 +21,11 @@ from fcos_fast.engine.checkpoint import load_checkpoint
 from fcos_fast.engine.optimizer import OptimizerConfig, build_optimizer
 from fcos_fast.engine.step import TrainStep
 from fcos_fast.engine.train import train
-from fcos_fast.models import BatchPacker, FCOSConfig, ImageBatch, build_detector
+from fcos_fast.models import build_detector
 from tests.engine import ranks
 from tests.engine.ranks import run_ranks
+from tests.engine.small import MODEL, packed, with_nan
 
-MODEL = FCOSConfig(
-    backbone="resnet18",
-    num_classes=3,
-    fpn_channels=32,
-    head_channels=64,
-    head_convs=1,
-    min_size=None,
-    max_size=None,
-)
 SGD = OptimizerConfig(name="sgd", lr=0.01, weight_decay=0.01)
 
 
@@ -54,22 +46,8 @@ def _same_kernels_each_time(monkeypatch):
 
 
 def batch(seed: int, device: str):
-    """Two images, packed."""
-    generator = torch.Generator().manual_seed(seed)
-    images = [torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8, generator=generator) for _ in range(2)]
-    targets = [
-        {"boxes": torch.tensor([[4.0, 5 + b, 40, 50], [20, 10, 70, 40]]), "labels": torch.tensor([b, 1])}
-        for b in range(2)
-    ]
-    packed = BatchPacker(MODEL).collate(list(zip(images, targets, strict=True)))
-    return [part.to(device) for part in packed]
-
-
-def with_nan(images: ImageBatch, model: nn.Module) -> ImageBatch:
-    """A pixel that no loss survives."""
-    tensor = model.transform.normalize(images).tensor.clone()
-    tensor[0, 0, 3, 3] = torch.nan
-    return ImageBatch(tensor, images.sizes, images.extents)
+    """Two images of one size, packed."""
+    return [part.to(device) for part in packed(seed, sizes=((64, 96), (64, 96)))]
 
 
 def assert_train_alike(model: nn.Module, other: nn.Module, wrapped: nn.Module, device: str) -> None:

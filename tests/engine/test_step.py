@@ -20,54 +20,14 @@ from fcos_fast.engine.optimizer import OptimizerConfig, build_optimizer, set_lea
 from fcos_fast.engine.prefetch import prefetch
 from fcos_fast.engine.step import TrainStep
 from fcos_fast.engine.train import NonFiniteLossError, check_finite, train
-from fcos_fast.models import (
-    FCOS,
-    BatchPacker,
-    DetectorConfig,
-    FCOSConfig,
-    ImageBatch,
-    RetinaNetConfig,
-    build_detector,
-)
+from fcos_fast.models import FCOS, DetectorConfig, build_detector
+from tests.engine.small import MODEL, RETINANET, packed, samples, with_nan
 
-MODEL = FCOSConfig(
-    backbone="resnet18",
-    num_classes=3,
-    fpn_channels=32,
-    head_channels=64,
-    head_convs=1,
-    min_size=None,
-    max_size=None,
-)
-RETINANET = RetinaNetConfig(
-    backbone="resnet18",
-    num_classes=3,
-    fpn_channels=32,
-    head_channels=64,
-    head_convs=1,
-    min_size=None,
-    max_size=None,
-)
 OPTIMIZERS = {
     "sgd": OptimizerConfig(name="sgd", lr=0.01, weight_decay=0.01),
     "adamw": OptimizerConfig(name="adamw", lr=0.001),
 }
 each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-
-
-def samples(seed: int, sizes=((64, 96), (60, 80))):
-    """Lists of images and targets as a data set has them."""
-    generator = torch.Generator().manual_seed(seed)
-    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
-    targets = [
-        {"boxes": torch.tensor([[4.0, 5 + b, 40, 50], [20, 10, 70, 40]]), "labels": torch.tensor([b % 3, 1])}
-        for b in range(len(sizes))
-    ]
-    return images, targets
-
-
-def packed(seed: int, **sizes):
-    return BatchPacker(MODEL).collate(list(zip(*samples(seed, **sizes), strict=True)))
 
 
 def build(name: str, device: str = "cpu", config: DetectorConfig = MODEL, **options) -> TrainStep:
@@ -150,9 +110,7 @@ def _names(step: TrainStep) -> list[list[str]]:
 def spoilt_images(step: TrainStep) -> tuple:
     """A batch whose losses are not a number, nor are the statistics that the batch norms make of it."""
     images, targets = packed(7)
-    tensor = step.model.transform.normalize(images).tensor
-    tensor[0, 0, 3, 3] = float("nan")
-    return replace(images, tensor=tensor), targets
+    return with_nan(images, step.model), targets
 
 
 @contextlib.contextmanager
@@ -354,13 +312,11 @@ def test_graphed_steps_are_eager_steps(name, monkeypatch):
     for t in range(16):
         batch = [part.to("cuda") for part in packed(t, sizes=sizes[t % 2])]
         if t in (1, 13):
-            tensor = eager.model.transform.normalize(batch[0]).tensor.clone()
-            tensor[0, 0, 3, 3] = float("nan")
-            batch[0] = ImageBatch(tensor, batch[0].sizes, batch[0].extents)
+            batch[0] = with_nan(batch[0], eager.model)
         for step in (eager, graphed):
             set_learning_rate(step.optimizer, 1 / (1 + t))
             step(*batch)
-    assert len(graphed._run.graphs) == 2
+    assert len(graphed._run._graphs._graphs) == 2
     assert eager.tally().skipped == graphed.tally().skipped == 2
     for (key, a), b in zip(state_of(eager).items(), state_of(graphed).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=key)
