@@ -21,9 +21,9 @@ from fcos_fast.models import FCOS, Detector
 from fcos_fast.precision import autocast
 
 STAGES = ("decode", "pre-process", "network", "post-process")
-"""``decode``: image files to pixels. ``network``: backbone, pyramid and head. ``post-process``: threshold, top-k, boxes,
-NMS. ``pre-process``: the rest of the model's call: copy to the device, checks, resizing, normalization, padding, and
-scaling the boxes to the original image."""
+"""``decode``: image files to pixels. ``network``: backbone, pyramid and head. ``post-process``: threshold, top-k,
+boxes, NMS. ``pre-process``: the rest of the model's call: copy to the device, checks, resizing, normalization, padding,
+and scaling the boxes to the original image."""
 
 Name = TypeVar("Name")
 

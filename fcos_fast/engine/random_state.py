@@ -18,10 +18,10 @@ def seed_everything(seed: int) -> None:
 
 def random_state() -> dict[str, Any]:
     """The state of every random number generator of this process, in plain values."""
-    algorithm, keys, *rest = np.random.get_state(legacy=True)
+    algorithm, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     state = {
         "python": random.getstate(),
-        "numpy": (algorithm, keys.tolist(), *rest),
+        "numpy": (algorithm, keys.tolist(), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():

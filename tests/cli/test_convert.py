@@ -56,7 +56,7 @@ def test_a_converted_checkpoint_detects_and_evaluates(checkpoint, images, tmp_pa
     [
         (["--to", "oficial"], "unknown format 'oficial'; did you mean 'official'"),
         (["--classes", "a,b"], "--classes a,b: these are 2 names, the checkpoint has 6"),
-        (["--checkpoint", "/nowhere.pth"], "there is no checkpoint /nowhere.pth"),
+        (["--checkpoint", "/nowhere.pth"], "checkpoint /nowhere.pth does not exist"),
     ],
 )
 def test_mistakes_are_answered_in_one_line_and_leave_no_file(options, message, checkpoint, tmp_path, capsys):

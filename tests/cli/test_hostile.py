@@ -255,8 +255,7 @@ def test_a_full_disk_ends_with_the_last_good_checkpoint(run, tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert (
-        f"{folder / 'last.pt'}: cannot be written: File too large; the old file is unchanged"
-        in done.stderr
+        f"{folder / 'last.pt'}: cannot be written: File too large; the old file is unchanged" in done.stderr
     )
     assert (folder / "last.pt").read_bytes() == before
     assert load_checkpoint(folder / "last.pt")["epoch"] == 1
