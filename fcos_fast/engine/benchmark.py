@@ -107,13 +107,13 @@ def time_stages(
     device = model.transform.mean.device
     clock = _Clock(device)
     with torch.inference_mode(), autocast(dtype, device), clock.inside(model, "network", "postprocess"):
-        begin = clock.now()
+        start = clock.now()
         images = [read_image(file) for file in files]
         decoded = clock.now()
         detections = model([image.to(device) for image in images])
         end = clock.now()
     inside = clock.milliseconds
-    times = {"decode": decoded - begin, "network": inside["network"], "post-process": inside["postprocess"]}
+    times = {"decode": decoded - start, "network": inside["network"], "post-process": inside["postprocess"]}
     return times | {"pre-process": end - decoded - sum(inside.values())}, detections
 
 
@@ -146,9 +146,9 @@ class _Clock:
 
     def _timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
-            begin = self.now()
+            start = self.now()
             result = method(*args)
-            self.milliseconds[name] += self.now() - begin
+            self.milliseconds[name] += self.now() - start
             return result
 
         return run

@@ -62,7 +62,7 @@ def digest(state: Mapping[str, Any]) -> str:
 
 
 def _parts(value: Any) -> Iterator[str]:
-    """A string for each value in ``value``, and for the begin and end of each container."""
+    """A string for each value in ``value``, and for the start and end of each container."""
     if isinstance(value, Tensor):
         elements = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         yield f"{value.dtype} {tuple(value.shape)} {zlib.crc32(elements.data)}"

@@ -1,4 +1,4 @@
-"""Resuming a run: what its checkpoint contains, what may change, and back to where it was."""
+"""Resuming a run: load its checkpoint, check what changed, and restore its state."""
 
 from __future__ import annotations
 

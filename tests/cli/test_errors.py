@@ -25,7 +25,7 @@ MISTAKES = {
     "choice": (["train", "--preset", "torchvison"], "cannot be 'torchvison'; did you mean 'torchvision'?"),
     "nested choice": (["train", "--schedule.kind", "cosin"], "--schedule.kind cannot be 'cosin'; did you"),
     "backbone": (["train", "--model.backbone", "resnet17"], "did you mean 'resnet18'"),
-    "value": (["train", "--train.epochs", "0"], "train.epochs is 0; it must be 1 or more"),
+    "value": (["train", "--train.epochs", "0"], "train.epochs=0; expected a positive integer"),
     "recipe": (["train", "--config", "bcdc"], "there is no file bcdc; did you mean 'bccd'?"),
     "no data": (["train"], "no dataset; give its folder with --data.root"),
     "data": (["train", "--data.root", "/nowhere"], "/nowhere: there is no such folder"),

@@ -69,7 +69,7 @@ def test_retinanet(path, tmp_path):
     assert torch.equal(three.backbone.body.conv1.weight, model.backbone.body.conv1.weight)
 
 
-def test_a_checkpoint_from_before_there_were_other_detectors(model, tmp_path):
+def test_old_checkpoint_without_detector_is_an_fcos(model, tmp_path):
     about = describe_model(model, CATEGORIES)
     del about["model_config"]["detector"]
     save_checkpoint(tmp_path / "old.pt", {**about, "model": model.state_dict()})
@@ -85,7 +85,7 @@ def test_averaged_weights_are_preferred(model, tmp_path):
     assert torch.equal(again.state_dict()["head.regression_head.bbox_reg.bias"], torch.ones(4))
 
 
-def test_a_save_that_fails_halfway_leaves_the_old_file(path, monkeypatch):
+def test_a_failed_save_keeps_the_old_file(path, monkeypatch):
     before = path.read_bytes()
 
     def half(state, target):
@@ -291,7 +291,7 @@ def test_weights_that_do_not_fit_the_configuration(small):
         model_from_checkpoint(state)
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_and_says_why(small, tmp_path):
+def test_a_full_disk_keeps_the_old_checkpoint(small, tmp_path):
     path = tmp_path / "last.pt"
     path.write_bytes(small[0].read_bytes())
     code = """

@@ -37,7 +37,7 @@ def test_round_trip_through_json_and_yaml(config, tmp_path):
     assert from_plain(Config, yaml.safe_load((tmp_path / "config.yaml").read_text())) == config
 
 
-def test_missing_fields_take_their_defaults():
+def test_missing_fields_have_their_defaults():
     assert from_plain(Config, {"train": {"epochs": 7}}) == Config(train=TrainConfig(epochs=7))
 
 
@@ -55,6 +55,6 @@ def test_unknown_fields_are_named():
         ({"ema_decay": 1.0}, r"train\.ema_decay=1\.0; expected at least 0 and below 1"),
     ],
 )
-def test_bad_values_are_named(bad, message):
+def test_invalid_values_are_named(bad, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**bad)

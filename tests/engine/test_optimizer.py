@@ -1,4 +1,4 @@
-"""Which parameters are decayed, and the steps against torch's plain loops."""
+"""Which parameters are decayed, and steps compared with torch's for-loop implementations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning rates against closed forms and torch's own schedulers."""
+"""Learning rates compared with closed forms and torch's schedulers."""
 
 from __future__ import annotations
 
