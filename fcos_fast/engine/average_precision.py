@@ -82,8 +82,6 @@ def average_precision(
     Raises:
         ValueError: the number of images differs.
     """
-    from faster_coco_eval import COCO, COCOeval_faster
-
     images = ground_truth["images"]
     if len(detections) != len(images):
         raise ValueError(
@@ -94,25 +92,8 @@ def average_precision(
         for image, detection in zip(images, detections, strict=True)
         for annotation in coco_detections(image["id"], detection, categories)
     ]
-    # faster-coco-eval needs these fields, which a COCO results file does not have
-    annotations = [
-        {**annotation, "id": i, "iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3]}
-        for i, annotation in enumerate(annotations, start=1)
-    ]
-    evaluation = COCOeval_faster(
-        COCO(ground_truth),
-        COCO({**ground_truth, "annotations": annotations}),
-        iouType="bbox",
-        print_function=lambda *_: None,
-    )
-    evaluation.evaluate()
-    evaluation.accumulate()
-
-    # (T, R, K, A, M): IoU thresholds, recall thresholds, classes, area ranges, detection limits; recall has no R.
-    # Classes are ordered by id; -1 means no ground truth.
-    precision = np.asarray(evaluation.eval["precision"])
-    recall = np.asarray(evaluation.eval["recall"])
-    index = np.argsort(np.argsort(categories.ids))  # of each class
+    precision, recall = _precision_and_recall(ground_truth, annotations)
+    index = np.argsort(np.argsort(categories.ids))  # of each class in the curves
     all_sizes, small, medium, large = range(4)
     return AveragePrecision(
         ap=_mean(precision[:, :, :, all_sizes, 2]),
@@ -134,6 +115,31 @@ def average_precision(
             n: _mean(precision[0, :, k, all_sizes, 2]) for n, k in zip(categories.names, index, strict=True)
         },
     )
+
+
+def _precision_and_recall(
+    ground_truth: dict[str, list[dict[str, Any]]], annotations: list[dict[str, Any]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (T, R, K, A, M) and recall (T, K, A, M) of detections; -1 without ground truth.
+
+    The axes are IoU thresholds, recall thresholds, classes ordered by id, area ranges, and detection limits.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    # faster-coco-eval needs these fields, which a COCO results file does not have
+    annotations = [
+        {**annotation, "id": i, "iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3]}
+        for i, annotation in enumerate(annotations, start=1)
+    ]
+    evaluation = COCOeval_faster(
+        COCO(ground_truth),
+        COCO({**ground_truth, "annotations": annotations}),
+        iouType="bbox",
+        print_function=lambda *_: None,
+    )
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
 
 
 def coco_detections(

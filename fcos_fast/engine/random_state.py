@@ -18,10 +18,12 @@ def seed_everything(seed: int) -> None:
 
 def random_state() -> dict[str, Any]:
     """The state of every random number generator of this process, in plain values."""
-    algorithm, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    numpy_state = np.random.get_state(legacy=True)
+    assert isinstance(numpy_state, tuple)
+    algorithm, keys, *rest = numpy_state
     state = {
         "python": random.getstate(),
-        "numpy": (algorithm, keys.tolist(), position, has_gauss, gauss),
+        "numpy": (algorithm, keys.tolist(), *rest),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
