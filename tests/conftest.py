@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 # Several processes of pytest-xdist share the cores. Before torch is imported, and for the processes that tests start.
 if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
@@ -40,3 +41,14 @@ def device(request):
 def torchvision():
     """The oracle; where it is not installed, the other tests of a file run all the same."""
     return pytest.importorskip("torchvision")
+
+
+@pytest.fixture(scope="session")
+def bccd() -> Path:
+    """The folder of the 364 images of blood cells that FCOS_FAST_BCCD names."""
+    folder = os.environ.get("FCOS_FAST_BCCD")
+    if not folder:
+        pytest.skip("FCOS_FAST_BCCD is not set; set it to the folder BCCD of BCCD_Dataset")
+    if not Path(folder).is_dir():
+        pytest.fail(f"FCOS_FAST_BCCD={folder} is not a folder; set it to the folder BCCD of BCCD_Dataset")
+    return Path(folder)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -8,18 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-
 Objects = Sequence[tuple[str, Sequence[object]]]
-
-
-@pytest.fixture(scope="session")
-def bccd() -> Path:
-    """The folder of 364 blood-cell photographs."""
-    folder = Path(os.environ.get("FCOS_FAST_BCCD", REPOSITORY.parent / "shared" / "data" / "bccd"))
-    if not folder.is_dir():
-        pytest.skip(f"no photographs in {folder}; set FCOS_FAST_BCCD to the folder of BCCD_Dataset's BCCD")
-    return folder
 
 
 @pytest.fixture

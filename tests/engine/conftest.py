@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,11 +62,3 @@ def whole_run(tiny_config, tmp_path_factory) -> tuple[Config, TrainResult]:
 def tiny(tiny_config, tmp_path) -> Config:
     """``tiny_config`` in a folder of this test."""
     return tiny_config(tmp_path / "runs")
-
-
-@pytest.fixture
-def bccd() -> Path:
-    """The folder of the blood-cell photographs."""
-    if "FCOS_FAST_BCCD" not in os.environ:
-        pytest.skip("FCOS_FAST_BCCD is not set to the folder of BCCD_Dataset's BCCD")
-    return Path(os.environ["FCOS_FAST_BCCD"])
