@@ -49,23 +49,24 @@ may be too many for one."""
 
 
 class Run:
-    """Everything that trains, evaluates and records.
+    """The parts of a training run, built from its configuration.
 
-    Nothing is written before :meth:`create_folder` or :func:`fcos_fast.engine.resume.restore`; then comes :meth:`open`.
+    After the constructor call :meth:`create_folder` for a new run or :func:`fcos_fast.engine.resume.restore` for a
+    resumed one, then :meth:`open`. Nothing is written before.
 
     Args:
-        config: of the run, with the number of classes of ``train_set``.
-        train_set: the training split.
-        val_set: the validation split; None: no evaluation.
-        is_new: whether ``train.weights`` and ``train.backbone_weights`` are loaded; a resumed run has its own.
+        config: configuration of the run; ``model.num_classes`` is that of ``train_set``.
+        train_set: training split.
+        val_set: validation split; None disables evaluation.
+        is_new: load ``train.weights`` and ``train.backbone_weights``; a resumed run has its own weights.
 
     Attributes:
         loader: batches of the training split.
-        schedule: of the learning rate, in steps.
-        state: what training changes.
-        about: what each checkpoint contains besides the state.
-        folder: of the run.
-        train_step: the optimizer step.
+        schedule: learning rate schedule, in steps.
+        state: model, optimizer, moving average and position.
+        about: entries of every checkpoint besides the state.
+        folder: folder of the run.
+        train_step: optimizer step.
     """
 
     folder: Path
@@ -119,7 +120,7 @@ class Run:
         save_checkpoint(folder / "last.pt", self.about | self.state.state_dict())
 
     def open(self) -> None:
-        """Make the optimizer step and the metrics table, and print what is trained on what."""
+        """Build the optimizer step and the metrics table, and print dataset, model and folder."""
         options = self.config.train
         advise(how_to_continue(self.folder))
         if options.compile:
@@ -199,7 +200,7 @@ class Run:
 
 
 def initial_state(config: Config, categories: Categories, device: torch.device, is_new: bool) -> TrainState:
-    """Model, optimizer and moving average before the first step; of a resumed run without its initial weights."""
+    """Model, optimizer and moving average before the first step, with the initial weights of a new run."""
     options = config.train
     seed_everything(options.seed)
     model = build_detector(config.model)

@@ -233,7 +233,7 @@ def test_a_batch_norm_of_one_value_says_what_to_do(tmp_path, hostile, capsys):
     options += ["--augment.size", "[32, 32]", "--train.precision", "float32"]
     assert main(["train", *options]) == 2
     error = capsys.readouterr().err
-    assert "a batch norm sees one value per channel" in error
+    assert "a batch norm has one value per channel" in error
     assert "a larger train.batch_size" in error
 
 
