@@ -142,9 +142,7 @@ def processes() -> Iterator[None]:
     failed = False
     try:
         yield
-    except SystemExit:
-        raise
-    except BaseException as error:
+    except (Exception, KeyboardInterrupt) as error:
         failed = True
         _failure.raise_if_lost(error)
         raise
