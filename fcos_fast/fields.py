@@ -63,8 +63,10 @@ def is_positive(value: float) -> bool:
     return 0 < value < math.inf
 
 
-def check_fields(instance: DataclassInstance) -> None:
+def check_fields(instance: DataclassInstance, prefix: str = "") -> None:
     """Check every field against its type hint and its rule, and make tuples of lists, as YAML and JSON have.
+
+    Messages name the field after ``prefix``.
 
     Raises:
         TypeError: value of the wrong type.
@@ -72,16 +74,16 @@ def check_fields(instance: DataclassInstance) -> None:
     """
     hints = field_types(type(instance))
     for f in fields(instance):
-        value, rule = getattr(instance, f.name), f.metadata.get("rule")
+        value, rule, name = getattr(instance, f.name), f.metadata.get("rule"), f"{prefix}{f.name}"
         try:
-            value = convert(value, hints[f.name], f.name)
+            value = convert(value, hints[f.name], name)
         except (TypeError, ValueError) as error:
             if rule is None:
                 raise
-            raise type(error)(_message(f.name, value, rule)) from error
+            raise type(error)(_message(name, value, rule)) from error
         object.__setattr__(instance, f.name, value)  # the dataclass may be frozen
         if rule and not rule.accepts(value):
-            raise ValueError(_message(f.name, value, rule))
+            raise ValueError(_message(name, value, rule))
 
 
 def _message(name: str, value: object, rule: Rule) -> str:

@@ -17,7 +17,6 @@ ENVIRONMENT = {
     "FCOS_FAST_CHECK": "1: also check values on a GPU, which synchronizes",
     "FCOS_FAST_BUILD": "auto, cpu or cuda; read when the package is built",
     "FCOS_FAST_DEBUG": "1: the command line shows tracebacks",
-    "FCOS_FAST_COMMIT": "commit hash for benchmark results if git is not available",
     "FCOS_FAST_BCCD": "folder of the BCCD dataset (blood cells), for tests",
 }
 

@@ -69,9 +69,8 @@ class Run:
         self.scratch = Path(tempfile.mkdtemp(prefix=f"{name}-"))
         self.log = (self.out / f"{name}.log").open("w")
         self.start = clock()
-        self.environment = package_environment(
-            TREE, PYTHONUNBUFFERED="1", **({"FCOS_FAST_COMMIT": commit} if commit else {})
-        )
+        self.environment = package_environment(TREE, PYTHONUNBUFFERED="1")
+        self.commit = commit
         self.machine: dict = {}
         self.outcomes: list[Outcome] = []
         self.extra: Callable[[], tuple[dict, str]] = lambda: (
@@ -218,6 +217,8 @@ def prepare(run: Run) -> bool:
     """Copy the tree, record the machine and build for its GPU. Returns whether the build succeeded."""
     copy_tree(TREE)
     facts = run.scratch / "machine.json"
+    if run.commit:
+        (TREE / "COMMIT").write_text(run.commit)
 
     def read(outcome: Outcome) -> None:
         if facts.exists():

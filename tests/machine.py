@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import platform
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
+import fcos_fast.machine
 from fcos_fast._extension import cpu_error
 from fcos_fast._source_hash import source_hash
+
+COMMIT = Path(__file__).parent.parent / "COMMIT"
+"""Written by ``tests.gpu_steps`` into its copy of the tree."""
 
 
 def machine() -> dict:
     """Hardware, versions and the state of the sources."""
     return {
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],  # busy cores, averaged over the last minute
+        **fcos_fast.machine.machine(),
         "simd": importlib.import_module("fcos_fast._C").simd() if cpu_error is None else None,
         "gpu": gpu() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
         "torchvision": torchvision_version(),
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "system": platform.platform(),
         "commit": commit(),
         "csrc": source_hash(),
     }
@@ -41,13 +39,6 @@ def torchvision_version() -> str | None:
         return importlib.import_module("torchvision").__version__
     except ImportError:
         return None
-
-
-def cpu_name() -> str:
-    """The name that the operating system reports."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def gpu() -> dict:
@@ -67,13 +58,10 @@ def gpu() -> dict:
 
 
 def commit() -> str | None:
-    """FCOS_FAST_COMMIT, or the hash from git, with the suffix ``-dirty`` if files have changed since."""
-    from_environment = os.environ.get("FCOS_FAST_COMMIT")
-    return (
-        from_environment
-        or output_of("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-        or None
-    )
+    """The hash in the file ``COMMIT`` of a tree without git, or the hash from git, with ``-dirty`` if files changed."""
+    if COMMIT.exists():
+        return COMMIT.read_text()
+    return output_of("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*") or None
 
 
 def output_of(*command: str) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +11,6 @@ from typing import Any
 
 import torch
 
-import fcos_fast
 from fcos_fast.cli.benchmark import BenchmarkOptions, Variant
 from fcos_fast.cli.detect import find_images
 from fcos_fast.data import SyntheticConfig, read_image, synthetic_image
@@ -22,6 +18,7 @@ from fcos_fast.data.synthetic import save_image
 from fcos_fast.engine.benchmark import CANDIDATES, STAGES, benchmark, make_talkative
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.progress import Progress
+from fcos_fast.machine import cpu_name, machine
 from fcos_fast.models import PRESETS, Detector, build_detector
 from fcos_fast.models.transform import image_size
 from fcos_fast.precision import Precision, choose_device, choose_precision
@@ -42,7 +39,8 @@ def run(options: BenchmarkOptions, sizes: Sequence[tuple[int, int] | None]) -> d
     device = choose_device(options.device)
     model, about = _model(options)
     model.to(device)
-    facts, rows = machine(device), []
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    facts, rows = {"device": gpu or cpu_name(), **machine()}, []
     print("\n".join(f"{name:9} {value}" for name, value in {**facts, "model": about}.items()))
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
@@ -127,22 +125,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def _short(number: float) -> str:
     """Three significant digits."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """What a reader must know of a machine to judge a time."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    cpu = names[0] if names else platform.processor() or platform.machine()
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
-        "cpu": cpu,
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],  # of the last minute, in cores
-        "torch": torch.__version__,
-        "fcos_fast": fcos_fast.__version__,
-        "system": platform.platform(),
-    }
 
 
 def _draw(folder: Path, size: tuple[int, int], options: BenchmarkOptions) -> list[Path]:

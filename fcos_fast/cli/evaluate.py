@@ -82,13 +82,14 @@ def main(arguments: Sequence[str]) -> int:
 
     from fcos_fast.engine.average_precision import coco_results
     from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
-    from fcos_fast.engine.config import DataConfig, from_plain
+    from fcos_fast.engine.config import DataConfig
     from fcos_fast.engine.distributed import own_device, rank
     from fcos_fast.engine.evaluate import evaluate
     from fcos_fast.engine.files import write_json
     from fcos_fast.engine.report import write_report
     from fcos_fast.engine.run_folder import new_run_folder
     from fcos_fast.precision import choose_precision
+    from fcos_fast.serialize import from_plain
     from fcos_fast.text import printable
 
     saved = load_checkpoint(options.checkpoint)

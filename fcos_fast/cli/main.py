@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(f"fcos-fast {subcommand}", str(interruption) or "interrupted", status)
         except ProcessLostError as error:
             # the process that failed first has reported it
-            return 1 if error.alike else _fail(f"fcos-fast {subcommand}", str(error), status=1)
+            return 1 if error.repeated else _fail(f"fcos-fast {subcommand}", str(error), status=1)
         except ModuleNotFoundError as error:
             if _debugging() or (error.name or "fcos_fast").startswith("fcos_fast"):
                 raise

@@ -1,1 +1,1 @@
-"""."""
+"""Training, evaluation, checkpoints, prediction and reports."""

@@ -1,10 +1,11 @@
-"""Average precision as COCO defines it, computed by faster-coco-eval."""
+"""COCO average precision, computed by faster-coco-eval."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,16 +17,16 @@ from fcos_fast.text import printable
 
 @dataclass(frozen=True)
 class AveragePrecision:
-    """The summary of the COCO detection challenge; values in 0..1, NaN where there is no ground truth to find.
+    """The COCO detection metrics, in 0..1; NaN without ground truth.
 
     Attributes:
         ap: mean over IoU thresholds 0.50:0.05:0.95 and classes, at most 100 detections per image.
         ap50, ap75: at one IoU threshold.
-        ap_small, ap_medium, ap_large: over ground truth of area below 32², between, and above 96² pixels.
-        ar1, ar10, ar100: average recall with at most so many detections per image.
-        ar_small, ar_medium, ar_large: as ``ap_small``..., at most 100 detections per image.
-        per_class: ``ap`` of each class by name, in the order of the categories.
-        per_class50: ``ap50`` of each class.
+        ap_small, ap_medium, ap_large: for ground truth of area below 32², between, and above 96² pixels.
+        ar1, ar10, ar100: average recall with at most 1, 10, 100 detections per image.
+        ar_small, ar_medium, ar_large: average recall by area, at most 100 detections per image.
+        per_class: class name to ``ap``, in the order of the categories.
+        per_class50: class name to ``ap50``.
     """
 
     ap: float
@@ -44,11 +45,11 @@ class AveragePrecision:
     per_class50: dict[str, float] = field(default_factory=dict)
 
     def summary(self) -> dict[str, float]:
-        """The scalar values by name."""
+        """Name to value of the metrics over all classes."""
         return {k: v for k, v in vars(self).items() if isinstance(v, float)}
 
     def table(self) -> str:
-        """A table for people, one line per class below the totals."""
+        """The metrics as text: one line for all classes, then one per class."""
         names = {name: printable(name) for name in self.per_class}
         width = max(map(len, ["all classes", *names.values()]))
         lines = [
@@ -65,48 +66,34 @@ class AveragePrecision:
 
 
 def average_precision(
-    ground_truth: dict[str, list[dict]], detections: Sequence[dict[str, Tensor]], categories: Categories
+    ground_truth: dict[str, list[dict[str, Any]]],
+    detections: Sequence[dict[str, Tensor]],
+    categories: Categories,
 ) -> AveragePrecision:
     """COCO average precision.
 
     Args:
-        ground_truth: as a COCO file has it, ``DetectionDataset.coco_ground_truth()``. Annotations with ``iscrowd``
-            count neither as found nor as missed.
-        detections: of each of its images, in their order: ``boxes`` (N, 4) xyxy pixels, ``scores`` (N,), ``labels``
-            (N,) in 0..C-1.
-        categories: the classes.
-    """
-    from faster_coco_eval import COCO, COCOeval_faster
+        ground_truth: content of a COCO file, from ``DetectionDataset.coco_ground_truth()``. Annotations with
+            ``iscrowd`` count neither as found nor as missed.
+        detections: for each of its images, in the same order, ``boxes`` (N, 4) xyxy pixels, ``scores`` (N,) and
+            ``labels`` (N,) in 0..C-1.
+        categories: the C classes.
 
+    Raises:
+        ValueError: the number of images differs.
+    """
     images = ground_truth["images"]
     if len(detections) != len(images):
         raise ValueError(
-            f"average_precision: got detections of {len(detections)} images; there are {len(images)}"
+            f"average_precision: got detections of {len(detections)} images; expected {len(images)}"
         )
     annotations = [
         annotation
         for image, detection in zip(images, detections, strict=True)
         for annotation in coco_detections(image["id"], detection, categories)
     ]
-    # faster-coco-eval looks up these fields, which a file of results does not have
-    annotations = [
-        {**annotation, "id": i, "iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3]}
-        for i, annotation in enumerate(annotations, start=1)
-    ]
-    evaluation = COCOeval_faster(
-        COCO(ground_truth),
-        COCO({**ground_truth, "annotations": annotations}),
-        iouType="bbox",
-        print_function=lambda *_: None,
-    )
-    evaluation.evaluate()
-    evaluation.accumulate()
-
-    # (T, R, K, A, M): IoU thresholds, recall thresholds, classes, area ranges, detection limits; recall has no R.
-    # Classes stand in the order of their ids, -1 marks what has no ground truth.
-    precision = np.asarray(evaluation.eval["precision"])
-    recall = np.asarray(evaluation.eval["recall"])
-    rank = np.argsort(np.argsort(categories.ids))
+    precision, recall = _precision_and_recall(ground_truth, annotations)
+    index = np.argsort(np.argsort(categories.ids))  # of each class in the curves
     all_sizes, small, medium, large = range(4)
     return AveragePrecision(
         ap=_mean(precision[:, :, :, all_sizes, 2]),
@@ -122,16 +109,43 @@ def average_precision(
         ar_medium=_mean(recall[:, :, medium, 2]),
         ar_large=_mean(recall[:, :, large, 2]),
         per_class={
-            n: _mean(precision[:, :, k, all_sizes, 2]) for n, k in zip(categories.names, rank, strict=True)
+            n: _mean(precision[:, :, k, all_sizes, 2]) for n, k in zip(categories.names, index, strict=True)
         },
         per_class50={
-            n: _mean(precision[0, :, k, all_sizes, 2]) for n, k in zip(categories.names, rank, strict=True)
+            n: _mean(precision[0, :, k, all_sizes, 2]) for n, k in zip(categories.names, index, strict=True)
         },
     )
 
 
-def coco_detections(image_id: int, detection: dict[str, Tensor], categories: Categories) -> list[dict]:
-    """The detections of one image as a COCO file of results has them: data set ids, boxes as xywh."""
+def _precision_and_recall(
+    ground_truth: dict[str, list[dict[str, Any]]], annotations: list[dict[str, Any]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (T, R, K, A, M) and recall (T, K, A, M) of detections; -1 without ground truth.
+
+    The axes are IoU thresholds, recall thresholds, classes ordered by id, area ranges, and detection limits.
+    """
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    # faster-coco-eval needs these fields, which a COCO results file does not have
+    annotations = [
+        {**annotation, "id": i, "iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3]}
+        for i, annotation in enumerate(annotations, start=1)
+    ]
+    evaluation = COCOeval_faster(
+        COCO(ground_truth),
+        COCO({**ground_truth, "annotations": annotations}),
+        iouType="bbox",
+        print_function=lambda *_: None,
+    )
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+
+
+def coco_detections(
+    image_id: int, detection: dict[str, Tensor], categories: Categories
+) -> list[dict[str, Any]]:
+    """The detections of one image as in a COCO results file: the dataset's category ids, boxes as xywh."""
     boxes = detection["boxes"].detach().to("cpu", torch.float64)
     rows = zip(boxes.tolist(), detection["labels"].tolist(), detection["scores"].tolist(), strict=True)
     return [
@@ -145,8 +159,8 @@ def coco_detections(image_id: int, detection: dict[str, Tensor], categories: Cat
     ]
 
 
-def coco_results(dataset: DetectionDataset, detections: Sequence[dict[str, Tensor]]) -> list[dict]:
-    """The detections of a whole data set as COCO's file of results, with its own ids of images and categories."""
+def coco_results(dataset: DetectionDataset, detections: Sequence[dict[str, Tensor]]) -> list[dict[str, Any]]:
+    """The content of a COCO results file, with the image and category ids of the dataset."""
     ids = [i if record.image_id is None else record.image_id for i, record in enumerate(dataset.records)]
     return [
         annotation

@@ -1,4 +1,4 @@
-"""How long a detector takes on this machine, from the file to the boxes."""
+"""Time a detector on this machine, from the image file to the boxes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,22 +21,24 @@ from fcos_fast.models import FCOS, Detector
 from fcos_fast.precision import autocast
 
 STAGES = ("decode", "pre-process", "network", "post-process")
-"""``decode``: from files to pixels. ``network``: backbone, pyramid and head. ``post-process``: threshold, top-k, boxes,
-NMS. ``pre-process``: the rest of the call of the model: to the device, checks, resizing, normalising, padding, and the
-boxes back to the image's own pixels."""
+"""``decode``: image files to pixels. ``network``: backbone, pyramid and head. ``post-process``: threshold, top-k,
+boxes, NMS. ``pre-process``: the rest of the model's call: copy to the device, checks, resizing, normalization, padding,
+and scaling the boxes to the original image."""
+
+Name = TypeVar("Name")
 
 CANDIDATES = 1000
-"""How many (location, class) pairs of an image a model with random weights is made to send to NMS."""
+"""Number of (location, class) pairs per image that a model with random weights sends to NMS."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Samples of one variant: milliseconds of each stage, (number of samples,), and what it found.
+    """Samples of one model.
 
     Attributes:
-        stages: by name, in the order of :data:`STAGES`.
-        batch_size: images of a sample.
-        detections: mean number per image.
+        stages: milliseconds of each stage, (number of samples,), in the order of :data:`STAGES`.
+        batch_size: images per sample.
+        detections: mean number of detections per image.
     """
 
     stages: dict[str, np.ndarray]
@@ -44,8 +46,8 @@ class Timing:
     detections: float
 
     def summary(self) -> dict[str, Any]:
-        """Plain numbers: medians of the stages, p20, p50 and p80 of the whole, images per second at the median."""
-        whole = sum(self.stages.values())
+        """p20, p50 and p80 of the total, medians of the stages, images per second at the median."""
+        whole = np.sum(list(self.stages.values()), axis=0)
         p20, p50, p80 = (float(np.percentile(whole, q)) for q in (20, 50, 80))
         return {
             "p20_ms": p20,
@@ -59,32 +61,32 @@ class Timing:
 
 
 def benchmark(
-    models: Mapping[str, tuple[Detector, torch.dtype]],
+    models: Mapping[Name, tuple[Detector, torch.dtype]],
     files: Sequence[Path],
     batch_size: int = 1,
     repeats: int = 10,
     warmup: int = 2,
     on_sample: Callable[[], None] = lambda: None,
-) -> dict[str, Timing]:
-    """Time models on the same images, in turns, so that whatever else the machine does meets all of them alike.
+) -> dict[Name, Timing]:
+    """Time models on the same images, interleaved, so that other load on the machine affects all of them.
 
     Args:
-        models: by name: a model in evaluation mode on its device, and the dtype of its autocast (float32: none).
-        files: images; each sample takes the next ``batch_size``, beginning again behind the last.
-        batch_size: images of a sample.
-        repeats: samples of each model.
-        warmup: runs of each model before.
+        models: name to a model in evaluation mode on its device, and its autocast dtype (float32: no autocast).
+        files: image files; each sample uses the next ``batch_size`` of them, and the first ones again after the last.
+        batch_size: images per sample.
+        repeats: samples per model.
+        warmup: untimed runs per model.
         on_sample: called after every run, ``len(models) * (warmup + repeats)`` times.
     """
-    samples = {name: {stage: [] for stage in STAGES} for name in models}
+    samples: dict[Name, dict[str, list[float]]] = {name: {stage: [] for stage in STAGES} for name in models}
     found = dict.fromkeys(models, 0)
     images = cycle(files)
-    for turn in range(-warmup, repeats):
+    for sample in range(-warmup, repeats):
         batch = list(islice(images, batch_size))
         for name, (model, dtype) in models.items():
             times, detections = time_stages(model, dtype, batch)
             on_sample()
-            if turn >= 0:
+            if sample >= 0:
                 found[name] += sum(len(detection["scores"]) for detection in detections)
                 for stage in STAGES:
                     samples[name][stage].append(times[stage])
@@ -101,22 +103,22 @@ def benchmark(
 def time_stages(
     model: Detector, dtype: torch.dtype, files: Sequence[Path]
 ) -> tuple[dict[str, float], list[dict[str, Tensor]]]:
-    """Milliseconds of each stage of one call, and its detections. The device is waited for between the stages."""
+    """Milliseconds of each stage of one call, and its detections. The device is synchronized between the stages."""
     device = model.transform.mean.device
     clock = _Clock(device)
     with torch.inference_mode(), autocast(dtype, device), clock.inside(model, "network", "postprocess"):
-        begin = clock.now()
+        start = clock.now()
         images = [read_image(file) for file in files]
         decoded = clock.now()
         detections = model([image.to(device) for image in images])
         end = clock.now()
     inside = clock.milliseconds
-    times = {"decode": decoded - begin, "network": inside["network"], "post-process": inside["postprocess"]}
+    times = {"decode": decoded - start, "network": inside["network"], "post-process": inside["postprocess"]}
     return times | {"pre-process": end - decoded - sum(inside.values())}, detections
 
 
 class _Clock:
-    """Times methods of a model while it runs, and the device with them."""
+    """A clock that waits for the device, and times methods of a model."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -129,8 +131,10 @@ class _Clock:
 
     @contextmanager
     def inside(self, model: Detector, *methods: str) -> Iterator[None]:
-        """Within this block the calls of these methods are timed."""
-        before = {name: vars(model).get(name) for name in methods}  # a compiled network is the model's own
+        """Time the calls of these methods within the block."""
+        before = {
+            name: vars(model).get(name) for name in methods
+        }  # a compiled network is an instance attribute
         for name in methods:
             self.milliseconds[name] = 0.0
             setattr(model, name, self._timed(name, getattr(model, name)))
@@ -140,11 +144,11 @@ class _Clock:
             for name, own in before.items():
                 delattr(model, name) if own is None else setattr(model, name, own)
 
-    def _timed(self, name: str, method: Callable) -> Callable:
-        def run(*args):
-            begin = self.now()
+    def _timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            start = self.now()
             result = method(*args)
-            self.milliseconds[name] += self.now() - begin
+            self.milliseconds[name] += self.now() - start
             return result
 
         return run
@@ -152,11 +156,11 @@ class _Clock:
 
 @torch.no_grad()
 def make_talkative(model: Detector, image: Tensor, candidates: int = CANDIDATES) -> Detector:
-    """A copy of a model with random weights whose post-processing has as much to do as that of a trained one.
+    """A copy of a model with random weights whose post-processing has as much work as that of a trained model.
 
-    With random weights nothing passes the score threshold, or everything. The last layers are scaled and shifted: the
-    logits of every class have standard deviation 1.5 over ``image``, ``candidates`` of its (location, class) pairs pass
-    the threshold, and boxes are a few strides wide, so that neighbours overlap; RetinaNet's are so without help.
+    With random weights either nothing passes the score threshold or everything. The last layers are scaled and shifted:
+    the logits of every class have standard deviation 1.5 over ``image``, ``candidates`` of its (location, class) pairs
+    pass the threshold, and boxes are a few strides wide, so that neighbors overlap (RetinaNet's do without a change).
     """
     model = copy.deepcopy(model).eval()
     outputs = model.network(model.transform.batch([model.transform(image)]).tensor)
@@ -173,15 +177,19 @@ def make_talkative(model: Detector, image: Tensor, candidates: int = CANDIDATES)
 
 
 def _set_boxes(model: FCOS) -> float:
-    """Give an FCOS boxes of four strides and centerness 1/2; the class probability that then passes the threshold."""
+    """Set the biases for boxes of four strides and centerness 1/2.
+
+    Returns:
+        The class probability at which the score then equals the threshold.
+    """
     config, head = model.config, model.head
     tower = head.regression_head if config.centerness_on == "regression" else head.classification_head
     tower.bbox_ctrness.bias.zero_()
     stride = 1 if config.regression_unit == "stride" else 32
     layer = head.regression_head.bbox_reg
     raw = math.log(4 * stride) if config.regression == "exp" else 4 * stride
-    layer.bias.fill_(raw / math.e if config.scale == "exp" else raw)  # scales begin at 1
+    layer.bias.fill_(raw / math.e if config.scale == "exp" else raw)  # scales are initialized to 1
     if config.threshold_on == "classification" or config.score == "classification":
         return config.score_threshold
-    # the score is that of the class times the centerness, or the root of it
+    # the score is the class probability times the centerness, or the square root of that
     return min(2 * config.score_threshold ** (2 if config.score == "sqrt" else 1), 0.99)

@@ -1,6 +1,6 @@
-"""How the boxes of a data set fall on the levels of an FCOS, and which level ranges and input size suit them better.
+"""How the boxes of a dataset are assigned to the levels of an FCOS, and which level ranges and input size suit them.
 
-Nothing is estimated: the boxes are scaled as the model scales its images, and the model's own assignment runs on them.
+The counts are exact: boxes are scaled as the model scales its images, and assigned by the model's own rule.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from fcos_fast.models.transform import Size, padded, resized, scale_boxes
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 BASES = (12, 16, 24, 32, 48, 64, 96, 128)
-"""First bounds between levels that are tried, in pixels; each further one is twice the one before, as published."""
+"""Candidates for the first bound between levels, in pixels; each next bound is twice the previous one, as published."""
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-"""Input sizes that are tried, relative to the present one."""
+"""Candidates for the input size, relative to the current one."""
 
-TOLERATED = 0.01
-"""Share of boxes without a location that an input size may leave."""
+ACCEPTED_LOSS = 0.01
+"""Accepted share of boxes without a location."""
 
-CELLS = 2
-"""Strides of the finest level that the shorter sides of all but 5 % of the boxes are to have."""
+MIN_SIDE = 2
+"""Required 5th percentile of the boxes' shorter sides, in strides of the finest level."""
 
-_BATCH = 16  # images that are assigned together
+_BATCH = 16  # images per assignment
 
 
 @dataclass(frozen=True)
 class LevelStatistics:
-    """Where the boxes of a data set go, at one input size and with one rule.
+    """The levels of the boxes of a dataset, for one input size and one rule.
 
     Attributes:
-        num_boxes: of all images.
-        on_level: number of boxes that get a location of each level; one box can be on several.
-        unassigned: number of boxes that get none.
-        lost_side: median of the longer sides of the unassigned boxes, in pixels of the input; 0 without any.
+        num_boxes: number of boxes in all images.
+        on_level: number of boxes with a location on each level; a box can be on several.
+        unassigned: number of boxes without a location.
+        lost_side: median of the longer sides of the unassigned boxes, in input pixels; 0 if there are none.
     """
 
     num_boxes: int
@@ -52,12 +52,12 @@ class LevelStatistics:
 
     @property
     def share_unassigned(self) -> float:
-        """Of all boxes."""
+        """Unassigned boxes as a share of all boxes."""
         return self.unassigned / max(1, self.num_boxes)
 
     @property
     def evenness(self) -> float:
-        """Entropy of the boxes over the levels, relative to the greatest possible: 1 where all have as many."""
+        """Normalized entropy of the boxes over the levels: 1 if all levels have the same number."""
         share = np.array(self.on_level) / max(1, sum(self.on_level))
         share = share[share > 0]
         return float(-(share * np.log(share)).sum() / np.log(len(self.on_level)))
@@ -65,12 +65,12 @@ class LevelStatistics:
 
 @dataclass(frozen=True)
 class SizeStatistics:
-    """An input size that was tried.
+    """The statistics of one input size.
 
     Attributes:
-        config: with that size.
-        short_side: 5th percentile of the boxes' shorter sides in pixels of the input.
-        levels: where the boxes go.
+        config: configuration with that size.
+        short_side: 5th percentile of the boxes' shorter sides, in input pixels.
+        levels: levels of the boxes.
     """
 
     config: FCOSConfig
@@ -78,20 +78,20 @@ class SizeStatistics:
     levels: LevelStatistics
 
 
-def sample(dataset: DetectionDataset, most: int) -> list[Record]:
-    """At most ``most`` records, evenly spaced."""
-    positions = np.linspace(0, len(dataset) - 1, min(most, len(dataset))).round().astype(int)
+def sample(dataset: DetectionDataset, count: int) -> list[Record]:
+    """At most ``count`` records, evenly spaced."""
+    positions = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
     return [dataset.records[i] for i in positions]
 
 
 def input_size(size: Size, config: FCOSConfig) -> Size:
-    """What evaluation makes of an image of (height, width), without padding."""
+    """(height, width) after the resizing of evaluation, without padding."""
     min_size = config.min_size[-1] if isinstance(config.min_size, tuple) else config.min_size
     return size if min_size is None else resized(size, min_size, config.max_size)
 
 
 def box_sizes(records: Iterable[Record], config: FCOSConfig) -> dict[str, list[float]]:
-    """Percentiles (:data:`PERCENTILES`) of the boxes' sizes in pixels of the input: ``sqrt(area)`` and the sides."""
+    """Percentiles (:data:`PERCENTILES`) of ``sqrt(area)`` and of the sides of the boxes, in input pixels."""
     scaled = np.concatenate([np.zeros((0, 4), np.float32), *(_scaled(record, config) for record in records)])
     width, height = scaled[:, 2] - scaled[:, 0], scaled[:, 3] - scaled[:, 1]
     sizes = {
@@ -105,7 +105,7 @@ def box_sizes(records: Iterable[Record], config: FCOSConfig) -> dict[str, list[f
 
 
 def level_statistics(records: Sequence[Record], config: FCOSConfig) -> LevelStatistics:
-    """Assign the boxes of ``records`` to the locations of the levels."""
+    """Assign the boxes of ``records`` to the locations of all levels, and count them."""
     groups: dict[Size, list[Record]] = defaultdict(list)
     for record in records:
         if len(_kept(record)):
@@ -133,9 +133,9 @@ def level_statistics(records: Sequence[Record], config: FCOSConfig) -> LevelStat
 
 
 def suggest_ranges(records: Sequence[Record], config: FCOSConfig) -> FCOSConfig:
-    """``config`` with the level ranges that lose the fewest boxes; of those that lose as few, the most even.
+    """``config`` with the level ranges that leave the fewest boxes unassigned; among equals, the most even ones.
 
-    Losing a thousandth of all boxes more than the best counts as losing as few.
+    Shares of unassigned boxes within 0.001 of the smallest count as equal.
     """
     inner = len(config.strides) - 1
     candidates = [config]
@@ -149,7 +149,7 @@ def suggest_ranges(records: Sequence[Record], config: FCOSConfig) -> FCOSConfig:
 
 
 def size_statistics(records: Sequence[Record], config: FCOSConfig) -> list[SizeStatistics]:
-    """``config`` at every input size of :data:`SCALES`, from the smallest on."""
+    """Statistics of ``config`` at every input size of :data:`SCALES`, smallest first."""
     min_size = config.min_size[-1] if isinstance(config.min_size, tuple) else config.min_size
     if min_size is None:
         min_size = int(np.median([min(record.size) for record in records]))
@@ -163,19 +163,19 @@ def size_statistics(records: Sequence[Record], config: FCOSConfig) -> list[SizeS
 
 
 def best_size(candidates: Sequence[SizeStatistics]) -> SizeStatistics:
-    """The smallest size that loses few boxes (:data:`TOLERATED`) and shows them large enough (:data:`CELLS`).
+    """The smallest size with few unassigned boxes (:data:`ACCEPTED_LOSS`) and large enough boxes (:data:`MIN_SIDE`).
 
-    Where there is none, the one that loses the fewest.
+    If there is none, the size with the fewest unassigned boxes.
     """
     for candidate in candidates:
-        large = candidate.short_side >= CELLS * candidate.config.strides[0]
-        if large and candidate.levels.share_unassigned <= TOLERATED:
+        large = candidate.short_side >= MIN_SIDE * candidate.config.strides[0]
+        if large and candidate.levels.share_unassigned <= ACCEPTED_LOSS:
             return candidate
     return min(candidates, key=lambda candidate: candidate.levels.share_unassigned)
 
 
 def _kept(record: Record) -> np.ndarray:
-    """The boxes that are trained on."""
+    """The boxes that are not ignored in training."""
     return record.boxes[~record.ignore]
 
 

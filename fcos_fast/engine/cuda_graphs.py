@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from fcos_fast.assignment import GroundTruth
 from fcos_fast.cuda_graphs import WARM_UP, GraphCache, capture
+from fcos_fast.engine.distributed import world_size
 from fcos_fast.models import ImageBatch
 
 MAX_GRAPHS = 16
@@ -23,7 +23,7 @@ def why_not(device: torch.device) -> str | None:
     """Why steps on ``device`` cannot be captured, or None."""
     if device.type != "cuda":
         return f"the device is {device.type}, they need cuda"
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if world_size() > 1:
         return "several processes train, and their gradient exchange is not captured"
     return None
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 class ExponentialMovingAverage:
-    """A second copy of a model whose weights trail the first.
+    """A copy of a model with the moving average of its weights.
 
     After update ``t`` (counted from 1) ``average = d * average + (1 - d) * model`` with
-    ``d = min(decay, (1 + t) / (10 + t))``, so that the random first weights are soon forgotten. Floating-point
-    buffers (running statistics) are averaged alike; integer ones are copied.
+    ``d = min(decay, (1 + t) / (10 + t))``, so that the random initial weights are soon forgotten.
+    Floating-point buffers (running statistics) are averaged too; integer buffers are copied.
 
     Attributes:
-        model: the averaged copy, in evaluation mode and without gradients.
+        model: averaged copy, in evaluation mode and without gradients.
         updates: number of updates so far.
-        weight: ``1 - d`` of the present update, float32 scalar on the model's device.
+        weight: ``1 - d`` of the current update, float32 scalar on the model's device.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -28,18 +29,18 @@ class ExponentialMovingAverage:
         self.weight = torch.zeros((), device=next(model.parameters()).device)
 
     def update(self, model: nn.Module) -> None:
-        """Move the average towards ``model``, which has the same parameters and buffers."""
+        """Update the average with ``model``, which has the same parameters and buffers."""
         self.advance()
         self.follow(model, self.weight)
 
     def advance(self) -> None:
-        """Count an update: what the host has to do of it."""
+        """Count an update: its part on the host."""
         self.updates += 1
         self.weight.fill_(1 - min(self.decay, (1 + self.updates) / (10 + self.updates)))
 
     @torch.no_grad()
     def follow(self, model: nn.Module, weight: Tensor) -> None:
-        """Move the average towards ``model`` by a ``weight`` on the device: what the device has to do of an update."""
+        """Move the average towards ``model`` by ``weight``, a tensor on the device: the device's part of an update."""
         averages, values = [], []
         for average, value in zip(_tensors(self.model), _tensors(model), strict=True):
             if average.is_floating_point():
@@ -49,12 +50,12 @@ class ExponentialMovingAverage:
                 average.copy_(value)
         torch._foreach_lerp_(averages, values, [weight.to(average.dtype) for average in averages])
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Weights and number of updates."""
         return {"model": self.model.state_dict(), "updates": self.updates}
 
-    def load_state_dict(self, state: dict) -> None:
-        """Undo :meth:`state_dict`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a :meth:`state_dict`."""
         self.model.load_state_dict(state["model"])
         self.updates = state["updates"]
 

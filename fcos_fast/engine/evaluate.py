@@ -1,8 +1,8 @@
-"""Running a detector over a data set, and scoring it."""
+"""Evaluation: run a detector on a dataset and compute its average precision."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 
 import torch
@@ -23,16 +23,16 @@ def evaluate(
     batch_size: int = 8,
     workers: int | None = None,
 ) -> tuple[AveragePrecision, list[dict[str, Tensor]]]:
-    """COCO average precision of ``model`` on ``dataset``, and its detections, image by image, on the CPU.
+    """COCO average precision of ``model`` on ``dataset``, and the detections of each image on the CPU.
 
-    The model runs where it lies, in evaluation mode, under autocast to ``dtype``.
+    The model runs on its device, in evaluation mode, under autocast to ``dtype``.
 
-    Several processes, each with the same model, share the batches. A batch holds the same images whatever their number,
-    so the detections have the bits of a single process. All have the result; rank 0 has the detections, the others an
-    empty list.
+    Several processes, each with the same model, share the batches. The batches do not depend on their number, so the
+    detections have the same bits as those of one process. All ranks return the result; the detections are empty on all
+    but rank 0.
     """
     device = next(model.parameters()).device
-    loader = eval_loader(dataset, batch_size, workers, rank(), world_size(), device)
+    loader = eval_loader(dataset, batch_size, workers, rank=rank(), world_size=world_size(), device=device)
     batches: list[list[dict[str, Tensor]]] = []
     with Progress(len(loader), "evaluate", images=batch_size * world_size()) as progress:
         for batch in detect_batches(model, (images for images, _ in loader), dtype):
@@ -48,8 +48,8 @@ def evaluate(
 
 def detect_batches(
     model: Detector, batches: Iterable[list[Tensor]], dtype: torch.dtype = torch.float32
-) -> Iterable[list[dict[str, Tensor]]]:
-    """The detections of each batch of images, on the CPU; leaves the model in the mode that it was in."""
+) -> Iterator[list[dict[str, Tensor]]]:
+    """Yield the detections of each batch of images, on the CPU. The model returns to its mode at the end."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

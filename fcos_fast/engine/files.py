@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all."""
+"""Files that are written atomically: readers see the old or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".{}.part{}"
-"""Name of a file that is being written: unique, so that two writers never share one, and with the final suffix, by
-which savers choose the format."""
+"""Name of a file while it is written: unique, so that two writers never share one, and with the final suffix, because
+savers choose the format by it."""
 
 
 class WriteError(OSError):
@@ -22,12 +22,12 @@ class WriteError(OSError):
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; leaving the block without an error moves it over ``path`` at once.
+    """Yield a temporary path in the same folder; if the block succeeds, it atomically replaces ``path``.
 
-    Whoever reads ``path`` sees the old file or the new one, never a part, whatever kills the writer.
+    Readers of ``path`` see the old file or the new one, never a part, even if the writer is killed.
 
     Raises:
-        WriteError: the file cannot be written; the old one, if there was one, is unchanged.
+        WriteError: the file cannot be written; an old file is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(TEMPORARY.format(secrets.token_hex(8), path.suffix))
@@ -39,31 +39,31 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise _write_error(path, error) from error
     finally:
-        with suppress(OSError):  # whose reason is that of the error above
+        with suppress(OSError):  # it failed for the same reason as above
             temporary.unlink(missing_ok=True)
 
 
 def _write_error(path: Path, error: OSError) -> WriteError:
     if not path.parent.is_dir():
-        return WriteError(f"{path}: cannot be written, its folder does not exist (any more)")
-    kept = "; the file that was there is unchanged" if path.exists() else ""
+        return WriteError(f"{path}: cannot be written, its folder does not exist")
+    kept = "; the old file is unchanged" if path.exists() else ""
     return WriteError(f"{path}: cannot be written: {error.strerror or error}{kept}")
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what killed writers left in ``folder``, where nobody else may be writing now."""
+    """Remove the temporary files of killed writers; nobody else may be writing in ``folder``."""
     for path in folder.glob(TEMPORARY.format("*", "*")):
         path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` as UTF-8, whole or not at all; what UTF-8 cannot hold (undecodable file names) is escaped."""
+    """Write ``text`` as UTF-8, atomically; surrogates (of undecodable file names) are escaped."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write plain values as JSON, whole or not at all; NaN and infinities, which JSON does not have, become null."""
+    """Write plain values as JSON, atomically; NaN and infinities, which JSON does not have, become null."""
     write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of other implementations: recognised by their keys, read as ours, written as theirs."""
+"""Checkpoints of other implementations: recognized by their keys, converted from and to their formats."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from fcos_fast.serialize import check_field_names
 from fcos_fast.suggest import unknown_name
 
 SPARSE_COCO = 91
-"""Outputs of a classifier that COCO's own ids index, 1 to 90 with gaps."""
+"""Number of outputs of a classifier indexed by COCO's category ids, 1 to 90 with gaps."""
 
-_NEVER = -math.log(1e6)  # logit of an output that stands for no class
+_NEVER = -math.log(1e6)  # logit of an output without a class
 _ANCHORS = 9  # of torchvision's RetinaNet, at each location
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """A checkpoint of another implementation, read.
+    """A converted checkpoint of another implementation.
 
     Attributes:
-        format: that it has.
-        state: what a checkpoint of this project holds: ``model_config``, ``categories`` and ``model``.
-        presets: those whose models have the same parameters; the first is what it was taken for.
+        format: checkpoint format of the file.
+        state: content of a checkpoint of this project: ``model_config``, ``categories`` and ``model``.
+        presets: presets with the same parameters; the checkpoint was read as the first.
     """
 
     format: CheckpointFormat
@@ -52,9 +52,7 @@ class Foreign:
 
     def __str__(self) -> str:
         config = self.state["model_config"]
-        others = (
-            f"; its parameters are also those of {', '.join(self.presets[1:])}" if self.presets[1:] else ""
-        )
+        others = f"; the parameters also match {', '.join(self.presets[1:])}" if self.presets[1:] else ""
         return (
             f"{self.format.name} checkpoint, read as {self.presets[0]} with {config['backbone']} and "
             f"{config['num_classes']} classes{others}"
@@ -66,17 +64,17 @@ def read_foreign(
 ) -> Foreign:
     """Read the checkpoint of another implementation, in any format of :data:`.CHECKPOINT_FORMATS`.
 
-    Backbone and number of classes follow from the parameters, everything else from the preset. COCO's classes are
-    numbered densely: of a classifier with 91 outputs those of COCO's 80 ids are kept.
+    Backbone and number of classes are inferred from the parameters; everything else is the preset's. COCO's classes
+    are numbered densely: from a classifier with 91 outputs, those of COCO's 80 category ids are kept.
 
     Args:
-        checkpoint: what ``torch.load`` returned.
-        preset: what the checkpoint is; by default the first of the format's presets that has its parameters.
+        checkpoint: result of ``torch.load``.
+        preset: preset of the model; by default the first of the format's presets whose parameters match.
         overrides: fields of the configuration that differ from the preset.
 
     Raises:
-        ValueError: an unknown format, or parameters that no model of the presets has; the message lists them.
-        ValueError, TypeError: overrides that no configuration can have.
+        ValueError: unknown format, or parameters that match no preset; the message lists them.
+        ValueError, TypeError: invalid overrides.
     """
     if preset is not None and preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
@@ -86,73 +84,76 @@ def read_foreign(
         some = ", ".join(list(state)[:4]) or "no tensor"
         known = ", ".join(format.name for format in CHECKPOINT_FORMATS)
         raise ValueError(
-            f"this is no checkpoint of fcos_fast, and its parameters ({some}, ...) are of no known format; known are "
-            f"{known}"
+            f"not a checkpoint of fcos_fast, and its parameters ({some}, ...) match no known format; known are {known}"
         )
     state = present_names(state, format)
     per_location = _ANCHORS if format.name == "torchvision-retinanet" else 1
     if format.name.startswith("torchvision"):
         state = _dense(state, per_location)
-    given: dict[str, Any] = {
+    inferred = _infer_config(state, format, per_location) | dict(overrides or {})
+    candidates = format.presets if preset is None else (preset,)
+    for name in candidates:
+        check_field_names(type(PRESETS[name]), inferred)
+    configs = {name: replace(PRESETS[name], **inferred) for name in candidates}
+    own = {name: _parameters(config) for name, config in configs.items()}
+    mismatches = {name: sum(map(len, differences(state, format, own[name]).values())) for name in configs}
+    best = min(configs, key=lambda name: mismatches[name])
+    content = {
+        "model_config": configs[best].to_dict(),
+        "categories": _categories(configs[best].num_classes).to_dict(),
+        "model": from_format(state, format, own[best]),
+    }
+    return Foreign(format, content, tuple(name for name in configs if mismatches[name] == 0))
+
+
+def _infer_config(state: Mapping[str, Tensor], format: CheckpointFormat, per_location: int) -> dict[str, Any]:
+    """The fields of the configuration that follow from the parameters."""
+    fields: dict[str, Any] = {
         "num_classes": _num_classes(state, format) // per_location,
         "norm": "frozen",
         "trainable_stages": 3,
         **_deformable(state),
     }
-    given["backbone"] = _backbone(state, format, given)
-    if given["backbone"].startswith("resnext"):
-        given["stride_in_1x1"] = False  # in all of them, whatever their ResNets have
-    given |= overrides or {}
-    candidates = format.presets if preset is None else (preset,)
-    for name in candidates:
-        check_field_names(type(PRESETS[name]), given)
-    configs = {name: replace(PRESETS[name], **given) for name in candidates}
-    own = {name: _parameters(config) for name, config in configs.items()}
-    misfits = {name: sum(map(len, differences(state, format, own[name]).values())) for name in configs}
-    best = min(misfits, key=misfits.get)
-    model = from_format(state, format, own[best])
-    saved = {
-        "model_config": configs[best].to_dict(),
-        "categories": _categories(configs[best].num_classes).to_dict(),
-        "model": model,
-    }
-    return Foreign(format, saved, tuple(name for name in configs if misfits[name] == 0))
+    fields["backbone"] = _backbone(state, format, fields)
+    if fields["backbone"].startswith("resnext"):
+        fields["stride_in_1x1"] = False  # in all ResNeXts, also of projects whose ResNets have it there
+    return fields
 
 
 def write_foreign(
     config: DetectorConfig, state: Mapping[str, Tensor], format: CheckpointFormat
 ) -> dict[str, Any]:
-    """What ``torch.save`` is to write so that another implementation reads the parameters of an FCOS.
+    """The parameters of an FCOS in the format of another implementation, for ``torch.save``.
 
-    Torchvision's gets 91 outputs for COCO's 80 classes; those that stand for no class have a probability of 1e-6.
+    In torchvision's format COCO's 80 classes become 91 outputs; outputs without a class have a probability of 1e-6.
 
     Args:
-        config: of the model.
-        state: its state dict.
-        format: of the file.
+        config: configuration of the model.
+        state: state dict of the model.
+        format: format to write.
 
     Raises:
-        ValueError: the format's models have other parameters.
+        ValueError: models of the format have other parameters.
     """
     if not isinstance(config, FCOSConfig) or format.name == "torchvision-retinanet":
         raise ValueError(
-            f"a {config.detector} is not written in the format {format.name}: that holds an FCOS, and torchvision's "
-            "RetinaNet takes the state dict of ours as it is"
+            f"a {config.detector} cannot be written in the format {format.name}: formats are for FCOS, and "
+            "torchvision's RetinaNet loads the state dict of this project unchanged"
         )
     has_scales = any(key.endswith(".scales") for key in state)
     if has_scales != format.has_scales:
         here, there = ("has", "has none") if has_scales else ("has no", "has them")
         fitting = ", ".join(other.name for other in CHECKPOINT_FORMATS if other.has_scales == has_scales)
         raise ValueError(
-            f"this model {here} scales, which multiply the distances of a level, the {format.name} format {there}; "
-            f"formats that fit: {fitting}"
+            f"this model {here} scales, which multiply the distances of a level, but the {format.name} format "
+            f"{there}; use one of {fitting}"
         )
     if config.min_level != 3:
-        raise ValueError(f"this model's pyramid begins at P{config.min_level}; those of other formats at P3")
+        raise ValueError(f"this model's pyramid starts at P{config.min_level}; other formats start at P3")
     if format.name == "torchvision":
         if config.centerness_on == "classification":
             raise ValueError(
-                "this model has its centerness on the classification tower, torchvision's on the other"
+                "this model has its centerness on the classification tower; torchvision's is on the regression tower"
             )
         state = _sparse(state)
     theirs = to_format(state, format)
@@ -160,14 +161,14 @@ def write_foreign(
 
 
 def other_rules(config: FCOSConfig, format: CheckpointFormat) -> dict[str, tuple[Any, Any]]:
-    """Field to value here and value there, where the nearest of a format's presets computes something else."""
+    """Field to own value and theirs, if it differs in the nearest preset of the format and changes results."""
     presets = [FCOS_PRESETS[name].to_dict() for name in format.presets]
-    here = {name: value for name, value in config.to_dict().items() if name not in _NO_RULES}
+    here = {name: value for name, value in config.to_dict().items() if name not in _NOT_RULES}
     there = min(presets, key=lambda preset: sum(preset[name] != value for name, value in here.items()))
     return {name: (value, there[name]) for name, value in here.items() if value != there[name]}
 
 
-_NO_RULES = (
+_NOT_RULES = (
     "backbone",
     "num_classes",
     "norm",
@@ -176,18 +177,18 @@ _NO_RULES = (
     "head_channels",
     "head_convs",
 )
-"""Fields that follow from the parameters, or are nothing that another program would do differently."""
+"""Fields that follow from the parameters, or that do not change what another program computes."""
 
 
 def _num_classes(state: Mapping[str, Tensor], format: CheckpointFormat) -> int:
     name = format.name_of(CLASSES + "weight")
     if name not in state:
-        raise ValueError(f"the {format.name} checkpoint has no {name}, so no classification layer")
+        raise ValueError(f"the {format.name} checkpoint has no {name}, the classification layer")
     return len(state[name])
 
 
 def _deformable(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Fields of the configuration for the deformable convolutions whose offsets are among the parameters."""
+    """The fields for deformable convolutions, inferred from the parameters of their offsets."""
     fields: dict[str, Any] = {}
     stages = set()
     for key, value in state.items():
@@ -204,9 +205,9 @@ def _deformable(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _backbone(state: Mapping[str, Tensor], format: CheckpointFormat, fields: Mapping[str, Any]) -> str:
-    """The greatest of the backbones whose parameters all are there; where none is, the one that lacks the least."""
+    """The largest backbone whose parameters are all in ``state``, or else the one with the fewest missing."""
 
-    def lacks_and_has(name: str) -> tuple[int, int]:
+    def missing_and_size(name: str) -> tuple[int, int]:
         options = {option: fields[option] for option in fields.keys() & backbone_options(name)}
         with torch.device("meta"):
             body = build_backbone(name, **options).state_dict()
@@ -214,7 +215,7 @@ def _backbone(state: Mapping[str, Tensor], format: CheckpointFormat, fields: Map
         found = differences(state, format, own)
         return len(found["missing"]) + len(found["of another shape"]), -len(own)
 
-    return min(BACKBONES, key=lacks_and_has)
+    return min(BACKBONES, key=missing_and_size)
 
 
 def _parameters(config: DetectorConfig) -> dict[str, Tensor]:
@@ -228,7 +229,7 @@ def _categories(num_classes: int) -> Categories:
 
 
 def _dense(state: dict[str, Tensor], per_location: int) -> dict[str, Tensor]:
-    """Without the outputs of torchvision's classifier, of each anchor, that stand for no class of COCO."""
+    """``state`` without the outputs of torchvision's classifier, per anchor, that are not a class of COCO."""
 
     def dense(value: Tensor) -> Tensor:
         return value.unflatten(0, (per_location, SPARSE_COCO))[:, list(COCO.ids)].flatten(0, 1)
@@ -240,7 +241,7 @@ def _dense(state: dict[str, Tensor], per_location: int) -> dict[str, Tensor]:
 
 
 def _sparse(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The opposite of :func:`_dense`."""
+    """Inverse of :func:`_dense`."""
     sparse = dict(state)
     for name, fill in (("weight", 0.0), ("bias", _NEVER)):
         dense = state[CLASSES + name]

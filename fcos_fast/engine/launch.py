@@ -6,17 +6,17 @@ import os
 
 
 class ProcessLostError(RuntimeError):
-    """Another process failed or was killed, and this one cannot go on without it.
+    """Another process failed or was killed, so this one cannot continue.
 
     Attributes:
-        alike: this process had failed by itself in the same way: a loss that is not finite, a wrong option, Ctrl-C.
+        repeated: another process reports the same failure: a loss that is not finite, a wrong option, Ctrl-C.
     """
 
-    def __init__(self, message: str, alike: bool = False) -> None:
+    def __init__(self, message: str, repeated: bool = False) -> None:
         super().__init__(message)
-        self.alike = alike
+        self.repeated = repeated
 
 
 def launched() -> bool:
-    """Was this process started as one of several, by ``torchrun`` or what sets the same variables?"""
+    """Whether ``torchrun``, or a launcher that sets the same variables, started this process as one of several."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1

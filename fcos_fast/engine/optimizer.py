@@ -1,6 +1,8 @@
-"""The optimizer and which parameters it decays."""
+"""The optimizer, and its parameter groups."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +12,10 @@ from fcos_fast.engine.config import OptimizerConfig
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
-    """Trainable parameters as weights, normalisation weights and biases, in the order of ``model.modules()``.
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Trainable parameters in three groups: weights, normalization weights and biases.
 
-    Each group has its ``weight_decay`` and ``base_lr``, which :func:`set_learning_rate` multiplies.
+    Each group has a ``weight_decay`` and a ``base_lr``, which :func:`set_learning_rate` multiplies.
     """
     weights, norms, biases = [], [], []
     for module in model.modules():
@@ -39,24 +41,28 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer over ``model``'s trainable parameters, one fused kernel per step where torch has one."""
+    """The optimizer of the trainable parameters of ``model``, with torch's fused kernels.
+
+    Raises:
+        ValueError: no parameter is trainable.
+    """
     groups = parameter_groups(model, config)
     if not groups:
-        raise ValueError("the model has no trainable parameter; lower the number of frozen stages")
+        raise ValueError("the model has no trainable parameter; increase model.trainable_stages")
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)
     if config.momentum:
-        # Otherwise the first step makes it of unwritten memory, which stays where that step is skipped.
+        # Otherwise the first step allocates it uninitialized, and it stays so if that step is skipped.
         for parameter in (p for group in groups for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def prepare_for_device(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Learning rates as numbers on the CPU and, so that a CUDA graph reads them anew, as tensors on a GPU.
+    """Make learning rates tensors on a GPU, so that a CUDA graph reads their current values, and numbers on a CPU.
 
-    After ``load_state_dict``, which brings what the saved run had.
+    Call it after ``load_state_dict``, which restores the form that the saved run had.
     """
     on_gpu = device.type == "cuda"
     for group in optimizer.param_groups:
@@ -67,7 +73,7 @@ def prepare_for_device(optimizer: torch.optim.Optimizer, device: torch.device) -
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Give every group its base learning rate times ``factor``."""
+    """Set the learning rate of every group to its base learning rate times ``factor``."""
     for group in optimizer.param_groups:
         rate = group["base_lr"] * factor
         if isinstance(group["lr"], Tensor):

@@ -1,4 +1,4 @@
-"""Detecting with a trained model: ``load("best.pt").predict("image.jpg")``."""
+"""Detection with a trained model: ``load("best.pt").predict("image.jpg")``."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 ImageLike = Union[str, Path, Tensor, np.ndarray, "Image.Image"]
 """A file, a (3, H, W) RGB tensor (uint8, or float in [0, 1]), a uint8 (H, W, 3) RGB array, or a Pillow image.
 
-Files and Pillow images are turned upright by their EXIF orientation."""
+The EXIF orientation of files and Pillow images is applied."""
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, the surest first.
+    """The detections of one image, highest score first.
 
     Attributes:
         boxes: (N, 4) float32, xyxy in pixels of ``image``.
         scores: (N,) float32 in 0..1.
         labels: (N,) int64 in 0..C-1.
         names: class name of each of the N detections.
-        image: (3, H, W), the image itself, upright.
+        image: (3, H, W), the image with its EXIF orientation applied.
         classes: the C class names.
     """
 
@@ -52,11 +52,11 @@ class Detections:
         return len(self.names)
 
     def draw(self) -> Image.Image:
-        """The image with the detections drawn on it."""
+        """Draw the detections on the image."""
         return draw_boxes(self.image, self.boxes, self.labels, self.classes, self.scores)
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """Plain values, for JSON."""
+        """The detections as plain values, for JSON."""
         rows = zip(self.names, self.labels.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
         return [
             {"class": name, "label": label, "score": round(score, 4), "box": [round(v, 2) for v in box]}
@@ -65,11 +65,11 @@ class Detections:
 
 
 class Predictor:
-    """A trained model together with the names of its classes.
+    """A trained model with its class names.
 
     Args:
-        model: on the device where it shall run; ``model.optimize_for_inference()`` makes it fast.
-        categories: its classes.
+        model: model on its device; ``model.optimize_for_inference()`` makes it fast.
+        categories: classes of the model.
     """
 
     def __init__(self, model: Detector, categories: Categories) -> None:
@@ -77,57 +77,60 @@ class Predictor:
         self.categories = categories
 
     @overload
-    def predict(self, images: ImageLike, score_threshold: float = 0.3) -> Detections: ...
+    def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str, but means a file here
+        self, images: ImageLike, score_threshold: float = 0.3
+    ) -> Detections: ...
+
     @overload
-    def predict(
-        self, images: list[ImageLike] | tuple[ImageLike, ...], score_threshold: float = 0.3
-    ) -> list[Detections]: ...
+    def predict(self, images: Sequence[ImageLike], score_threshold: float = 0.3) -> list[Detections]: ...
+
     def predict(
         self, images: ImageLike | Sequence[ImageLike], score_threshold: float = 0.3
     ) -> Detections | list[Detections]:
-        """Detect objects in one image, or in each of a list of images.
+        """Detect objects in one image, or in each image of a list.
 
         Args:
             images: see :data:`ImageLike`.
-            score_threshold: weaker detections are left out.
+            score_threshold: detections with a lower score are dropped.
 
         Raises:
-            ValueError, TypeError: what cannot be read as an image; the message names the file or the shape.
+            ValueError, TypeError: not an image; the message names the file or the shape.
         """
         if not isinstance(images, (list, tuple)):
-            return self.predict([images], score_threshold)[0]
+            return self._predict([images], score_threshold)[0]
+        return self._predict(images, score_threshold) if images else []
+
+    def _predict(self, images: Sequence[Any], score_threshold: float) -> list[Detections]:
         tensors = [as_image(image) for image in images]
-        if not tensors:
-            return []
         (found,) = detect_batches(self.model, [tensors])
-        results = []
-        for image, detection in zip(tensors, found, strict=True):
-            keep = detection["scores"] >= score_threshold
-            labels = detection["labels"][keep]
-            names = tuple(self.categories.names[label] for label in labels.tolist())
-            results.append(
-                Detections(
-                    boxes=detection["boxes"][keep],
-                    scores=detection["scores"][keep],
-                    labels=labels,
-                    names=names,
-                    image=image,
-                    classes=self.categories.names,
-                )
-            )
-        return results
+        return [
+            self._detections(image, detection, score_threshold)
+            for image, detection in zip(tensors, found, strict=True)
+        ]
+
+    def _detections(self, image: Tensor, found: dict[str, Tensor], score_threshold: float) -> Detections:
+        keep = found["scores"] >= score_threshold
+        labels = found["labels"][keep]
+        return Detections(
+            boxes=found["boxes"][keep],
+            scores=found["scores"][keep],
+            labels=labels,
+            names=tuple(self.categories.names[label] for label in labels.tolist()),
+            image=image,
+            classes=self.categories.names,
+        )
 
 
 def load(path: str | Path, device: str = "auto", precision: Precision = "auto") -> Predictor:
-    """Load a checkpoint of ``fcos-fast train`` for detecting, its model optimized for inference.
+    """Load a checkpoint for detection, with its model optimized for inference.
 
     Args:
-        path: a ``best.pt`` or ``last.pt``, or a checkpoint of another implementation (``fcos-fast convert``).
+        path: a ``best.pt`` or ``last.pt`` of ``fcos-fast train``, or a checkpoint of another implementation.
         device: ``auto``, ``cpu``, ``cuda``, ...
-        precision: ``auto`` is bfloat16 where the device is fast at it.
+        precision: ``auto``: bfloat16 if the device is fast at it.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is no checkpoint.
+        FileNotFoundError, ValueError: the file does not exist, or is not a checkpoint.
     """
     target = choose_device(device)
     model, categories = model_from_checkpoint(load_checkpoint(path))
@@ -135,19 +138,21 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
 
 
 def as_image(image: ImageLike) -> Tensor:
-    """Anything that is an image as a (3, H, W) RGB tensor."""
+    """Convert any :data:`ImageLike` to a (3, H, W) RGB tensor.
+
+    Raises:
+        ValueError, TypeError: not an image; the message names the file or the shape.
+    """
     if isinstance(image, (str, Path)):
         return read_image(image)
     if isinstance(image, Tensor):
         return image
-    if hasattr(image, "convert"):  # a Pillow image
-        return to_rgb(upright(image))
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(
                 f"got an array of shape {image.shape} and dtype {image.dtype}; expected uint8 (H, W, 3), RGB"
             )
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    raise TypeError(
-        f"got a {type(image).__name__}; expected a file name, a tensor, an array or a Pillow image"
-    )
+    if hasattr(image, "convert"):  # a Pillow image
+        return to_rgb(upright(image))
+    raise TypeError(f"got a {type(image).__name__}; expected a file name, tensor, array or Pillow image")

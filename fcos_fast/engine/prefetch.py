@@ -1,4 +1,4 @@
-"""Batches on the device before they are needed."""
+"""Copies batches to the device before they are needed."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ Batch = tuple[ImageBatch, GroundTruth]
 
 
 def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Copy each batch to ``device``; on CUDA on a stream of its own, while the step before it still runs.
+    """Copy each batch to ``device``; on CUDA in a separate stream, while the previous step still runs.
 
-    The host only queues a step, and so comes back for the next batch long before the device has finished it. On the
-    CPU nothing is copied.
+    The host only queues a step, so it asks for the next batch long before the device has finished. On the CPU nothing
+    is copied.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     for batch in batches:
+        images, targets = batch
         with torch.cuda.stream(stream):  # None does nothing
-            copies = tuple(part.to(device, non_blocking=True) for part in batch)
+            copies = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
         if stream is not None:
             user = torch.cuda.current_stream(device)
             user.wait_stream(stream)
             for part in copies:
                 for tensor in part.tensors():
-                    # Their memory is the copying stream's: it may take it back only when the user's work is done.
+                    # The memory belongs to the copying stream, which must not reuse it before the step is done.
                     tensor.record_stream(user)
         yield copies

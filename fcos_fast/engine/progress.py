@@ -1,4 +1,4 @@
-"""What a run says while it works: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import sys
 import time
 from typing import TextIO
 
-from fcos_fast.engine.distributed import rank
+from fcos_fast.engine.distributed import is_main
 
 
 class Progress:
-    """Shows how far ``total`` steps have come, with images per second, time left and whatever else is known.
+    """Shows the number of finished steps, images per second, time left and given values.
 
-    On a terminal a tqdm bar; elsewhere (a log file, CI) a plain line every ``interval`` seconds. Of several processes,
-    rank 0 speaks.
+    On a terminal it is a tqdm bar; elsewhere (log file, CI) a plain line every ``interval`` seconds. Only rank 0
+    prints.
 
     Args:
         total: number of steps.
-        title: what is being done.
+        title: text before the numbers.
         images: images per step, for images per second.
         interval: seconds between plain lines.
-        file: where to write, ``sys.stderr`` by default.
+        file: output, ``sys.stderr`` by default.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Progress:
         self.step = 0
         self.start = self.last_line = time.perf_counter()
         self.bar = None
-        if rank() != 0:
+        if not is_main():
             self.interval = math.inf
         elif self.file.isatty():
             from tqdm import tqdm
@@ -47,7 +47,7 @@ class Progress:
             )
 
     def update(self, values: dict[str, float] | None = None) -> None:
-        """One step is done; ``values`` are shown by name."""
+        """Count a finished step; ``values`` are shown by name."""
         self.step += 1
         now = time.perf_counter()
         if self.bar is None and now - self.last_line < self.interval:

@@ -18,7 +18,9 @@ def seed_everything(seed: int) -> None:
 
 def random_state() -> dict[str, Any]:
     """The state of every random number generator of this process, in plain values."""
-    algorithm, keys, *rest = np.random.get_state()
+    numpy_state = np.random.get_state(legacy=True)
+    assert isinstance(numpy_state, tuple)
+    algorithm, keys, *rest = numpy_state
     state = {
         "python": random.getstate(),
         "numpy": (algorithm, keys.tolist(), *rest),
@@ -30,10 +32,10 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Undo :func:`random_state`."""
+    """Restore a :func:`random_state`."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
-        # as many as there are: a run can be resumed with fewer GPUs
+        # a run can be resumed with fewer GPUs
         torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])

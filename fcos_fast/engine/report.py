@@ -1,4 +1,4 @@
-"""Curves of a run, and one HTML page that holds everything there is to see of it."""
+"""The report of a run: curves, and an HTML page with everything."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 def save_image(image: Image.Image, path: str | Path) -> None:
-    """Write an image, whole or not at all; the suffix says in which format."""
+    """Write an image atomically; the suffix decides the format."""
     with replacing(path) as temporary:
         image.save(temporary)
 
 
 def plot_curves(rows: Sequence[dict[str, float]]) -> Image.Image:
-    """Losses, average precision and learning rate over the epochs of a ``metrics.csv``."""
+    """Plot losses, average precision and learning rate over the epochs of a ``metrics.csv``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a display
     from matplotlib.figure import Figure
     from PIL import Image
@@ -83,34 +83,34 @@ def write_report(
     detections: Sequence[dict[str, Tensor]],
     result: AveragePrecision,
     texts: dict[str, str],
-    images: int = 8,
+    num_images: int = 8,
 ) -> Path:
-    """Write ``sheet.png``, ``report.html`` and, where there is a ``metrics.csv``, ``curves.png`` into ``folder``.
+    """Write ``sheet.png``, ``report.html`` and, if there is a ``metrics.csv``, ``curves.png`` into ``folder``.
 
     Args:
-        folder: of a run.
-        title: of the page.
-        dataset: that was evaluated.
-        detections: of each of its images.
-        result: their average precision.
-        texts: shown on the page under their headings.
-        images: number of images on the sheet.
+        folder: folder of the run.
+        title: title of the page.
+        dataset: evaluated dataset.
+        detections: detections of each of its images.
+        result: average precision of the detections.
+        texts: heading to text of further sections of the page.
+        num_images: number of images on the sheet.
 
     Returns:
-        The page; it holds all images in itself.
+        The page. It has all images embedded.
     """
     folder = Path(folder)
-    count = min(images, len(dataset))
+    count = min(num_images, len(dataset))
     images, targets = zip(*(dataset[i] for i in range(count)), strict=True)
-    shown = {"Labels and detections": sheet(images, targets, detections[:count], dataset.categories.names)}
-    save_image(shown["Labels and detections"], folder / "sheet.png")
+    figures = {"Labels and detections": sheet(images, targets, detections[:count], dataset.categories.names)}
+    save_image(figures["Labels and detections"], folder / "sheet.png")
     if (folder / "metrics.csv").is_file():
-        shown["Training"] = plot_curves(read_metrics(folder / "metrics.csv"))
-        save_image(shown["Training"], folder / "curves.png")
+        figures["Training"] = plot_curves(read_metrics(folder / "metrics.csv"))
+        save_image(figures["Training"], folder / "curves.png")
 
     sections = [f"<h2>Average precision</h2>{_table(result)}"]
-    for heading, image in shown.items():
-        sections.append(f"<h2>{heading}</h2><img alt='{heading}' src='{_embedded(image)}'>")
+    for heading, figure in figures.items():
+        sections.append(f"<h2>{heading}</h2><img alt='{heading}' src='{_embedded(figure)}'>")
     for heading, text in texts.items():
         sections.append(f"<h2>{html.escape(heading)}</h2><pre>{html.escape(text)}</pre>")
     page = _PAGE.substitute(title=html.escape(printable(title)), sections="\n".join(sections))

@@ -1,4 +1,4 @@
-"""The folder of one run, and the table of its epochs."""
+"""The folder of a run, its lock, and its table of metrics."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from fcos_fast.engine.files import remove_temporary, write_text
 from fcos_fast.text import printable
 
 LOCK = ".lock"
-"""File in a run's folder that the process that writes there holds locked."""
+"""File in the folder of a run that the process writing there keeps locked."""
 
 
 class RunInUseError(OSError):
-    """Another process writes into the folder of the run; the message names it."""
+    """Another process is writing into the folder of the run; the message names it."""
 
 
 def new_run_folder(parent: str | Path, name: str) -> Path:
-    """Create the first of ``parent/name``, ``parent/name2``, ``parent/name3``, ... that does not exist yet."""
+    """Create the first of ``parent/name``, ``parent/name2``, ``parent/name3``, ... that does not exist."""
     parent = Path(parent)
     parent.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
         folder = parent / (name if number == 1 else f"{name}{number}")
         try:
-            folder.mkdir()  # fails where another run took the name just now
+            folder.mkdir()  # fails if another run has just created it
             return folder
         except FileExistsError:
             number += 1
@@ -38,12 +38,12 @@ def new_run_folder(parent: str | Path, name: str) -> Path:
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Let no other process write into the folder of a run, and remove what killed ones left half-written.
+    """Lock the folder of a run within the block, and first remove the temporary files of killed processes.
 
-    The system unlocks when the process ends, however it ends, so a crashed one blocks nobody.
+    The system releases the lock when the process ends in any way, so a crashed process blocks nobody.
 
     Raises:
-        RunInUseError: another process has the folder.
+        RunInUseError: another process has locked the folder.
     """
     path = Path(folder) / LOCK
     descriptor = _lock(path)
@@ -54,13 +54,13 @@ def locked(folder: str | Path) -> Iterator[None]:
         remove_temporary(path.parent)
         yield
     finally:
-        path.unlink(missing_ok=True)  # before it is unlocked: what others create then is theirs
+        path.unlink(missing_ok=True)  # while it is locked: afterwards the file may be another process's
         _descriptors.discard(descriptor)
         os.close(descriptor)
 
 
 def _lock(path: Path) -> int:
-    """The descriptor of the file, created and locked."""
+    """Create and lock the file; returns its descriptor."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -69,24 +69,24 @@ def _lock(path: Path) -> int:
             holder = os.read(descriptor, 1000).decode(errors="replace") or "another process"
             os.close(descriptor)
             raise RunInUseError(
-                f"{path.parent}: {printable(holder)} is training there; wait until it ends, or end it"
+                f"{path.parent}: {printable(holder)} is training there; wait until it ends, or stop it"
             ) from None
         except OSError as error:  # some network file systems
             print(
-                f"{path.parent}: no locks on this file system ({error.strerror}); start no second run in it"
+                f"{path.parent}: this file system has no locks ({error.strerror}); do not start a second run in it"
             )
             return descriptor
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
-        os.close(descriptor)  # its holder removed the file between our opening and locking it
+        os.close(descriptor)  # its owner removed the file between open and flock
 
 
-_descriptors: set[int] = set()  # of held locks
+_descriptors: set[int] = set()  # of the locks of this process
 
 
 def _close_descriptors() -> None:
-    """A loader's worker must not go on holding the lock when its parent was killed."""
+    """A dataloader worker must not keep the lock when its parent is killed."""
     for descriptor in _descriptors:
         os.close(descriptor)
     _descriptors.clear()
@@ -96,12 +96,12 @@ os.register_at_fork(after_in_child=_close_descriptors)
 
 
 class MetricsTable:
-    """``metrics.csv``: one row per epoch, the file always whole.
+    """``metrics.csv``: one row per epoch, written atomically.
 
     Args:
         path: the file.
-        epochs: number of finished epochs; rows of later epochs, left by a run that was killed before it wrote its
-            checkpoint, are dropped.
+        epochs: number of finished epochs. Rows of later epochs are dropped; a run that was killed before it wrote its
+            checkpoint leaves one.
     """
 
     def __init__(self, path: str | Path, epochs: int = 0) -> None:
@@ -111,7 +111,7 @@ class MetricsTable:
             self.rows = [row for row in read_metrics(self.path) if row["epoch"] <= epochs]
 
     def append(self, row: dict[str, float]) -> None:
-        """Add the row of an epoch and write the file; what is NaN was not measured and is left empty."""
+        """Append the row of an epoch and write the file; NaN is written as an empty cell."""
         self.rows.append({name: value for name, value in row.items() if not math.isnan(value)})
         text = io.StringIO()
         columns = dict.fromkeys(name for row in self.rows for name in row)
@@ -122,6 +122,6 @@ class MetricsTable:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a ``metrics.csv``; what an epoch did not measure is missing from its row."""
+    """The rows of a ``metrics.csv``, without their empty cells."""
     with open(path, encoding="utf-8", newline="") as file:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]

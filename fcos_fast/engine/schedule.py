@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+"""The learning rate as a function of the step, without state to save and restore."""
 
 from __future__ import annotations
 
@@ -7,59 +7,58 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fcos_fast.fields import check_fields, checked
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """How the learning rate changes over the run, as factors of ``optimizer.lr``.
 
     Attributes:
-        kind: ``cosine`` and ``steps`` after a warm-up; ``onecycle`` rises for ``rise`` of the run and falls to almost
-            nothing, both along a cosine (Smith and Topin, 2017; the curve of torch's ``OneCycleLR``); ``constant``.
+        kind: ``cosine``, ``steps`` or ``constant`` after a warm-up; or ``onecycle``, which rises for ``rise`` of the
+            run and falls to almost 0, both along a cosine (Smith and Topin, 2017; the curve of torch's ``OneCycleLR``).
         warmup: ``linear`` from ``warmup_factor`` to 1, or ``constant`` at ``warmup_factor`` (official FCOS).
-            ``onecycle`` has its own rise and no warm-up.
-        warmup_steps: length of the warm-up; by default a twentieth of the run, 1000 steps at most.
-        warmup_factor: where the warm-up begins. Official FCOS: 1/3 for 500 steps.
-        milestones: where ``steps`` multiplies by ``gamma``, in ``milestone_unit``. 2/3 and 8/9 of a run are the 60k and
-            80k of 90k steps of the published recipes.
-        milestone_unit: ``run``: fractions of the run; ``epoch`` or ``step``: numbers of them.
-        gamma: see ``milestones``.
-        final_factor: where ``cosine`` ends.
+            ``onecycle`` has no warm-up but its own rise.
+        warmup_steps: length of the warm-up; by default a twentieth of the run, at most 1000 steps.
+        warmup_factor: initial factor of the warm-up. Official FCOS: 1/3 for 500 steps.
+        milestones: positions at which ``steps`` multiplies by ``gamma``, in ``milestone_unit``. 2/3 and 8/9 of a run
+            are the 60k and 80k of 90k steps in the published recipes.
+        milestone_unit: ``run`` for fractions of the run, or ``epoch`` or ``step``.
+        gamma: factor of ``steps`` at each milestone.
+        final_factor: final factor of ``cosine``.
         rise: fraction of the run in which ``onecycle`` rises.
     """
 
     kind: Literal["cosine", "steps", "onecycle", "constant"] = "cosine"
     warmup: Literal["linear", "constant"] = "linear"
-    warmup_steps: int | None = None
+    warmup_steps: int | None = checked(None, lambda n: n is None or n >= 0, "0 or more, or None")
     warmup_factor: float = 0.001
     milestones: tuple[float, ...] = (2 / 3, 8 / 9)
     milestone_unit: Literal["run", "epoch", "step"] = "run"
     gamma: float = 0.1
     final_factor: float = 0.01
-    rise: float = 0.3
+    rise: float = checked(0.3, lambda rise: 0 < rise < 1, "a number between 0 and 1")
 
     def __post_init__(self) -> None:
-        if self.warmup_steps is not None and self.warmup_steps < 0:
-            raise ValueError(f"schedule.warmup_steps is {self.warmup_steps}; it must be 0 or more")
-        if not 0 < self.rise < 1:
-            raise ValueError(f"schedule.rise is {self.rise}; it must lie between 0 and 1")
-        most = 1 if self.milestone_unit == "run" else math.inf
-        if sorted(self.milestones) != list(self.milestones) or not all(0 < m < most for m in self.milestones):
-            wanted = "lie between 0 and 1 (fractions of the run)" if most == 1 else "be positive"
-            raise ValueError(f"schedule.milestones are {self.milestones}; they must rise and {wanted}")
+        check_fields(self, "schedule.")
+        end = 1 if self.milestone_unit == "run" else math.inf
+        if sorted(self.milestones) != list(self.milestones) or not all(0 < m < end for m in self.milestones):
+            accepted = "between 0 and 1 (fractions of the run)" if end == 1 else "positive"
+            raise ValueError(f"schedule.milestones={self.milestones}; expected rising numbers, {accepted}")
 
     def in_steps(self, total_steps: int, steps_per_epoch: int) -> ScheduleConfig:
-        """The same schedule with its milestones as numbers of steps.
+        """The same schedule with its milestones in steps.
 
         Raises:
-            ValueError: a milestone lies beyond the end of the run.
+            ValueError: a milestone is beyond the end of the run.
         """
         unit = {"run": total_steps, "epoch": steps_per_epoch, "step": 1}[self.milestone_unit]
         milestones = tuple(float(round(m * unit)) for m in self.milestones)
         in_the_run = self.milestone_unit == "run" or not milestones or milestones[-1] < total_steps
         if self.kind == "steps" and not in_the_run:
             raise ValueError(
-                f"schedule.milestones are {self.milestones} ({self.milestone_unit}), the last of them at step "
-                f"{milestones[-1]:.0f} of {total_steps}; give ones within the run, or fractions of it with "
+                f"schedule.milestones={self.milestones} ({self.milestone_unit}): the last is at step "
+                f"{milestones[-1]:.0f} of {total_steps}; give milestones within the run, or fractions of it with "
                 "schedule.milestone_unit run"
             )
         # A short run can round its first milestones to 0 steps.
@@ -74,7 +73,7 @@ def _cosine(start: float, end: float, progress: float) -> float:
 def learning_rate_factor(config: ScheduleConfig, step: int, total_steps: int) -> float:
     """Factor of the base learning rate for optimizer step ``step`` (0-based) of ``total_steps``.
 
-    ``config`` has its milestones in steps (:meth:`ScheduleConfig.in_steps`) or as fractions of the run.
+    The milestones of ``config`` are in steps (:meth:`ScheduleConfig.in_steps`) or as fractions of the run.
     """
     if config.kind == "onecycle":
         peak = config.rise * total_steps - 1

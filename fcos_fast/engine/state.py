@@ -14,14 +14,14 @@ from fcos_fast.models import Detector
 
 @dataclass
 class TrainState:
-    """Where a run stands between two epochs.
+    """The state of a run between two epochs.
 
     Attributes:
-        model: being trained.
-        optimizer: over its parameters.
-        ema: its moving average, or None.
-        epoch: finished epochs, the last of which may have been a part of one.
-        step: optimizer steps taken; None from a checkpoint that does not say.
+        model: model being trained.
+        optimizer: optimizer of its parameters.
+        ema: moving average of its weights, or None.
+        epoch: number of finished epochs; the last may have been partial.
+        step: number of optimizer steps.
         best: best average precision so far.
     """
 
@@ -29,16 +29,16 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     ema: ExponentialMovingAverage | None
     epoch: int = 0
-    step: int | None = 0
+    step: int = 0
     best: float = 0.0
 
     @property
     def averaged(self) -> Detector:
-        """The weights to evaluate: the moving average where there is one."""
+        """The model to evaluate: the moving average if there is one."""
         return self.model if self.ema is None else self.ema.model
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, the random state of the process included; references, not copies."""
+        """The whole state and the random state of the process; tensors are references, not copies."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -50,10 +50,10 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo :meth:`state_dict`."""
+        """Restore a :meth:`state_dict`."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        self.epoch, self.step, self.best = state["epoch"], state.get("step"), state["best"]
+        self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
         set_random_state(state["rng"])

@@ -1,9 +1,10 @@
-"""One optimizer step, all of it on the device: the host queues work and reads nothing."""
+"""One optimizer step that runs entirely on the device: the host queues work and reads no value."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,12 @@ from fcos_fast.precision import autocast
 
 @dataclass(frozen=True)
 class Tally:
-    """What the steps since :meth:`TrainStep.begin_epoch` added up to.
+    """Totals of the steps since :meth:`TrainStep.begin_epoch`.
 
     Attributes:
-        sums: of each of :attr:`TrainStep.losses`.
-        skipped: number of steps whose losses or gradients were not finite.
-        finite: number of steps before the first of these.
+        sums: sum of each of :attr:`TrainStep.losses`.
+        skipped: number of steps with a loss or gradient that is not finite.
+        finite: number of steps before the first of them.
     """
 
     sums: tuple[float, ...]
@@ -33,21 +34,21 @@ class Tally:
 
 
 class TrainStep:
-    """Forward, backward, clipping, guard, optimizer and moving average of one batch, without waiting for the device.
+    """Forward, backward, clipping, optimizer and moving average of one batch, without synchronizing the device.
 
-    A step whose gradient is not finite is skipped: parameters, the batch norms' statistics, optimizer and moving
-    average stay as they were, and the tally counts it.
+    A step whose gradient is not finite is skipped: parameters, statistics of batch norms, optimizer and moving average
+    do not change, and the tally counts it.
 
     Args:
         model: called as ``model(images, targets)``: a detector, or DistributedDataParallel around one.
-        optimizer: over its parameters; its state is loaded before.
+        optimizer: optimizer of its parameters, with its state already restored.
         ema: moving average of the model's weights, or None.
-        dtype: of autocast.
-        clip_norm: largest norm of the gradient of all parameters together; 0 does not clip.
-        cuda_graphs: replay each step as one CUDA graph; where that cannot be, a line says why.
+        dtype: dtype of autocast.
+        clip_norm: maximum norm of the gradient of all parameters together; 0 disables clipping.
+        cuda_graphs: replay each step as one CUDA graph; if that is impossible, a line tells the reason.
 
     Attributes:
-        losses: names of the losses of the model.
+        losses: names of the model's losses.
     """
 
     def __init__(
@@ -61,7 +62,8 @@ class TrainStep:
     ) -> None:
         self.model, self.optimizer, self.ema, self.dtype = model, optimizer, ema, dtype
         self.clip_norm = clip_norm or math.inf
-        self.losses = getattr(model, "module", model).LOSSES
+        detector: Any = getattr(model, "module", model)  # inside DistributedDataParallel
+        self.losses: tuple[str, ...] = detector.LOSSES
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         prepare_for_device(optimizer, self.device)
@@ -76,17 +78,17 @@ class TrainStep:
                 print(f"train.cuda_graphs: the steps run without graphs: {reason}", flush=True)
 
     def begin_epoch(self) -> None:
-        """Set the tally to zero."""
+        """Reset the tally."""
         self._tally.zero_()
 
     def __call__(self, images: ImageBatch, targets: GroundTruth) -> None:
-        """Train on a batch that lies on the device, with the learning rate that the optimizer has."""
+        """Train on a batch on the device, with the current learning rate of the optimizer."""
         if self.ema is not None:
             self.ema.advance()
         self._run(images, targets)
 
     def tally(self) -> Tally:
-        """Read the tally, which waits for the device: of several processes the mean, that of the global batches."""
+        """Read the tally, which waits for the device. With several processes it is the mean over them."""
         *sums, skipped, finite = mean(self._tally).tolist()
         return Tally(tuple(sums), int(skipped), int(finite))
 
@@ -96,13 +98,14 @@ class TrainStep:
             losses = self.model(images, targets)
         losses = torch.stack([losses[name] for name in self.losses])  # (L,)
         self.optimizer.zero_grad()
-        # 1 for each loss, NaN for one that is not finite: then the gradient is not either, in every process alike, and
-        # its norm says all.
+        # 1 for each loss, NaN for one that is not finite: so the gradient is not finite either, on any rank, and its
+        # norm is enough to check.
         losses.backward(1 + 0 * losses.detach())
         finite = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm).isfinite()
         skipped = (~finite).float()
 
-        self.optimizer.found_inf = skipped  # torch's fused optimizers then leave everything as it is
+        # torch's fused optimizers skip the step if found_inf is not 0
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self.optimizer.step()
         self._statistics.restore_unless(finite)
         if self.ema is not None:
@@ -114,7 +117,7 @@ class TrainStep:
 
 
 class _RunningStatistics:
-    """The buffers of a model's batch norms, which the forward pass changes before its loss is known."""
+    """The buffers of a model's batch norms; the forward pass changes them before its loss is known."""
 
     def __init__(self, model: nn.Module) -> None:
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
@@ -123,11 +126,11 @@ class _RunningStatistics:
         self.kept: list[Tensor] = []
 
     def keep(self) -> None:
-        """Remember them as they are."""
+        """Copy the current values."""
         self.kept = [torch.cat([b.flatten() for b in buffers]) for buffers in self.by_dtype]
 
     def restore_unless(self, finite: Tensor) -> None:
-        """Make them what they were, where ``finite`` is False."""
+        """Restore the copied values if ``finite`` is False."""
         for buffers, before in zip(self.by_dtype, self.kept, strict=True):
             after = torch.cat([b.flatten() for b in buffers])
             parts = torch.where(finite, after, before).split([b.numel() for b in buffers])

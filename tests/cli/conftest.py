@@ -9,8 +9,9 @@ import torch
 
 from fcos_fast.data import SyntheticConfig, load_dataset, write_voc
 from fcos_fast.engine.checkpoint import describe_model, save_checkpoint
-from fcos_fast.engine.config import Config, DataConfig, to_plain
+from fcos_fast.engine.config import Config, DataConfig
 from fcos_fast.models import FCOS, FCOSConfig
+from fcos_fast.serialize import to_plain
 
 
 @pytest.fixture(autouse=True)

@@ -56,7 +56,7 @@ def test_a_converted_checkpoint_detects_and_evaluates(checkpoint, voc_root, tmp_
     [
         (["--to", "oficial"], "unknown format 'oficial'; did you mean 'official'"),
         (["--classes", "a,b"], "--classes a,b: got 2 names; the checkpoint has 6 classes"),
-        (["--checkpoint", "/nowhere.pth"], "there is no checkpoint /nowhere.pth"),
+        (["--checkpoint", "/nowhere.pth"], "checkpoint /nowhere.pth does not exist"),
     ],
 )
 def test_errors_are_one_line_and_write_no_file(options, message, checkpoint, tmp_path, capsys):

@@ -33,14 +33,14 @@ MISTAKES = {
     "choice": (["train", "--preset", "torchvison"], "cannot be 'torchvison'; did you mean 'torchvision'?"),
     "nested choice": (["train", "--schedule.kind", "cosin"], "--schedule.kind cannot be 'cosin'; did you"),
     "backbone": (["train", "--model.backbone", "resnet17"], "did you mean 'resnet18'"),
-    "value": (["train", "--train.epochs", "0"], "train.epochs is 0; it must be 1 or more"),
+    "value": (["train", "--train.epochs", "0"], "train.epochs=0; expected a positive integer"),
     "recipe": (["train", "--config", "bcdc"], "--config bcdc: the file does not exist; did you mean 'bccd'?"),
-    "no data": (["train"], "no data set is given; name its folder with --data.root"),
+    "no data": (["train"], "no dataset; give its folder with --data.root"),
     "data": (["train", "--data.root", "/nowhere"], "/nowhere: does not exist; give the folder of a dataset"),
-    "resume nothing": (["train", "--resume", "/nowhere"], "there is no checkpoint /nowhere"),
+    "resume nothing": (["train", "--resume", "/nowhere"], "checkpoint /nowhere"),
     "required": (["evaluate"], "options are required: --checkpoint"),
     "two required": (["convert"], "options are required: --checkpoint, --output"),
-    "no checkpoint": (["evaluate", "--checkpoint", "/nowhere.pt"], "there is no checkpoint /nowhere.pt"),
+    "no checkpoint": (["evaluate", "--checkpoint", "/nowhere.pt"], "checkpoint /nowhere.pt does not exist"),
     "no image": (["detect", "--checkpoint", "x.pt"], "no images given; name image files or folders"),
     "image": (
         ["detect", "--checkpoint", "x.pt", "/nowhere.jpg"],
@@ -114,7 +114,7 @@ def test_checkpoint_of_other_classes(capsys, tmp_path, monkeypatch, checkpoint, 
     save_checkpoint(tmp_path / "cats.pt", saved)
     arguments = ["train", "--data.root", str(voc_root), "--train.batch_size", "1"]
     assert main([*arguments, "--train.weights", "cats.pt", "--model.backbone", "resnet18"]) == 2
-    assert "cats.pt knows 1 classes (cat), the data set has" in capsys.readouterr().err
+    assert "cats.pt has 1 classes (cat), the dataset" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["cats.pt"]
 
 

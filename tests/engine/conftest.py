@@ -1,4 +1,4 @@
-"""A tiny data set of generated images, and a configuration that trains on it in a second."""
+"""A tiny dataset of generated images, and a configuration that trains on it in a second."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def _one_thread(one_thread):
 
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory) -> Path:
+def voc_root(tmp_path_factory) -> Path:
     """A VOC folder: 8 images in split train, 4 in split val."""
-    root = tmp_path_factory.mktemp("data") / "images"
+    root = tmp_path_factory.mktemp("data") / "voc"
     config = SyntheticConfig(size=(64, 96), object_size=(16, 48), max_objects=3)
     write_voc(root, {"train": 8, "val": 4}, config=config)
     return root
 
 
 @pytest.fixture(scope="session")
-def tiny_config(images) -> Callable[[Path], Config]:
-    """Two epochs of four steps; the run is put into the given folder."""
+def tiny_config(voc_root) -> Callable[[Path], Config]:
+    """Two epochs of four steps, in the given folder."""
 
     def make(runs: Path) -> Config:
         return Config(
-            data=DataConfig(root=str(images)),
+            data=DataConfig(root=str(voc_root)),
             model=TINY_MODEL,
             train=TrainConfig(epochs=2, batch_size=2, device="cpu", runs=str(runs)),
         )
@@ -48,7 +48,7 @@ def tiny_config(images) -> Callable[[Path], Config]:
 
 @pytest.fixture(scope="session")
 def whole_run(tiny_config, tmp_path_factory) -> tuple[Config, TrainResult]:
-    """A run without interruption: its configuration and result."""
+    """An uninterrupted run: its configuration and result."""
     torch.set_num_threads(1)
     config = tiny_config(tmp_path_factory.mktemp("whole"))
     return config, train(config)
@@ -56,5 +56,5 @@ def whole_run(tiny_config, tmp_path_factory) -> tuple[Config, TrainResult]:
 
 @pytest.fixture
 def tiny(tiny_config, tmp_path) -> Config:
-    """The same, in a folder of this test."""
+    """``tiny_config`` in a folder of this test."""
     return tiny_config(tmp_path / "runs")

@@ -1,4 +1,4 @@
-"""Processes that train together, and what runs in them: each function here is one rank's part."""
+"""Start the processes of a distributed run, and the functions that run in them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from fcos_fast.models.presets import RETINANET_PRESETS
 
 SERVER = multiprocessing.get_context(
     "forkserver"
-)  # forks a process that has imported everything, but run nothing
+)  # forks a process that has imported everything and run nothing
 SERVER.set_forkserver_preload([__name__])
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: exit status, as of the shell, and what it wrote."""
+    """Exit status and output of a process."""
 
     status: int
     out: str
@@ -38,19 +38,19 @@ class Ended:
 
 
 class Ranks:
-    """Processes as ``torchrun`` starts them, each with ``function(*arguments)``; leaving the block kills what is left.
+    """Processes as ``torchrun`` starts them, each with ``function(*arguments)``. The end of the block kills them.
 
     Args:
-        folder: for what they write.
+        folder: folder for their output.
         count: number of processes.
-        function: of this file.
-        *arguments: of it.
+        function: a function of this file.
+        *arguments: its arguments.
     """
 
     def __init__(self, folder: Path, count: int, function: Callable, *arguments: Any) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        # as torchrun's agent, which outlives its processes
+        # in this process, as in torchrun's agent, which outlives its workers
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         environment = {
             "MASTER_ADDR": "127.0.0.1",
@@ -83,7 +83,7 @@ class Ranks:
             process.join()
 
     def wait(self, seconds: float = 60) -> list[Ended]:
-        """How they end, by rank; all have to within the time."""
+        """Wait until all have ended; returns how, by rank."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.1, deadline - time.monotonic()))
@@ -92,16 +92,16 @@ class Ranks:
             Ended(process.exitcode, self.read(rank, "out"), self.read(rank, "err"))
             for rank, process in enumerate(self.processes)
         ]
-        assert not hanging, f"still there after {seconds} s: ranks {hanging}; {ended}"
+        assert not hanging, f"ranks {hanging} are running after {seconds} s; {ended}"
         return ended
 
     def read(self, rank: int, name: str) -> str:
-        """What a process has written so far to ``out`` or ``err``."""
+        """The output of a process so far: ``out`` or ``err``."""
         file = self.folder / f"{rank}.{name}"
         return file.read_text() if file.exists() else ""
 
     def wait_for(self, text: str, seconds: float = 60) -> None:
-        """Return when rank 0 has printed ``text``."""
+        """Wait until rank 0 prints ``text``."""
         deadline = time.monotonic() + seconds
         while text not in self.read(0, "out"):
             assert time.monotonic() < deadline, f"no {text!r} after {seconds} s: {self.read(0, 'err')}"
@@ -115,7 +115,7 @@ class Ranks:
 def run_ranks(
     folder: Path, count: int, function: Callable, *arguments: Any, seconds: float = 60
 ) -> list[Ended]:
-    """Run the function in so many processes, to the end."""
+    """Run the function in ``count`` processes, to the end."""
     with Ranks(folder, count, function, *arguments) as ranks:
         return ranks.wait(seconds)
 
@@ -127,7 +127,7 @@ def _run_rank(folder: Path, environment: dict[str, str], function: Callable, arg
             os.open(folder / f"{environment['RANK']}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
             descriptor,
         )
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     torch.set_num_threads(1)
     status = function(*arguments)
     sys.stdout.flush()
@@ -135,7 +135,7 @@ def _run_rank(folder: Path, environment: dict[str, str], function: Callable, arg
     sys.exit(status)
 
 
-# What the ranks do
+# Functions that run in each rank
 
 
 def command_line(*arguments: str) -> int:
@@ -144,14 +144,14 @@ def command_line(*arguments: str) -> int:
 
 
 def train_run(config: Config, result: Path) -> None:
-    """A whole run; each rank writes what it is given back."""
+    """A whole run; each rank saves its result."""
     outcome = train.train(config)
     ap = None if outcome.result is None else outcome.result.summary()
     torch.save((str(outcome.folder), ap, outcome.detections), result / f"{os.environ['RANK']}.pt")
 
 
 def with_nan_on(bad: int, step: int, *arguments: str) -> int:
-    """``fcos-fast``, with a loss that is NaN on one rank in one step."""
+    """``fcos-fast``, with a NaN loss on one rank in one step."""
     forward, calls = FCOS.forward, iter(range(1, 10**9))
 
     def broken(self, *inputs):
@@ -165,7 +165,7 @@ def with_nan_on(bad: int, step: int, *arguments: str) -> int:
 
 
 def losses_and_gradients(cases: list[tuple[dict, list, list]], result: Path) -> None:
-    """Of each model on each batch, of which a rank takes its share; rank 0 writes them."""
+    """Losses and gradients of each model, with each rank on its share of the batch; rank 0 saves them."""
     with distributed.processes():
         found = []
         for overrides, images, targets in cases:
@@ -189,13 +189,13 @@ def _backward(
 
 
 def one_process(overrides: dict, images: list, targets: list) -> dict[str, torch.Tensor]:
-    """What :func:`losses_and_gradients` finds with one process."""
+    """:func:`losses_and_gradients` with one process."""
     model = small_model(**overrides).double()
     return _backward(model, model, images, targets)
 
 
 def small_model(**overrides: Any) -> Detector:
-    """A narrow detector, always with the same weights."""
+    """A small detector with fixed random weights."""
     torch.manual_seed(0)
     settings = {"num_classes": 3, "fpn_channels": 32, "head_channels": 32, "head_convs": 1, "min_size": None}
     build = retinanet if overrides.get("preset") in RETINANET_PRESETS else fcos
@@ -217,29 +217,17 @@ def fails_on(bad: int) -> None:
         dist.all_reduce(torch.zeros(1))
 
 
-def fails_alone(last: int) -> None:
-    """The others have done their work when one fails."""
-    with distributed.processes():
-        group = distributed._group
-        if distributed.rank() == last:
-            while not all(distributed._is_gone(pid) for _, pid in group.places if pid != os.getpid()):
-                time.sleep(0.05)
-            raise RuntimeError("no paper")
-
-
 def silent_on(bad: int, timeout: float) -> None:
-    """One rank does not take part."""
+    """One rank does not answer."""
     distributed.TIMEOUT = timedelta(seconds=timeout)
-    distributed.PATIENCE = 0.2
     with distributed.processes():
-        print("together", flush=True)
         if distributed.rank() == bad:
             time.sleep(60)
         dist.all_reduce(torch.zeros(1))
 
 
-def synchronised_norms(device: str) -> None:
-    """A norm's output, gradients and statistics for a rank's half of a batch, beside those for the whole of it."""
+def synchronized_norms(device: str) -> None:
+    """Compare SyncBatchNorm on this rank's half of a batch with BatchNorm on the whole batch."""
     dist.init_process_group("gloo")
     generator = torch.Generator().manual_seed(0)
     x, flow = (torch.randn(4, 8, 5, 7, generator=generator).to(device) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Average precision against pycocotools, and against values worked out by hand."""
+"""Average precision compared with pycocotools and with values computed by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES += ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")
 
 
 def ground_truth(images, categories):
-    """COCO ground truth of ``(boxes xyxy, labels, iscrowd)`` per image; image ids leave gaps."""
+    """COCO ground truth of ``(boxes xyxy, labels, iscrowd)`` per image; image ids have gaps."""
     annotations = []
     for i, (boxes, labels, crowds) in enumerate(images):
         for (x1, y1, x2, y2), label, crowd in zip(boxes, labels, crowds, strict=True):
@@ -80,9 +80,7 @@ def test_agrees_with_pycocotools_on_random_images(seed):
     def random(*shape):
         return torch.rand(*shape, generator=generator)
 
-    categories = Categories(
-        ("cat", "dog", "horse", "never"), ids=(7, 2, 90, 4)
-    )  # ids neither dense nor sorted
+    categories = Categories(("cat", "dog", "horse", "never"), ids=(7, 2, 90, 4))  # ids with gaps, unsorted
     images, detections = [], []
     for _ in range(12):
         n = int(random(1) * 9)  # also images without a box
@@ -158,5 +156,5 @@ def test_no_ground_truth_at_all_is_nan(one_class):
 
 def test_counts_must_agree(one_class):
     truth = ground_truth([([], [], [])], one_class)
-    with pytest.raises(ValueError, match="0 images; there are 1"):
+    with pytest.raises(ValueError, match="0 images; expected 1"):
         average_precision(truth, [], one_class)

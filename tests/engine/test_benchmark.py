@@ -1,4 +1,4 @@
-"""Timing a detector: what is timed, in which order, and that the model is left as it was."""
+"""Timing a detector: what is timed, in which order, and that the model does not change."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.engine.conftest import TINY_MODEL
 
 
 @pytest.fixture
-def files(images):
-    return sorted((images / "JPEGImages").iterdir())[:3]
+def files(voc_root):
+    return sorted((voc_root / "JPEGImages").iterdir())[:3]
 
 
 @pytest.fixture
@@ -31,14 +31,14 @@ def _slowed(method, seconds: float):
     return run
 
 
-def test_each_stage_is_timed_by_itself(model, files):
+def test_each_stage_is_timed_separately(model, files):
     model.network = _slowed(model.network, 0.4)
     model.postprocess = _slowed(model.postprocess, 0.3)
     model.transform.forward = _slowed(model.transform.forward, 0.1)
     own = model.network
-    begin = time.perf_counter()
+    start = time.perf_counter()
     times, found = time_stages(model, torch.float32, files[:2])
-    whole = 1000 * (time.perf_counter() - begin)
+    whole = 1000 * (time.perf_counter() - start)
     assert set(times) == set(STAGES)
     assert 400 <= times["network"] < whole - 300 - 200
     assert 300 <= times["post-process"] < whole - 400 - 200
@@ -55,16 +55,18 @@ def test_the_model_keeps_its_own_methods(model, files):
     assert "postprocess" not in vars(model)
 
 
-def test_models_run_in_turns_on_the_same_images(model, files):
+def test_models_run_interleaved_on_the_same_images(model, files):
     ran = []
     models = {name: (FCOS(TINY_MODEL).eval(), torch.float32) for name in ("a", "b")}
     for name, (own, _) in models.items():
-        own.transform.batch = _noted(own.transform.batch, ran, name)
+        own.transform.batch = _recorded(own.transform.batch, ran, name)
     timings = benchmark(models, files, batch_size=2, repeats=3, warmup=1)
     assert [name for name, _ in ran] == ["a", "b"] * 4
     seen = [[float(image.sum()) for image in images] for _, images in ran]
     assert seen[0::2] == seen[1::2]
-    assert seen[0][0] == seen[1][0] != seen[2][0]  # three files in batches of two: each turn begins elsewhere
+    assert (
+        seen[0][0] == seen[1][0] != seen[2][0]
+    )  # three files in batches of two: each batch starts at another file
     for timing in timings.values():
         summary = timing.summary()
         assert summary["samples"] == 3
@@ -72,7 +74,7 @@ def test_models_run_in_turns_on_the_same_images(model, files):
         assert summary["images_per_s"] == pytest.approx(2000 / summary["p50_ms"])
 
 
-def _noted(method, ran: list, name: str):
+def _recorded(method, ran: list, name: str):
     def run(images):
         ran.append((name, images))
         return method(images)
@@ -80,7 +82,7 @@ def _noted(method, ran: list, name: str):
     return run
 
 
-def test_plain_runs_under_autocast(model, files):
+def test_runs_under_autocast(model, files):
     seen = []
     model.network = lambda x: seen.append(torch.is_autocast_enabled("cpu")) or FCOS.network(model, x)
     for dtype in (torch.float32, torch.bfloat16):
@@ -97,14 +99,14 @@ def test_plain_runs_under_autocast(model, files):
         {"regression": "exp", "regression_unit": "pixel", "centerness_on": "classification"},
     ],
 )
-def test_random_weights_give_nms_a_trained_models_work(overrides):
+def test_random_weights_send_as_much_to_nms_as_a_trained_model(overrides):
     small = {"num_classes": 20, "fpn_channels": 32, "head_channels": 64, "head_convs": 1, "min_size": None}
     preset = PRESETS[overrides.get("preset", "official-improved")]
     changed = {name: value for name, value in overrides.items() if name != "preset"}
     model = build_detector(replace(preset, backbone="resnet18", **small, **changed))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     image = torch.randint(256, (3, 128, 160), dtype=torch.uint8)
-    assert len(model.eval()([image])[0]["scores"]) in (0, 100)  # nothing, or everything everywhere
+    assert len(model.eval()([image])[0]["scores"]) in (0, 100)  # nothing, or everything
     talkative = make_talkative(model, image, candidates=300)
     batch = talkative.transform.batch([talkative.transform(image)])
     outputs = talkative.network(batch.tensor)

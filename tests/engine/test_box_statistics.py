@@ -1,4 +1,4 @@
-"""Boxes on levels against counting location by location, and advice that keeps what it promises."""
+"""Boxes per level compared with a count in plain loops, and suggestions that are better."""
 
 from __future__ import annotations
 
@@ -81,22 +81,22 @@ def test_boxes_on_levels_are_counted_location_by_location():
     records = random_records()
     found = level_statistics(records, config)
     assert (found.on_level, found.unassigned, found.num_boxes) == counted(records, config)
-    assert found.unassigned > 0  # or this would not count them
+    assert found.unassigned > 0  # otherwise they would not be tested
 
 
 def test_a_box_between_locations_and_one_under_a_smaller_one_are_lost():
-    # locations of P3 stand at 4, 12, 20, ...; the second box has 12 alone, which the third, smaller, takes
+    # locations of P3 are at 4, 12, 20, ...; the second box contains only 12, which is assigned to the smaller third
     found = level_statistics([record([[5, 5, 11, 11], [8, 8, 16, 16], [9, 9, 15, 15]])], CONFIG)
     assert (found.num_boxes, found.unassigned, found.on_level) == (3, 2, (1, 0, 0, 0, 0))
     assert found.lost_side == 7
 
 
-def test_boxes_that_are_ignored_do_not_count():
+def test_ignored_boxes_do_not_count():
     found = level_statistics([record([[0, 0, 30, 30], [20, 20, 60, 60]], ignore=[True, False])], CONFIG)
     assert found.num_boxes == 1
 
 
-def test_sizes_are_those_of_the_input():
+def test_sizes_are_in_input_pixels():
     records = [record([[0, 0, 40, 20]], size=(192, 128))]  # halved to 96x64
     sizes = box_sizes(records, CONFIG)
     assert sizes["sqrt(area)"] == pytest.approx([200**0.5] * 7)
@@ -104,7 +104,7 @@ def test_sizes_are_those_of_the_input():
     assert sizes["shorter side"] == [10.0] * 7
 
 
-def test_the_suggested_ranges_lose_no_more_and_are_more_even():
+def test_suggested_ranges_are_more_even_without_losing_boxes():
     records = random_records(20)
     better = suggest_ranges(records, CONFIG)
     before, after = level_statistics(records, CONFIG), level_statistics(records, better)
@@ -113,13 +113,13 @@ def test_the_suggested_ranges_lose_no_more_and_are_more_even():
     assert after.evenness > before.evenness
 
 
-def test_the_size_is_the_smallest_that_keeps_boxes_and_shows_them():
+def test_best_size_is_the_smallest_with_large_enough_boxes():
     records = [record([[10, 10, 90, 70]], size=(256, 256))]
     config = replace(CONFIG, min_size=256, max_size=512)
     sizes = size_statistics(records, config)
     assert [s.config.min_size for s in sizes] == [128, 192, 256, 320, 384, 512]
     assert [s.config.max_size for s in sizes] == [256, 384, 512, 640, 768, 1024]
-    assert best_size(sizes).config.min_size == 128  # the shorter side is 30 there, 16 are asked for
+    assert best_size(sizes).config.min_size == 128  # its shorter side is 30, the minimum 16
     small = size_statistics([record([[10, 10, 30, 30]], size=(256, 256))], config)
     assert best_size(small).config.min_size == 256  # 20, and 15 at 192
 

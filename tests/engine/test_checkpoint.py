@@ -1,4 +1,4 @@
-"""Checkpoints: round trip, atomicity, and one clear line for every file that is none."""
+"""Checkpoints: round trip, atomicity, and a clear error for every invalid file."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_retinanet(path, tmp_path):
     assert torch.equal(three.backbone.body.conv1.weight, model.backbone.body.conv1.weight)
 
 
-def test_a_checkpoint_from_before_there_were_other_detectors(model, tmp_path):
+def test_old_checkpoint_without_detector_is_an_fcos(model, tmp_path):
     about = describe_model(model, CATEGORIES)
     del about["model_config"]["detector"]
     save_checkpoint(tmp_path / "old.pt", {**about, "model": model.state_dict()})
@@ -85,7 +85,7 @@ def test_averaged_weights_are_preferred(model, tmp_path):
     assert torch.equal(again.state_dict()["head.regression_head.bbox_reg.bias"], torch.ones(4))
 
 
-def test_a_save_that_fails_halfway_leaves_the_old_file(path, monkeypatch):
+def test_a_failed_save_keeps_the_old_file(path, monkeypatch):
     before = path.read_bytes()
 
     def half(state, target):
@@ -99,43 +99,41 @@ def test_a_save_that_fails_halfway_leaves_the_old_file(path, monkeypatch):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_opening_runs_no_code(tmp_path):
+def test_loading_runs_no_code(tmp_path):
     class Evil:
         def __reduce__(self):
             return (print, ("executed",))
 
     torch.save({"format": "fcos_fast checkpoint 1", "x": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="is no checkpoint that can be read safely"):
+    with pytest.raises(ValueError, match="contains pickled objects other than tensors"):
         load_checkpoint(tmp_path / "evil.pt")
 
 
 @pytest.mark.parametrize("size", [0, 10, 1000, -1000])
-def test_cut_off_file(path, size):
+def test_truncated_file(path, size):
     content = path.read_bytes()
     path.write_bytes(content[:size])
-    with pytest.raises(ValueError, match=r"best\.pt \(\d+ bytes\) is no checkpoint, or only a part"):
+    with pytest.raises(ValueError, match=r"best\.pt \(\d+ bytes\) is not a checkpoint, or a truncated one"):
         load_checkpoint(path)
 
 
-def test_files_that_are_none(tmp_path):
+def test_files_that_are_not_checkpoints(tmp_path):
     (tmp_path / "notes.txt").write_text("hello " * 100)
-    with pytest.raises(ValueError, match=r"notes\.txt \(600 bytes\) is no checkpoint"):
+    with pytest.raises(ValueError, match=r"notes\.txt \(600 bytes\) is not a checkpoint"):
         load_checkpoint(tmp_path / "notes.txt")
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="no checkpoint of fcos_fast"):
+    with pytest.raises(ValueError, match="not a checkpoint of fcos_fast"):
         load_checkpoint(tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"is a folder; name the file in it, as .*best\.pt"):
+    with pytest.raises(ValueError, match=r"is a folder; give a file in it, for example .*best\.pt"):
         load_checkpoint(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint .*absent\.pt"):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint .*absent\.pt does not exist"):
         load_checkpoint(tmp_path / "absent.pt")
 
 
 def test_weights_for_other_classes(path):
     three = Categories(("cat", "dog", "horse"))
     model = FCOS(replace(CONFIG, num_classes=3))
-    with pytest.raises(
-        ValueError, match=r"2 classes \(cat, dog\), the data set has 3 .*--train\.new_classes"
-    ):
+    with pytest.raises(ValueError, match=r"2 classes \(cat, dog\), the dataset 3 .*--train\.new_classes"):
         load_weights(model, path, three)
     own = model.head.classification_head.cls_logits.weight.clone()
     load_weights(model, path, three, new_classes=True)
@@ -189,7 +187,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("where", ["anywhere", "pickle", "directory"])
-def test_flipped_bits_are_found(small, tmp_path, where):
+def test_flipped_bits_are_detected(small, tmp_path, where):
     """Each of 50 files with one wrong bit is rejected, or its content is what was saved."""
     path, state = small
     content = path.read_bytes()
@@ -217,7 +215,7 @@ def test_flipped_bits_are_found(small, tmp_path, where):
 
 
 @pytest.mark.parametrize("change", ["element", "dtype", "shape", "name", "plain value", "order"])
-def test_any_change_of_the_content_is_found(small, tmp_path, change):
+def test_any_change_of_the_content_is_detected(small, tmp_path, change):
     saved = torch.load(small[0], weights_only=True)
     weights = saved["model"]
     first, second = list(weights)[:2]
@@ -234,11 +232,11 @@ def test_any_change_of_the_content_is_found(small, tmp_path, change):
     else:
         weights[first], weights[second] = weights[second], weights[first]
     torch.save(saved, tmp_path / "changed.pt")
-    with pytest.raises(ValueError, match=r"changed\.pt is damaged, or was changed outside of fcos_fast"):
+    with pytest.raises(ValueError, match=r"changed\.pt is damaged, or was changed outside fcos_fast"):
         load_checkpoint(tmp_path / "changed.pt")
 
 
-def test_memory_format_is_no_change(tmp_path):
+def test_memory_format_does_not_change_the_digest(tmp_path):
     weights = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     model = FCOS(CONFIG)
     save_checkpoint(
@@ -253,7 +251,7 @@ def test_a_file_without_a_digest_loads_with_one_line(small, tmp_path, capsys):
     torch.save(saved, tmp_path / "old.pt")
     assert same(small[1], load_checkpoint(tmp_path / "old.pt"))
     assert capsys.readouterr().out == (
-        f"{tmp_path / 'old.pt'}: written by an older version, without a digest that would show damage\n"
+        f"{tmp_path / 'old.pt'}: written by an older version, without a digest, so damage cannot be detected\n"
     )
 
 
@@ -277,7 +275,7 @@ def test_a_file_without_a_digest_loads_with_one_line(small, tmp_path, capsys):
     ],
 )
 def test_incomplete_files_are_rejected_with_their_name(small, tmp_path, change, message):
-    """As a bug of another version, or a hand, would leave them: with a digest that is right."""
+    """As written by a bug or by hand: with a correct digest."""
     state = {key: value for key, value in (small[1] | change).items() if value is not None}
     save_checkpoint(tmp_path / "wrong.pt", state)
     if "format" in change:
@@ -293,7 +291,7 @@ def test_weights_that_do_not_fit_the_configuration(small):
         model_from_checkpoint(state)
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_and_says_why(small, tmp_path):
+def test_a_full_disk_keeps_the_old_checkpoint(small, tmp_path):
     path = tmp_path / "last.pt"
     path.write_bytes(small[0].read_bytes())
     code = """
@@ -306,11 +304,11 @@ except OSError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{path}: cannot be written: File too large; the file that was there is unchanged\n"
+    assert done.stdout == f"{path}: cannot be written: File too large; the old file is unchanged\n"
     assert same(small[1], load_checkpoint(path))
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_is_gone_is_named(tmp_path):
+def test_missing_folder_is_named(tmp_path):
     with pytest.raises(OSError, match="its folder does not exist"):
         save_checkpoint(tmp_path / "gone" / "last.pt", {"model": {}})

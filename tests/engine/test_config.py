@@ -10,10 +10,11 @@ import yaml
 
 from fcos_fast.assignment import RULES
 from fcos_fast.data import AugmentConfig
-from fcos_fast.engine.config import Config, TrainConfig, from_plain, save_config, to_plain
+from fcos_fast.engine.config import Config, TrainConfig, save_config
 from fcos_fast.engine.optimizer import OptimizerConfig
 from fcos_fast.engine.schedule import ScheduleConfig
 from fcos_fast.models import PRESETS, RetinaNetConfig
+from fcos_fast.serialize import from_plain, to_plain
 
 CHANGED = Config(
     model=replace(PRESETS["torchvision"], min_size=(480, 512), rule=RULES["torchvision"]),
@@ -36,7 +37,7 @@ def test_round_trip_through_json_and_yaml(config, tmp_path):
     assert from_plain(Config, yaml.safe_load((tmp_path / "config.yaml").read_text())) == config
 
 
-def test_missing_fields_take_their_defaults():
+def test_missing_fields_have_their_defaults():
     assert from_plain(Config, {"train": {"epochs": 7}}) == Config(train=TrainConfig(epochs=7))
 
 
@@ -48,11 +49,12 @@ def test_unknown_fields_are_named():
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"epochs": 0}, r"train\.epochs is 0"),
-        ({"batch_size": 0}, r"train\.batch_size is 0"),
-        ({"ema_decay": 1.0}, r"train\.ema_decay is 1\.0"),
+        ({"epochs": 0}, r"train\.epochs=0; expected a positive integer"),
+        ({"batch_size": 0}, r"train\.batch_size=0; expected a positive integer"),
+        ({"steps": -1}, r"train\.steps=-1; expected a positive integer or None"),
+        ({"ema_decay": 1.0}, r"train\.ema_decay=1\.0; expected at least 0 and below 1"),
     ],
 )
-def test_bad_values_are_named(bad, message):
+def test_invalid_values_are_named(bad, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**bad)

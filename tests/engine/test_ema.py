@@ -1,4 +1,4 @@
-"""The moving average against the recurrence written out."""
+"""The moving average compared with the recurrence."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_follows_the_recurrence():
     assert ema.model.state_dict()["1.num_batches_tracked"] == 29
 
 
-def test_average_is_apart_from_the_model():
+def test_average_is_independent_of_the_model():
     model = small_model()
     ema = ExponentialMovingAverage(model, decay=0.9)
     assert not ema.model.training

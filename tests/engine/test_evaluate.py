@@ -1,4 +1,4 @@
-"""Running a detector over a data set."""
+"""Detections of a dataset and their score."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fcos_fast.engine.evaluate import detect_batches, evaluate
 
 
 class Perfect(torch.nn.Module):
-    """Detects what it was told, whatever the image."""
+    """Returns given detections, regardless of the images."""
 
     def __init__(self, answers):
         super().__init__()
@@ -25,8 +25,8 @@ class Perfect(torch.nn.Module):
         return found
 
 
-def test_detections_and_images_stay_in_order(images):
-    dataset = load_dataset(images, "val")
+def test_detections_and_images_stay_in_order(voc_root):
+    dataset = load_dataset(voc_root, "val")
     targets = [dataset[i][1] for i in range(len(dataset))]
     answers = [
         {"boxes": t["boxes"], "labels": t["labels"], "scores": torch.ones(len(t["boxes"]))} for t in targets

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from fcos_fast.engine.files import WriteError, replacing, write_json, write_text
 
 
-def test_replaces_and_leaves_nothing_beside(tmp_path):
+def test_replaces_without_leftovers(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
     write_text(path, "new: ä")
@@ -41,7 +41,7 @@ def test_temporary_name_keeps_the_suffix_and_the_folder(tmp_path):
         assert temporary.parent == tmp_path
 
 
-def test_two_writers_of_one_file_do_not_meet(tmp_path):
+def test_two_writers_of_one_file_do_not_interfere(tmp_path):
     """The second starts and ends while the first is writing."""
     path = tmp_path / "last.pt"
     with replacing(path) as first:
@@ -55,13 +55,13 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_name_as_long_as_names_can_be(tmp_path):
+def test_the_longest_possible_name(tmp_path):
     path = tmp_path / ("a" * 251 + ".txt")
     write_text(path, "text")
     assert path.read_text() == "text"
 
 
-def test_what_cannot_be_written_is_named(tmp_path):
+def test_errors_name_the_file(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(WriteError, match=r"folder: cannot be written: .*irectory"):
         write_text(tmp_path / "folder", "text")
@@ -80,6 +80,6 @@ def test_json_has_no_nan(tmp_path):
     assert read == {"ap": None, "all": [1, None, [0.5, "é"]], "name": os.fsdecode(b"\xff")}
 
 
-def test_names_that_utf_8_cannot_hold_are_escaped(tmp_path):
+def test_surrogates_are_escaped(tmp_path):
     write_text(tmp_path / "a.txt", "a" + os.fsdecode(b"\xff"))
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "a\\udcff"

@@ -1,4 +1,4 @@
-"""Checkpoints of other implementations: what they are taken for, that they detect the same, and the way back."""
+"""Checkpoints of other implementations: inferred configuration, same detections, and conversion back."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_torchvisions_retinanet_is_read(version, torchvision):
 
 
 @pytest.mark.parametrize("preset", FCOS_PRESETS)
-def test_every_preset_comes_back_from_its_format(preset):
+def test_every_preset_round_trips_through_its_format(preset):
     model = model_of(preset)
     found = read_foreign(file_of(model, FORMAT_OF[preset]), preset, SMALL)
     assert found.format.name == FORMAT_OF[preset]
@@ -71,17 +71,17 @@ def test_every_preset_comes_back_from_its_format(preset):
 @pytest.mark.parametrize(
     ("preset", "taken_for"),
     [
-        ("official", ("official-improved", "official")),  # the parameters do not tell them apart
+        ("official", ("official-improved", "official")),  # same parameters
         ("mmdetection", ("mmdetection",)),  # towers without biases
         ("mmdetection-tricks", ("mmdetection-tricks",)),
         ("adelaidet-rt", ("adelaidet-rt",)),  # P3 to P5
         ("detectron2", ("detectron2",)),
     ],
 )
-def test_the_parameters_say_what_they_can(preset, taken_for):
+def test_preset_is_inferred_from_the_parameters(preset, taken_for):
     found = read_foreign(file_of(model_of(preset), FORMAT_OF[preset]), overrides=SMALL)
     assert found.presets == taken_for
-    assert ("its parameters are also those of official" in str(found)) == (preset == "official")
+    assert ("the parameters also match official" in str(found)) == (preset == "official")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_the_parameters_say_what_they_can(preset, taken_for):
         "dla34",
     ],
 )
-def test_the_backbone_is_recognised(backbone):
+def test_backbone_is_recognized(backbone):
     format = "adelaidet" if backbone == "dla34" else "official"
     with torch.device("meta"):
         model = fcos(backbone, 3, norm="frozen", **SMALL)
@@ -111,7 +111,7 @@ def test_the_backbone_is_recognised(backbone):
 
 @pytest.mark.parametrize("format", ["official", "adelaidet", "mmdetection"])
 @pytest.mark.parametrize("kind", ["v1", "v2"])
-def test_deformable_convolutions_are_recognised(format, kind):
+def test_deformable_convolutions_are_recognized(format, kind):
     pytest.importorskip("torchvision", reason="torchvision is not installed")
     preset = find_format(format).presets[0]
     model = model_of(preset, "resnet50", dcn=kind, dcn_stages=(4, 5), head_dcn=kind)
@@ -151,12 +151,12 @@ def test_torchvisions_91_outputs_become_the_80_of_coco(torchvision):
     assert (logits.bias[unused].sigmoid() < 2e-6).all()
 
 
-def test_what_does_not_fit_is_refused_with_a_list():
+def test_what_does_not_fit_is_rejected_with_a_list():
     state = file_of(model_of("official"), "official")
     state["model"]["rpn.head.extra.weight"] = torch.zeros(1)
     with pytest.raises(ValueError, match=r"does not fit the model; left over: rpn\.head\.extra\.weight"):
         read_foreign(state, overrides=SMALL)
-    with pytest.raises(ValueError, match="are of no known format; known are official, adelaidet"):
+    with pytest.raises(ValueError, match="match no known format; known are official, adelaidet"):
         read_foreign({"encoder.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match="unknown preset 'oficial'; did you mean 'official'"):
         read_foreign(state, "oficial")
@@ -168,50 +168,53 @@ def test_what_does_not_fit_is_refused_with_a_list():
         (
             "official-improved",
             "detectron2",
-            "this model has scales, .*, the detectron2 format has none;",
+            "this model has scales, .*, but the detectron2 format has none;",
         ),
         (
             "detectron2",
             "official",
-            "this model has no scales, .*, the official format has them;",
+            "this model has no scales, .*, but the official format has them;",
         ),
     ],
 )
-def test_a_format_without_a_place_for_the_scales_is_refused(preset, format, message):
+def test_a_format_without_scales_is_rejected(preset, format, message):
     with pytest.raises(ValueError, match=message):
         file_of(model_of(preset), format)
 
 
-def test_a_retinanet_is_no_fcos():
-    with pytest.raises(ValueError, match="a retinanet is not written in the format official"):
+def test_retinanet_has_no_foreign_format():
+    with pytest.raises(ValueError, match="a retinanet cannot be written in the format official"):
         write_foreign(PRESETS["retinanet"], {}, find_format("official"))
 
 
-def test_rules_that_the_other_project_does_not_have_are_named():
+def test_other_rules_are_listed():
     config = replace(PRESETS["official-improved"], nms_threshold=0.5, backbone="resnet18")
     assert other_rules(config, find_format("official")) == {"nms_threshold": (0.5, 0.6)}
 
 
-def test_a_run_begins_with_a_foreign_checkpoint(tmp_path, capsys):
+def test_weights_of_a_foreign_checkpoint(tmp_path, capsys):
     path = tmp_path / "official.pth"
     model = model_of("official-improved", fpn_channels=256, head_channels=256)
     torch.save(file_of(model, "official"), path)
     own = FCOS(replace(model.config, num_classes=3, norm="batch"))
     before = own.head.classification_head.cls_logits.weight.clone()
-    with pytest.raises(ValueError, match="to learn them anew give --train.new_classes true"):
+    with pytest.raises(ValueError, match="to train a new classification layer give --train.new_classes true"):
         load_weights(own, path, Categories(("a", "b", "c")))
     load_weights(own, path, Categories(("a", "b", "c")), new_classes=True)
-    assert "its layer for 80 classes is left out, that for 3 begins anew" in capsys.readouterr().out
+    assert (
+        "its layer for 80 classes is skipped, the layer for 3 keeps its random weights"
+        in capsys.readouterr().out
+    )
     assert torch.equal(own.head.classification_head.cls_logits.weight, before)
     torch.testing.assert_close(own.backbone.body.bn1.running_var, model.backbone.body.bn1.running_var)
 
 
-def test_a_file_of_other_objects_is_refused_with_the_remedy(tmp_path):
+def test_a_file_with_other_objects_is_rejected_with_the_remedy(tmp_path):
     class Meta:
         pass
 
     torch.save(
         {"state_dict": {"bbox_head.conv_cls.weight": torch.zeros(1)}, "meta": slice(0)}, tmp_path / "x.pth"
     )
-    with pytest.raises(ValueError, match="holds other objects than tensors.*weights_only=False"):
+    with pytest.raises(ValueError, match="contains pickled objects other than tensors.*weights_only=False"):
         load_checkpoint(tmp_path / "x.pth")

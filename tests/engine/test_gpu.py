@@ -1,6 +1,6 @@
-"""What only a GPU shows of training: nccl, synchronised norms, copies beside a running step, and whole runs in graphs.
+"""Training on a GPU: nccl, synchronized norms, copies during a step, and whole runs with CUDA graphs.
 
-What can run on the CPU too does so, by gloo: a GPU machine is not to be the first that runs it.
+As much as possible runs on the CPU too, with gloo.
 """
 
 from __future__ import annotations
@@ -21,25 +21,17 @@ from fcos_fast.engine.checkpoint import load_checkpoint
 from fcos_fast.engine.optimizer import OptimizerConfig, build_optimizer
 from fcos_fast.engine.step import TrainStep
 from fcos_fast.engine.train import train
-from fcos_fast.models import BatchPacker, FCOSConfig, ImageBatch, build_detector
+from fcos_fast.models import build_detector
 from tests.engine import ranks
 from tests.engine.ranks import run_ranks
+from tests.engine.small import MODEL, packed, with_nan
 
-MODEL = FCOSConfig(
-    backbone="resnet18",
-    num_classes=3,
-    fpn_channels=32,
-    head_channels=64,
-    head_convs=1,
-    min_size=None,
-    max_size=None,
-)
 SGD = OptimizerConfig(name="sgd", lr=0.01, weight_decay=0.01)
 
 
 @pytest.fixture
 def group(device):
-    """A process group of this process alone: nccl for a GPU."""
+    """A process group of one process, with nccl on a GPU."""
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1
     )
@@ -54,26 +46,12 @@ def _same_kernels_each_time(monkeypatch):
 
 
 def batch(seed: int, device: str):
-    """Two images, packed."""
-    generator = torch.Generator().manual_seed(seed)
-    images = [torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8, generator=generator) for _ in range(2)]
-    targets = [
-        {"boxes": torch.tensor([[4.0, 5 + b, 40, 50], [20, 10, 70, 40]]), "labels": torch.tensor([b, 1])}
-        for b in range(2)
-    ]
-    packed = BatchPacker(MODEL).collate(list(zip(images, targets, strict=True)))
-    return [part.to(device) for part in packed]
+    """Two images of one size, packed."""
+    return [part.to(device) for part in packed(seed, sizes=((64, 96), (64, 96)))]
 
 
-def with_nan(images: ImageBatch, model: nn.Module) -> ImageBatch:
-    """A pixel that no loss survives."""
-    tensor = model.transform.normalize(images).tensor.clone()
-    tensor[0, 0, 3, 3] = torch.nan
-    return ImageBatch(tensor, images.sizes, images.extents)
-
-
-def assert_train_alike(model: nn.Module, other: nn.Module, wrapped: nn.Module, device: str) -> None:
-    """``model``, and ``other`` by way of ``wrapped``, in six steps, of which one is skipped."""
+def assert_same_training(model: nn.Module, other: nn.Module, wrapped: nn.Module, device: str) -> None:
+    """Train ``model``, and ``other`` through ``wrapped``, for six steps, one of them skipped, and compare them."""
     steps = [TrainStep(m, build_optimizer(m, SGD), clip_norm=1.0) for m in (model, wrapped)]
     for t in range(6):
         images, targets = batch(t, device)
@@ -95,28 +73,28 @@ def build(device: str) -> nn.Module:
     return build_detector(MODEL).to(device).train()
 
 
-def test_one_process_with_a_process_group_trains_as_one_without(group, device, monkeypatch):
+def test_a_process_group_of_one_trains_like_no_process_group(group, device, monkeypatch):
     """DistributedDataParallel, and the all-reduce of the totals behind the forward pass."""
     model = build(device)
     other = copy.deepcopy(model)
     with monkeypatch.context() as patched:
-        patched.setattr(distributed, "world_size", lambda: 2)  # one process is not wrapped otherwise
+        patched.setattr(distributed, "world_size", lambda: 2)  # otherwise the model is not wrapped
         wrapped = distributed.parallel(other)
     assert wrapped is not other
-    assert_train_alike(model, other, wrapped, device)
+    assert_same_training(model, other, wrapped, device)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("device", ["cuda"])
-def test_synchronised_norms_of_one_process_are_plain_ones(group, device):
+def test_synchronized_norms_of_one_process_are_plain_norms(group, device):
     model = build(device)
     other = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
     assert any(isinstance(module, nn.SyncBatchNorm) for module in other.modules())
-    assert_train_alike(model, other, other, device)
+    assert_same_training(model, other, other, device)
 
 
 def test_collectives_of_one_process(group, device):
-    """What evaluation and checkpoints exchange."""
+    """The collectives of evaluation and checkpoints."""
     x = torch.arange(4.0, device=device)
     assert distributed.broadcast({"a": 1}) == {"a": 1}
     assert distributed.gather(3) == [3]
@@ -132,15 +110,15 @@ def test_collectives_of_one_process(group, device):
 
 
 @pytest.mark.gpu
-def test_synchronised_norms_of_two_processes_see_the_whole_batch(tmp_path):
-    """By gloo, which takes one GPU for two processes, as nccl does not."""
-    ended = run_ranks(tmp_path, 2, ranks.synchronised_norms, "cuda", seconds=120)
+def test_synchronized_norms_of_two_processes_use_the_whole_batch(tmp_path):
+    """With gloo: nccl does not support two processes on one GPU."""
+    ended = run_ranks(tmp_path, 2, ranks.synchronized_norms, "cuda", seconds=120)
     assert all(e.status == 0 and e.out.endswith("the same\n") for e in ended), ended
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_a_whole_run(tiny, device, cuda_graphs, capsys):
-    """From the files to the checkpoint; a GPU's run ends where the CPU's does, but for rounding."""
+    """The checkpoint of a GPU run equals that of a CPU run up to rounding."""
     config = replace(tiny, data=replace(tiny.data, val="", workers=0))
     config = replace(config, train=replace(config.train, epochs=1, precision="float32"))
     expected = train(replace(config, train=replace(config.train, runs=f"{tiny.train.runs}-cpu")))
@@ -149,8 +127,7 @@ def test_a_whole_run(tiny, device, cuda_graphs, capsys):
             config, train=replace(config.train, device=device, cuda_graphs=cuda_graphs and device == "cuda")
         )
     )
-    said = capsys.readouterr().out
-    assert "run without graphs" not in said
+    assert "run without graphs" not in capsys.readouterr().out
     weights = [load_checkpoint(run.folder / "last.pt")["model"] for run in (expected, found)]
     for key, value in weights[0].items():
         difference = (weights[1][key].double().cpu() - value.double()).norm()
@@ -158,7 +135,7 @@ def test_a_whole_run(tiny, device, cuda_graphs, capsys):
 
 
 @pytest.mark.gpu
-def test_batches_are_copied_while_the_step_before_still_runs(monkeypatch):
+def test_batches_are_copied_while_the_previous_step_runs(monkeypatch):
     streams = []
 
     def remember(*arguments):
@@ -181,6 +158,6 @@ def test_batches_are_copied_while_the_step_before_still_runs(monkeypatch):
     while not streams[0].query() and time.monotonic() < deadline:
         time.sleep(0.001)
     assert streams[0].query(), "the copy waits for the step"
-    assert not step.query(), "the step had ended before it could tell"
+    assert not step.query(), "the step ended too early to tell"
     torch.cuda.synchronize()
     assert images.tensor.cpu().equal(batches[1][0].tensor)

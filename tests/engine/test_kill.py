@@ -1,6 +1,6 @@
-"""A run that is killed again and again, at any moment, ends with the bits of one that never was.
+"""A run that is killed again and again, at any moment, ends with the same bits as an uninterrupted run.
 
-``make test`` has one kill, ``make kill-test`` (``KILLS=40``) forty without workers and forty with them.
+``make test`` kills once, ``make kill-test`` (``KILLS=40``) forty times without workers and forty times with them.
 """
 
 from __future__ import annotations
@@ -26,47 +26,68 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join(sys.path),
     "CUDA_VISIBLE_DEVICES": "",
 }
-OPTIONS = [
-    *("--model.backbone", "mobilenet_v2", "--model.fpn_channels", "32", "--model.head_channels", "32"),
-    *(
-        "--model.head_convs",
-        "1",
-        "--model.min_size",
-        "null",
-        "--train.batch_size",
-        "2",
-        "--train.device",
-        "cpu",
-    ),
-    *("--train.precision", "float32", "--train.epochs", str(EPOCHS)),
-]
+OPTIONS = {
+    "model.backbone": "mobilenet_v2",
+    "model.fpn_channels": 32,
+    "model.head_channels": 32,
+    "model.head_convs": 1,
+    "model.min_size": "null",
+    "train.batch_size": 2,
+    "train.device": "cpu",
+    "train.precision": "float32",
+    "train.epochs": EPOCHS,
+}
+
+
+class Process:
+    """A process that starts a run in ``runs / "train"``, or resumes it.
+
+    Args:
+        voc_root: the dataset.
+        runs: folder of the run and of the log.
+        workers: number of dataloader workers.
+    """
+
+    def __init__(self, voc_root: Path, runs: Path, workers: int) -> None:
+        folder = runs / "train"
+        options = OPTIONS | {"data.root": voc_root, "train.runs": runs, "data.workers": workers}
+        arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+        if (folder / "last.pt").exists():
+            arguments = ["--resume", str(folder)]
+        # A log of its own: orphaned workers of a killed process write tracebacks.
+        self.log = runs / f"{len(list(runs.glob('*.log')))}.log"
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-W", "ignore", "-m", "fcos_fast.cli", "train", *arguments],
+                env=ENVIRONMENT,
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self) -> tuple[bool, list[int]]:
+        """Kill the process: whether it had not ended before, and its workers' process ids."""
+        pid, workers = self.process.pid, []
+        if self.process.poll() is None:
+            workers = list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+        self.process.kill()
+        status = self.process.wait()
+        assert status == -9 or self.succeeded(status), self.log.read_text()
+        return status == -9, workers
+
+    def finish(self) -> None:
+        """Wait for its successful end."""
+        assert self.succeeded(self.process.wait()), self.log.read_text()
+
+    def succeeded(self, status: int) -> bool:
+        return status == 0 and "Traceback" not in self.log.read_text()
 
 
 @pytest.fixture(scope="module")
-def whole(images, tmp_path_factory) -> Path:
-    """The folder of a run that nobody interrupts, without workers."""
+def whole(voc_root, tmp_path_factory) -> Path:
+    """The folder of an uninterrupted run without workers."""
     runs = tmp_path_factory.mktemp("whole")
-    process = start(images, runs, 0)
-    assert process.wait() == 0, (runs / "log").read_text()
+    Process(voc_root, runs, workers=0).finish()
     return runs / "train"
-
-
-def start(images: Path, runs: Path, workers: int) -> subprocess.Popen:
-    """Begin a run, or resume it where it can be."""
-    folder = runs / "train"
-    begin = [
-        "--data.root",
-        str(images),
-        "--train.runs",
-        str(runs),
-        "--data.workers",
-        str(workers),
-        *OPTIONS,
-    ]
-    arguments = ["--resume", str(folder)] if (folder / "last.pt").exists() else begin
-    command = [sys.executable, "-W", "ignore", "-m", "fcos_fast.cli", "train", *arguments]
-    with open(runs / "log", "a") as log:
-        return subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log)
 
 
 def same(a, b) -> bool:
@@ -79,34 +100,40 @@ def same(a, b) -> bool:
     return a == b
 
 
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 @pytest.mark.timeout(60 + 60 * KILLS)
 @pytest.mark.parametrize("workers", WORKERS)
-def test_killed_again_and_again(images, whole, tmp_path, workers):
-    """Some kills come while a process starts and resumes, most of them within the epochs after it wrote a checkpoint:
-    in a step, an evaluation, or while a file is written."""
+def test_killed_again_and_again(voc_root, whole, tmp_path, workers):
+    """Some kills are during start and resume; most of them within the epochs after a checkpoint was written: in a step,
+    an evaluation, or while a file is written."""
     rng, last = random.Random(workers), tmp_path / "train" / "last.pt"
     kills = epochs = 0
+    orphans: list[int] = []
     for _ in range(KILLS):
-        process, written = start(images, tmp_path, workers), last.exists() and last.stat().st_mtime_ns
+        written = last.exists() and last.stat().st_mtime_ns
+        run = Process(voc_root, tmp_path, workers)
         if rng.random() < 0.25:
             time.sleep(rng.uniform(0, 6))
         else:
-            while process.poll() is None and (last.exists() and last.stat().st_mtime_ns) == written:
+            while run.process.poll() is None and (last.exists() and last.stat().st_mtime_ns) == written:
                 time.sleep(0.005)
             time.sleep(rng.uniform(0, 0.7))
-        process.kill()
-        status = process.wait()
-        assert status in (0, -9), (tmp_path / "log").read_text()
-        kills += status == -9
+        was_running, children = run.kill()
+        kills += was_running
+        orphans += children
         if last.exists():
-            saved = load_checkpoint(last)  # whole, whenever the run was killed
+            saved = load_checkpoint(last)  # never a part of one
             assert saved["epoch"] >= epochs
             epochs = saved["epoch"]
-    process = start(images, tmp_path, workers)
-    assert process.wait() == 0, (tmp_path / "log").read_text()
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    Process(voc_root, tmp_path, workers).finish()
     folder = tmp_path / "train"
-    print(f"{kills} kills of {KILLS} in {EPOCHS} epochs, {workers} workers")
+    print(f"{kills} kills of {KILLS} in {EPOCHS} epochs, {workers} workers, {len(orphans)} orphans")
     assert kills >= KILLS // 2
     for name in ("last.pt", "best.pt"):
         a, b = load_checkpoint(folder / name), load_checkpoint(whole / name)
@@ -116,3 +143,8 @@ def test_killed_again_and_again(images, whole, tmp_path, workers):
     assert [row["epoch"] for row in rows[0]] == list(range(1, EPOCHS + 1))
     assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
     assert not list(folder.glob(".*"))
+
+    deadline = time.monotonic() + 30  # a worker looks for its parent every few seconds
+    while (running := list(filter(is_running, orphans))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not running, "workers of a killed run do not end"

@@ -1,4 +1,4 @@
-"""Which parameters are decayed, and the steps against torch's plain loops."""
+"""Which parameters are decayed, and steps compared with torch's for-loop implementations."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def test_fused_step_is_torchs_plain_step(name):
     torch.testing.assert_close(model.bias, other.bias)
 
 
-def test_frozen_model_is_refused():
+def test_frozen_model_is_rejected():
     with pytest.raises(ValueError, match="no trainable parameter"):
         build_optimizer(nn.Linear(2, 2).requires_grad_(False), OptimizerConfig())
 
 
-def test_bad_rate_is_named():
-    with pytest.raises(ValueError, match=r"optimizer\.lr is 0"):
+def test_invalid_learning_rate():
+    with pytest.raises(ValueError, match=r"optimizer\.lr=0; expected a positive number"):
         OptimizerConfig(lr=0)

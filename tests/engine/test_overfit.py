@@ -1,4 +1,4 @@
-"""Four photographs learnt by heart: the whole way, on real data."""
+"""Overfitting four photographs: the whole training, on real data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODELS = {
 def test_four_photographs_are_overfitted(bccd, tmp_path, monkeypatch, name):
     whole = load_voc(bccd, "trainval")
     four = DetectionDataset(whole.records[3:7], whole.categories)  # each has platelets, the smallest class
-    often = DetectionDataset(four.records * 10, whole.categories)  # fewer epochs, fewer checkpoints
+    often = DetectionDataset(four.records * 10, whole.categories)  # fewer epochs and so fewer checkpoints
     monkeypatch.setattr(train_module, "load_splits", lambda config: (often, four))
     outcome = train(
         Config(

@@ -1,4 +1,4 @@
-"""The Python face: load a checkpoint, predict an image."""
+"""The Python interface: load a checkpoint, predict an image."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def detector(whole_run):
 
 
 @pytest.fixture
-def file(images):
-    return sorted((images / "JPEGImages").iterdir())[0]
+def file(voc_root):
+    return sorted((voc_root / "JPEGImages").iterdir())[0]
 
 
-def test_one_image_gives_boxes_scores_and_names(detector, file):
+def test_boxes_scores_and_names_of_one_image(detector, file):
     found = detector.predict(file, score_threshold=0.05)
     assert len(found) == len(found.boxes) == len(found.scores) == len(found.labels) == len(found.names) > 0
     assert found.boxes.shape == (len(found), 4)
@@ -35,7 +35,7 @@ def test_one_image_gives_boxes_scores_and_names(detector, file):
     assert found.draw().size == (96, 64)
 
 
-def test_every_kind_of_image_is_the_same_image(detector, file):
+def test_every_kind_of_image_is_read_the_same(detector, file):
     photo = Image.open(file)
     tensor = torch.from_numpy(np.array(photo)).permute(2, 0, 1)
     kinds = [str(file), file, photo, np.array(photo), tensor, tensor.float() / 255]
@@ -48,7 +48,7 @@ def test_every_kind_of_image_is_the_same_image(detector, file):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_a_turned_pillow_image_is_the_same_image_as_its_file(tmp_path, orientation, suffix):
+def test_exif_orientation_of_pillow_images_and_files(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = tmp_path / f"a{suffix}"
@@ -58,7 +58,7 @@ def test_a_turned_pillow_image_is_the_same_image_as_its_file(tmp_path, orientati
         found = as_image(photo)
         assert found.shape == ((3, 20, 30) if orientation < 5 else (3, 30, 20))
         assert torch.equal(found, as_image(file))
-        assert torch.equal(as_image(photo), found)  # and it is left as it was
+        assert torch.equal(as_image(photo), found)  # and it did not change
 
 
 @pytest.mark.parametrize("mode", ["L", "I;16", "I", "F", "1", "P", "RGBA", "CMYK"])
@@ -71,12 +71,12 @@ def test_pillow_images_of_every_mode(tmp_path, mode):
     assert np.array_equal(as_image(photo)[0], expected)
 
 
-def test_detections_are_the_models_own(whole_run):
-    """What training evaluated last is what the stored average detects."""
+def test_saved_average_detects_what_was_evaluated(whole_run):
+    """The model in ``last.pt`` has the detections of the last evaluation."""
     _, outcome = whole_run
     images = [outcome.val_set[i][0] for i in range(4)]
     model, _ = model_from_checkpoint(load_checkpoint(outcome.folder / "last.pt"))
-    dtype, _ = choose_precision("auto", torch.device("cpu"))  # as training had it
+    dtype, _ = choose_precision("auto", torch.device("cpu"))  # as in training
     (found,) = detect_batches(model.to(memory_format=torch.channels_last), [images], dtype)
     for detections, expected in zip(found, outcome.detections, strict=True):
         assert torch.equal(detections["boxes"], expected["boxes"])
@@ -96,15 +96,15 @@ def test_a_loaded_model_is_optimized_and_detects_the_same(whole_run, detector):
         torch.testing.assert_close(found.boxes[:5], expected.boxes[:5], rtol=0, atol=1e-3)
 
 
-def test_no_image_at_all(detector):
+def test_no_images(detector):
     assert detector.predict([]) == []
 
 
-def test_what_is_no_image_is_named(detector, tmp_path):
+def test_inputs_that_are_not_images(detector, tmp_path):
     with pytest.raises(ValueError, match=r"shape \(8, 8\) and dtype uint8; expected uint8 \(H, W, 3\)"):
         detector.predict(np.zeros((8, 8), np.uint8))
     with pytest.raises(TypeError, match="got a int"):
         detector.predict(7)
-    (tmp_path / "broken.jpg").write_bytes(b"no jpeg")
+    (tmp_path / "broken.jpg").write_bytes(b"not a jpeg")
     with pytest.raises(ValueError, match=r"broken\.jpg"):
         detector.predict(tmp_path / "broken.jpg")

@@ -1,4 +1,4 @@
-"""What is printed with and without a terminal."""
+"""Output with and without a terminal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_plain_lines_at_a_sensible_rate(monkeypatch):
-    clock = iter(range(0, 1000))  # one second per look
+def test_plain_lines_at_an_interval(monkeypatch):
+    clock = iter(range(0, 1000))  # one second per call
     monkeypatch.setattr(progress_module.time, "perf_counter", lambda: float(next(clock)))
     file = io.StringIO()
     with Progress(40, "epoch 1/2", images=8, interval=10, file=file) as progress:

@@ -1,4 +1,4 @@
-"""Resuming with more epochs, with the data elsewhere, from another folder; and what must stay as it was."""
+"""Resuming with more epochs, moved data, from another folder; and what cannot change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fcos_fast.engine.train import TrainingInterrupted, resume, train
 
 @pytest.fixture(scope="module")
 def make_steady(tiny_config):
-    """One epoch of four steps whose learning rate is the same however long the run is, of a small model."""
+    """One epoch of four steps of a small model; the learning rate does not depend on the length of the run."""
 
     def make(runs: Path) -> Config:
         config = tiny_config(runs)
@@ -44,14 +44,14 @@ def steady(make_steady, tmp_path) -> Config:
 
 @pytest.fixture(scope="module")
 def untouched(make_steady, tmp_path_factory) -> Path:
-    """The folder of a run that has ended, which tests leave as it is."""
+    """The folder of a finished run, which tests do not change."""
     torch.set_num_threads(1)
     return train(make_steady(tmp_path_factory.mktemp("finished"))).folder
 
 
 @pytest.fixture
 def finished(untouched, tmp_path) -> Path:
-    """The same, for a test that goes on with it."""
+    """A copy of it, for a test that continues the run."""
     return Path(shutil.copytree(untouched, tmp_path / "finished"))
 
 
@@ -76,7 +76,7 @@ def test_more_epochs_are_those_of_a_longer_run(steady, finished):
     assert "epochs: 2" in (finished / "config.yaml").read_text()
 
 
-def test_more_steps_go_on_within_the_epoch(steady):
+def test_more_steps_continue_within_the_epoch(steady):
     """Six steps end in the middle of the second epoch of four; the third and fourth of its batches come next."""
     part = train(with_train(steady, steps=6)).folder
     resume(part, lambda run: with_train(run, steps=9))
@@ -84,7 +84,7 @@ def test_more_steps_go_on_within_the_epoch(steady):
     assert [row["epoch"] for row in read_metrics(part / "metrics.csv")] == [1, 2, 3]
 
 
-def test_a_checkpoint_that_does_not_say_its_step_ended_where_its_configuration_says(steady):
+def test_the_step_of_an_old_checkpoint_follows_from_its_configuration(steady):
     part = train(with_train(steady, steps=6)).folder
     old = load_checkpoint(part / "last.pt")
     del old["step"], old["train_split"]
@@ -105,17 +105,17 @@ def test_more_epochs_are_kept_by_an_interruption(finished, monkeypatch):
     assert [row["epoch"] for row in read_metrics(finished / "metrics.csv")] == [1, 2]
 
 
-def test_after_the_end_it_says_so(finished, capsys):
+def test_resuming_a_finished_run_says_so(finished, capsys):
     assert main(["train", "--resume", str(finished)]) == 0
     assert (
-        "the run has finished its 1 epochs and is evaluated again; more: --train.epochs 2"
+        "the run has finished its 1 epochs and is evaluated again; to train longer give --train.epochs 2"
         in capsys.readouterr().out
     )
 
 
-def test_data_elsewhere(steady, finished, tmp_path, images):
+def test_moved_data(steady, finished, tmp_path, voc_root):
     moved = tmp_path / "moved"
-    shutil.copytree(images, moved)
+    shutil.copytree(voc_root, moved)
     options = ["--data.root", str(moved), "--train.epochs", "2", "--data.workers", "1"]
     assert main(["train", "--resume", str(finished), *options]) == 0
     assert_same_weights(finished, train(with_train(steady, epochs=2)).folder)
@@ -126,15 +126,15 @@ def test_other_data_is_rejected(finished, tmp_path):
     config = SyntheticConfig(size=(64, 96), object_size=(16, 48), max_objects=3)
     write_voc(tmp_path / "other", {"train": 8, "val": 4}, seed=1, config=config)
     with pytest.raises(
-        ValueError, match=r"other is not the one that the run in .* began with: 8 images with \d+ boxes"
+        ValueError, match=r"other is not the one that the run in .* started with: 8 images with \d+ boxes"
     ):
         resume(finished, lambda run: replace(run, data=replace(run.data, root=str(tmp_path / "other"))))
 
 
-def test_a_relative_root_is_found_from_another_folder(steady, images, tmp_path, monkeypatch):
-    monkeypatch.chdir(images.parent)
+def test_a_relative_root_is_found_from_another_folder(steady, voc_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(voc_root.parent)
     config = replace(
-        steady, data=replace(steady.data, root=images.name), train=replace(steady.train, runs="runs")
+        steady, data=replace(steady.data, root=voc_root.name), train=replace(steady.train, runs="runs")
     )
     folder = train(config).folder.absolute()
     (tmp_path / "elsewhere").mkdir()
@@ -174,7 +174,7 @@ def test_what_changes_the_result_is_rejected_by_name(untouched, options, message
 
 
 def test_what_does_not_change_the_result_is_accepted(finished, tmp_path):
-    """Also what the run has anyway, from its own configuration."""
+    """Also values that the run has already, from its own configuration."""
     config = str(finished / "config.yaml")
     options = ["--train.evaluate_every", "5", "--train.winograd", "false", "--train.batch_size", "2"]
     assert (
@@ -183,10 +183,11 @@ def test_what_does_not_change_the_result_is_accepted(finished, tmp_path):
     assert load_checkpoint(finished / "last.pt")["config"]["train"]["evaluate_every"] == 5
 
 
-def test_a_shorter_run_than_it_was_is_rejected(steady):
+def test_fewer_epochs_than_finished_are_rejected(steady):
     folder = train(with_train(steady, epochs=2)).folder
     with pytest.raises(
-        ValueError, match=r"has taken 8 steps \(2 epochs\), more than the 4 .* --train.epochs 2 or more"
+        ValueError,
+        match=r"has taken 8 steps \(2 epochs\), more than the 4 requested; give --train.epochs 2 or more",
     ):
         resume(folder, lambda run: with_train(run, epochs=1))
 
@@ -208,7 +209,7 @@ with locked(sys.argv[1]):
 
 @pytest.fixture
 def other(tmp_path):
-    """Another process that holds the run's folder."""
+    """Start another process that locks a folder."""
 
     def start(folder: Path) -> subprocess.Popen:
         process = subprocess.Popen(
@@ -225,7 +226,7 @@ def other(tmp_path):
         process.wait()
 
 
-def test_a_second_process_in_a_run_is_rejected_and_told_of_the_first(finished, other, capsys):
+def test_a_second_process_is_rejected_with_the_first_ones_id(finished, other, capsys):
     first = other(finished)
     before = (finished / "last.pt").read_bytes()
     assert main(["train", "--resume", str(finished), "--train.epochs", "2"]) == 2
@@ -233,7 +234,7 @@ def test_a_second_process_in_a_run_is_rejected_and_told_of_the_first(finished, o
     assert (finished / "last.pt").read_bytes() == before
 
 
-def test_a_killed_process_blocks_nobody_and_its_leftovers_are_removed(tmp_path, other):
+def test_the_lock_and_temporary_files_of_a_killed_process_are_removed(tmp_path, other):
     first = other(tmp_path)
     (tmp_path / ".0123456789abcdef.part.pt").write_bytes(b"half")
     (tmp_path / ".last.part.pt").write_bytes(b"half, of an older version")
@@ -247,7 +248,7 @@ def test_a_killed_process_blocks_nobody_and_its_leftovers_are_removed(tmp_path, 
     assert [path.name for path in tmp_path.iterdir()] == ["kept.part.pt"]
 
 
-def test_a_worker_that_outlives_its_killed_parent_holds_no_lock(tmp_path):
+def test_an_orphaned_worker_does_not_keep_the_lock(tmp_path):
     code = """
 import os, sys, time
 from fcos_fast.engine.run_folder import locked
@@ -266,7 +267,7 @@ with locked(sys.argv[1]):
         pass
 
 
-def test_a_deleted_folder_ends_the_run_with_its_name(steady, monkeypatch):
+def test_a_deleted_folder_is_named(steady, monkeypatch):
     train_epoch, folder = train_module.train_epoch, Path(steady.train.runs) / "train"
 
     def delete(*arguments):
@@ -279,7 +280,7 @@ def test_a_deleted_folder_ends_the_run_with_its_name(steady, monkeypatch):
     assert not folder.exists()
 
 
-def test_a_clock_that_goes_back(steady, monkeypatch):
+def test_a_clock_that_runs_backwards(steady, monkeypatch):
     now = iter(range(10**6, 0, -1))
     monkeypatch.setattr(train_module.time, "perf_counter", lambda: float(next(now)))
     (row,) = read_metrics(train(steady).folder / "metrics.csv")

@@ -1,4 +1,4 @@
-"""Folders that count up, and the table of epochs."""
+"""Folder names, and the table of metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning rates against closed forms and torch's own schedulers."""
+"""Learning rates compared with closed forms and torch's schedulers."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def test_default_warmup_is_a_twentieth_and_never_long():
 @pytest.mark.parametrize(
     ("bad", "names"),
     [
-        ({"warmup_steps": -1}, "warmup_steps is -1"),
-        ({"rise": 1.0}, "rise is 1.0"),
+        ({"warmup_steps": -1}, "schedule.warmup_steps=-1; expected 0 or more"),
+        ({"rise": 1.0}, "schedule.rise=1.0; expected a number between"),
         ({"milestones": (0.8, 0.5)}, "milestones"),
         ({"milestones": (8.0, 11.0)}, "fractions of the run"),
     ],
@@ -106,11 +106,11 @@ def test_milestones_in_steps_epochs_and_fractions_are_the_same_curve():
     assert [factors(steps, 40)[i] for i in (19, 20, 30)] == pytest.approx([1, 0.1, 0.01])
 
 
-def test_milestones_beyond_the_run_are_refused():
+def test_milestones_beyond_the_run_are_rejected():
     config = ScheduleConfig(kind="steps", milestones=(8, 11), milestone_unit="epoch")
-    with pytest.raises(ValueError, match=r"\(8, 11\) \(epoch\), the last of them at step 110 of 100"):
+    with pytest.raises(ValueError, match=r"\(8, 11\) \(epoch\): the last is at step 110 of 100"):
         config.in_steps(100, 10)
-    with pytest.raises(ValueError, match="they must rise and lie between 0 and 1"):
+    with pytest.raises(ValueError, match="expected rising numbers, between 0 and 1"):
         ScheduleConfig(milestones=(8, 11))
-    with pytest.raises(ValueError, match="they must rise and be positive"):
+    with pytest.raises(ValueError, match="expected rising numbers, positive"):
         ScheduleConfig(milestones=(0, 11), milestone_unit="step")

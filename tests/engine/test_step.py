@@ -1,4 +1,4 @@
-"""The step on the device: against plain torch, guarded against what is not finite, without a look at a value."""
+"""The training step: equal to plain torch, skipped if not finite, and without reading a value from the device."""
 
 from __future__ import annotations
 
@@ -19,55 +19,15 @@ from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
 from fcos_fast.engine.prefetch import prefetch
 from fcos_fast.engine.step import TrainStep
-from fcos_fast.engine.train import NonFiniteLossError, _check_finite, train
-from fcos_fast.models import (
-    FCOS,
-    BatchPacker,
-    DetectorConfig,
-    FCOSConfig,
-    ImageBatch,
-    RetinaNetConfig,
-    build_detector,
-)
+from fcos_fast.engine.train import NonFiniteLossError, check_finite, train
+from fcos_fast.models import FCOS, DetectorConfig, build_detector
+from tests.engine.small import MODEL, RETINANET, packed, samples, with_nan
 
-MODEL = FCOSConfig(
-    backbone="resnet18",
-    num_classes=3,
-    fpn_channels=32,
-    head_channels=64,
-    head_convs=1,
-    min_size=None,
-    max_size=None,
-)
-RETINANET = RetinaNetConfig(
-    backbone="resnet18",
-    num_classes=3,
-    fpn_channels=32,
-    head_channels=64,
-    head_convs=1,
-    min_size=None,
-    max_size=None,
-)
 OPTIMIZERS = {
     "sgd": OptimizerConfig(name="sgd", lr=0.01, weight_decay=0.01),
     "adamw": OptimizerConfig(name="adamw", lr=0.001),
 }
 each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-
-
-def samples(seed: int, sizes=((64, 96), (60, 80))):
-    """Lists of images and targets as a data set has them."""
-    generator = torch.Generator().manual_seed(seed)
-    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
-    targets = [
-        {"boxes": torch.tensor([[4.0, 5 + b, 40, 50], [20, 10, 70, 40]]), "labels": torch.tensor([b % 3, 1])}
-        for b in range(len(sizes))
-    ]
-    return images, targets
-
-
-def packed(seed: int, **sizes):
-    return BatchPacker(MODEL).collate(list(zip(*samples(seed, **sizes), strict=True)))
 
 
 def build(name: str, device: str = "cpu", config: DetectorConfig = MODEL, **options) -> TrainStep:
@@ -78,7 +38,7 @@ def build(name: str, device: str = "cpu", config: DetectorConfig = MODEL, **opti
 
 
 def state_of(step: TrainStep) -> dict[str, torch.Tensor]:
-    """Copies of all that a step may change, by name."""
+    """Copies of everything that a step can change, by name."""
     optimizer = {
         f"optimizer.{i}.{k}": v
         for i, state in step.optimizer.state_dict()["state"].items()
@@ -95,7 +55,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], keys) ->
 
 @each_optimizer
 def test_equals_plain_torch(name):
-    """Lists instead of packed batches, the optimizer's plain loop, clipping and averaging written out."""
+    """Compared with lists instead of packed batches, torch's for-loop optimizers, and clipping and EMA by hand."""
     step = build(name)
     model = copy.deepcopy(step.model)
     config = OPTIMIZERS[name]
@@ -147,17 +107,15 @@ def _names(step: TrainStep) -> list[list[str]]:
     return [[names[p] for p in group["params"]] for group in step.optimizer.param_groups]
 
 
-def spoilt_images(step: TrainStep) -> tuple:
-    """A batch whose losses are not a number, nor are the statistics that the batch norms make of it."""
+def nan_batch(step: TrainStep) -> tuple:
+    """A batch with NaN losses and NaN statistics of batch norms."""
     images, targets = packed(7)
-    tensor = step.model.transform.normalize(images).tensor
-    tensor[0, 0, 3, 3] = float("nan")
-    return replace(images, tensor=tensor), targets
+    return with_nan(images, step.model), targets
 
 
 @contextlib.contextmanager
 def infinite_loss(step: TrainStep):
-    """The gradients stay finite, as they do for one of several processes whose loss is infinite."""
+    """An infinite loss with finite gradients."""
     losses = step.model.losses
     step.model.losses = lambda *arguments: {k: v + torch.inf for k, v in losses(*arguments).items()}
     yield
@@ -166,7 +124,7 @@ def infinite_loss(step: TrainStep):
 
 @contextlib.contextmanager
 def infinite_gradient(step: TrainStep):
-    """The losses stay finite."""
+    """Infinite gradients with finite losses."""
     hook = step.model.head.classification_head.cls_logits.bias.register_hook(lambda g: g / 0)
     yield
     hook.remove()
@@ -179,15 +137,15 @@ def infinite_gradient(step: TrainStep):
 )
 @pytest.mark.parametrize("what", ["pixel", "loss", "gradient"])
 @pytest.mark.parametrize("before", [0, 2], ids=["first_step", "later"])
-def test_a_step_that_is_not_finite_leaves_everything_as_it_was(name, config, what, before):
+def test_a_step_that_is_not_finite_changes_nothing(name, config, what, before):
     step, undisturbed = build(name, config=config), build(name, config=config)
     for t in range(before):
         step(*packed(t))
         undisturbed(*packed(t))
-    # AdamW makes its state of zeros in the first step
+    # AdamW creates its state, zeros, in the first step
     kept, zeros = state_of(step), (lambda v: torch.zeros_like(v))
     if what == "pixel":
-        step(*spoilt_images(step))
+        step(*nan_batch(step))
     else:
         with infinite_loss(step) if what == "loss" else infinite_gradient(step):
             step(*packed(7))
@@ -204,22 +162,22 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was(name, config, wha
     assert (step.tally().skipped, step.tally().finite) == (1, before)
 
 
-def test_the_message_names_the_step_and_what_it_was(tiny):
+def test_the_message_names_the_step_and_the_kind(tiny):
     tally = step_module.Tally(sums=(1.0, 1.0, 1.0), skipped=2, finite=4)
     with pytest.raises(NonFiniteLossError, match=r"epoch 2/9, step 5: the gradient is not finite .*lower"):
-        _check_finite(dict.fromkeys(FCOS.LOSSES, 0.5), tally, "epoch 2/9", tiny)
+        check_finite(dict.fromkeys(FCOS.LOSSES, 0.5), tally, "epoch 2/9", tiny)
 
 
 class NeverWaits(TorchDispatchMode):
-    """Raises where an operator reads the device's values, or brings pageable host memory to it.
+    """Raises if an operator reads values from the device, or copies pageable host memory to it.
 
-    Tensors on ``meta`` stand for those on a GPU: torch itself cannot read them. A number that goes along with an
-    operator is a CPU tensor without axes, and allowed but where torch copies it to the device first.
+    Tensors on ``meta`` represent those on a GPU: torch itself cannot read them. Numbers among an operator's arguments
+    are 0-d CPU tensors, which are allowed unless torch copies them to the device first.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket in (torch.ops.aten._fused_sgd_, torch.ops.aten._fused_adamw_):
-            return None  # there is no such thing on meta
+            return None  # not implemented for meta
         result = func(*args, **(kwargs or {}))
         taken, given = (
             {t.device.type for t in tree_leaves(tree) if isinstance(t, torch.Tensor)}
@@ -249,7 +207,7 @@ class NeverWaits(TorchDispatchMode):
     ],
     ids=["item", "tolist", "cpu", "nonzero", "mask", "where", "to", "put", "bool"],
 )
-def test_reading_is_noticed(read):
+def test_never_waits_detects_reads(read):
     x = torch.ones(4, device="meta")
     with NeverWaits():
         x * 2 + x.masked_fill(x > 0, 1.0)
@@ -268,8 +226,8 @@ def test_reading_is_noticed(read):
     ],
     ids=["batch norm", "frozen norm", "retinanet", "retinanet, image by image"],
 )
-def test_never_looks_at_a_value_of_the_device(name, config, monkeypatch):
-    monkeypatch.setattr(step_module, "autocast", lambda *_: contextlib.nullcontext())  # not for meta
+def test_never_reads_a_value_from_the_device(name, config, monkeypatch):
+    monkeypatch.setattr(step_module, "autocast", lambda *_: contextlib.nullcontext())  # meta has none
     for module in ("sgd", "adam"):
         monkeypatch.setattr(
             sys.modules[f"torch.optim.{module}"], "_device_dtype_check_for_fused", lambda *_, **__: None
@@ -286,7 +244,7 @@ def test_never_looks_at_a_value_of_the_device(name, config, monkeypatch):
         step(images, targets)
 
 
-def test_on_the_cpu_prefetching_is_nothing():
+def test_prefetching_on_the_cpu_does_nothing():
     batches = [packed(0), packed(1)]
     for (images, targets), (same_images, same_targets) in zip(
         batches, prefetch(batches, torch.device("cpu")), strict=True
@@ -295,7 +253,7 @@ def test_on_the_cpu_prefetching_is_nothing():
         assert same_targets.boxes is targets.boxes
 
 
-def test_cuda_graphs_on_the_cpu_say_that_there_are_none(tiny, capsys):
+def test_cuda_graphs_on_the_cpu_print_a_line(tiny, capsys):
     config = replace(
         tiny, data=replace(tiny.data, val=""), train=replace(tiny.train, epochs=1, cuda_graphs=True)
     )
@@ -303,8 +261,8 @@ def test_cuda_graphs_on_the_cpu_say_that_there_are_none(tiny, capsys):
     assert "train.cuda_graphs: the steps run without graphs: the device is cpu" in capsys.readouterr().out
 
 
-def test_compiled_losses_are_what_the_step_calls(monkeypatch):
-    """One graph of network and losses; the totals' all-reduce is waited for before it."""
+def test_step_calls_the_compiled_losses(monkeypatch):
+    """One graph of network and losses, after the all-reduce of the totals."""
     calls = []
 
     def compiled(function, fullgraph):
@@ -333,7 +291,7 @@ def test_never_waits_for_the_gpu(name, cuda_graphs, config, monkeypatch):
     monkeypatch.delenv("FCOS_FAST_CHECK", raising=False)
     step = build(name, "cuda", config, dtype=torch.bfloat16, cuda_graphs=cuda_graphs)
     batches = list(prefetch([tuple(part.pin_memory() for part in packed(t)) for t in range(6)], step.device))
-    for batch in batches[:5]:  # libraries wait while they set themselves up; capture waits
+    for batch in batches[:5]:  # initialization of libraries and the capture wait
         step(*batch)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -346,29 +304,27 @@ def test_never_waits_for_the_gpu(name, cuda_graphs, config, monkeypatch):
 
 @pytest.mark.gpu
 @each_optimizer
-def test_graphed_steps_are_eager_steps(name, monkeypatch):
-    """Two sizes in turns, a learning rate that changes, and a batch that is skipped."""
+def test_graphed_steps_equal_eager_steps(name, monkeypatch):
+    """With two alternating sizes, a changing learning rate and a skipped batch."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     sizes = [((64, 96), (60, 80)), ((128, 96), (100, 90))]
     eager, graphed = build(name, "cuda"), build(name, "cuda", cuda_graphs=True)
     for t in range(16):
         batch = [part.to("cuda") for part in packed(t, sizes=sizes[t % 2])]
         if t in (1, 13):
-            tensor = eager.model.transform.normalize(batch[0]).tensor.clone()
-            tensor[0, 0, 3, 3] = float("nan")
-            batch[0] = ImageBatch(tensor, batch[0].sizes, batch[0].extents)
+            batch[0] = with_nan(batch[0], eager.model)
         for step in (eager, graphed):
             set_learning_rate(step.optimizer, 1 / (1 + t))
             step(*batch)
-    assert len(graphed._run.graphs) == 2
+    assert len(graphed._run._graphs._graphs) == 2
     assert eager.tally().skipped == graphed.tally().skipped == 2
     for (key, a), b in zip(state_of(eager).items(), state_of(graphed).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=key)
 
 
 @pytest.mark.gpu
-def test_prefetched_batches_hold_what_was_loaded():
-    """While the user's stream is busy, and the copies' memory is given back and taken again."""
+def test_prefetched_batches_equal_the_loaded_ones():
+    """While the current stream is busy and memory of the copies is reused."""
     batches = [tuple(part.pin_memory() for part in packed(t)) for t in range(8)]
     sums = []
     for images, _ in prefetch(batches, torch.device("cuda")):
@@ -378,7 +334,7 @@ def test_prefetched_batches_hold_what_was_loaded():
     assert [s.item() for s in sums] == [images.tensor.long().sum().item() for images, _ in batches]
 
 
-def test_a_copy_of_a_compiled_model_is_not_bound_to_it():
+def test_a_copy_of_a_compiled_model_is_not_bound_to_the_original():
     model = FCOS(MODEL)
     model.compile_losses()
     assert model._compiled_losses is not None

@@ -1,4 +1,4 @@
-"""Whole runs on a tiny data set: what they leave behind, and that interrupting them changes nothing."""
+"""Whole runs on a tiny dataset: their files, and that an interruption does not change the result."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 
 pytest.importorskip("jsonargparse")
 from fcos_fast.cli.train import parse_train_options
+from fcos_fast.engine import run as run_module
 from fcos_fast.engine import train as train_module
 from fcos_fast.engine.checkpoint import load_checkpoint
 from fcos_fast.engine.config import Config, save_config
@@ -28,7 +29,7 @@ TIMING = ("seconds", "images_per_second")
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Bit-identical weights, averages, optimizer and random states, and the same table but for its timings."""
+    """Bit-identical weights, averages, optimizer and random states, and the same metrics except timings."""
     for name in ("last.pt", "best.pt"):
         x, y = load_checkpoint(a / name), load_checkpoint(b / name)
         for key in x.keys() - {"config", "metrics"}:
@@ -58,7 +59,7 @@ def assert_same(x, y, where):
 
 
 def interrupt_at(monkeypatch, step: int) -> None:
-    """Press Ctrl-C in the given optimizer step, counted from 1 over the whole run."""
+    """Raise KeyboardInterrupt in an optimizer step, counted from 1 over the whole run."""
     real, count = train_module.set_learning_rate, iter(range(1, 10**9))
 
     def interrupted(*arguments):
@@ -69,7 +70,7 @@ def interrupt_at(monkeypatch, step: int) -> None:
     monkeypatch.setattr(train_module, "set_learning_rate", interrupted)
 
 
-def test_leaves_everything_behind(whole_run):
+def test_files_metrics_and_result(whole_run):
     _, outcome = whole_run
     assert sorted(p.name for p in outcome.folder.iterdir()) == [
         "best.pt",
@@ -88,7 +89,7 @@ def test_leaves_everything_behind(whole_run):
     assert not outcome.model.training
 
 
-def test_loss_falls(whole_run):
+def test_loss_decreases(whole_run):
     rows = read_metrics(whole_run[1].folder / "metrics.csv")
     assert rows[-1]["loss"] < rows[0]["loss"]
 
@@ -97,13 +98,13 @@ def test_best_is_the_best_epoch(whole_run):
     folder = whole_run[1].folder
     rows, best = read_metrics(folder / "metrics.csv"), load_checkpoint(folder / "best.pt")
     top = max(row["ap"] for row in rows)
-    assert best["epoch"] == max(row["epoch"] for row in rows if row["ap"] == top)  # of equals the last
+    assert best["epoch"] == max(row["epoch"] for row in rows if row["ap"] == top)  # the last of equals
     assert "optimizer" not in best
     assert best["categories"]["names"] == list(whole_run[1].val_set.categories.names)
 
 
-def test_saved_config_trains_the_same_again(whole_run, tmp_path):
-    """config.yaml, read as the command line reads it, gives a bit-identical run."""
+def test_saved_config_reproduces_the_run(whole_run, tmp_path):
+    """A run from config.yaml, read by the command line, is bit-identical."""
     config, outcome = whole_run
     yaml = str(outcome.folder / "config.yaml")
     again = parse_train_options(["--config", yaml, "--train.runs", str(tmp_path)]).config()
@@ -113,7 +114,7 @@ def test_saved_config_trains_the_same_again(whole_run, tmp_path):
 
 @pytest.mark.parametrize("step", [2, 7])
 def test_interrupted_and_resumed_is_bit_identical(whole_run, tmp_path, monkeypatch, step):
-    """Steps 2 and 7 lie in epochs 1 and 2 of four steps each."""
+    """Steps 2 and 7 are in epochs 1 and 2 of four steps each."""
     config, outcome = whole_run
     config = replace(config, train=replace(config.train, runs=str(tmp_path)))
     with monkeypatch.context() as patch:
@@ -122,7 +123,7 @@ def test_interrupted_and_resumed_is_bit_identical(whole_run, tmp_path, monkeypat
             train(config)
     folder = interruption.value.folder
     assert load_checkpoint(folder / "last.pt")["epoch"] == (step - 1) // 4
-    torch.rand(3)  # the resumed process is at another random state
+    torch.rand(3)  # another random state than that of the interrupted process
     assert_same_run(resume(folder).folder, outcome.folder)
 
 
@@ -151,7 +152,7 @@ def test_resuming_a_finished_run_evaluates_it_again(whole_run):
 
 
 def test_killed_in_the_middle_of_an_epoch(whole_run, tmp_path):
-    """kill -9 after the first epoch was saved; what resumes it in another process ends with the same bits."""
+    """kill -9 after the first epoch was saved; resumed in another process it ends with the same bits."""
     config, outcome = whole_run
     process, folder = start_and_wait_for_an_epoch(config, tmp_path)
     process.kill()
@@ -181,7 +182,7 @@ ENVIRONMENT = {
 
 
 def start_and_wait_for_an_epoch(config: Config, runs: Path) -> tuple[subprocess.Popen, Path]:
-    """Start a run as a process of its own; return when it is in its second epoch."""
+    """Start a run in a process; return in its second epoch."""
     config = replace(config, train=replace(config.train, runs=str(runs)))
     save_config(config, runs / "config.yaml")
     process = subprocess.Popen(
@@ -190,10 +191,10 @@ def start_and_wait_for_an_epoch(config: Config, runs: Path) -> tuple[subprocess.
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a shell's background job ignores Ctrl-C, and so would its children
+        # background jobs of a shell ignore SIGINT, and so would their children
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    for line in process.stdout:  # the line of an epoch is printed after its checkpoint
+    for line in process.stdout:  # printed after the checkpoint of the epoch
         if line.startswith("epoch 1/2"):
             time.sleep(0.05)
             return process, runs / "train"
@@ -235,7 +236,7 @@ def test_the_last_epoch_is_always_evaluated(tiny):
     assert ["ap" in row for row in rows] == [False, False, True]
 
 
-def test_begins_with_given_weights(whole_run, tiny):
+def test_starts_from_given_weights(whole_run, tiny):
     best = str(whole_run[1].folder / "best.pt")
     frozen = replace(
         tiny,
@@ -249,23 +250,23 @@ def test_begins_with_given_weights(whole_run, tiny):
             torch.testing.assert_close(begun[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_missing_root_is_named(tiny):
+def test_missing_root(tiny):
     with pytest.raises(ValueError, match=r"--data\.root"):
         train(replace(tiny, data=replace(tiny.data, root="")))
     assert not Path(tiny.train.runs).exists()
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_training_uses_winograds_method_where_it_gains(tiny, monkeypatch, asked):
+def test_training_uses_winograds_method(tiny, monkeypatch, asked):
     monkeypatch.setattr("fcos_fast.models.winograd.MIN_CHANNELS", 32)
     models = []
-    real = train_module.ExponentialMovingAverage
+    real = run_module.ExponentialMovingAverage
 
     def seen(model, *arguments):
         models.append(model)
         return real(model, *arguments)
 
-    monkeypatch.setattr(train_module, "ExponentialMovingAverage", seen)
+    monkeypatch.setattr(run_module, "ExponentialMovingAverage", seen)
     result = train(replace(tiny, train=replace(tiny.train, epochs=1, winograd=asked)))
     models.append(result.model)  # the averaged one, which is evaluated
     assert len(models) == 2
@@ -274,7 +275,7 @@ def test_training_uses_winograds_method_where_it_gains(tiny, monkeypatch, asked)
 
 
 def test_a_run_of_steps_ends_within_an_epoch_and_resumes(tiny, monkeypatch):
-    """Six steps, of four each epoch: a whole epoch and half of one; the schedule reaches its end there."""
+    """Six steps are one and a half epochs of four; the schedule ends there."""
     schedule = ScheduleConfig(kind="steps", milestones=(5,), milestone_unit="step", warmup_steps=0)
     config = replace(tiny, train=replace(tiny.train, epochs=50, steps=6), schedule=schedule)
     whole = train(config)
@@ -301,7 +302,7 @@ def test_a_run_of_steps_ends_within_an_epoch_and_resumes(tiny, monkeypatch):
     assert_same_run(again.folder, whole.folder)
 
 
-def test_a_run_begins_with_a_pretrained_backbone_and_resumes_without_the_file(tiny, tmp_path, monkeypatch):
+def test_a_run_starts_from_a_pretrained_backbone_and_resumes_without_the_file(tiny, tmp_path, monkeypatch):
     path = tmp_path / "weights.pth"
     weights = build_backbone("resnet18").state_dict()
     torch.save(weights, path)
@@ -316,5 +317,5 @@ def test_a_run_begins_with_a_pretrained_backbone_and_resumes_without_the_file(ti
     state = outcome.model.backbone.body.state_dict()
     assert torch.equal(state["conv1.weight"], weights["conv1.weight"])  # frozen
     assert not torch.equal(state["layer4.0.conv1.weight"], weights["layer4.0.conv1.weight"])
-    with pytest.raises(ValueError, match=r"train\.weights has a backbone already"):
+    with pytest.raises(ValueError, match=r"train\.weights contains a backbone already"):
         replace(config.train, weights="best.pt")

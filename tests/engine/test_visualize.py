@@ -1,4 +1,4 @@
-"""Boxes land where they belong, and reports hold what they promise."""
+"""Drawn boxes, sheets, curves and reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fcos_fast.engine.report import plot_curves, write_report
 from fcos_fast.visualize import class_color, draw_boxes, sheet, to_pil
 
 
-def test_box_is_drawn_in_its_classes_colour_at_its_place():
+def test_box_is_drawn_in_the_color_of_its_class():
     image = torch.zeros(3, 100, 160, dtype=torch.uint8)
     boxes = torch.tensor([[40.0, 50.0, 90.0, 80.0]])
     drawn = np.asarray(draw_boxes(image, boxes, torch.tensor([1]), ("cat", "dog")))
@@ -35,11 +35,11 @@ def test_scale_enlarges_image_and_boxes():
     assert tuple(drawn[60, 60]) == class_color(0)  # the lower side
 
 
-def test_colours_of_many_classes_differ():
+def test_colors_of_many_classes_differ():
     assert len({class_color(label) for label in range(90)}) == 90
 
 
-def test_no_boxes_and_boxes_reaching_out():
+def test_no_boxes_and_boxes_outside_the_image():
     image = torch.full((3, 32, 32), 7, dtype=torch.uint8)
     empty = draw_boxes(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), (), torch.zeros(0))
     assert (np.asarray(empty) == 7).all()
@@ -87,7 +87,7 @@ def test_report_is_one_page_with_everything_in_it(whole_run, tmp_path):
     assert "A &lt;title&gt;" in text
     assert "a &lt; b" in text
     assert "circle" in text
-    assert "http" not in text  # nothing is loaded from elsewhere
+    assert "http" not in text  # no external resources
     embedded = re.findall(r"data:image/png;base64,([^']+)'", text)
     sizes = [Image.open(io.BytesIO(base64.b64decode(data))).size for data in embedded]
     files = [tmp_path / "sheet.png", tmp_path / "curves.png"]
