@@ -143,7 +143,7 @@ def _precision_and_recall(
 
 
 def coco_detections(
-    image_id: int, detection: dict[str, Tensor], categories: Categories
+    image_id: int | str, detection: dict[str, Tensor], categories: Categories
 ) -> list[dict[str, Any]]:
     """The detections of one image as in a COCO results file: the dataset's category ids, boxes as xywh."""
     boxes = detection["boxes"].detach().to("cpu", torch.float64)

@@ -163,9 +163,10 @@ def make_talkative(model: Detector, image: Tensor, candidates: int = CANDIDATES)
     pass the threshold, and boxes are a few strides wide, so that neighbors overlap (RetinaNet's do without a change).
     """
     model = copy.deepcopy(model).eval()
-    outputs = model.network(model.transform.batch([model.transform(image)]).tensor)
+    outputs: Any = model.network(model.transform.batch([model.transform(image)]).tensor)
     logits = torch.cat([x[0].flatten(1) for x in outputs.cls_logits], dim=1)  # (C, P)
-    layer = model.head.classification_head.cls_logits
+    head: Any = model.head  # an FCOSHead or a RetinaNetHead
+    layer = head.classification_head.cls_logits
     gain = 1.5 / logits.std(dim=1).clamp(min=1e-12)  # (C,)
     shift = (layer.bias - logits.mean(dim=1)) * gain
     normal = gain[:, None] * (logits - layer.bias[:, None]) + shift[:, None]
@@ -182,7 +183,8 @@ def _set_boxes(model: FCOS) -> float:
     Returns:
         The class probability at which the score then equals the threshold.
     """
-    config, head = model.config, model.head
+    config = model.config
+    head: Any = model.head  # its layers are not annotated
     tower = head.regression_head if config.centerness_on == "regression" else head.classification_head
     tower.bbox_ctrness.bias.zero_()
     stride = 1 if config.regression_unit == "stride" else 32

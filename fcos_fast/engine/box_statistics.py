@@ -114,7 +114,7 @@ def level_statistics(records: Sequence[Record], config: FCOSConfig) -> LevelStat
     on_level = np.zeros(len(config.strides), dtype=np.int64)
     num_boxes, lost = 0, [np.zeros((0, 4), np.float32)]
     for size, members in groups.items():
-        feature_sizes = [tuple(-(-side // stride) for side in size) for stride in config.strides]
+        feature_sizes = [(-(-size[0] // stride), -(-size[1] // stride)) for stride in config.strides]
         levels = config.rule.levels(feature_sizes, size, config.strides)
         for start in range(0, len(members), _BATCH):
             boxes = [torch.from_numpy(_scaled(record, config)) for record in members[start : start + _BATCH]]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class ExponentialMovingAverage:
+
+class ExponentialMovingAverage(Generic[Model]):
     """A copy of a model with the moving average of its weights.
 
     After update ``t`` (counted from 1) ``average = d * average + (1 - d) * model`` with
@@ -22,8 +24,8 @@ class ExponentialMovingAverage:
         weight: ``1 - d`` of the current update, float32 scalar on the model's device.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: Model, decay: float) -> None:
+        self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
         self.weight = torch.zeros((), device=next(model.parameters()).device)

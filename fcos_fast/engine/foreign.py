@@ -137,8 +137,8 @@ def write_foreign(
     """
     if not isinstance(config, FCOSConfig) or format.name == "torchvision-retinanet":
         raise ValueError(
-            f"a {config.detector} cannot be written in the format {format.name}: formats are for FCOS, and "
-            "torchvision's RetinaNet loads the state dict of this project unchanged"
+            f"a {config.to_dict()['detector']} cannot be written in the format {format.name}: formats are for FCOS, "
+            "and torchvision's RetinaNet loads the state dict of this project unchanged"
         )
     has_scales = any(key.endswith(".scales") for key in state)
     if has_scales != format.has_scales:

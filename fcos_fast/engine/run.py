@@ -210,7 +210,9 @@ def initial_state(config: Config, categories: Categories, device: torch.device, 
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if is_new:
         _load_initial_weights(model, config, categories)
-    model.to(device, memory_format=torch.channels_last if options.channels_last else torch.contiguous_format)
+    model.to(device).to(
+        memory_format=torch.channels_last if options.channels_last else torch.contiguous_format
+    )
     if options.winograd:
         use_winograd(model)
     ema = ExponentialMovingAverage(model, options.ema_decay) if options.ema_decay else None

@@ -27,7 +27,7 @@ class TrainState:
 
     model: Detector
     optimizer: torch.optim.Optimizer
-    ema: ExponentialMovingAverage | None
+    ema: ExponentialMovingAverage[Detector] | None
     epoch: int = 0
     step: int = 0
     best: float = 0.0
