@@ -55,7 +55,7 @@ class TrainStep:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        ema: ExponentialMovingAverage[Detector] | None = None,
+        ema: ExponentialMovingAverage[Any] | None = None,
         dtype: torch.dtype = torch.float32,
         clip_norm: float = 0.0,
         cuda_graphs: bool = False,

@@ -48,7 +48,7 @@ MISTAKES = {
     ),
     "size": (["benchmark", "--sizes", "[800x]"], "--sizes has '800x'; expected HEIGHTxWIDTH"),
     "no batch": (["benchmark", "--batch_sizes", "[]"], "--batch_sizes is 0; it must be 1 or more"),
-    "variant": (["benchmark", "--variants", "[optimised]"], "'optimised'"),
+    "variant": (["benchmark", "--variants", "[optimize]"], "'optimize'"),
     "no image file": (
         ["benchmark", "--images", "/nowhere"],
         "/nowhere does not exist; name image files or folders",

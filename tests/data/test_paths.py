@@ -22,7 +22,7 @@ def forms(secret, root):
     return [str(secret), relative, relative.replace("/", "\\"), f"x/../{relative}"]
 
 
-REFUSED = r"leads outside the dataset folder .*set; correct the path, or give --data\.allow_outside true"
+REJECTED = r"leads outside the dataset folder .*set; correct the path, or give --data\.allow_outside true"
 
 
 def test_coco_names_outside_are_rejected_unless_allowed(tmp_path, secret):
@@ -31,7 +31,7 @@ def test_coco_names_outside_are_rejected_unless_allowed(tmp_path, secret):
     for name in forms(secret, root / "train"):
         for names in ([name], ["a.jpg", name]):
             write_coco(root, names)
-            with pytest.raises(DataError, match=rf"train\.json: .*{REFUSED}"):
+            with pytest.raises(DataError, match=rf"train\.json: .*{REJECTED}"):
                 load_dataset(root)
             data = load_dataset(root, allow_outside=True)
             assert data.records[-1].image.samefile(secret)
@@ -41,7 +41,7 @@ def test_yolo_lines_outside_are_rejected_unless_allowed(tmp_path, secret):
     root = write_yolo(tmp_path / "set", train="train.txt")
     for line in forms(secret, root):
         (root / "train.txt").write_text(line)
-        with pytest.raises(DataError, match=rf"train\.txt: .*{REFUSED}"):
+        with pytest.raises(DataError, match=rf"train\.txt: .*{REJECTED}"):
             load_dataset(root)
         assert load_dataset(root, allow_outside=True).records[0].image.samefile(secret)
 
@@ -50,11 +50,11 @@ def test_yolo_folders_outside_are_rejected_unless_allowed(tmp_path):
     write_yolo(tmp_path / "other")
     for train in (str(tmp_path / "other/images/train"), "../other/images/train", "..\\other\\images\\train"):
         root = write_yolo(tmp_path / "set", [], train=train)
-        with pytest.raises(DataError, match=rf"data\.yaml: .*{REFUSED}"):
+        with pytest.raises(DataError, match=rf"data\.yaml: .*{REJECTED}"):
             load_dataset(root)
         assert len(load_dataset(root, allow_outside=True)) == 1
     root = write_yolo(tmp_path / "set", [], path=str(tmp_path / "other"))
-    with pytest.raises(DataError, match=REFUSED):
+    with pytest.raises(DataError, match=REJECTED):
         load_dataset(root)
     assert len(load_dataset(root, allow_outside=True)) == 1
 

@@ -63,10 +63,10 @@ def test_exif_orientation_of_pillow_images_and_files(tmp_path, orientation, suff
 
 @pytest.mark.parametrize("mode", ["L", "I;16", "I", "F", "1", "P", "RGBA", "CMYK"])
 def test_pillow_images_of_every_mode(tmp_path, mode):
-    grey = np.arange(200, dtype=np.uint8).reshape(10, 20)
-    images = {"I;16": grey.astype(np.uint16) * 257, "I": grey.astype(np.int32), "F": grey / np.float32(255)}
-    photo = Image.fromarray(images[mode]) if mode in images else Image.fromarray(grey).convert(mode)
-    expected = grey if mode in (*images, "L") else np.asarray(photo.convert("RGB"))[..., 0]
+    gray = np.arange(200, dtype=np.uint8).reshape(10, 20)
+    images = {"I;16": gray.astype(np.uint16) * 257, "I": gray.astype(np.int32), "F": gray / np.float32(255)}
+    photo = Image.fromarray(images[mode]) if mode in images else Image.fromarray(gray).convert(mode)
+    expected = gray if mode in (*images, "L") else np.asarray(photo.convert("RGB"))[..., 0]
     assert photo.mode == mode
     assert np.array_equal(as_image(photo)[0], expected)
 

@@ -312,8 +312,8 @@ def test_invalid_values_raise():
         ops.assign_targets(replace(good, starts=good.starts.int()), levels, rule)
     with pytest.raises(ValueError, match="starts has 1 entries"):
         ops.assign_targets(replace(good, starts=good.starts[:1]), levels, rule)
-    with pytest.raises(ValueError, match="unknown value of sampling 'centre'; did you mean 'center'"):
-        AssignmentRule(sampling="centre")
+    with pytest.raises(ValueError, match="unknown value of sampling 'centr'; did you mean 'center'"):
+        AssignmentRule(sampling="centr")
     with pytest.raises(ValueError, match="radius=0; expected a positive"):
         AssignmentRule(radius=0)
     with pytest.raises(ValueError, match="expected increasing numbers"):
