@@ -42,7 +42,8 @@ def pytest_generate_tests(metafunc):
             if device in case.devices
             for row in case.rows_on(device)
         ]
-        metafunc.parametrize(("case", "device", "row"), rows)
+        # not "device", which is a fixture of the tests with values of its own
+        metafunc.parametrize(("case", "timed_on", "row"), rows)
 
 
 class Clock:
@@ -75,21 +76,21 @@ def measure(case, device, rows, seconds) -> dict[str, list[float] | Exception]:
 
 
 @pytest.fixture
-def time_row(request, benchmark, case, device, row):
+def time_row(request, benchmark, case, timed_on, row):
     """A function that compares the row's result with its peer's and times it."""
 
     def run():
         config = request.config
         with backend("native"):
-            outcome = measure(case, device, selected, config.getoption("--row-seconds"))
-        config.stash[RESULTS].append(result_of(case, device, row, outcome))
+            outcome = measure(case, timed_on, selected, config.getoption("--row-seconds"))
+        config.stash[RESULTS].append(result_of(case, timed_on, row, outcome))
         if isinstance(outcome[row], Exception):
             raise outcome[row]
         samples = iter(outcome[row])
         benchmark.pedantic(lambda: CLOCK.advance(next(samples) / 1000), rounds=len(outcome[row]))
 
     chosen = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    selected = tuple(p["row"] for p in chosen if p.get("case") is case and p["device"] == device)
+    selected = tuple(p["row"] for p in chosen if p.get("case") is case and p["timed_on"] == timed_on)
     return run
 
 

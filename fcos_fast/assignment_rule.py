@@ -27,18 +27,18 @@ class AssignmentRule:
     Attributes:
         location: position of cell (i, j). ``half_stride``: ``i * stride + stride // 2``. ``grid``:
             ``i * (image_size // grid_size)`` without an offset, as in torchvision.
-        range_test: max(l, t, r, b) against the level's ``(lower, upper)``. ``closed``: >= and <=. ``open``: > and <.
-            ``left_open``: > and <=.
+        range_test: how the largest of the distances l, t, r, b is compared with the level's bounds (lower, upper).
+            ``closed``: >= and <=. ``open``: > and <. ``left_open``: > and <=.
         sampling: region of a box whose locations are positive. ``box``: strictly inside. ``center_clipped``: strictly
             inside the square of half side ``radius * stride`` around the box center, clipped to the box (official).
             ``center``: per axis closer than ``radius * stride`` to the center, and inside the box (detectron2).
             ``circle``: Euclidean distance below ``radius * stride``, and inside the box (SimpleAICV).
         radius: size of the sampling region, in strides.
-        tie_break: which of several boxes wins. ``area``: the smallest, the first of equals. ``quantized_area``: largest
-            float32(1e8 - area), first of equals: areas that differ by less than about 8 pixels² are equal
-            (detectron2, torchvision).
-        sizes_of_interest: the bounds between levels in pixels, one fewer than levels.
-        lowest: lower bound of the first level: -1 in official code and its descendants, 0 in detectron2 and
+        tie_break: which of several boxes gets a location. ``area``: the smallest; of equals, the first.
+            ``quantized_area``: the largest float32(1e8 - area); of equals, the first. Areas that differ by less than
+            about 8 pixels² are then equal (detectron2, torchvision).
+        sizes_of_interest: bounds between the levels' size ranges in pixels, one fewer than levels.
+        lowest: lower bound of the first level in pixels: -1 in official code and its descendants, 0 in detectron2 and
             torchvision.
 
     Raises:

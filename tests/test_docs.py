@@ -58,10 +58,10 @@ def commands(block: str) -> list[list[str]]:
 
 
 @pytest.fixture
-def examples(tmp_path, monkeypatch) -> Path:
+def examples(tmp_path, monkeypatch) -> Iterator[Path]:
     """The working folder of a page."""
     from fcos_fast.data import SyntheticConfig, write_voc
-    from fcos_fast.models import backbone
+    from fcos_fast.models import backbones
 
     appearance = SyntheticConfig(size=(64, 96), object_size=(16, 48), max_objects=3)
     write_voc(tmp_path / "DATA", {"train": 8, "val": 4}, config=appearance)
@@ -72,8 +72,10 @@ def examples(tmp_path, monkeypatch) -> Path:
         shutil.copy(image, tmp_path / "IMAGES")
     shutil.copy(images[0], tmp_path / "photograph.jpg")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(backbone, "BACKBONES", dict(backbone.BACKBONES))  # a page registers one
-    return tmp_path
+    registered = dict(backbones.BACKBONES)
+    yield tmp_path
+    backbones.BACKBONES.clear()  # in place: a page registers one, and other modules hold this dictionary
+    backbones.BACKBONES.update(registered)
 
 
 def published_checkpoint(path: Path) -> None:
@@ -123,7 +125,9 @@ def run(words: list[str]) -> None:
             check_pip_install(words[2:])
         case ["pytest", *rest]:
             collect = [sys.executable, "-m", "pytest", *rest, "--collect-only", "-q"]
-            subprocess.run(collect, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            # under xdist, pytest-benchmark would be disabled and reject --benchmark-only
+            alone = {name: value for name, value in environment().items() if not name.startswith("PYTEST_")}
+            subprocess.run(collect, cwd=ROOT, check=True, env=alone, stdout=subprocess.DEVNULL)
         case _:
             pytest.fail(f"no rule in {Path(__file__).name} for the command: {shlex.join(words)}")
 

@@ -15,25 +15,26 @@ Variant = Literal["plain", "optimized", "compiled"]
 
 @dataclass(frozen=True)
 class BenchmarkOptions:
-    """Time a detector from the image file to the boxes. The runs of the variants are interleaved, on the same images.
+    """Time a detector from the image file to the boxes. All variants process the same images, interleaved.
 
       fcos-fast benchmark --checkpoint runs/train/best.pt --images FOLDER
 
     Attributes:
-        checkpoint: ``best.pt`` or ``last.pt`` of a run. Without it, a model with random weights is timed.
+        checkpoint: ``best.pt`` or ``last.pt`` of a run, or a checkpoint that ``fcos-fast convert`` reads; by default a
+            model with random weights is timed.
         images: folder of images, or one file; by default images are generated.
         preset: preset of the model with random weights.
         backbone: backbone of the model with random weights; ``timm:NAME`` uses timm's.
-        sizes: HEIGHTxWIDTH of the generated images, before the model's own resizing.
-        batch_sizes: images per batch.
-        precisions: ``auto`` is bfloat16 if the device is fast at it, otherwise float32.
+        sizes: sizes of the generated images before the model's own resizing, for example ``[480x640, 800x1088]``.
+        batch_sizes: numbers of images per batch, for example ``[1, 8]``.
+        precisions: ``auto`` is bfloat16 on devices with fast bfloat16, otherwise float32.
         variants: ``plain`` runs the model as evaluation during training does (channels-last, autocast); ``optimized``
             prepares it for inference as ``fcos-fast detect`` does; ``compiled`` also uses torch.compile.
         repeats: timed runs of each variant.
-        warmup: untimed runs of each variant before them.
-        threads: CPU threads; by default torch's own number.
+        warmup: untimed runs of each variant before the timed ones.
+        threads: CPU threads; by default PyTorch's choice.
         device: ``auto`` (CUDA if available), ``cpu``, ``cuda`` or ``cuda:1``.
-        output: JSON file to write.
+        output: JSON file for the results.
     """
 
     checkpoint: str | None = None

@@ -22,12 +22,13 @@ class ConvertOptions:
       fcos-fast convert --checkpoint runs/train/best.pt --to mmdetection --output mmdetection.pth
 
     Attributes:
-        checkpoint: file of official FCOS, AdelaiDet, detectron2, torchvision, mmdetection, SimpleAICV, FCOS.Pytorch or
-            fcos-pytorch, recognized by its keys; with ``--to``, also one of fcos_fast.
+        checkpoint: checkpoint of official FCOS, AdelaiDet, detectron2, torchvision, mmdetection, SimpleAICV,
+            FCOS.Pytorch or fcos-pytorch, recognized by its parameter names; with ``--to``, also one of fcos_fast.
         output: file to write.
-        to: implementation whose checkpoint format is written; by default fcos_fast.
-        preset: preset of the checkpoint, if its keys fit several; by default the first that fits.
-        model: model fields that differ from the preset, such as ``"{dcn: v2}"``.
+        to: checkpoint format to write: official, adelaidet, detectron2, torchvision, torchvision-retinanet,
+            mmdetection, simpleaicv, notebook (FCOS.Pytorch) or bubbliiiing (fcos-pytorch); by default fcos_fast.
+        preset: preset of the checkpoint, if its parameter names fit several; by default the first that fits.
+        model: ``model`` options that differ from the preset, such as ``"{dcn: v2}"``.
         classes: class names: ``coco``, ``voc``, a text file with a name per line, or names separated by commas. By
             default COCO's for 80 classes and VOC's for 20.
     """

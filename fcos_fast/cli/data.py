@@ -10,7 +10,7 @@ from fcos_fast.cli.train import TrainOptions, parse_with_model
 from fcos_fast.models import FCOSConfig
 
 SUBCOMMANDS = {
-    "stats": "sizes of the boxes, boxes per level, boxes without a location; suggests level ranges and an input size"
+    "stats": "show box sizes and boxes per level of the pyramid; suggest level ranges and an input size"
 }
 
 COMMON = (
@@ -28,13 +28,13 @@ COMMON = (
 
 @dataclass(frozen=True)
 class StatsOptions(TrainOptions):
-    """Measure how the boxes of the training split suit a detector. Accepts all options of ``fcos-fast train``.
+    """Show how the boxes of the training split suit a detector. Accepts all options of ``fcos-fast train``.
 
       fcos-fast data stats --data.root FOLDER
 
     Attributes:
-        images: largest number of images to read, evenly spaced.
-        output: JSON file for all numbers.
+        images: maximum number of images to read, evenly spaced over the split.
+        output: JSON file for the statistics.
     """
 
     images: int = 5000
@@ -65,6 +65,9 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(
             f"--preset {options.preset} is not an FCOS and has no level ranges; give an FCOS preset"
         )
+
+    if not options.data.root:
+        raise ValueError("no dataset; give its folder with --data.root")
 
     from fcos_fast.cli.data_stats import report, statistics
     from fcos_fast.engine.files import write_json

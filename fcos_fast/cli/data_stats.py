@@ -77,14 +77,14 @@ def report(found: dict[str, Any]) -> str:
         f"{now['num_boxes']} boxes",
         ", ".join(f"{printable(name)} {count}" for name, count in found["boxes_per_class"].items()),
         "",
-        f"{'pixels of the input':22}" + "".join(f"{f'p{p}':>8}" for p in PERCENTILES),
+        f"{'in pixels of the input':22}" + "".join(f"{f'p{p}':>8}" for p in PERCENTILES),
         *(f"{name:22}" + "".join(f"{v:8.0f}" for v in values) for name, values in found["box_sizes"].items()),
         "",
-        f"{'boxes on each level':34}" + "".join(f"{level:>8}" for level in levels) + f"{'none':>8}",
+        f"{'boxes per level':34}" + "".join(f"{level:>8}" for level in levels) + f"{'none':>8}",
         _level_row(f"current, bounds {_bounds(now)}", now),
         _level_row(f"suggested, {_bounds(ranges)}", ranges),
         "",
-        f"{'input size, suggested bounds':34}{'p5 of shorter sides':>20}{'boxes on no level':>20}",
+        f"{'input size, suggested bounds':34}{'p5, shorter side':>20}{'boxes on no level':>20}",
         *(
             f"{_size(size):34}{size['short_side']:20.0f}{size['unassigned'] / max(1, size['num_boxes']):20.2%}"
             for size in found["sizes"]
@@ -95,7 +95,7 @@ def report(found: dict[str, Any]) -> str:
         pairs = zip(found["options"][::2], found["options"][1::2], strict=True)
         given = " ".join(f'{name} "{value}"' if " " in value else f"{name} {value}" for name, value in pairs)
         lines += [
-            _level_row(f"all of it, {_bounds(found['suggested'])}", found["suggested"]),
+            _level_row(f"with both, {_bounds(found['suggested'])}", found["suggested"]),
             f"suggested: {given}",
         ]
     else:

@@ -16,19 +16,24 @@ to train on your own images in VOC format (folders JPEGImages, Annotations, Imag
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Train a small detector on generated images and report what it learned.
+    """Train a small detector on generated images, evaluate it and draw its detections.
 
     Attributes:
-        images: number of images to train on; a tenth as many are generated for the evaluation.
+        images: number of training images; a tenth as many are generated for evaluation.
         epochs: passes over the training images.
         seed: seed of the images and of the training.
-        runs: parent of the demo's folder.
+        runs: parent of the folder of the demo.
     """
 
     images: int = 1800
     epochs: int = 4
     seed: int = 0
     runs: str = "runs"
+
+    def __post_init__(self) -> None:
+        for name, value in (("images", self.images), ("epochs", self.epochs)):
+            if value < 1:
+                raise ValueError(f"--{name} is {value}; it must be 1 or more")
 
 
 def main(arguments: Sequence[str]) -> int:

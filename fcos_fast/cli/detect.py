@@ -26,13 +26,13 @@ class DetectOptions:
 
     Attributes:
         images: image files, or folders of images.
-        checkpoint: ``best.pt`` or ``last.pt`` of a run.
-        score_threshold: detections with a lower score are dropped.
+        checkpoint: ``best.pt`` or ``last.pt`` of a run, or a checkpoint that ``fcos-fast convert`` reads.
+        score_threshold: only detections with a higher score are kept.
         max_pixels: images with more pixels are reported and skipped.
         device: ``auto`` (CUDA if available), ``cpu``, ``cuda`` or ``cuda:1``.
-        precision: ``auto`` is bfloat16 if the device is fast at it, otherwise float32.
-        runs: parent of the results' folder.
-        name: name of the results' folder; a number is appended if it exists.
+        precision: ``auto`` is bfloat16 on devices with fast bfloat16, otherwise float32.
+        runs: parent of the folder of the results.
+        name: name of the folder of the results; a number is appended if it exists.
     """
 
     checkpoint: str

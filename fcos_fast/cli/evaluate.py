@@ -22,16 +22,16 @@ COMMON = (
 
 @dataclass(frozen=True)
 class EvaluateDataConfig:
-    """Which images to evaluate on.
+    """The dataset to evaluate on.
 
     Attributes:
-        root: folder of the dataset; by default the one of the training.
-        split: split to evaluate on; by default the validation split of the training. An empty name uses all images.
+        root: folder of the dataset; by default that of the training.
+        split: split to evaluate on; by default the validation split of the training; empty uses all images.
         strict: make invalid boxes (zero area, outside the image, NaN) errors instead of skipping them.
-        allow_outside: follow paths in COCO and YOLO files that lead outside ``root``; by default as in the training.
+        allow_outside: accept paths in COCO and YOLO files that lead outside ``root``; by default as in the training.
         max_pixels: images with more pixels are rejected; by default as in the training.
-        workers: dataloader workers; 0 loads in the main process. By default 0 without a GPU; with a GPU, the number of
-            free processors, at most 8.
+        workers: processes that read images; 0 reads in the main process. By default 0 without a GPU; with one, the
+            number of available CPU cores, at most 8.
     """
 
     root: str | None = None
@@ -49,15 +49,15 @@ class EvaluateOptions:
       fcos-fast evaluate --checkpoint runs/train/best.pt
 
     Attributes:
-        checkpoint: ``best.pt`` or ``last.pt`` of a run.
-        data: which images to evaluate on.
+        checkpoint: ``best.pt`` or ``last.pt`` of a run, or a checkpoint that ``fcos-fast convert`` reads.
+        data: the dataset to evaluate on.
         batch_size: images per batch of each process.
         device: ``auto`` (CUDA if available), ``cpu``, ``cuda`` or ``cuda:1``.
-        precision: ``auto`` is bfloat16 if the device is fast at it, otherwise float32.
-        output: JSON file for the detections as COCO results (image_id, category_id, bbox as xywh, score), which
-            pycocotools' ``loadRes`` reads; by default ``results.json`` in the results' folder.
-        runs: parent of the results' folder.
-        name: name of the results' folder; a number is appended if it exists.
+        precision: ``auto`` is bfloat16 on devices with fast bfloat16, otherwise float32.
+        output: JSON file for the detections in COCO's result format, which pycocotools reads; by default
+            ``results.json`` in the folder of the results.
+        runs: parent of the folder of the results.
+        name: name of the folder of the results; a number is appended if it exists.
     """
 
     checkpoint: str

@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 class InfoOptions:
     """Show what is installed and which operators are native.
 
-    With --model: the configuration of a detector, and parameters and FLOPs of its parts.
+    With --model: show the configuration of a detector, and the parameters and multiply-adds of its parts.
 
       fcos-fast info
       fcos-fast info --model official-improved
 
     Attributes:
-        model: a preset or a checkpoint.
-        backbone: replaces the backbone.
-        num_classes: replaces the number of classes.
+        model: a preset or the file of a checkpoint; needed by the other options.
+        backbone: backbone to use instead of the model's own.
+        num_classes: number of classes to use instead of the model's own.
         norm: norm of the backbone. Published parameter counts are for frozen norms, which have no parameters.
-        size: height and width in pixels of the padded image whose FLOPs are counted.
+        size: ``[height, width]`` in pixels of the padded image whose multiply-adds are counted.
     """
 
     model: str

@@ -26,10 +26,10 @@ SUBCOMMANDS = {
     "evaluate": "measure the average precision of a checkpoint on a dataset",
     "detect": "detect objects in images; writes drawn images and JSON",
     "convert": "convert checkpoints from and to other implementations",
-    "data": "data stats: check how the boxes of a dataset suit the levels of a detector",
+    "data": "data stats: show how the boxes of a dataset suit the levels of a detector",
     "benchmark": "time detection on this machine, from the image file to the boxes",
     "demo": "train a small detector on generated images",
-    "info": "show what is installed and which operators are native; --model NAME: describe a model",
+    "info": "show versions, GPUs and which operators are native; --model NAME: describe a model",
 }
 
 DISTRIBUTED = ("train", "evaluate")

@@ -34,9 +34,9 @@ class TrainOptions(Config):
       fcos-fast train --resume runs/train
 
     Attributes:
-        preset: published detector whose values are the defaults of the options under ``model``.
-        resume: folder of a run, to continue it with its own configuration. Only options that do not change its result
-            can be given too, such as ``data.root``, ``train.epochs``, ``train.device`` and ``data.workers``.
+        preset: published detector whose values are the defaults of the ``model`` options.
+        resume: folder of a run to continue with its own configuration. The only other options accepted are those that
+            do not change its result, such as ``data.root``, ``train.epochs``, ``train.device`` and ``data.workers``.
     """
 
     preset: Preset = "official-improved"

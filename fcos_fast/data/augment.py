@@ -10,10 +10,10 @@ class AugmentConfig:
     """Augmentation of training images.
 
     Attributes:
-        size: (height, width) in pixels of every augmented image. An image is scaled to fit, keeping its aspect ratio,
-            and padded on random sides with the mean color of ImageNet. By default the model scales the images.
-        scale: (smallest, largest) factor on top of fitting into ``size``, drawn uniformly. What exceeds ``size`` is
-            cropped at random. Requires ``size``.
+        size: ``[height, width]`` in pixels of every augmented image. An image is scaled to fit, keeping its aspect
+            ratio, and padded on random sides with the mean color of ImageNet. By default the model scales the images.
+        scale: ``[smallest, largest]`` random factor by which an image that fits into ``size`` is scaled. What exceeds
+            ``size`` is cropped at a random position. Requires ``size``.
         horizontal_flip: probability of a horizontal flip.
         vertical_flip: probability of a vertical flip.
         iou_crop: probability of a random crop that keeps an overlap with some box (SSD, arXiv:1512.02325).

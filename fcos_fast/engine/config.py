@@ -36,20 +36,22 @@ def _may_change(default: Any) -> Any:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the images are.
+    """The dataset and how it is read.
 
     Attributes:
-        root: folder of the dataset; its dataset format is detected. A run stores the absolute path.
-        train: split to train on; empty: all images.
+        root: folder of the dataset (VOC, COCO or YOLO; detected), ``data.yaml`` or COCO JSON file. A run stores the
+            absolute path.
+        train: split to train on; empty uses all images.
         val: split to evaluate on; empty disables evaluation.
-        classes: class names in the order of their labels; by default the classes of the training split, sorted.
+        classes: class names in the order of their labels, for example ``[cat, dog]``; by default the classes of the
+            training split, sorted.
         strict: make invalid boxes (zero area, outside the image, NaN) errors instead of skipping them.
-        allow_outside: follow paths in COCO and YOLO files that lead outside ``root``; a dataset from elsewhere could
-            name any image of this machine.
-        max_pixels: a larger image is rejected, because a small file can contain more pixels than fit into memory.
-        workers: processes that read, augment and pack images during training; 0 loads in the main process. By default
-            0 without a GPU; with one, the number of free processors, at most 8.
-        group_by_aspect_ratio: make batches of images of similar aspect ratio, which need little padding. By default
+        allow_outside: accept paths in COCO and YOLO files that lead outside ``root``. An untrusted dataset could name
+            any image on this machine.
+        max_pixels: images with more pixels are rejected: a small file can decode to more than fits in memory.
+        workers: processes that read, augment and batch images during training; 0 does so in the main process. By
+            default 0 without a GPU; with one, the number of available CPU cores, at most 8.
+        group_by_aspect_ratio: batch images of similar aspect ratio, which need little padding. By default
             true unless ``augment.size`` gives all images one size.
     """
 
@@ -84,36 +86,38 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a run trains.
+    """The training run.
 
     Attributes:
         epochs: passes over the training split; a resumed run can have more.
-        steps: optimizer steps, instead of ``epochs``; the last pass may end early.
-        batch_size: images per step over all processes, so learning rate, schedule and number of steps do not depend
-            on the number of processes.
+        steps: optimizer steps, instead of ``epochs``; the last epoch may be partial.
+        batch_size: images per step, over all processes together. Learning rate, schedule and number of steps do not
+            depend on the number of processes.
         seed: seed of the initial weights, the order of the images and their augmentation.
-        device: ``auto`` (CUDA if available), ``cpu``, ``cuda``, ``cuda:1``.
-        precision: ``bfloat16`` (autocast), ``float32``, or ``auto``: bfloat16 if the machine is fast at it.
-        compile: compile network and losses into one graph (torch.compile). It takes a minute at the start of a run and
-            again for the second image size.
-        cuda_graphs: on a GPU, record the whole step once per image size and replay it, so that the host has next to
-            nothing to do. Useful with few image sizes, as with ``augment.size``.
+        device: ``auto`` (CUDA if available), ``cpu``, ``cuda`` or ``cuda:1``.
+        precision: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 on devices with fast bfloat16, otherwise
+            float32.
+        compile: compile network and losses into one graph (torch.compile). Compilation takes a minute or more, once for
+            the first image size and once for all others.
+        cuda_graphs: on a GPU, record the whole step once per image size and replay it, so that the host does almost
+            nothing. Useful with few image sizes, as with ``augment.size``.
         sync_batch_norm: with several processes on GPUs and ``model.norm`` ``batch``, compute the statistics of batch
-            norm over the images of all processes. Otherwise each process normalizes its own share, and the running
-            statistics are those of rank 0.
-        winograd: on a CPU in float32, compute 3x3 convolutions with 128 channels or more by Winograd's method, with a
-            quarter of the multiplications; it changes the last digits. No effect elsewhere.
+            norm over the images of all processes. Otherwise each process normalizes its own images, and rank 0's
+            running statistics are kept.
+        winograd: compute float32 3x3 convolutions with 128 channels or more on a CPU by Winograd's method, which needs
+            fewer multiplications and changes the last digits.
         channels_last: store activations in channels-last memory format, which convolutions on CPUs and tensor cores
             prefer.
-        ema_decay: decay of the moving average of the weights, which is evaluated and saved as the best; 0 disables EMA.
+        ema_decay: decay of the moving average (EMA) of the weights. The averaged weights are evaluated and saved in
+            best.pt. 0 disables EMA.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         weights: checkpoint to start from instead of random weights.
         backbone_weights: initial weights of the backbone: a file of a classification model (``.pth``,
             ``.safetensors``), or the name of weights to download: torchvision's
             (``ResNet50_Weights.IMAGENET1K_V1``), timm's (``timm:resnet50.a1_in1k``), or ``timm`` for the default of a
             timm backbone. For ``model.norm`` ``frozen`` or ``batch``.
-        new_classes: load all ``weights`` except the classification layer, for a dataset with other classes.
-        runs: folder in which the folder of the run is created.
+        new_classes: load all of ``weights`` except the classification layer, for a dataset with other classes.
+        runs: parent of the run's folder.
         name: name of the run's folder; a number is appended if it exists.
         tensorboard: also write the metrics for TensorBoard.
     """
@@ -154,16 +158,16 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """SGD with momentum, or AdamW (Loshchilov and Hutter, 2019).
+    """The optimizer: SGD with momentum, or AdamW (Loshchilov and Hutter, 2019).
 
     Attributes:
-        name: ``sgd`` or ``adamw``.
-        lr: base learning rate; the schedule multiplies it.
+        name: which of the two.
+        lr: base learning rate, which the schedule multiplies by its factor.
         momentum: momentum of SGD.
-        betas: betas of AdamW.
+        betas: decay rates of AdamW's two moving averages.
         weight_decay: weight decay of weight matrices and convolution kernels.
-        decay_norm: decay the weights of normalization layers too, as official FCOS and torchvision's script do.
-        decay_bias: decay biases too, as torchvision's script does.
+        decay_norm: apply weight decay to normalization layers too, as official FCOS and torchvision's script do.
+        decay_bias: apply weight decay to biases too, as torchvision's script does.
         bias_lr_factor: learning rate of biases relative to ``lr``; 2 in official FCOS.
         clip_norm: maximum norm of the gradient of all parameters together; 0 disables clipping.
     """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fcos_fast.data import COCO, VOC, Categories
-from fcos_fast.models import BACKBONES, PRESETS, DetectorConfig, FCOSConfig, build_backbone, build_detector
+from fcos_fast.models import PRESETS, DetectorConfig, FCOSConfig, build_backbone, build_detector
 from fcos_fast.models.backbones import backbone_options
 from fcos_fast.models.checkpoint_formats import (
     CHECKPOINT_FORMATS,
@@ -25,6 +25,7 @@ from fcos_fast.models.checkpoint_formats import (
     to_format,
     without_wrapping,
 )
+from fcos_fast.models.config import BUILT_IN_BACKBONES
 from fcos_fast.models.presets import FCOS_PRESETS
 from fcos_fast.serialize import check_field_names
 from fcos_fast.suggest import unknown_name
@@ -205,7 +206,10 @@ def _deformable(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _backbone(state: Mapping[str, Tensor], format: CheckpointFormat, fields: Mapping[str, Any]) -> str:
-    """The largest backbone whose parameters are all in ``state``, or else the one with the fewest missing."""
+    """The largest backbone whose parameters are all in ``state``, or else the one with the fewest missing.
+
+    Backbones that the user registered are not tried: building one can fail, and no published checkpoint has it.
+    """
 
     def missing_and_size(name: str) -> tuple[int, int]:
         options = {option: fields[option] for option in fields.keys() & backbone_options(name)}
@@ -215,7 +219,7 @@ def _backbone(state: Mapping[str, Tensor], format: CheckpointFormat, fields: Map
         found = differences(state, format, own)
         return len(found["missing"]) + len(found["of another shape"]), -len(own)
 
-    return min(BACKBONES, key=missing_and_size)
+    return min(BUILT_IN_BACKBONES, key=missing_and_size)
 
 
 def _parameters(config: DetectorConfig) -> dict[str, Tensor]:

@@ -15,18 +15,18 @@ class ScheduleConfig:
     """How the learning rate changes over the run, as factors of ``optimizer.lr``.
 
     Attributes:
-        kind: ``cosine``, ``steps`` or ``constant`` after a warm-up; or ``onecycle``, which rises for ``rise`` of the
-            run and falls to almost 0, both along a cosine (Smith and Topin, 2017; the curve of torch's ``OneCycleLR``).
+        kind: ``cosine``, ``steps`` or ``constant`` after a warm-up; or ``onecycle``, which rises and then falls to
+            almost 0, both along a cosine (Smith and Topin, 2017; the curve of torch's ``OneCycleLR``).
         warmup: ``linear`` from ``warmup_factor`` to 1, or ``constant`` at ``warmup_factor`` (official FCOS).
-            ``onecycle`` has no warm-up but its own rise.
-        warmup_steps: length of the warm-up; by default a twentieth of the run, at most 1000 steps.
+            ``onecycle`` has no warm-up.
+        warmup_steps: length of the warm-up in steps; by default 5 % of the run, at most 1000.
         warmup_factor: initial factor of the warm-up. Official FCOS: 1/3 for 500 steps.
-        milestones: positions at which ``steps`` multiplies by ``gamma``, in ``milestone_unit``. 2/3 and 8/9 of a run
-            are the 60k and 80k of 90k steps in the published recipes.
-        milestone_unit: ``run`` for fractions of the run, or ``epoch`` or ``step``.
-        gamma: factor of ``steps`` at each milestone.
-        final_factor: final factor of ``cosine``.
-        rise: fraction of the run in which ``onecycle`` rises.
+        milestones: positions in ``milestone_unit`` at which schedule ``steps`` multiplies the learning rate by
+            ``gamma``. 2/3 and 8/9 of a run are steps 60,000 and 80,000 of 90,000 in the published recipes.
+        milestone_unit: unit of the milestones: ``run`` for fractions of the run, ``epoch`` or ``step``.
+        gamma: factor of schedule ``steps`` at each milestone.
+        final_factor: final factor of schedule ``cosine``.
+        rise: fraction of the run during which schedule ``onecycle`` rises.
     """
 
     kind: Literal["cosine", "steps", "onecycle", "constant"] = "cosine"

@@ -47,47 +47,47 @@ class DetectorConfig:
     """The part of a configuration that all detectors share: everything but the head and its losses.
 
     Attributes:
-        backbone: a name in ``fcos_fast.models.BACKBONES``, or ``timm:<name>``.
+        backbone: ``resnet50``, another name in ``fcos_fast.models.BACKBONES``, or ``timm:<name>``.
         num_classes: number of classes C; labels are 0..C-1.
         norm: norm of the backbone. ``batch`` for training from random weights; ``frozen`` for pretrained weights:
             statistics and affine parameters never change; ``group`` for small batches.
-        trainable_stages: how many of the backbone's five stages train, counted from the last; 3 is usual
-            for pretrained weights.
+        trainable_stages: how many of the backbone's five stages are trained, counted from the last; 3 is usual for
+            pretrained weights.
         stride_in_1x1: whether the stride of a bottleneck is in its first 1x1 convolution (weights of Caffe and
             Detectron) or in the 3x3 (weights of torchvision).
         fpn_channels: channels of every pyramid level.
         fpn_norm: norm after the lateral and output convolutions of the pyramid.
-        fpn_relu: whether a ReLU follows them.
-        fpn_upsampling: interpolation of the top-down path.
-        p6_from: input of P6: a convolution of ``p5`` or ``c5``, or ``max_pool`` of P5.
+        fpn_relu: whether a ReLU follows these convolutions.
+        fpn_upsampling: interpolation in the pyramid's top-down path.
+        p6_from: how P6 is made: a convolution of ``p5`` or ``c5``, or ``max_pool`` of P5.
         dcn: deformable convolutions in a ResNet, plain (``v1``) or modulated (``v2``).
-        dcn_stages: the stages that have them, of 2 to 5.
-        average_totals: whether the normalizers are all-reduced over the processes, so that the mean of their losses
+        dcn_stages: the ResNet stages (2 to 5) with deformable convolutions, if ``dcn`` is not none.
+        average_totals: whether the processes all-reduce the normalizers of their losses, so that the mean of the losses
             equals the loss of one process with all images.
-        score_threshold: detections score above it.
-        topk_candidates: the most candidates per level (or per image) that go to NMS.
-        nms_threshold: IoU above which NMS drops the box with the lower score.
-        max_detections: the most detections per image.
-        inclusive_boxes: the convention that x2 and y2 name the last pixel inside: boxes are clipped to
-            width - 1 and height - 1, and NMS adds 1 to widths and heights.
-        inclusive_targets: whether the network learns boxes in that convention, as in maskrcnn-benchmark: training
-            subtracts one pixel of the original image from x2 and y2 and drops boxes of at most one pixel, detection
-            adds it again. Boxes given and returned always end at the edge. Checkpoints saved before this field
-            existed were trained without it.
+        score_threshold: only detections with a higher score are kept.
+        topk_candidates: maximum number of candidates for NMS per level, or per image (``topk_over``).
+        nms_threshold: IoU above which a box suppresses one with a lower score.
+        max_detections: maximum number of detections per image.
+        inclusive_boxes: whether x2 and y2 are the last pixel inside a box: boxes are clipped to width - 1 and
+            height - 1, and NMS adds 1 to widths and heights.
+        inclusive_targets: whether the network learns the last pixel inside a box as x2 and y2, as in
+            maskrcnn-benchmark: training subtracts one pixel of the original image from x2 and y2 and drops boxes of
+            at most one pixel; detection adds it again. Input and output boxes always end at the edge. Checkpoints
+            saved before this field existed were trained without it.
         drop_empty: when boxes without width or height are dropped: ``before_nms`` (mmdetection), so that they suppress
             nothing and do not count as ``max_detections``; ``at_end``, after clipping, in pixels of the original image
             (detectron2); or ``never`` (torchvision).
-        batching: how images of different sizes are evaluated. ``group``: together only if their padded
-            sizes are equal, so that detections do not depend on the other images. ``pad``: all padded to
-            one size.
-        channel_order: order of the channels that the backbone receives; the model itself always receives RGB.
-        pixel_range: the value of white before ``image_mean`` and ``image_std`` apply.
-        image_mean: subtracted per channel, in ``channel_order`` and ``pixel_range``.
-        image_std: divided by afterwards, in the same order and range.
-        min_size: length in pixels that the shorter side is scaled to. If there are several, training draws one per
-            image and evaluation uses the last. None: images keep their size.
-        max_size: maximum length in pixels of the longer side. None: no maximum.
-        size_divisor: height and width are padded with zeros to multiples of it.
+        batching: how images of different sizes are evaluated. ``group``: in one batch only if their padded sizes are
+            equal, so that detections do not depend on the other images. ``pad``: all padded to one size.
+        channel_order: order of the channels that the backbone receives; the input of the model is always RGB.
+        pixel_range: value of a white pixel, to which ``image_mean`` and ``image_std`` refer.
+        image_mean: mean of each channel, which is subtracted; in ``channel_order`` and ``pixel_range``.
+        image_std: standard deviation of each channel, by which the difference is divided; order and range as for
+            ``image_mean``.
+        min_size: length in pixels to which the shorter side is scaled. If several are given, training draws one per
+            image and evaluation uses the last. null: images keep their size.
+        max_size: maximum length in pixels of the longer side. null: no maximum.
+        size_divisor: height and width are padded with zeros to multiples of this number.
         min_level: first level of the pyramid; the locations of level n are 2**n pixels apart.
         max_level: last level of the pyramid.
 
@@ -198,17 +198,17 @@ class FCOSConfig(DetectorConfig):
 
     Attributes:
         detector: names the detector in checkpoints and YAML files.
-        head_channels: channels of both towers.
+        head_channels: channels of the head's two towers, classification and regression.
         head_convs: convolutions of each tower.
-        head_norm: ``group``: group norm of 32 groups after each of them.
+        head_norm: norm after each convolution of the towers: ``group`` norm with 32 groups, or ``none``.
         head_bias: whether the towers' convolutions have a bias.
         head_dcn: a deformable convolution at the end of each tower, plain (``v1``) or modulated (``v2``).
-        centerness_on: the tower that predicts the centerness.
+        centerness_on: tower whose output predicts the centerness.
         prior: initial class probability of the classification head.
-        scale: factor of each level's distances before the activation: a learned number (``factor``), the exp of a
-            learned number (``exp``), or ``none``.
-        regression: activation of the distances.
-        regression_unit: unit of the distances.
+        scale: factor of each level's predicted distances before the activation: a learned number (``factor``), the exp
+            of one (``exp``), or ``none``.
+        regression: activation of the predicted distances.
+        regression_unit: unit of the predicted distances.
         rule: which locations are assigned to which box.
         ignore_padding: whether training ignores locations in the padding of the batch.
         focal_alpha: weight of the positive class in the focal loss.
@@ -219,15 +219,15 @@ class FCOSConfig(DetectorConfig):
         quality: target of the centerness output: the ``centerness`` of the location, or the ``iou`` of predicted and
             target box.
         normalizer: what the losses are divided by. ``weights``: the box loss by the sum of its weights, the other
-            two by the number of positive locations. ``positives``: all three by that number. ``image``: each image's
-            losses by its own number, averaged over the images. ``moving_average``: all three by the moving average
-            of the number, with momentum 0.9 and initial value 300.
+            two losses by the number of positive locations. ``positives``: all three by that number. ``image``: each
+            image's losses by the image's number, averaged over the images. ``moving_average``: all three by the moving
+            average of the number, with momentum 0.9 and initial value 300.
         score: score of a detection: ``sqrt`` of classification * centerness, their ``product``, or the
             ``classification`` alone.
         threshold_on: what the score threshold applies to: the ``score``, or the ``classification`` alone.
         multi_label: whether every class of a location can be a detection, or only its best.
         topk_over: whether ``topk_candidates`` are selected per ``level`` or per ``image``.
-        topk_by: what they are ranked by.
+        topk_by: what ranks the candidates: the ``score``, or the ``classification`` alone.
         class_agnostic_nms: whether a box suppresses boxes of every class, or only of its own.
         clip: whether boxes are clipped to the image ``before_nms`` or ``after_nms``.
 
@@ -283,10 +283,11 @@ class RetinaNetConfig(DetectorConfig):
         detector: names the detector in checkpoints and YAML files.
         head_channels: channels of both subnets.
         head_convs: convolutions of each subnet.
-        head_norm: ``group``: group norm of 32 groups after each of them, which then have no bias.
+        head_norm: norm after each convolution: ``group`` norm with 32 groups (the convolutions then have no bias), or
+            ``none``.
         prior: initial class probability of the classification head.
         anchor_size: side of the anchors of scale 1 and shape (1, 1), in strides.
-        anchor_scales: factors of it.
+        anchor_scales: factors of ``anchor_size``, one per anchor scale.
         anchor_shapes: (width, height) relative to the side.
         anchor_rule: where the anchors are. ``centered``: on the centers of the cells, ordered by scale, then by shape.
             ``torchvision``: on the corners of the cells, ordered by shape, then by scale; sides are rounded down to
@@ -302,8 +303,8 @@ class RetinaNetConfig(DetectorConfig):
         box_loss: ``l1`` or ``smooth_l1``, summed over the four regression values, or a kind of
             ``fcos_fast.ops.box_loss`` on the decoded boxes.
         smooth_l1_beta: absolute difference at which ``smooth_l1`` changes from quadratic to linear.
-        normalizer: what the losses are divided by. ``positives``: the number of matched anchors. ``image``:
-            each image's losses by its own number, averaged over the images.
+        normalizer: what the losses are divided by. ``positives``: the number of matched anchors. ``image``: each
+            image's losses by the image's number, averaged over the images.
 
     Raises:
         TypeError, ValueError: invalid value; the message names the field.
