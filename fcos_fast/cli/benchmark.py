@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fcos_fast.cli.detect import find_images
 from fcos_fast.cli.options import Preset, parse_options
 from fcos_fast.precision import Precision
 
@@ -25,8 +26,8 @@ class BenchmarkOptions:
         images: folder of images, or one file; by default images are generated.
         preset: preset of the model with random weights.
         backbone: backbone of the model with random weights; ``timm:NAME`` uses timm's.
-        sizes: sizes of the generated images before the model's own resizing, for example ``[480x640, 800x1088]``.
-        batch_sizes: numbers of images per batch, for example ``[1, 8]``.
+        sizes: sizes of the generated images before the model's own resizing, for example ``[480x640,800x1088]``.
+        batch_sizes: numbers of images per batch, for example ``[1,8]``.
         precisions: ``auto`` is bfloat16 on devices with fast bfloat16, otherwise float32.
         variants: ``plain`` runs the model as evaluation during training does (channels-last, autocast); ``optimized``
             prepares it for inference as ``fcos-fast detect`` does; ``compiled`` also uses torch.compile.
@@ -64,6 +65,8 @@ class BenchmarkOptions:
 def main(arguments: Sequence[str]) -> int:
     """Run ``fcos-fast benchmark``."""
     options = parse_options(BenchmarkOptions, "benchmark", arguments)
+    if options.images:
+        find_images([options.images])  # a mistake is reported before a model is built
     sizes = [None] if options.images else [_parse_size(size) for size in options.sizes]
 
     from fcos_fast.cli.benchmark_run import run

@@ -70,6 +70,9 @@ def choices_of(action: argparse.Action) -> list[str]:
 
 
 def type_of(action: argparse.Action) -> str | None:
-    """The type of an option's value, as text."""
+    """The type of an option's value, as text in the form in which the value is given: ``[int, int] | null``."""
     text = DefaultHelpFormatter("")._get_type_str(action) or ""
-    return re.sub(r"Optional\[(.*)\]$", r"\1 | null", re.sub(r"\bNone\b", "null", text)) or None
+    text = re.sub(r"Optional\[(.*)\]$", r"\1 | null", re.sub(r"\bNone\b", "null", text))
+    text = re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace(", ", " | ").replace("'", ""), text)
+    text = re.sub(r"\blist\[([^\[\]]*)\]", r"[\1, ...]", text).replace("tuple[", "[")
+    return text.replace("dict[str, Any]", "{name: value, ...}") or None

@@ -32,7 +32,7 @@ class InfoOptions:
         size: ``[height, width]`` in pixels of the padded image whose multiply-adds are counted.
     """
 
-    model: str
+    model: str = ""
     backbone: str | None = None
     num_classes: int | None = None
     norm: Literal["frozen", "batch", "group"] = "frozen"
@@ -75,6 +75,8 @@ def _config(options: InfoOptions) -> DetectorConfig:
     from fcos_fast.models import PRESETS, DetectorConfig
     from fcos_fast.suggest import unknown_name
 
+    if not options.model:
+        raise ValueError("no model; give a preset or a checkpoint with --model")
     if options.model in PRESETS:
         config = PRESETS[options.model]
     elif Path(options.model).is_file():

@@ -131,7 +131,10 @@ def _readable(message: str, parser: _Parser, known: Sequence[str]) -> str:
         return f"unknown option {name} in the YAML file{did_you_mean(name, known)}"
     missing = re.match(r"the following arguments are required: (.*)", message)
     if missing:
-        return f"options are required: {', '.join(f'--{name}' for name in missing[1].split(', '))}"
+        return f"missing options: {', '.join(f'--{name}' for name in missing[1].split(', '))}"
+    surplus = re.match(r"unrecognized arguments: (.*)", message)
+    if surplus:
+        return f"unexpected argument {surplus[1]!r}; the names of options start with --"
     invalid = re.match(r'Parser key "(.+?)":.*(?:Got|Given) value: (.*)', message, flags=re.DOTALL)
     action = next((a for a in parser._actions if invalid and a.dest == invalid[1]), None)
     if invalid is None or action is None:

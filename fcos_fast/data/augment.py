@@ -36,17 +36,13 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         for name in ("horizontal_flip", "vertical_flip", "iou_crop"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"AugmentConfig: {name} is {getattr(self, name)}; expected a probability, 0 to 1"
-                )
+                raise ValueError(f"augment.{name} is {getattr(self, name)}; expected a probability, 0 to 1")
         for name, most in (("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
             if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"AugmentConfig: {name} is {getattr(self, name)}; expected 0 to {most}")
+                raise ValueError(f"augment.{name} is {getattr(self, name)}; expected 0 to {most}")
         if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"AugmentConfig: scale is {self.scale}; expected 0 < smallest <= largest")
+            raise ValueError(f"augment.scale is {self.scale}; expected 0 < smallest <= largest")
         if self.size is None and tuple(self.scale) != (1.0, 1.0):
-            raise ValueError(
-                f"AugmentConfig: scale is {self.scale} but size is None; give size as (height, width)"
-            )
+            raise ValueError(f"augment.scale is {self.scale} but size is None; give size as (height, width)")
         if self.size is not None and min(self.size) < 1:
-            raise ValueError(f"AugmentConfig: size is {self.size}; expected (height, width) in pixels")
+            raise ValueError(f"augment.size is {self.size}; expected (height, width) in pixels")

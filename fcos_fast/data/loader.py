@@ -66,7 +66,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
             )
         if count < batch_size:
             raise ValueError(
-                f"train_loader: batch_size is {batch_size} but the dataset has {count} images; lower it"
+                f"train_loader: batch_size is {batch_size} but the dataset has {count} images; use at most {count}"
             )
         self.count = count
         self.batch_size = batch_size

@@ -132,11 +132,12 @@ def _read(path: Path) -> dict[str, Any]:
             ) from error
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) is not a checkpoint, or a truncated one; "
-            "give a best.pt or last.pt that `fcos-fast train` wrote"
+            "give best.pt or last.pt of a run, or a checkpoint that `fcos-fast convert` reads"
         ) from error
     if not isinstance(state, dict):
         raise ValueError(
-            f"{path} is a torch file without parameters; give a best.pt or last.pt that `fcos-fast train` wrote"
+            f"{path} is a torch file without parameters; give best.pt or last.pt of a run, or a checkpoint "
+            "that `fcos-fast convert` reads"
         )
     return state
 

@@ -43,7 +43,7 @@ class DataConfig:
             absolute path.
         train: split to train on; empty uses all images.
         val: split to evaluate on; empty disables evaluation.
-        classes: class names in the order of their labels, for example ``[cat, dog]``; by default the classes of the
+        classes: class names in the order of their labels, for example ``[cat,dog]``; by default the classes of the
             training split, sorted.
         strict: make invalid boxes (zero area, outside the image, NaN) errors instead of skipping them.
         allow_outside: accept paths in COCO and YOLO files that lead outside ``root``. An untrusted dataset could name

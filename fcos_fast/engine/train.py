@@ -102,12 +102,15 @@ def resume(path: str | Path, revise: Callable[[Config], Config] | None = None) -
             result can change: the place of the dataset, the length of the run, device, workers, what is recorded.
 
     Raises:
+        FileNotFoundError: there is no such run.
         ValueError: another field or the training split changed.
         RunInUseError: another process is training in the folder.
     """
     path = Path(path)
-    path = path / "last.pt" if path.is_dir() else path
     with processes(), ExitStack() as stack:
+        if not path.exists():
+            raise FileNotFoundError(f"run {path} does not exist; give the folder of a run")
+        path = path / "last.pt" if path.is_dir() else path
         if path.is_file() and is_main():
             stack.enter_context(locked(path.parent))
         saved, before = load_run(path)

@@ -264,7 +264,7 @@ def find_format(name: str) -> CheckpointFormat:
     for format in CHECKPOINT_FORMATS:
         if format.name == name:
             return format
-    raise unknown_name("format", name, (format.name for format in CHECKPOINT_FORMATS))
+    raise unknown_name("checkpoint format", name, (format.name for format in CHECKPOINT_FORMATS))
 
 
 def recognize(keys: Iterable[str]) -> CheckpointFormat | None:

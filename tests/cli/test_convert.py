@@ -54,7 +54,7 @@ def test_a_converted_checkpoint_detects_and_evaluates(checkpoint, voc_root, tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--to", "oficial"], "unknown format 'oficial'; did you mean 'official'"),
+        (["--to", "oficial"], "unknown checkpoint format 'oficial'; did you mean 'official'"),
         (["--classes", "a,b"], "--classes a,b: got 2 names; the checkpoint has 6 classes"),
         (["--checkpoint", "/nowhere.pth"], "checkpoint /nowhere.pth does not exist"),
     ],

@@ -37,9 +37,24 @@ MISTAKES = {
     "recipe": (["train", "--config", "bcdc"], "--config bcdc: the file does not exist; did you mean 'bccd'?"),
     "no data": (["train"], "no dataset; give its folder with --data.root"),
     "data": (["train", "--data.root", "/nowhere"], "/nowhere: does not exist; give the folder of a dataset"),
-    "resume nothing": (["train", "--resume", "/nowhere"], "checkpoint /nowhere"),
-    "required": (["evaluate"], "options are required: --checkpoint"),
-    "two required": (["convert"], "options are required: --checkpoint, --output"),
+    "resume nothing": (
+        ["train", "--resume", "/nowhere"],
+        "run /nowhere does not exist; give the folder of a run",
+    ),
+    "required": (["evaluate"], "missing options: --checkpoint"),
+    "argument": (
+        ["info", "torchvision"],
+        "unexpected argument 'torchvision'; the names of options start with --",
+    ),
+    "nothing to describe": (
+        ["info", "--norm", "batch"],
+        "no model; give a preset or a checkpoint with --model",
+    ),
+    "pair": (["train", "--augment.size", "64"], "--augment.size cannot be '64'; expected [int, int] | null"),
+    "list": (["benchmark", "--batch_sizes", "x"], "--batch_sizes cannot be 'x'; expected [int, ...]"),
+    "no data for statistics": (["data", "stats"], "no dataset; give its folder with --data.root"),
+    "no demo": (["demo", "--images", "0"], "--images is 0; it must be 1 or more"),
+    "two required": (["convert"], "missing options: --checkpoint, --output"),
     "no checkpoint": (["evaluate", "--checkpoint", "/nowhere.pt"], "checkpoint /nowhere.pt does not exist"),
     "no image": (["detect", "--checkpoint", "x.pt"], "no images given; name image files or folders"),
     "image": (

@@ -282,6 +282,6 @@ def test_every_format_is_tested():
 
 
 def test_unknown_names_and_keys():
-    with pytest.raises(ValueError, match="unknown format 'oficial'; did you mean 'official'"):
+    with pytest.raises(ValueError, match="unknown checkpoint format 'oficial'; did you mean 'official'"):
         find_format("oficial")
     assert recognize(["encoder.weight"]) is None
