@@ -17,4 +17,4 @@ def unknown_name(kind: str, name: object, known: Iterable[str]) -> ValueError:
     """The error for an unknown ``kind`` of thing; the message lists the nearest and all ``known`` names."""
     known = list(known)
     hint = did_you_mean(name, known)
-    return ValueError(f"unknown {kind} {name!r}; {hint}{' ' if hint else ''}Known: {', '.join(known)}")
+    return ValueError(f"unknown {kind} {name!r}; {hint + ' Known' if hint else 'known'}: {', '.join(known)}")

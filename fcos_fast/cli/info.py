@@ -83,6 +83,8 @@ def _config(options: InfoOptions) -> DetectorConfig:
         from fcos_fast.engine.checkpoint import load_checkpoint
 
         config = DetectorConfig.from_dict(load_checkpoint(options.model)["model_config"])
+    elif Path(options.model).suffix or Path(options.model).name != options.model:
+        raise FileNotFoundError(f"checkpoint {options.model} does not exist")
     else:
         raise unknown_name("preset or checkpoint", options.model, PRESETS)
     given: dict[str, Any] = {

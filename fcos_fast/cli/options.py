@@ -10,6 +10,7 @@ from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
+import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]  # __all__ is computed
 
 from fcos_fast.cli.help import HelpFormatter, arrange_help, choices_of, type_of, without_markup
@@ -67,7 +68,7 @@ def config_file(name: str, recipes: Mapping[str, Path]) -> Path:
     """The YAML file that ``--config`` names by path or as a recipe.
 
     Raises:
-        ValueError: neither exists, or the file is not text.
+        ValueError: neither exists, or the file is not YAML.
     """
     file = Path(name) if Path(name).is_file() else recipes.get(name)
     if file is None:
@@ -75,9 +76,12 @@ def config_file(name: str, recipes: Mapping[str, Path]) -> Path:
             f"--config {name}: the file does not exist" + (did_you_mean(name, recipes) if recipes else "")
         )
     try:
-        file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8") as stream:
+            yaml.safe_load(stream)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: is not UTF-8 text ({error}); expected a YAML file") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: is not valid YAML ({error}); correct it") from None
     return file
 
 

@@ -18,7 +18,7 @@ from .files import open_regular
 from .jpeg import completed
 
 _QUARTER_TURNS = (5, 6, 7, 8)  # values of EXIF's orientation
-_REPLACE = "replace it or remove it from the dataset"
+_REPLACE = "replace or remove it"
 
 
 @contextmanager

@@ -85,8 +85,8 @@ class DetectorConfig:
         image_std: standard deviation of each channel, by which the difference is divided; order and range as for
             ``image_mean``.
         min_size: length in pixels to which the shorter side is scaled. If several are given, training draws one per
-            image and evaluation uses the last. null: images keep their size.
-        max_size: maximum length in pixels of the longer side. null: no maximum.
+            image and evaluation uses the last. null (None in Python): images keep their size.
+        max_size: maximum length in pixels of the longer side. null (None in Python): no maximum.
         size_divisor: height and width are padded with zeros to multiples of this number.
         min_level: first level of the pyramid; the locations of level n are 2**n pixels apart.
         max_level: last level of the pyramid.

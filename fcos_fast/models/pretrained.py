@@ -117,7 +117,9 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
     try:
         weights = models.get_weight(name)
     except (ValueError, AttributeError, KeyError) as error:
-        raise ValueError(f"torchvision has no weights {name}: {error}") from error
+        raise ValueError(
+            f"torchvision has no weights {name} ({error}); expected a name such as ResNet50_Weights.IMAGENET1K_V1"
+        ) from error
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True))
     except (URLError, OSError) as error:

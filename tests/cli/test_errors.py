@@ -50,6 +50,7 @@ MISTAKES = {
         ["info", "--norm", "batch"],
         "no model; give a preset or a checkpoint with --model",
     ),
+    "no such checkpoint": (["info", "--model", "a/best.pt"], "checkpoint a/best.pt does not exist"),
     "pair": (["train", "--augment.size", "64"], "--augment.size cannot be '64'; expected [int, int] | null"),
     "list": (["benchmark", "--batch_sizes", "x"], "--batch_sizes cannot be 'x'; expected [int, ...]"),
     "no data for statistics": (["data", "stats"], "no dataset; give its folder with --data.root"),
@@ -91,6 +92,16 @@ def test_wrong_yaml(capsys, tmp_path):
     assert main(["train", "--config", str(config)]) == 2
     error = capsys.readouterr().err
     assert "epoch" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_broken_yaml(capsys, tmp_path):
+    config = tmp_path / "my.yaml"
+    config.write_text("train: [\n")
+    assert main(["train", "--config", str(config)]) == 2
+    error = capsys.readouterr().err
+    assert f"{config}: is not valid YAML" in error
+    assert "line 2" in error
     assert len(error.splitlines()) == 1
 
 

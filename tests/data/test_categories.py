@@ -37,7 +37,7 @@ def test_prints_a_row_per_class():
             lambda: PETS.label_of("parot"),
             "unknown class 'parot'; did you mean 'parrot'? Known: cat, dog, parrot",
         ),
-        (lambda: PETS.label_of("xyz"), "unknown class 'xyz'; Known: cat, dog, parrot"),
+        (lambda: PETS.label_of("xyz"), "unknown class 'xyz'; known: cat, dog, parrot"),
         (lambda: PETS.label_of_id(3), "unknown category id 3; known are 17 (cat), 18 (dog), 90 (parrot)"),
         (lambda: Categories(()), "Categories: got no class"),
         (lambda: Categories(("a", "b"), (1,)), "Categories: got 2 names but 1 ids"),

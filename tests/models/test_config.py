@@ -69,7 +69,7 @@ def test_invalid_values_of_fcos(field, value, message):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"detector": "fcos"}, "unknown value of detector 'fcos'; Known: retinanet"),
+        ({"detector": "fcos"}, "unknown value of detector 'fcos'; known: retinanet"),
         ({"anchor_size": 0}, "anchor_size=0; expected a positive number"),
         ({"anchor_scales": ()}, r"anchor_scales=\(\); expected at least one positive number"),
         ({"anchor_shapes": [[1, 1, 1]]}, "anchor_shapes=.*; expected at least one pair of positive numbers"),
