@@ -90,20 +90,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _processes(subcommand: str) -> AbstractContextManager[None]:
-    """:func:`fcos_fast.engine.distributed.processes` under torchrun; without it nothing is imported."""
+    """:func:`fcos_fast.engine.distributed.processes` under torchrun; without it nothing is imported.
+
+    Raises:
+        ValueError, ProcessLostError: the subcommand runs in one process; rank 0 says so, before ranks connect.
+    """
     if not launched():
         return nullcontext()
+    if subcommand not in DISTRIBUTED:
+        message = "it runs in one process; start it without torchrun"
+        raise ValueError(message) if os.environ["RANK"] == "0" else ProcessLostError(message, repeated=True)
     from fcos_fast.engine.distributed import processes
 
-    return _only_distributed(processes(), subcommand)
-
-
-@contextmanager
-def _only_distributed(processes: AbstractContextManager[None], subcommand: str) -> Iterator[None]:
-    with processes:
-        if subcommand not in DISTRIBUTED:
-            raise ValueError("it runs in one process; start it without torchrun")
-        yield
+    return processes()
 
 
 @contextmanager

@@ -345,7 +345,7 @@ def test_process_that_does_not_answer(tmp_path):
 
 
 MISTAKES: dict[str, tuple[Callable[[Config], Config], str]] = {
-    "batch size": (lambda c: replace(c, train=replace(c.train, batch_size=3)), "take a multiple of 2"),
+    "batch size": (lambda c: replace(c, train=replace(c.train, batch_size=3)), "use a multiple of 2"),
     "sync": (
         lambda c: replace(c, train=replace(c.train, sync_batch_norm=True)),
         "sync_batch_norm needs GPUs",
