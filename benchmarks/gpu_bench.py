@@ -1,4 +1,4 @@
-"""Benchmarks on a GPU, the most important first, in under eight minutes: ``python -m benchmarks.gpu_bench OUT``.
+"""Benchmarks on a GPU, the most important first within a time limit: ``python -m benchmarks.gpu_bench OUT``.
 
 Builds a copy of the tree for the GPU of this machine and measures row by row. Writes gpu-bench.json, .md (a table of
 measured and predicted times) and .log to the folder OUT after every row, so that a stopped run keeps its results. If a

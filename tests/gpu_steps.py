@@ -23,7 +23,7 @@ from pathlib import Path
 from tests.tree import ROOT, copy_tree, package_environment
 
 REMARKS = 12  # per step in the summary
-SECONDS = 465  # total; eight minutes with the writing of the report
+SECONDS = 465  # total, without the writing of the report
 PATIENCE = 8  # seconds for a process to exit after SIGINT
 TREE = ROOT / "build" / "gpu-tree"
 BAD = ("failed", "out of time")
