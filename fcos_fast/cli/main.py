@@ -108,10 +108,7 @@ def _only_distributed(processes: AbstractContextManager[None], subcommand: str) 
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
-    """Raise KeyboardInterrupt on SIGTERM; yields a list that then contains the signal.
-
-    Under ``torchrun`` the process group installs its own handler, which replaces this one.
-    """
+    """Raise KeyboardInterrupt on SIGTERM, which ``torchrun`` sends too; yields a list that then contains the signal."""
     received: list[int] = []
     process = os.getpid()
 
