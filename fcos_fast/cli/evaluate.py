@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from fcos_fast.cli.options import parse_options
+from fcos_fast.fields import check_fields, positive
 from fcos_fast.precision import Precision
 
 OLD_NAMES = {f"--{name}": f"--data.{name}" for name in ("root", "split", "strict", "workers")}
@@ -62,7 +63,7 @@ class EvaluateOptions:
 
     checkpoint: str
     data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
-    batch_size: int = 8
+    batch_size: int = positive(8)
     device: str = "auto"
     precision: Precision = "auto"
     output: str | None = None
@@ -70,8 +71,7 @@ class EvaluateOptions:
     name: str = "evaluate"
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"--batch_size is {self.batch_size}; it must be 1 or more")
+        check_fields(self, "--")
 
 
 def main(arguments: Sequence[str]) -> int:

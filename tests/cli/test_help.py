@@ -53,7 +53,7 @@ def test_the_common_options_come_first(command, capsys):
 
 def test_every_option_of_train_is_listed_in_a_group(capsys):
     text = help_of("train", capsys)
-    for group in ("Where the images are:", "The course of a run:", "Other options:"):
+    for group in ("Where the images are:", "How a run trains:", "Other options:"):
         assert f"\n{group}\n" in text
     for option in (
         "--data.workers",
