@@ -33,8 +33,10 @@ BACKGROUND = -1
 
 IGNORED = -2
 """Label of a location or anchor that is excluded from the losses."""
+
 MAX_LABEL = 2**31 - 1
 """Maximum label, because targets are int32. Unchecked larger labels are clamped to it."""
+
 MAX_SIDE = 2**24
 """Maximum number of rows or columns of a level: larger indices are not exact in float32."""
 
@@ -75,8 +77,8 @@ class GroundTruth:
         """Pack one (M_b, 4) box tensor and one (M_b,) label tensor per image; M_b may be 0.
 
         Args:
-            boxes: of each image.
-            labels: of each image.
+            boxes: boxes of each image, xyxy in pixels.
+            labels: labels of each image.
             capacity: number of rows M including padding; by default the number of boxes.
 
         Raises:

@@ -15,5 +15,5 @@ def has_area(boxes: Tensor) -> Tensor: ...
 @overload
 def has_area(boxes: NDArray[Any]) -> NDArray[np.bool_]: ...
 def has_area(boxes: Any) -> Any:
-    """(...) bool: which xyxy boxes (..., 4) have a positive width and height; a box with NaN has not."""
+    """(...) bool: which xyxy boxes (..., 4) have a positive width and height; a box with NaN does not."""
     return (boxes[..., 2:] > boxes[..., :2]).all(-1)

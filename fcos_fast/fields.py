@@ -64,7 +64,7 @@ def is_positive(value: float) -> bool:
 
 
 def check_fields(instance: DataclassInstance, prefix: str = "") -> None:
-    """Check every field against its type hint and its rule, and make tuples of lists, as YAML and JSON have.
+    """Check every field against its type hint and its rule. Lists, as YAML and JSON have, become tuples.
 
     Messages name the field after ``prefix``.
 

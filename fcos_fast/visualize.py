@@ -95,44 +95,44 @@ def sheet(
 
     if not images:
         raise ValueError("sheet: got no images")
-    pairs = []
-    for image, target, detection in zip(images, targets, detections, strict=True):
-        scale = min(width / image.shape[-1], 2 * width / image.shape[-2])
-        keep = detection["scores"] >= score_threshold
-        pairs.append(
-            (
-                draw_boxes(image, target["boxes"], target["labels"], names, scale=scale),
-                draw_boxes(
-                    image,
-                    detection["boxes"][keep],
-                    detection["labels"][keep],
-                    names,
-                    detection["scores"][keep],
-                    scale=scale,
-                ),
-            )
-        )
-
+    pairs = [
+        _pair(image, target, detection, names, width, score_threshold)
+        for image, target, detection in zip(images, targets, detections, strict=True)
+    ]
     gap, header = 8, 28
     columns = min(columns, len(pairs))
     rows = [pairs[i : i + columns] for i in range(0, len(pairs), columns)]
     heights = [max(left.height for left, _ in row) for row in rows]
-    page = Image.new(
-        "RGB", (columns * (2 * width + 3 * gap), header + sum(h + gap for h in heights)), (255, 255, 255)
-    )
+    stride = 2 * width + 3 * gap  # from one pair to the next
+    page = Image.new("RGB", (columns * stride, header + sum(h + gap for h in heights)), (255, 255, 255))
     draw = ImageDraw.Draw(page)
     font = ImageFont.load_default(size=16)
-    for column in range(columns):
-        x = column * (2 * width + 3 * gap) + gap
-        draw.text((x, 4), "ground truth", fill=(0, 0, 0), font=font)
-        draw.text(
-            (x + width + gap, 4), f"detections (score from {score_threshold:g})", fill=(0, 0, 0), font=font
-        )
+    titles = ("ground truth", f"detections (score from {score_threshold:g})")
+    for x in range(gap, page.width, stride):
+        for place, title in zip((x, x + width + gap), titles, strict=True):
+            draw.text((place, 4), title, fill=(0, 0, 0), font=font)
     y = header
     for row, height in zip(rows, heights, strict=True):
-        for column, (left, right) in enumerate(row):
-            x = column * (2 * width + 3 * gap) + gap
+        for x, (left, right) in zip(range(gap, page.width, stride), row, strict=False):
             page.paste(left, (x, y))
             page.paste(right, (x + width + gap, y))
         y += height + gap
     return page
+
+
+def _pair(
+    image: Tensor,
+    target: dict[str, Tensor],
+    detection: dict[str, Tensor],
+    names: Sequence[str],
+    width: int,
+    score_threshold: float,
+) -> tuple[Image.Image, Image.Image]:
+    """An image with its ground truth and with its detections, scaled to ``width`` or twice that height."""
+    scale = min(width / image.shape[-1], 2 * width / image.shape[-2])
+    keep = detection["scores"] >= score_threshold
+    boxes, labels, scores = (detection[name][keep] for name in ("boxes", "labels", "scores"))
+    return (
+        draw_boxes(image, target["boxes"], target["labels"], names, scale=scale),
+        draw_boxes(image, boxes, labels, names, scores, scale),
+    )

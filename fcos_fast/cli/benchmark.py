@@ -9,6 +9,7 @@ from typing import Literal
 
 from fcos_fast.cli.detect import find_images
 from fcos_fast.cli.options import Preset, parse_options
+from fcos_fast.fields import at_least, check_fields, checked, positive
 from fcos_fast.precision import Precision
 
 Variant = Literal["plain", "optimized", "compiled"]
@@ -46,20 +47,16 @@ class BenchmarkOptions:
     batch_sizes: list[int] = field(default_factory=lambda: [1])
     precisions: list[Precision] = field(default_factory=lambda: ["auto"])
     variants: list[Variant] = field(default_factory=lambda: ["plain", "optimized"])
-    repeats: int = 10
-    warmup: int = 2
-    threads: int | None = None
+    repeats: int = positive(10)
+    warmup: int = at_least(2, 0)
+    threads: int | None = checked(None, lambda n: n is None or n > 0, "a positive integer or None")
     device: str = "auto"
     output: str | None = None
 
     def __post_init__(self) -> None:
-        counts = {"repeats": self.repeats, "threads": 1 if self.threads is None else self.threads}
-        counts |= {"batch_sizes": min(self.batch_sizes, default=0)}
-        for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"--{name} is {value}; it must be 1 or more")
-        if self.warmup < 0:
-            raise ValueError(f"--warmup is {self.warmup}; it must be 0 or more")
+        check_fields(self, "--")
+        if min(self.batch_sizes, default=0) < 1:
+            raise ValueError(f"--batch_sizes={self.batch_sizes}; expected at least one positive integer")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fcos_fast.cli.suggest import did_you_mean
 from fcos_fast.cli.train import TrainOptions, parse_with_model
+from fcos_fast.fields import check_fields, positive
 from fcos_fast.models import FCOSConfig
 
 SUBCOMMANDS = {
@@ -37,12 +38,11 @@ class StatsOptions(TrainOptions):
         output: JSON file for the statistics.
     """
 
-    images: int = 5000
+    images: int = positive(5000)
     output: str | None = None
 
     def __post_init__(self) -> None:
-        if self.images < 1:
-            raise ValueError(f"--images is {self.images}; expected 1 or more")
+        check_fields(self, "--")
 
 
 def main(arguments: Sequence[str]) -> int:

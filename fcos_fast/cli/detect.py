@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fcos_fast.cli.options import parse_options
 from fcos_fast.data.checks import IMAGE_SUFFIXES, MAX_PIXELS
 from fcos_fast.data.files import files_in
 from fcos_fast.precision import Precision
-from fcos_fast.text import printable
-
-LONGEST_SIDE = {".jpg": 65500, ".jpeg": 65500, ".jfif": 65500, ".webp": 16383}
-"""Suffix -> largest side in pixels that the image format can store."""
 
 
 @dataclass(frozen=True)
@@ -52,48 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     files = find_images(options.images)
 
-    from fcos_fast.data import DataError, read_image
-    from fcos_fast.data.jpeg import is_truncated
-    from fcos_fast.engine.files import write_json
-    from fcos_fast.engine.predict import load
-    from fcos_fast.engine.progress import Progress
-    from fcos_fast.engine.report import save_image
-    from fcos_fast.engine.run_folder import new_run_folder
+    from fcos_fast.cli.detect_run import run
 
-    detector = load(options.checkpoint, options.device, options.precision)
-    folder = new_run_folder(options.runs, options.name)
-    results: list[dict[str, Any]] = []
-    unreadable = 0
-    with Progress(len(files), "detect") as progress:
-        for file in files:
-            try:
-                image = read_image(file, options.max_pixels)
-            except DataError as error:
-                print(f"fcos-fast detect: {printable(str(error))}", file=sys.stderr)
-                unreadable += 1
-                continue
-            if is_truncated(file):
-                print(
-                    f"fcos-fast detect: {printable(str(file))}: is truncated; the missing part is gray",
-                    file=sys.stderr,
-                )
-            detections = detector.predict(image, options.score_threshold)
-            drawn = _free_name(folder, file, max(image.shape))
-            save_image(detections.draw(), drawn)
-            results.append(
-                {
-                    "image": str(file),
-                    "width": image.shape[2],
-                    "height": image.shape[1],
-                    "drawn": drawn.name,
-                    "detections": detections.to_dict(),
-                }
-            )
-            progress.update()
-    write_json(folder / "detections.json", results)
-    found = sum(len(result["detections"]) for result in results)
-    print(f"{found} objects in {len(results)} images; drawn images and detections.json are in {folder}")
-    return 1 if unreadable else 0
+    return run(options, files)
 
 
 def find_images(paths: Sequence[str]) -> list[Path]:
@@ -118,14 +73,3 @@ def find_images(paths: Sequence[str]) -> list[Path]:
         else:
             raise ValueError(f"{path} does not exist; name image files or folders")
     return files
-
-
-def _free_name(folder: Path, file: Path, longer_side: int) -> Path:
-    """An unused name in ``folder`` for the drawn ``file``, in an image format that can store its size."""
-    suffix = file.suffix.lower()
-    if suffix not in IMAGE_SUFFIXES or longer_side > LONGEST_SIDE.get(suffix, longer_side):
-        suffix = ".png"
-    name, number = folder / f"{file.stem}{suffix}", 2
-    while name.exists():
-        name, number = folder / f"{file.stem}_{number}{suffix}", number + 1
-    return name

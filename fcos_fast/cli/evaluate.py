@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from typing import Any
 
 from fcos_fast.cli.options import parse_options
+from fcos_fast.engine.config import DataConfig
+from fcos_fast.fields import check_fields, positive
 from fcos_fast.precision import Precision
+from fcos_fast.serialize import from_plain
+from fcos_fast.text import printable
 
 OLD_NAMES = {f"--{name}": f"--data.{name}" for name in ("root", "split", "strict", "workers")}
 """Old option -> the name that ``fcos-fast train`` uses too. Both are accepted."""
-
 
 COMMON = (
     *("checkpoint", "data.root", "data.split", "batch_size", "device", "precision", "output", "runs", "name"),
@@ -62,7 +65,7 @@ class EvaluateOptions:
 
     checkpoint: str
     data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
-    batch_size: int = 8
+    batch_size: int = positive(8)
     device: str = "auto"
     precision: Precision = "auto"
     output: str | None = None
@@ -70,8 +73,7 @@ class EvaluateOptions:
     name: str = "evaluate"
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"--batch_size is {self.batch_size}; it must be 1 or more")
+        check_fields(self, "--")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -80,47 +82,43 @@ def main(arguments: Sequence[str]) -> int:
         EvaluateOptions, "evaluate", [_current_name(word) for word in arguments], common=COMMON
     )
 
-    from fcos_fast.engine.average_precision import coco_results
+    from fcos_fast.cli.outcome import present_evaluation
     from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
-    from fcos_fast.engine.config import DataConfig
-    from fcos_fast.engine.distributed import own_device, rank
+    from fcos_fast.engine.distributed import is_main, own_device
     from fcos_fast.engine.evaluate import evaluate
-    from fcos_fast.engine.files import write_json
-    from fcos_fast.engine.report import write_report
     from fcos_fast.engine.run_folder import new_run_folder
     from fcos_fast.precision import choose_precision
-    from fcos_fast.serialize import from_plain
-    from fcos_fast.text import printable
 
     saved = load_checkpoint(options.checkpoint)
-    trained_on = from_plain(DataConfig, saved["config"]["data"]) if "config" in saved else DataConfig()
-    asked = {name: getattr(options.data, name) for name in ("root", "strict", "allow_outside", "max_pixels")}
-    data = replace(trained_on, **{name: value for name, value in asked.items() if value is not None})
-    if not data.root:
-        raise ValueError(
-            f"{options.checkpoint} does not name the dataset it was trained on; give one with --data.root"
-        )
-    split = trained_on.val if options.data.split is None else options.data.split
+    data = _data_config(options, saved)
     model, categories = model_from_checkpoint(saved)
-    dataset = data.load(split, categories)
+    dataset = data.load(data.val, categories)
     device = own_device(options.device)
     dtype, reason = choose_precision(options.precision, device)
-    if rank() == 0:
+    if is_main():
         print(printable(str(dataset.report)))
         print(f"{model.title}; {device}, {dtype} ({reason})".replace("torch.", ""))
     model = model.to(device).optimize_for_inference(options.precision)
     result, detections = evaluate(model, dataset, batch_size=options.batch_size, workers=options.data.workers)
-    if rank() != 0:
-        return 0
-
-    folder = new_run_folder(options.runs, options.name)
-    write_json(folder / "metrics.json", asdict(result))
-    results = Path(options.output or folder / "results.json")
-    write_json(results, coco_results(dataset, detections))
-    title = f"{options.checkpoint} on {data.root}, split {split}"
-    page = write_report(folder, title, dataset, detections, result, {})
-    print(f"\n{result.table()}\n\nreport   {page}\nsheet    {folder / 'sheet.png'}\nresults  {results}")
+    if is_main():
+        title = f"{options.checkpoint} on {data.root}, split {data.val}"
+        folder = new_run_folder(options.runs, options.name)
+        present_evaluation(folder, title, dataset, detections, result, options.output)
     return 0
+
+
+def _data_config(options: EvaluateOptions, saved: dict[str, Any]) -> DataConfig:
+    """The data of the training with what the options replace; ``val`` is the split to evaluate on."""
+    trained_on = from_plain(DataConfig, saved["config"]["data"]) if "config" in saved else DataConfig()
+    given = asdict(options.data)
+    changes = {name: given[name] for name in ("root", "strict", "allow_outside", "max_pixels")}
+    changes["val"] = given["split"]
+    data = replace(trained_on, **{name: value for name, value in changes.items() if value is not None})
+    if not data.root:
+        raise ValueError(
+            f"{options.checkpoint} does not name the dataset it was trained on; give one with --data.root"
+        )
+    return data
 
 
 def _current_name(word: str) -> str:

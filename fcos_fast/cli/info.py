@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import fcos_fast.info
@@ -43,9 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run ``fcos-fast info``."""
     if not arguments:
         return fcos_fast.info.main()
-    from fcos_fast.cli.options import (
-        parse_options,  # imported late: without options this must run in a broken installation
-    )
+    # imported late: without options this must run in a broken installation
+    from fcos_fast.cli.options import parse_options
 
     options = parse_options(InfoOptions, "info", arguments)
     if min(options.size) < 1:
@@ -70,8 +70,6 @@ def describe(options: InfoOptions) -> str:
 
 
 def _config(options: InfoOptions) -> DetectorConfig:
-    from pathlib import Path
-
     from fcos_fast.models import PRESETS, DetectorConfig
     from fcos_fast.suggest import unknown_name
 

@@ -107,10 +107,7 @@ def _processes(subcommand: str) -> AbstractContextManager[None]:
 
 @contextmanager
 def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
-    """Raise KeyboardInterrupt on SIGTERM; yields a list that then contains the signal.
-
-    Under ``torchrun`` the process group installs its own handler, which replaces this one.
-    """
+    """Raise KeyboardInterrupt on SIGTERM, which ``torchrun`` sends too; yields a list that then contains the signal."""
     received: list[int] = []
     process = os.getpid()
 

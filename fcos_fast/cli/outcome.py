@@ -1,9 +1,17 @@
-"""What a finished run prints."""
+"""What a finished run or evaluation writes and prints."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
+from torch import Tensor
+
+from fcos_fast.data import DetectionDataset
+from fcos_fast.engine.average_precision import AveragePrecision, coco_results
+from fcos_fast.engine.files import write_json
 from fcos_fast.engine.report import write_report
 from fcos_fast.engine.train import TrainResult
 
@@ -20,3 +28,28 @@ def present(outcome: TrainResult) -> None:
         )
         print(f"\n{outcome.result.table()}\n\nreport   {page}\nsheet    {folder / 'sheet.png'}")
     print(f"detect   fcos-fast detect --checkpoint {checkpoint} IMAGES_OR_FOLDERS")
+
+
+def present_evaluation(
+    folder: Path,
+    title: str,
+    dataset: DetectionDataset,
+    detections: Sequence[dict[str, Tensor]],
+    result: AveragePrecision,
+    output: str | None,
+) -> None:
+    """Write metrics, report and detections of an evaluation; print its average precision and the files.
+
+    Args:
+        folder: folder of the files.
+        title: title of the report.
+        dataset: evaluated dataset.
+        detections: detections of each of its images.
+        result: average precision of the detections.
+        output: file for the detections; by default ``results.json`` in ``folder``.
+    """
+    write_json(folder / "metrics.json", asdict(result))
+    results = Path(output or folder / "results.json")
+    write_json(results, coco_results(dataset, detections))
+    page = write_report(folder, title, dataset, detections, result, {})
+    print(f"\n{result.table()}\n\nreport   {page}\nsheet    {folder / 'sheet.png'}\nresults  {results}")

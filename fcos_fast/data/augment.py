@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fcos_fast.fields import between, check_fields, checked
+
 
 @dataclass(frozen=True)
 class AugmentConfig:
@@ -23,26 +25,23 @@ class AugmentConfig:
         hue: largest shift of the hue as a fraction of the color circle, 0 to 0.5.
     """
 
-    size: tuple[int, int] | None = None
-    scale: tuple[float, float] = (1.0, 1.0)
-    horizontal_flip: float = 0.5
-    vertical_flip: float = 0.0
-    iou_crop: float = 0.0
-    brightness: float = 0.2
-    contrast: float = 0.2
-    saturation: float = 0.2
-    hue: float = 0.0
+    size: tuple[int, int] | None = checked(
+        None, lambda size: size is None or min(size) >= 1, "(height, width) in pixels, or None"
+    )
+    scale: tuple[float, float] = checked(
+        (1.0, 1.0), lambda scale: 0 < scale[0] <= scale[1], "0 < smallest <= largest"
+    )
+    horizontal_flip: float = between(0.5, 0, 1)
+    vertical_flip: float = between(0.0, 0, 1)
+    iou_crop: float = between(0.0, 0, 1)
+    brightness: float = between(0.2, 0, 1)
+    contrast: float = between(0.2, 0, 1)
+    saturation: float = between(0.2, 0, 1)
+    hue: float = between(0.0, 0, 0.5)
 
     def __post_init__(self) -> None:
-        for name in ("horizontal_flip", "vertical_flip", "iou_crop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augment.{name} is {getattr(self, name)}; expected a probability, 0 to 1")
-        for name, most in (("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"augment.{name} is {getattr(self, name)}; expected 0 to {most}")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"augment.scale is {self.scale}; expected 0 < smallest <= largest")
-        if self.size is None and tuple(self.scale) != (1.0, 1.0):
-            raise ValueError(f"augment.scale is {self.scale} but size is None; give size as (height, width)")
-        if self.size is not None and min(self.size) < 1:
-            raise ValueError(f"augment.size is {self.size}; expected (height, width) in pixels")
+        check_fields(self, "augment.")
+        if self.size is None and self.scale != (1.0, 1.0):
+            raise ValueError(
+                f"augment.scale={self.scale} without augment.size; give augment.size as (height, width)"
+            )

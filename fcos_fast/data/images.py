@@ -78,9 +78,7 @@ def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int
     """Read (width, height) of the upright image from its header; errors as for :func:`open_image`."""
     with open_image(path, max_pixels) as image:
         width, height = image.size
-        if isinstance(
-            image, TiffImageFile
-        ):  # some versions of Pillow report the upright size of a TIFF file here
+        if isinstance(image, TiffImageFile):  # whose size is the upright one in some versions of Pillow
             width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
         turned = image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
         return (height, width) if turned else (width, height)

@@ -103,9 +103,8 @@ def shape_mask(rng: np.random.Generator, name: str, size: float) -> np.ndarray:
 
     canvas = Image.new("L", (int(width) * _SUBPIXELS, int(height) * _SUBPIXELS))
     for outline, fill in zip(outlines, (255, 0), strict=False):
-        corners = (
-            scale * outline + shift
-        ) * _SUBPIXELS - 0.5  # PIL's origin is the center of the first subpixel
+        # PIL's origin is the center of the first subpixel
+        corners = (scale * outline + shift) * _SUBPIXELS - 0.5
         ImageDraw.Draw(canvas).polygon([tuple(corner) for corner in corners.tolist()], fill=fill)
     mask = canvas.reduce(_SUBPIXELS)
     return np.asarray(mask.crop(mask.getbbox()))

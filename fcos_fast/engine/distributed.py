@@ -161,6 +161,11 @@ def advise(text: str) -> None:
 
 def _join() -> Store:
     """Initialize the default process group; returns torchrun's store."""
+    # DistributedDataParallel imports this module. Imported after the group exists, its functions have the group as a
+    # default argument and so keep it, with gloo's threads, until the interpreter exits. A thread that then still
+    # releases the tensor of the last collective aborts the process (github.com/pytorch/pytorch/issues/190489).
+    import torch.distributed.nn
+
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))

@@ -69,11 +69,11 @@ class TrainStep:
         prepare_for_device(optimizer, self.device)
         self._statistics = _RunningStatistics(model)
         self._tally = torch.zeros(len(self.losses) + 2, device=self.device)
-        self._run = self._step
+        self._graphed: GraphedStep | None = None
         if cuda_graphs:
             reason = why_not(self.device)
             if reason is None:
-                self._run = GraphedStep(self._step, self.device)
+                self._graphed = GraphedStep(self._step, self.device)
             else:
                 print(f"train.cuda_graphs: the steps run without graphs: {reason}", flush=True)
 
@@ -85,7 +85,8 @@ class TrainStep:
         """Train on a batch on the device, with the current learning rate of the optimizer."""
         if self.ema is not None:
             self.ema.advance()
-        self._run(images, targets)
+        step = self._graphed or self._step
+        step(images, targets)
 
     def tally(self) -> Tally:
         """Read the tally, which waits for the device. With several processes it is the mean over them."""

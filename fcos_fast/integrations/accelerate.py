@@ -14,7 +14,7 @@ from fcos_fast import models
 from fcos_fast.integrations import fcos, retinanet
 from fcos_fast.integrations.cuda_graphs import forget_graphs
 from fcos_fast.integrations.detector import AcceleratedDetector, Acceleration, check_names, check_parts
-from fcos_fast.integrations.layers import fold_reversibly, fuse_group_norms, undo
+from fcos_fast.integrations.layers import Replaced, fold_reversibly, fuse_group_norms, undo
 from fcos_fast.integrations.subclasses import accelerated_class
 from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import choose_precision
@@ -125,23 +125,8 @@ def accelerate(
         )
 
     acceleration = Acceleration(channels_last=channels_last, dtype=dtype, cuda_graphs=cuda_graphs)
-    done = [f"{support.summary} fused"]
-    try:
-        if winograd:
-            convs = use_winograd(detector)
-            acceleration.replaced += convs
-            done.append(f"{len(convs)} convolutions by Winograd's method")
-        if fold_frozen_bn:
-            folded = fold_reversibly(detector.get_submodule("backbone"))
-            acceleration.replaced += folded
-            done.append(f"{len(folded) // 2} batch norms folded")
-        if fuse_group_norm:
-            fused = fuse_group_norms(detector)
-            acceleration.replaced += fused
-            done.append(f"{len(fused) // 2} group norms fused with their ReLU")
-    except ValueError:
-        undo(acceleration.replaced)
-        raise
+    acceleration.replaced, done = _replace_layers(detector, winograd, fold_frozen_bn, fuse_group_norm)
+    done.insert(0, f"{support.summary} fused")
     if channels_last:
         done.append("channels-last")
     if dtype is not None:
@@ -181,6 +166,35 @@ def restore(model: Model) -> Model:
         for module in acceleration.compiled:
             module._compiled_call_impl = None
     return model
+
+
+def _replace_layers(
+    detector: nn.Module, winograd: bool, fold_frozen_bn: bool, fuse_group_norm: bool
+) -> tuple[Replaced, list[str]]:
+    """Replace the classes of layers in place; returns the previous ones, and what was done in words.
+
+    Raises:
+        ValueError: an option has no effect on this detector, whose layers are as before.
+    """
+    replaced: Replaced = []
+    done = []
+    try:
+        if winograd:
+            convs = use_winograd(detector)
+            replaced += convs
+            done.append(f"{len(convs)} convolutions by Winograd's method")
+        if fold_frozen_bn:
+            folded = fold_reversibly(detector.get_submodule("backbone"))
+            replaced += folded
+            done.append(f"{len(folded) // 2} batch norms folded")
+        if fuse_group_norm:
+            fused = fuse_group_norms(detector)
+            replaced += fused
+            done.append(f"{len(fused) // 2} group norms fused with their ReLU")
+    except ValueError:
+        undo(replaced)
+        raise
+    return replaced, done
 
 
 def _find(model: nn.Module) -> nn.Module:

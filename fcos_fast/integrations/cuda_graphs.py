@@ -85,10 +85,8 @@ def run_graphed(model: nn.Module, images: Tensor) -> tuple[Sizes, Any]:
 def _graphs_of(model: nn.Module) -> GraphCache[tuple[Run, Network]]:
     """The graphs of a model; new ones if its parameters or buffers have moved."""
     parameters = tuple((p.data_ptr(), p.requires_grad) for p in model.parameters())
-    addresses = (
-        parameters,
-        tuple(buffer.data_ptr() for buffer in model.buffers()),
-    )  # statistics of batch norms
+    buffers = tuple(buffer.data_ptr() for buffer in model.buffers())  # statistics of batch norms
+    addresses = (parameters, buffers)
     graphs = _GRAPHS.get(model)
     if graphs is None or graphs.addresses != addresses:
         graphs = _GRAPHS[model] = _Graphs(addresses)

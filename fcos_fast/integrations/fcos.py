@@ -111,9 +111,8 @@ class AcceleratedFCOS(AcceleratedDetector, FCOS):  # type: ignore[misc]  # torch
         """Levels at the centers of the generator's anchors; their side is the unit of radius, range and distances."""
         self._call_hooked_generator(batch, feature_sizes)
         height, width = batch.tensors.shape[-2:]
-        sides = [
-            2.0 * round(sizes[0] / 2) for sizes in self.anchor_generator.sizes
-        ]  # as the generator rounds
+        # as the generator rounds
+        sides = [2.0 * round(sizes[0] / 2) for sizes in self.anchor_generator.sizes]
         levels = []
         for i, ((rows, columns), side) in enumerate(zip(feature_sizes, sides, strict=True)):
             size_range = (0.0 if i == 0 else 4 * side, float("inf") if i == len(sides) - 1 else 8 * side)
@@ -142,7 +141,7 @@ PARTS = {
 
 
 def check_fcos(model: Any) -> None:
-    """Raise a ValueError if ``model`` has settings that torchvision's FCOS has not."""
+    """Raise a ValueError if ``model`` has settings that torchvision's FCOS cannot have."""
     if not model.box_coder.normalize_by_size:
         raise ValueError(
             "accelerate: model.box_coder.normalize_by_size is False; expected True, as in torchvision's FCOS"

@@ -41,7 +41,7 @@ def _combined(accelerated: type, original: type) -> type:
         "__qualname__": original.__qualname__,
         "__doc__": original.__doc__,
     }
-    kind = type(original.__name__, (accelerated, original), names)
+    kind = type(original.__name__, (accelerated, original), names)  # named, because ``reduce`` refers to it
     return kind
 
 

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from fcos_fast.models.backbone import Backbone
 from fcos_fast.models.norm import NORMS
 
-TOP_LEVELS = ("p5", "c5", "max_pool")
-
 
 class ExtraLevels(nn.Module):
     """P6 and P7: strided convolutions on P5 (FCOS) or C5 (RetinaNet).

@@ -40,7 +40,7 @@ def test_errors_are_one_line(voc_root, capsys):
             "fcos-fast data: unknown option --rot; options follow the subcommand: stats",
         ),
         (["data", "stats", "--rot", "x"], "unknown option --rot; did you mean '--data.root'?"),
-        (["data", "stats", "--images", "0"], "--images is 0; expected 1 or more"),
+        (["data", "stats", "--images", "0"], "--images=0; expected a positive integer"),
         (
             ["data", "stats", "--preset", "retinanet", "--data.root", str(voc_root)],
             "--preset retinanet is not an FCOS and has no level ranges",

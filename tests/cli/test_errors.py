@@ -63,7 +63,10 @@ MISTAKES = {
         "/nowhere.jpg does not exist; name image",
     ),
     "size": (["benchmark", "--sizes", "[800x]"], "--sizes has '800x'; expected HEIGHTxWIDTH"),
-    "no batch": (["benchmark", "--batch_sizes", "[]"], "--batch_sizes is 0; it must be 1 or more"),
+    "no batch": (
+        ["benchmark", "--batch_sizes", "[]"],
+        "--batch_sizes=[]; expected at least one positive integer",
+    ),
     "variant": (["benchmark", "--variants", "[optimize]"], "'optimize'"),
     "no image file": (
         ["benchmark", "--images", "/nowhere"],

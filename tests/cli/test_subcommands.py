@@ -15,6 +15,7 @@ from PIL import Image
 
 from fcos_fast.cli.main import main
 from fcos_fast.cli.train import RECIPES, parse_train_options
+from fcos_fast.engine.progress import Progress
 from fcos_fast.engine.run_folder import read_metrics
 from fcos_fast.models import PRESETS
 
@@ -110,6 +111,15 @@ def test_detect_reports_unreadable_files_and_continues(tmp_path, voc_root, check
             assert 0.1 <= detection["score"] <= 1
             assert detection["class"] in ("circle", "cross", "ring", "square", "star", "triangle")
     assert sum(len(result["detections"]) for result in results) > 0
+
+
+def test_progress_of_detect_counts_unreadable_files(tmp_path, voc_root, checkpoint, monkeypatch):
+    (tmp_path / "empty.png").touch()
+    image = next((voc_root / "JPEGImages").iterdir())
+    steps = []
+    monkeypatch.setattr(Progress, "update", lambda progress: steps.append(progress.total))
+    assert main(["detect", "--checkpoint", str(checkpoint), "empty.png", str(image)]) == 1
+    assert steps == [2, 2]
 
 
 def test_folder_without_an_image(tmp_path, checkpoint, capsys):

@@ -163,11 +163,14 @@ def test_color_jitter_changes_the_image_but_no_box(bccd):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"horizontal_flip": 1.5}, "horizontal_flip is 1.5; expected a probability"),
-        ({"hue": 0.7}, "hue is 0.7; expected 0 to 0.5"),
-        ({"scale": (2.0, 1.0), "size": (8, 8)}, "expected 0 < smallest <= largest"),
-        ({"scale": (0.5, 1.0)}, "size is None; give size"),
-        ({"size": (0, 8)}, r"size is \(0, 8\)"),
+        ({"horizontal_flip": 1.5}, r"augment.horizontal_flip=1.5; expected a number from 0 to 1"),
+        ({"hue": 0.7}, "augment.hue=0.7; expected a number from 0 to 0.5"),
+        (
+            {"scale": (2.0, 1.0), "size": (8, 8)},
+            r"augment.scale=\(2.0, 1.0\); expected 0 < smallest <= largest",
+        ),
+        ({"scale": (0.5, 1.0)}, r"augment.scale=\(0.5, 1.0\) without augment.size; give augment.size"),
+        ({"size": (0, 8)}, r"augment.size=\(0, 8\); expected \(height, width\) in pixels"),
     ],
 )
 def test_invalid_settings_are_errors(options, message):

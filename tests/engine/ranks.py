@@ -209,6 +209,13 @@ def evaluated(model: Detector, dataset: Any, result: Path) -> None:
         torch.save((found[0].summary(), found[1]), result / f"{distributed.rank()}.pt")
 
 
+def threads_after(function: Callable, *arguments: Any) -> None:
+    """Print the names of gloo's threads that ``function`` left running."""
+    function(*arguments)
+    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    print("threads:", *(name for name in names if "gloo" in name))
+
+
 def fails_on(bad: int) -> None:
     """One rank fails while the others wait for it."""
     with distributed.processes():

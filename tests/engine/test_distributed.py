@@ -170,6 +170,19 @@ def test_every_rank_has_the_result(double):
     assert nothing == []
 
 
+@pytest.mark.parametrize("function", ["train_run", "command_line", "with_nan_on"])
+def test_no_thread_of_gloo_is_left_running(config, tmp_path, function):
+    """One that releases a tensor while the interpreter exits aborts the process."""
+    short = replace(config, data=replace(config.data, val=""), train=replace(config.train, epochs=1))
+    arguments = {
+        "train_run": (replace(short, train=replace(short.train, runs=str(tmp_path))), tmp_path),
+        "command_line": options(short, tmp_path),
+        "with_nan_on": (1, 3, *options(short, tmp_path)),
+    }[function]
+    ended = run_ranks(tmp_path, 2, ranks.threads_after, getattr(ranks, function), *arguments)
+    assert [e.out.splitlines()[-1] for e in ended] == ["threads:"] * 2
+
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_detections_have_the_bits_of_one_process(voc_root, tmp_path, count):
     """Seven images in batches of two: the ranks have different numbers of images."""

@@ -316,7 +316,7 @@ def test_graphed_steps_equal_eager_steps(name, monkeypatch):
         for step in (eager, graphed):
             set_learning_rate(step.optimizer, 1 / (1 + t))
             step(*batch)
-    assert len(graphed._run._graphs._graphs) == 2
+    assert len(graphed._graphed._graphs._graphs) == 2
     assert eager.tally().skipped == graphed.tally().skipped == 2
     for (key, a), b in zip(state_of(eager).items(), state_of(graphed).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=key)
