@@ -28,7 +28,7 @@ STABLE_TORCH_LIBRARY(fcos_fast, m) {
   // math/match_anchors.h
   m.def(
       "match_anchors(Tensor anchors, Tensor boxes, Tensor labels, Tensor starts, float high_threshold, "
-      "float low_threshold, bool allow_low_quality) -> (Tensor labels, Tensor matched, Tensor num_positive)");
+      "float low_threshold, str low_quality, float min_pos_iou) -> (Tensor labels, Tensor matched, Tensor num_positive)");
 
   // math/centerness.h
   m.def("centerness(Tensor ltrb) -> Tensor");

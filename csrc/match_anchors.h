@@ -6,6 +6,15 @@
 
 namespace fcos_fast {
 
+inline math::MatchRule match_rule(double high_threshold, double low_threshold, const std::string& low_quality,
+                                  double min_pos_iou) {
+  const char* op = "match_anchors";
+  check_number(op, "min_pos_iou", min_pos_iou, 0, 1);
+  return {float(high_threshold), float(low_threshold),
+          read_choice<math::LowQuality>(op, "low_quality", low_quality, math::kLowQualities),
+          float(min_pos_iou)};
+}
+
 inline void check_anchors(const Tensor& anchors, const Tensor& boxes, double high_threshold,
                           double low_threshold) {
   check_same_device("match_anchors", anchors, boxes);
@@ -20,7 +29,7 @@ template <class Device>
 std::tuple<Tensor, Tensor, Tensor> match_anchors(const Tensor& anchors, const Tensor& boxes,
                                                  const Tensor& labels, const Tensor& starts,
                                                  double high_threshold, double low_threshold,
-                                                 bool allow_low_quality) {
+                                                 std::string low_quality, double min_pos_iou) {
   check_anchors(anchors, boxes, high_threshold, low_threshold);
   check_ground_truth("match_anchors", boxes, labels, starts);
   DeviceOf<Device> device(anchors);
@@ -38,8 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> match_anchors(const Tensor& anchors, const Te
                               count,
                               packed.size(0),
                               batch,
-                              {float(high_threshold), float(low_threshold)},
-                              allow_low_quality,
+                              match_rule(high_threshold, low_threshold, low_quality, min_pos_iou),
                               mutable_data<int32_t>(out_labels),
                               mutable_data<int32_t>(matched),
                               mutable_data<float>(num_positive)});

@@ -93,8 +93,8 @@ struct MatchKernels {
   // Updates `best` and `matched` of all anchors that have a greater IoU with this box (x1, y1, x2, y2, area). Returns
   // its greatest IoU.
   float (*match_box)(const AnchorBlock&, const float* box, int32_t row, float* best, int32_t* matched);
-  // Marks the anchors whose IoU with the box equals `iou` (> 0).
-  void (*mark_equal)(const AnchorBlock&, const float* box, float iou, uint8_t* marks);
+  // Writes `row` to the claims of the anchors whose IoU with the box equals `iou` (> 0).
+  void (*claim_equal)(const AnchorBlock&, const float* box, int32_t row, float iou, int32_t* claims);
 };
 
 struct Kernels {

@@ -41,12 +41,13 @@ struct Matching {
   int64_t box_count() const { return int64_t(boxes.size() / 5); }
 
   // Matches a block of anchors in an image. `greatest` is updated with the greatest IoU of each box in this block. If
-  // best_of_boxes is not null, anchors that attain it keep their match. Returns the number of positive anchors.
+  // best_of_boxes is not null, boxes claim the anchors that attain it. Returns the number of positive anchors.
   int64_t match(const AnchorBlock& block, int64_t first, int64_t image, float* greatest,
                 const float* best_of_boxes) const {
     float best[kBlock] = {};
     int32_t matched[kBlock];
-    uint8_t low_quality[kBlock] = {};
+    int32_t claim[kBlock];
+    std::fill(claim, claim + kBlock, -1);
     bool any_box = false;
     for (int64_t m = work.starts[image]; m < work.starts[image + 1]; ++m) {
       const float* box = &boxes[5 * m];
@@ -54,24 +55,24 @@ struct Matching {
       if (!any_box) std::fill(matched, matched + kBlock, int32_t(m));
       any_box = true;
       greatest[m] = may_overlap(block, box) ? kernels.match_box(block, box, int32_t(m), best, matched) : 0;
-      if (best_of_boxes == nullptr || greatest[m] != best_of_boxes[m]) continue;
+      if (best_of_boxes == nullptr || !claims_any(m, greatest, best_of_boxes)) continue;
       if (greatest[m] == 0) {
-        std::fill(low_quality, low_quality + kBlock, 1);
+        std::fill(claim, claim + kBlock, int32_t(m));
       } else {
-        kernels.mark_equal(block, box, greatest[m], low_quality);
+        kernels.claim_equal(block, box, int32_t(m), greatest[m], claim);
       }
     }
     if (!any_box) std::fill(matched, matched + kBlock, -1);
-    return write(first, image, best, matched, low_quality);
+    return write(first, image, best, matched, claim);
   }
 
   int64_t write(int64_t first, int64_t image, const float* best, const int32_t* matched,
-                const uint8_t* low_quality) const {
+                const int32_t* claim) const {
     const int64_t at = image * work.anchor_count + first,
                   count = std::min<int64_t>(kBlock, work.anchor_count - first);
     int64_t positive = 0;
     for (int64_t i = 0; i < count; ++i) {
-      const int32_t row = math::decide_match(matched[i], best[i], low_quality[i] != 0, work.thresholds);
+      const int32_t row = math::decide_match(matched[i], best[i], claim[i], work.rule);
       work.out_matched[at + i] = row;
       work.out_labels[at + i] = row >= 0 ? math::narrow_label(work.labels[row]) : row;
       positive += row >= 0;
@@ -104,16 +105,21 @@ struct Matching {
       });
     };
     match_all(nullptr);
-    if (work.allow_low_quality && work.anchor_count > 0) match_all(best_of(greatest).data());
+    if (work.rule.low_quality != math::LowQuality::kNone && work.anchor_count > 0) match_all(best_of(greatest).data());
     int64_t total = 0;
     for (int64_t count : positive) total += count;
     return total;
   }
 
-  // Does the block contain a best anchor of any box in the image?
+  // Does box m claim an anchor of the block?
+  bool claims_any(int64_t m, const float* greatest, const float* best_of_boxes) const {
+    return greatest[m] == best_of_boxes[m] && math::claims(greatest[m], work.rule);
+  }
+
+  // Does any box of the image claim an anchor of the block?
   bool reaches(const float* greatest, const float* best_of_boxes, int64_t image) const {
     for (int64_t m = work.starts[image]; m < work.starts[image + 1]; ++m) {
-      if (greatest[m] == best_of_boxes[m] && boxes[5 * m + 4] != 0) return true;
+      if (claims_any(m, greatest, best_of_boxes) && boxes[5 * m + 4] != 0) return true;
     }
     return false;
   }

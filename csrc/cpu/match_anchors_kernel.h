@@ -37,9 +37,12 @@ inline float match_box(const AnchorBlock& anchors, const float* box, int32_t row
   return result;
 }
 
-inline void mark_equal(const AnchorBlock& anchors, const float* box, float iou, uint8_t* marks) {
+inline void claim_equal(const AnchorBlock& anchors, const float* box, int32_t row, float iou,
+                        int32_t* claims) {
   for_each_overlap(anchors, box, [&](int i, Vec ious) FCOS_LAMBDA {
-    for (int lane = 0; lane < kFloats; ++lane) marks[i + lane] |= ious.v[lane] == iou;
+    for (int lane = 0; lane < kFloats; ++lane) {
+      if (ious.v[lane] == iou) claims[i + lane] = row;
+    }
   });
 }
 

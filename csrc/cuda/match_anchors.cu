@@ -22,7 +22,7 @@ struct Arguments {
   const int64_t* __restrict__ labels;  // (M)
   const int64_t* __restrict__ starts;  // (B + 1)
   int64_t anchor_count, box_count;
-  math::MatchThresholds thresholds;
+  math::MatchRule rule;
   // (M) the bits of each box's greatest IoU, which are ordered like the numbers; null without low-quality matches
   int* greatest;
   Counters* counters;                 // start at 0
@@ -137,27 +137,26 @@ __global__ void __launch_bounds__(kThreads) greatest_kernel(const __grid_constan
 __global__ void __launch_bounds__(kThreads) match_kernel(const __grid_constant__ Arguments a) {
   __shared__ Box boxes[kThreads];
   __shared__ float best_of_box[kThreads];
-  __shared__ int first_box;  // first box of the image that is not skipped
-  __shared__ int
-      all_are_low;  // some box overlaps no anchor, so its greatest IoU, 0, is attained by every anchor
+  __shared__ int first_box;     // first box of the image that is not skipped
+  __shared__ int claims_every;  // last box that overlaps no anchor and so claims every one, or -1
   if (threadIdx.x == 0) {
     first_box = 0x7fffffff;
-    all_are_low = 0;
+    claims_every = -1;
   }
   const Anchors anchors(a);
   float best = 0;
-  int32_t row = -1;
-  bool low_quality = false;
+  int32_t row = -1, claim = -1;
   for_each_box(
       a, anchors.bounds, boxes,
       [&](int k, int64_t m, bool) {
-        best_of_box[k] = a.greatest != nullptr ? __int_as_float(a.greatest[m]) : -1.0f;
-        if (best_of_box[k] == 0.0f) atomicMax(&all_are_low, 1);
+        const float greatest = a.greatest != nullptr ? __int_as_float(a.greatest[m]) : -1.0f;
+        best_of_box[k] = greatest >= 0.0f && math::claims(greatest, a.rule) ? greatest : -1.0f;
+        if (best_of_box[k] == 0.0f) atomicMax(&claims_every, int(m));
         atomicMin(&first_box, int(m));
       },
       [&](int k, int64_t m) {
         const float own = iou(boxes[k], anchors.own);
-        low_quality |= own == best_of_box[k];
+        if (own == best_of_box[k]) claim = int32_t(m);
         if (own > best) {
           best = own;
           row = int32_t(m);
@@ -166,8 +165,8 @@ __global__ void __launch_bounds__(kThreads) match_kernel(const __grid_constant__
       [](int, int64_t) {});
   __syncthreads();
   if (row < 0 && first_box != 0x7fffffff) row = first_box;  // all IoUs are 0: the first box wins
-  low_quality |= all_are_low != 0;
-  const int32_t result = math::decide_match(row, best, low_quality, a.thresholds);
+  claim = max(claim, claims_every);
+  const int32_t result = math::decide_match(row, best, claim, a.rule);
   if (anchors.exists) {
     const int64_t at = blockIdx.y * a.anchor_count + anchors.at;
     a.out_matched[at] = result;
@@ -190,7 +189,8 @@ void run_match_anchors(Cuda device, const MatchAnchorsWork& work) {
   if (work.anchor_count == 0) return check_cuda(cudaMemsetAsync(work.num_positive, 0, sizeof(float), stream));
   const int64_t blocks = (work.anchor_count + kThreads - 1) / kThreads;
   check_limit("match_anchors", "blocks of 256 anchors", blocks * work.batch, 0xffffffff);
-  const int64_t greatest = work.allow_low_quality ? work.box_count * int64_t(sizeof(int)) : 0;
+  const bool low_quality = work.rule.low_quality != math::LowQuality::kNone;
+  const int64_t greatest = low_quality ? work.box_count * int64_t(sizeof(int)) : 0;
   char* zeros = zeroed_scratch<char>(device, int64_t(sizeof(Counters)) + greatest);
   const Arguments arguments{
       reinterpret_cast<const float4*>(work.anchors),
@@ -199,14 +199,14 @@ void run_match_anchors(Cuda device, const MatchAnchorsWork& work) {
       work.starts,
       work.anchor_count,
       work.box_count,
-      work.thresholds,
-      work.allow_low_quality ? reinterpret_cast<int*>(zeros + sizeof(Counters)) : nullptr,
+      work.rule,
+      low_quality ? reinterpret_cast<int*>(zeros + sizeof(Counters)) : nullptr,
       reinterpret_cast<Counters*>(zeros),
       work.out_labels,
       work.out_matched,
       work.num_positive};
   const dim3 grid(unsigned(blocks), unsigned(work.batch));
-  if (work.allow_low_quality && work.box_count > 0) {
+  if (low_quality && work.box_count > 0) {
     greatest_kernel<<<grid, kThreads, 0, stream>>>(arguments);
     check_launch();
   }

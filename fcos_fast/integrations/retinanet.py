@@ -44,7 +44,7 @@ class AcceleratedRetinaNet(AcceleratedDetector, RetinaNet):  # type: ignore[misc
             gt,
             high_threshold=self.proposal_matcher.high_threshold,
             low_threshold=self.proposal_matcher.low_threshold,
-            allow_low_quality=self.proposal_matcher.allow_low_quality_matches,
+            low_quality="own_match" if self.proposal_matcher.allow_low_quality_matches else "none",
         )
         return {
             "classification": _classification_loss(outputs["cls_logits"], matches),

@@ -73,7 +73,7 @@ class RetinaNet(Detector):
             gt,
             high_threshold=config.match_threshold,
             low_threshold=config.background_threshold,
-            allow_low_quality=config.allow_low_quality,
+            low_quality="own_match" if config.allow_low_quality else "none",
         )
         return AnchorTargets(anchors, matches.labels, matches.matched, gt.boxes, matches.num_positive)
 

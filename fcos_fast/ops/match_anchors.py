@@ -12,6 +12,8 @@ from fcos_fast.ops import _checks
 from fcos_fast.ops._checks import ArgumentTypeError, ArgumentValueError
 from fcos_fast.ops._register import register_fake
 
+LOW_QUALITY = ("none", "own_match", "last_claim")
+
 
 def match_anchors(
     anchors: Tensor,
@@ -19,21 +21,25 @@ def match_anchors(
     *,
     high_threshold: float = 0.5,
     low_threshold: float = 0.4,
-    allow_low_quality: bool = True,
+    low_quality: str = "own_match",
+    min_pos_iou: float = 0.0,
 ) -> AnchorMatches:
     """Match anchors to the boxes of each image in the batch, without materializing the IoU matrix.
 
-    Equivalent to torchvision's ``Matcher(high_threshold, low_threshold, allow_low_quality)`` on its ``box_iou``, with
-    identical comparisons. An anchor is matched to the box with which it has the greatest IoU (the first of equals).
+    With the defaults, equivalent to torchvision's ``Matcher(high_threshold, low_threshold, True)`` on its ``box_iou``,
+    with identical comparisons. With ``low_quality="last_claim"``, equivalent to mmdetection's ``MaxIoUAssigner``. An anchor is matched to the box with which it has the greatest IoU (the first of equals).
 
     Args:
         anchors: (A, 4) float32, xyxy in pixels, the same for all images.
         gt: packed boxes (in pixels) and labels of the batch.
         high_threshold: an anchor is positive if its IoU is at least this.
         low_threshold: an anchor is background if its IoU is below this, and ignored between the two thresholds.
-        allow_low_quality: an anchor is also positive, at any IoU, if its IoU with some box is the greatest that this
-            box has with any anchor. It keeps its own match. If a box overlaps no anchor, its greatest IoU is 0, and
-            every anchor becomes positive, as in torchvision.
+        low_quality: a box claims the anchors whose IoU with it is the greatest that it has with any anchor, whatever
+            the thresholds. A claimed anchor is matched to the box with which it has the greatest IoU
+            (``"own_match"``, torchvision and detectron2) or to the last box that claims it (``"last_claim"``,
+            mmdetection). ``"none"``: boxes claim no anchors. If a box overlaps no anchor, its greatest IoU is 0, and it
+            claims every anchor, as in those projects.
+        min_pos_iou: in [0, 1]; a box claims anchors only if its greatest IoU is at least this.
 
     Returns:
         Labels (as :func:`sigmoid_focal_loss` accepts them), matched boxes and the number of positives; see
@@ -41,18 +47,21 @@ def match_anchors(
 
     Raises:
         TypeError: wrong dtype or number of dimensions.
-        ValueError: wrong shape or device, low_threshold > high_threshold, a box with x2 <= x1 or y2 <= y1, a NaN, or a
-            negative label. Values are only checked on the CPU or with ``FCOS_FAST_CHECK=1``; otherwise such a box is
+        ValueError: wrong shape or device, low_threshold > high_threshold, an unknown low_quality, a box with x2 <= x1 or
+            y2 <= y1, a NaN, or a negative label. Values are only checked on the CPU or with ``FCOS_FAST_CHECK=1``; otherwise such a box is
             skipped (in torchvision, every anchor that overlaps no box would become positive).
     """
     _check(anchors, gt, high_threshold, low_threshold)
+    _checks.check_choices("match_anchors", low_quality=(low_quality, LOW_QUALITY))
+    _checks.check_unit_interval("match_anchors", min_pos_iou=min_pos_iou)
     if not use_native(anchors):
         return reference.match_anchors(
             anchors,
             gt,
             high_threshold=high_threshold,
             low_threshold=low_threshold,
-            allow_low_quality=allow_low_quality,
+            low_quality=low_quality,
+            min_pos_iou=min_pos_iou,
         )
     return AnchorMatches(
         *torch.ops.fcos_fast.match_anchors(
@@ -62,7 +71,8 @@ def match_anchors(
             gt.starts,
             float(high_threshold),
             float(low_threshold),
-            bool(allow_low_quality),
+            low_quality,
+            float(min_pos_iou),
         )
     )
 
@@ -85,7 +95,7 @@ if cpu_error is None:
 
     @register_fake("match_anchors")
     def _fake_match_anchors(
-        anchors: Tensor, boxes: Tensor, labels: Tensor, starts: Tensor, *thresholds: float
+        anchors: Tensor, boxes: Tensor, labels: Tensor, starts: Tensor, *rule: object
     ) -> tuple[Tensor, ...]:
         shape = (starts.shape[0] - 1, anchors.shape[0])
         return (

@@ -24,7 +24,12 @@ def _box_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def _match(
-    boxes: Tensor, anchors: Tensor, high_threshold: float, low_threshold: float, allow_low_quality: bool
+    boxes: Tensor,
+    anchors: Tensor,
+    high_threshold: float,
+    low_threshold: float,
+    low_quality: str,
+    min_pos_iou: float,
 ) -> Tensor:
     """(A,) row of ``boxes`` that each anchor is matched to, -1 background, -2 ignored."""
     areas = _box_area(boxes)
@@ -37,10 +42,12 @@ def _match(
     own = rows[(iou == best).int().argmax(dim=0)]
     matched = torch.where(best < high_threshold, IGNORED, own)
     matched = torch.where(best < low_threshold, BACKGROUND, matched)
-    if allow_low_quality:
-        of_boxes = iou.amax(dim=1, keepdim=True)  # (M, 1)
-        matched = torch.where((iou == of_boxes).any(dim=0), own, matched)
-    return matched
+    if low_quality == "none":
+        return matched
+    of_boxes = iou.amax(dim=1, keepdim=True)  # (M, 1)
+    claimed = (iou == of_boxes) & (of_boxes >= min_pos_iou)  # (M, A)
+    last = rows[len(rows) - 1 - claimed.flip(0).int().argmax(dim=0)]
+    return torch.where(claimed.any(dim=0), last if low_quality == "last_claim" else own, matched)
 
 
 def match_anchors(
@@ -49,12 +56,15 @@ def match_anchors(
     *,
     high_threshold: float = 0.5,
     low_threshold: float = 0.4,
-    allow_low_quality: bool = True,
+    low_quality: str = "own_match",
+    min_pos_iou: float = 0.0,
 ) -> AnchorMatches:
     """See :func:`fcos_fast.ops.match_anchors`."""
     matched_parts = []
     for begin, end in pairwise(gt.starts.tolist()):
-        own = _match(gt.boxes[begin:end], anchors, high_threshold, low_threshold, allow_low_quality)
+        own = _match(
+            gt.boxes[begin:end], anchors, high_threshold, low_threshold, low_quality, min_pos_iou
+        )
         matched_parts.append(torch.where(own >= 0, own + begin, own))
     matched = torch.stack(matched_parts)  # (B, A)
     positive = matched >= 0

@@ -295,15 +295,17 @@ def assign_targets(seed, counts, sizes, kind, step, rule):
     anchors=st.integers(0, 300),
     kind=st.sampled_from(("plain", "steps", "wide")),
     thresholds=st.sampled_from(((0.4, 0.5), (0.5, 0.5), (0.0, 1.0), (0.3, 0.3))),
-    allow_low_quality=st.booleans(),
+    low_quality=st.sampled_from(("none", "own_match", "last_claim")),
+    min_pos_iou=st.sampled_from((0.0, 0.2, 1.0)),
 )
-def match_anchors(seed, counts, anchors, kind, thresholds, allow_low_quality):
+def match_anchors(seed, counts, anchors, kind, thresholds, low_quality, min_pos_iou):
     gt = ground_truth(seed, counts, kind)
     a = boxes(seed + 99, (anchors,), kind, torch.float32)
     options = {
         "low_threshold": thresholds[0],
         "high_threshold": thresholds[1],
-        "allow_low_quality": allow_low_quality,
+        "low_quality": low_quality,
+        "min_pos_iou": min_pos_iou,
     }
     assert_equal_fields(ops.match_anchors(a, gt, **options), reference.match_anchors(a, gt, **options))
 

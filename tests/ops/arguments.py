@@ -67,7 +67,7 @@ def valid_arguments() -> dict[str, tuple]:
             ],
             *("closed", "center_clipped", "area", 1.5),
         ),
-        "match_anchors": (torch.rand(9, 4) * 9 + torch.tensor([0, 0, 9, 9]), *gt.tensors(), 0.5, 0.4, True),
+        "match_anchors": (torch.rand(9, 4) * 9 + torch.tensor([0, 0, 9, 9]), *gt.tensors(), 0.5, 0.4, "last_claim", 0.1),
         "centerness": (pred,),
         "centerness_backward": (torch.rand(6), pred),
         "box_loss": (pred, target, *box),

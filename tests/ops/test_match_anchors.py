@@ -37,7 +37,7 @@ def by_torchvision(anchors, boxes, high, low, allow):
 def assert_like_torchvision(anchors, boxes, device, high=0.5, low=0.4, allow=True):
     gt = pack(boxes)
     matches = ops.match_anchors(
-        anchors.to(device), gt.to(device), high_threshold=high, low_threshold=low, allow_low_quality=allow
+        anchors.to(device), gt.to(device), high_threshold=high, low_threshold=low, low_quality="own_match" if allow else "none"
     )
     positive = 0
     for image, own in enumerate(boxes):
@@ -107,7 +107,7 @@ def test_anchors_of_retinanet(device, torchvision):
 def test_the_reference_equals_torchvision():
     anchors, boxes = whole_boxes(400), whole_boxes(25)
     for allow in (True, False):
-        matches = reference.match_anchors(anchors, pack([boxes]), allow_low_quality=allow)
+        matches = reference.match_anchors(anchors, pack([boxes]), low_quality="own_match" if allow else "none")
         assert torch.equal(matches.matched[0].long(), by_torchvision(anchors, boxes, 0.5, 0.4, allow))
 
 
@@ -116,7 +116,7 @@ def test_images_without_boxes_are_background(allow, device):
     none, some = torch.zeros(0, 4), random_boxes(4)
     for boxes in ([none], [none, some, none]):
         matches = ops.match_anchors(
-            random_boxes(300).to(device), pack(boxes).to(device), allow_low_quality=allow
+            random_boxes(300).to(device), pack(boxes).to(device), low_quality="own_match" if allow else "none"
         )
         assert (matches.labels[0] == -1).all()
         assert (matches.matched[-1] == -1).all()
@@ -148,8 +148,8 @@ def test_degenerate_boxes_and_anchors_are_skipped(allow, device, monkeypatch):
     anchors = torch.cat((whole_boxes(500), torch.tensor(wrong)))
     mixed = torch.cat((torch.tensor(wrong[:4]), proper[:3], torch.tensor(wrong[4:]), proper[3:]))
     gt = pack([mixed, torch.tensor(wrong)]).to(device)
-    matches = ops.match_anchors(anchors.to(device), gt, allow_low_quality=allow)
-    expected = reference.match_anchors(anchors.to(device), gt, allow_low_quality=allow)
+    matches = ops.match_anchors(anchors.to(device), gt, low_quality="own_match" if allow else "none")
+    expected = reference.match_anchors(anchors.to(device), gt, low_quality="own_match" if allow else "none")
     assert torch.equal(matches.matched, expected.matched)
     assert torch.equal(matches.labels, expected.labels)
     assert (matches.matched[1] == -1).all()
@@ -198,7 +198,7 @@ def test_its_labels_are_the_targets_of_the_focal_loss(device):
 def test_opcheck(allow, device):
     gt = pack([whole_boxes(3), whole_boxes(2)]).to(device)
     anchors = whole_boxes(40).to(device)
-    opcheck("match_anchors", anchors, gt.boxes, gt.labels, gt.starts, 0.5, 0.4, allow)
+    opcheck("match_anchors", anchors, gt.boxes, gt.labels, gt.starts, 0.5, 0.4, "last_claim" if allow else "none", 0.0)
 
 
 def test_compiles_as_one_graph(device):
