@@ -1,4 +1,4 @@
-"""One line that makes a torchvision detector train and detect faster: :func:`accelerate`."""
+"""One line that makes a detector of torchvision or mmdetection faster: :func:`accelerate`."""
 
 from __future__ import annotations
 
@@ -112,6 +112,20 @@ def accelerate(
         >>> model = torchvision.models.detection.fcos_resnet50_fpn()
         >>> fcos_fast.accelerate(model, channels_last=True, precision="auto", fold_frozen_bn=True)
     """
+    if _is_of("mmdet", model):
+        others = {
+            "channels_last": channels_last,
+            "precision": precision is not None,
+            "fold_frozen_bn": fold_frozen_bn,
+            "fuse_group_norm": fuse_group_norm,
+            "compile": compile,
+            "cuda_graphs": cuda_graphs,
+        }
+        if given := [name for name, value in others.items() if value]:
+            raise ValueError(
+                f"accelerate: {', '.join(given)} is for detectors of torchvision; omit it for one of mmdetection"
+            )
+        return _accelerate_mmdet(model, winograd)
     detector = _find(model)
     if isinstance(detector, AcceleratedDetector):
         restore(detector)
@@ -149,17 +163,39 @@ def accelerate(
     return model
 
 
+def _is_of(project: str, model: nn.Module) -> bool:
+    """Is the class of the model, or of a module in it, defined by ``project``?"""
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    return any(kind.__module__.split(".")[0] == project for kind in kinds)
+
+
+def _accelerate_mmdet(model: Model, winograd: bool) -> Model:
+    from fcos_fast.integrations.mmdet import replace_heads
+
+    _check_not_wrapped(model, set(model.modules()))
+    if isinstance(vars(model).get("acceleration"), Acceleration):
+        restore(model)
+    replaced, done = replace_heads(model)
+    if winograd:
+        convs = use_winograd(model)
+        replaced += convs
+        done.append(f"{len(convs)} convolutions by Winograd's method")
+    model.acceleration = Acceleration(replaced=replaced)  # type: ignore[assignment]  # not a module or tensor
+    print(f"fcos_fast.accelerate: {type(model).__name__}: {', '.join(done)}")
+    return model
+
+
 def restore(model: Model) -> Model:
-    """Undo :func:`accelerate`: the same object with torchvision's classes and the present weights.
+    """Undo :func:`accelerate`: the same object with its previous classes and the present weights.
 
     Raises:
         ValueError: neither the model nor a detector in it was accelerated.
     """
-    detectors = [module for module in model.modules() if isinstance(module, AcceleratedDetector)]
+    detectors = [m for m in model.modules() if isinstance(vars(m).get("acceleration"), Acceleration)]
     if not detectors:
         raise ValueError(f"restore: this {type(model).__name__} was not accelerated, nothing to undo")
     for detector in detectors:
-        acceleration = detector.acceleration
+        acceleration: Acceleration = vars(detector)["acceleration"]
         del detector.acceleration
         forget_graphs(detector)
         undo(acceleration.replaced)
@@ -204,19 +240,7 @@ def _find(model: nn.Module) -> nn.Module:
         for name, module in model.named_modules()
         if any(isinstance(module, kind) for kind in _SUPPORTED)
     }
-    for name, module in model.named_modules():
-        if not any(part in found.values() for part in module.modules()):
-            continue
-        called = f"model.{name}" if name else type(model).__name__
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            raise TypeError(
-                f"accelerate: {called} is a wrapper; accelerate its .module, preferably before wrapping"
-            )
-        if hasattr(module, "_orig_mod"):
-            raise TypeError(
-                f"accelerate: {called} is a compiled model; call accelerate(model, compile=True) on the original "
-                "model instead"
-            )
+    _check_not_wrapped(model, set(found.values()))
     if len(found) == 1:
         return next(iter(found.values()))
     if found:
@@ -229,6 +253,23 @@ def _find(model: nn.Module) -> nn.Module:
         remedy = "all of this is built in; optimize_for_inference makes detection faster"
     kind = type(model)
     raise TypeError(f"accelerate: got {kind.__module__}.{kind.__qualname__}: {remedy}")
+
+
+def _check_not_wrapped(model: nn.Module, detectors: set[nn.Module]) -> None:
+    """Raise a TypeError if a wrapper in ``model`` contains one of the detectors."""
+    for name, module in model.named_modules():
+        if detectors.isdisjoint(module.modules()):
+            continue
+        called = f"model.{name}" if name else type(model).__name__
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            raise TypeError(
+                f"accelerate: {called} is a wrapper; accelerate its .module, preferably before wrapping"
+            )
+        if hasattr(module, "_orig_mod"):
+            raise TypeError(
+                f"accelerate: {called} is a compiled model; call accelerate(model, compile=True) on the original "
+                "model instead"
+            )
 
 
 def _support(detector: nn.Module) -> _Support:

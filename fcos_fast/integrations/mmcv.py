@@ -47,7 +47,9 @@ def provide_ops() -> None:
         module = _make_extension()
         sys.modules[EXTENSION] = module
         sys.modules["mmcv"]._ext = module  # type: ignore[attr-defined]
-        print(f"fcos_fast.provide_ops: {EXTENSION} offers {', '.join(_offered())}; other operators of mmcv raise")
+        print(
+            f"fcos_fast.provide_ops: {EXTENSION} offers {', '.join(_offered())}; other operators of mmcv raise"
+        )
         return
     if not isinstance(present, _Extension):
         print(f"fcos_fast.provide_ops: mmcv is compiled ({present.__file__}), nothing to provide")
@@ -94,7 +96,9 @@ def _iou(box: Tensor, boxes: Tensor, offset: int = 0) -> Tensor:
     """IoU of one box (4,) with each of (N, 4), in mmcv's arithmetic."""
     sides = boxes[:, 2:] - boxes[:, :2] + offset
     side = box[2:] - box[:2] + offset
-    overlap = (torch.minimum(box[2:], boxes[:, 2:]) - torch.maximum(box[:2], boxes[:, :2]) + offset).clamp(min=0)
+    overlap = (torch.minimum(box[2:], boxes[:, 2:]) - torch.maximum(box[:2], boxes[:, :2]) + offset).clamp(
+        min=0
+    )
     intersection = overlap.prod(dim=1)
     return intersection / (side.prod() + sides.prod(dim=1) - intersection)
 
@@ -154,7 +158,7 @@ def _focal_classes(input: Tensor, target: Tensor, weight: Tensor) -> tuple[Tenso
 def _sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Unreduced losses (N, C) into ``output``; ``target`` (N,) has C for background, ``weight`` is per class or empty."""
+    """Unreduced losses (N, C) into ``output``; ``target`` (N,) is C for background; ``weight`` (C,) or empty."""
     classes, rows = _focal_classes(input, target, weight)
     losses = ops.sigmoid_focal_loss(input, classes, alpha, gamma)
     output.copy_(losses if rows is None else losses * rows)
@@ -338,7 +342,9 @@ def _modulated_deform_conv_forward(
     **options: int,
 ) -> None:
     output.copy_(
-        _deform_conv2d(input, offset, weight, bias if with_bias else None, mask, **_modulated_options(options))
+        _deform_conv2d(
+            input, offset, weight, bias if with_bias else None, mask, **_modulated_options(options)
+        )
     )
 
 
@@ -392,7 +398,9 @@ def main(arguments: Sequence[str]) -> None:
     if not arguments:
         raise SystemExit("usage: python -m fcos_fast.integrations.mmcv SCRIPT [arguments of the script]")
     if not Path(arguments[0]).is_file():
-        raise SystemExit(f"fcos_fast.integrations.mmcv: {arguments[0]} is not a file; give the path of a Python script")
+        raise SystemExit(
+            f"fcos_fast.integrations.mmcv: {arguments[0]} is not a file; give the path of a Python script"
+        )
     provide_ops()
     sys.argv = list(arguments)
     sys.path[0] = str(Path(arguments[0]).resolve().parent)  # as python SCRIPT does

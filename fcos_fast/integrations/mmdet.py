@@ -20,14 +20,17 @@ from torch import Tensor, nn
 
 from fcos_fast import ops
 from fcos_fast.assignment import BACKGROUND, IGNORED, AssignmentRule, GroundTruth, Level
+from fcos_fast.boxes import has_area
+from fcos_fast.integrations.layers import Replaced
+from fcos_fast.integrations.subclasses import accelerated_class
 
 Metas = Sequence[dict[str, Any]]
 
 
 def ground_truth(instances: Sequence[InstanceData]) -> GroundTruth:
-    """The boxes of a batch, packed; boxes without a positive width and height are dropped, as no location matches them."""
+    """The boxes of a batch, packed. Boxes without area are dropped: no location of FCOS matches them."""
     boxes = [get_box_tensor(image.bboxes).float() for image in instances]
-    valid = [(b[:, 2:] > b[:, :2]).all(dim=1) for b in boxes]
+    valid = [has_area(b) for b in boxes]
     labels = [image.labels for image in instances]
     return GroundTruth.pack(
         [b[keep] for b, keep in zip(boxes, valid, strict=True)],
@@ -84,12 +87,13 @@ class AcceleratedFCOSHead(FCOSHead):
         positives, centerness = reduce_mean(targets.totals).unbind()
         positives = positives.clamp(min=1)
         dtype = bbox_preds[0].dtype  # float32 under autocast too
+        strides = [stride[0] for stride in self.prior_generator.strides]
         losses = ops.detection_loss(
             [x.to(dtype) for x in cls_scores],
             bbox_preds,
             [x.to(dtype) for x in centernesses],
             targets,
-            units=[stride[0] for stride in self.prior_generator.strides] if self.norm_on_bbox else [1] * len(cls_scores),
+            units=strides if self.norm_on_bbox else [1] * len(strides),
             alpha=self.loss_cls.alpha,
             gamma=self.loss_cls.gamma,
             box_loss="giou" if isinstance(self.loss_bbox, GIoULoss) else "iou",
@@ -151,7 +155,9 @@ class AcceleratedFCOSHead(FCOSHead):
     def _levels(self, maps: Sequence[Tensor]) -> list[Level]:
         offset = self.prior_generator.offset
         levels = []
-        for x, (width, height), bounds in zip(maps, self.prior_generator.strides, self.regress_ranges, strict=True):
+        for x, (width, height), bounds in zip(
+            maps, self.prior_generator.strides, self.regress_ranges, strict=True
+        ):
             step, shift = (float(height), float(width)), (offset * height, offset * width)
             size_range = (float(bounds[0]), float(bounds[1]))
             levels.append(Level(x.shape[2], x.shape[3], float(width), step, shift, size_range))
@@ -194,10 +200,13 @@ class AcceleratedRetinaHead(RetinaHead):
         avg_factor = (labels >= 0).sum(dim=1).clamp(min=1).sum()
         losses: dict[str, list[Tensor]] = {"loss_cls": [], "loss_bbox": []}
         counts = [len(level) for level in by_level]
-        per_level = zip(cls_scores, bbox_preds, by_level, labels.split(counts, 1), matched.split(counts, 1), strict=True)
-        for scores, deltas, priors, own_labels, own_matched in per_level:
+        targets = zip(labels.split(counts, 1), matched.split(counts, 1), strict=True)
+        levels = zip(cls_scores, bbox_preds, by_level, targets, strict=True)
+        for scores, deltas, priors, (own_labels, own_matched) in levels:
             losses["loss_cls"].append(self._classification(scores, own_labels, avg_factor))
-            losses["loss_bbox"].append(self._box_loss(deltas, priors, gt.boxes, own_labels, own_matched, avg_factor))
+            losses["loss_bbox"].append(
+                self._box_loss(deltas, priors, gt.boxes, own_labels, own_matched, avg_factor)
+            )
         return losses
 
     def _match(
@@ -222,9 +231,7 @@ class AcceleratedRetinaHead(RetinaHead):
                 )
             spans = [(int(gt.starts[i]), int(gt.starts[i + 1])) for i in images]
             picked = torch.cat([torch.arange(a, b) for a, b in spans]).to(gt.boxes.device)
-            packed = GroundTruth.pack(
-                [gt.boxes[a:b] for a, b in spans], [gt.labels[a:b] for a, b in spans]
-            )
+            packed = GroundTruth.pack([gt.boxes[a:b] for a, b in spans], [gt.labels[a:b] for a, b in spans])
             found = ops.match_anchors(
                 anchors[rows],
                 packed,
@@ -260,7 +267,7 @@ class AcceleratedRetinaHead(RetinaHead):
         matched: Tensor,
         avg_factor: Tensor,
     ) -> Tensor:
-        """The head's own box loss, on the positive anchors of a level: deltas (B, A * 4, H, W), labels (B, H * W * A)."""
+        """The head's own loss of the positive anchors of a level: deltas (B, A * 4, H, W), labels (B, H * W * A)."""
         image, anchor = (labels >= 0).nonzero(as_tuple=True)
         predicted = deltas.permute(0, 2, 3, 1).reshape(len(deltas), -1, 4)[image, anchor]
         own, target = priors[anchor], boxes[matched[image, anchor].long()]
@@ -280,7 +287,10 @@ def _overrides(module: nn.Module, kind: type[nn.Module], names: Sequence[str]) -
 
 
 def _is_focal(loss: nn.Module) -> bool:
-    return isinstance(loss, FocalLoss) and type(loss).forward in (FocalLoss.forward, AcceleratedFocalLoss.forward)
+    return isinstance(loss, FocalLoss) and type(loss).forward in (
+        FocalLoss.forward,
+        AcceleratedFocalLoss.forward,
+    )
 
 
 def why_not_fcos(head: FCOSHead) -> str:
@@ -314,7 +324,9 @@ def why_not_retina(head: RetinaHead) -> str:
         return "it has no train_cfg"
     assigner = head.assigner
     plain = {
-        "loss_cls": _is_focal(head.loss_cls) and not head.loss_cls.activated and head.loss_cls.reduction == "mean",
+        "loss_cls": _is_focal(head.loss_cls)
+        and not head.loss_cls.activated
+        and head.loss_cls.reduction == "mean",
         "assigner": type(assigner) is MaxIoUAssigner
         and assigner.ignore_iof_thr <= 0
         and assigner.gt_max_assign_all
@@ -329,8 +341,45 @@ def why_not_retina(head: RetinaHead) -> str:
     return f"its {', '.join(wrong)} is not what RetinaNet has" if wrong else ""
 
 
-HEADS: dict[type[nn.Module], tuple[type[nn.Module], Callable[[Any], str], str]] = {
+_HEADS: dict[type[nn.Module], tuple[type[nn.Module], Callable[[Any], str], str]] = {
     FCOSHead: (AcceleratedFCOSHead, why_not_fcos, "target assignment, losses and postprocessing"),
     RetinaHead: (AcceleratedRetinaHead, why_not_retina, "anchor matching and losses"),
 }
-"""Head to its accelerated class, the reason why one cannot be accelerated, and what is replaced."""
+"""Head to its accelerated class, the check of its settings, and what is fused."""
+
+
+def replace_heads(model: nn.Module) -> tuple[Replaced, list[str]]:
+    """Replace the classes of heads and focal losses of a detector of mmdetection.
+
+    Returns:
+        The modules with their previous classes, and a summary of each replacement. Heads with other settings or
+        methods are left unchanged and named.
+
+    Raises:
+        TypeError: there is nothing to replace.
+    """
+    replaced: Replaced = []
+    done = []
+    for module in model.modules():
+        for kind, (accelerated, why_not, fused) in _HEADS.items():
+            if not isinstance(module, kind):
+                continue
+            name, reason = type(module).__name__, why_not(module)
+            if reason:
+                done.append(f"{name} unchanged ({reason})")
+            else:
+                replaced.append((module, type(module)))
+                done.append(f"{name}: {fused} fused")
+                module.__class__ = accelerated_class(accelerated, type(module))
+    losses = [module for module in model.modules() if _is_focal(module)]
+    for loss in losses:
+        replaced.append((loss, type(loss)))
+        loss.__class__ = accelerated_class(AcceleratedFocalLoss, type(loss))
+    if losses:
+        done.append(f"{len(losses)} FocalLoss")
+    if not replaced:
+        raise TypeError(
+            f"accelerate: this {type(model).__name__} of mmdetection has no FCOSHead, RetinaHead or FocalLoss; nothing "
+            "of it can be replaced"
+        )
+    return replaced, done

@@ -27,7 +27,8 @@ def match_anchors(
     """Match anchors to the boxes of each image in the batch, without materializing the IoU matrix.
 
     With the defaults, equivalent to torchvision's ``Matcher(high_threshold, low_threshold, True)`` on its ``box_iou``,
-    with identical comparisons. With ``low_quality="last_claim"``, equivalent to mmdetection's ``MaxIoUAssigner``. An anchor is matched to the box with which it has the greatest IoU (the first of equals).
+    with identical comparisons; with ``low_quality="last_claim"``, to mmdetection's ``MaxIoUAssigner``. An anchor is
+    matched to the box with which it has the greatest IoU (the first of equals).
 
     Args:
         anchors: (A, 4) float32, xyxy in pixels, the same for all images.
@@ -47,9 +48,9 @@ def match_anchors(
 
     Raises:
         TypeError: wrong dtype or number of dimensions.
-        ValueError: wrong shape or device, low_threshold > high_threshold, an unknown low_quality, a box with x2 <= x1 or
-            y2 <= y1, a NaN, or a negative label. Values are only checked on the CPU or with ``FCOS_FAST_CHECK=1``; otherwise such a box is
-            skipped (in torchvision, every anchor that overlaps no box would become positive).
+        ValueError: wrong shape or device, low_threshold > high_threshold, an unknown low_quality, a box with x2 <= x1
+            or y2 <= y1, a NaN, or a negative label. Values are only checked on the CPU or with ``FCOS_FAST_CHECK=1``;
+            otherwise such a box is skipped (in torchvision, every anchor that overlaps no box would become positive).
     """
     _check(anchors, gt, high_threshold, low_threshold)
     _checks.check_choices("match_anchors", low_quality=(low_quality, LOW_QUALITY))

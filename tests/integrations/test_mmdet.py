@@ -38,7 +38,9 @@ COUNTS = [pytest.param(counts, id="-".join(map(str, counts))) for counts in ([7,
 def build(path: str, **head) -> nn.Module:
     """The detector of a published config with a ResNet18, few channels and random weights."""
     config = Config.fromfile(CONFIGS / path).model
-    config.backbone.update(depth=18, init_cfg=None, norm_cfg={"type": "BN", "requires_grad": True}, style="pytorch")
+    config.backbone.update(
+        depth=18, init_cfg=None, norm_cfg={"type": "BN", "requires_grad": True}, style="pytorch"
+    )
     config.neck.update(in_channels=[64, 128, 256, 512], out_channels=32)
     config.bbox_head.update(in_channels=32, feat_channels=32, stacked_convs=1, num_classes=CLASSES, **head)
     torch.manual_seed(0)
@@ -78,7 +80,9 @@ def detect(model: nn.Module, images, samples) -> list[InstanceData]:
 
 
 def assert_same(model: nn.Module, other: nn.Module, images, samples) -> None:
-    (losses, gradients), (expected, expected_gradients) = (train_step(m, images, samples) for m in (model, other))
+    (losses, gradients), (expected, expected_gradients) = (
+        train_step(m, images, samples) for m in (model, other)
+    )
     assert losses.keys() == expected.keys()
     for name in losses:
         assert losses[name] == pytest.approx(expected[name], rel=2e-6, abs=1e-6), name

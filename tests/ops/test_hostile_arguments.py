@@ -63,7 +63,9 @@ def test_a_label_beyond_int32_does_not_become_another_class(label, device):
     labels, matched, *_ = torch.ops.fcos_fast.assign_targets(*gt.tensors(), *rest)
     assert (labels[matched == 0] == MAX_LABEL).all()
     assert (matched == 0).any()
-    labels, matched, _ = torch.ops.fcos_fast.match_anchors(gt.boxes, *gt.tensors(), 0.5, 0.4, "own_match", 0.0)
+    labels, matched, _ = torch.ops.fcos_fast.match_anchors(
+        gt.boxes, *gt.tensors(), 0.5, 0.4, "own_match", 0.0
+    )
     assert labels[0, 0] == MAX_LABEL
     assert matched[0, 0] == 0
 

@@ -37,7 +37,11 @@ def by_torchvision(anchors, boxes, high, low, allow):
 def assert_like_torchvision(anchors, boxes, device, high=0.5, low=0.4, allow=True):
     gt = pack(boxes)
     matches = ops.match_anchors(
-        anchors.to(device), gt.to(device), high_threshold=high, low_threshold=low, low_quality="own_match" if allow else "none"
+        anchors.to(device),
+        gt.to(device),
+        high_threshold=high,
+        low_threshold=low,
+        low_quality="own_match" if allow else "none",
     )
     positive = 0
     for image, own in enumerate(boxes):
@@ -107,7 +111,9 @@ def test_anchors_of_retinanet(device, torchvision):
 def test_the_reference_equals_torchvision():
     anchors, boxes = whole_boxes(400), whole_boxes(25)
     for allow in (True, False):
-        matches = reference.match_anchors(anchors, pack([boxes]), low_quality="own_match" if allow else "none")
+        matches = reference.match_anchors(
+            anchors, pack([boxes]), low_quality="own_match" if allow else "none"
+        )
         assert torch.equal(matches.matched[0].long(), by_torchvision(anchors, boxes, 0.5, 0.4, allow))
 
 
@@ -198,7 +204,17 @@ def test_its_labels_are_the_targets_of_the_focal_loss(device):
 def test_opcheck(allow, device):
     gt = pack([whole_boxes(3), whole_boxes(2)]).to(device)
     anchors = whole_boxes(40).to(device)
-    opcheck("match_anchors", anchors, gt.boxes, gt.labels, gt.starts, 0.5, 0.4, "last_claim" if allow else "none", 0.0)
+    opcheck(
+        "match_anchors",
+        anchors,
+        gt.boxes,
+        gt.labels,
+        gt.starts,
+        0.5,
+        0.4,
+        "last_claim" if allow else "none",
+        0.0,
+    )
 
 
 def test_compiles_as_one_graph(device):

@@ -9,7 +9,9 @@ from tests.ops.test_match_anchors import pack, random_boxes, whole_boxes
 
 def by_a_loop(anchors, boxes, high, low, low_quality, min_pos_iou):
     """(A,) row of boxes, -1 or -2: each box in turn takes its best anchors, in float64 where IoUs are exact."""
-    iou = pytest.importorskip("torchvision.ops", reason="torchvision is not installed").box_iou(boxes, anchors)
+    iou = pytest.importorskip("torchvision.ops", reason="torchvision is not installed").box_iou(
+        boxes, anchors
+    )
     best, own = iou.max(dim=0)
     result = []
     for a in range(len(anchors)):
@@ -35,7 +37,9 @@ def test_equals_a_loop(seed, low_quality, min_pos_iou, device):
         options = {"low_quality": low_quality, "min_pos_iou": min_pos_iou}
         found = ops.match_anchors(anchors.to(device), pack([own]).to(device), **options)
         assert torch.equal(found.matched[0].cpu().long(), expected)
-        assert torch.equal(reference.match_anchors(anchors, pack([own]), **options).matched[0].long(), expected)
+        assert torch.equal(
+            reference.match_anchors(anchors, pack([own]), **options).matched[0].long(), expected
+        )
 
 
 def test_the_last_of_two_boxes_claims_their_common_best_anchor(device):
