@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +27,8 @@ from mmdet.structures import DetDataSample  # noqa: E402
 from mmdet.utils import register_all_modules  # noqa: E402
 from mmengine.config import Config  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
+
+from tests.integrations.coco import write_coco  # noqa: E402
 
 register_all_modules()
 
@@ -215,3 +221,55 @@ def test_restore_and_copies():
     restored = fcos_fast.restore(ours)
     assert type(restored.bbox_head) is type(theirs.bbox_head)
     assert_same(restored, theirs, *batch([3, 1]))
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory) -> Path:
+    """Generated images in COCO format, some of them without a box."""
+    from fcos_fast.data import SyntheticConfig, load_dataset, write_voc
+
+    root = tmp_path_factory.mktemp("data") / "voc"
+    write_voc(root, {"train": 12, "val": 4}, config=SyntheticConfig(size=(96, 128), object_size=(16, 60)))
+    write_coco(root, {"train": load_dataset(root, "train"), "val": load_dataset(root, "val")})
+    return root
+
+
+def train(coco: Path, work_dir: Path, *options: str, processes: int = 1) -> list[dict[str, float]]:
+    """The logged losses of each iteration of the script."""
+    script = [
+        str(Path(__file__).with_name("mmdet_train.py")),
+        "--data",
+        str(coco),
+        "--work-dir",
+        str(work_dir),
+    ]
+    module = ["-m", "fcos_fast.integrations.mmcv", *script, *options]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else ()), *module]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert ("fcos_fast.accelerate" in done.stdout) == ("--accelerate" in options)
+    (log,) = work_dir.glob("*/vis_data/scalars.json")
+    return [row for row in map(json.loads, log.read_text().splitlines()) if "loss" in row]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [FCOS_TRICKS, RETINANET])
+def test_twenty_iterations_of_a_runner(path, coco, tmp_path):
+    options = ["--config", path, "--iterations", "20", "--lr", "1e-4"]
+    expected = train(coco, tmp_path / "theirs", *options)
+    found = train(coco, tmp_path / "ours", *options, "--accelerate")
+    assert len(found) == len(expected) == 20
+    for ours, theirs in zip(found, expected, strict=True):
+        for name in ("loss", "loss_cls", "loss_bbox"):
+            assert ours[name] == pytest.approx(theirs[name], rel=2e-3), name
+
+
+@pytest.mark.slow
+def test_two_processes(coco, tmp_path):
+    options = ["--config", FCOS_TRICKS, "--iterations", "4", "--batch-size", "2", "--distributed"]
+    expected = train(coco, tmp_path / "theirs", *options, processes=2)
+    found = train(coco, tmp_path / "ours", *options, "--accelerate", processes=2)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
