@@ -98,7 +98,8 @@ def make_config(options: argparse.Namespace) -> Config:
     config.env_cfg.dist_cfg.backend = "gloo"
     if options.distributed:
         config.launcher = "pytorch"
-        config.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "broadcast_buffers": False}
+        wrapper = {"type": "MMDistributedDataParallel", "broadcast_buffers": False}
+        config.model_wrapper_cfg = {**wrapper, "device_ids": None}  # of CPUs there are none
         torch.cuda.set_device = lambda device: None  # mmengine calls it for processes on CPUs too
     return config
 
