@@ -18,6 +18,9 @@ except ImportError:
     torchvision = None
 """None if it is not installed. Then its rows are missing, and the reference is the peer."""
 
+PEERS = ("torchvision", "mmdetection", "torch", "reference")
+"""Rows that ours is compared with; the first that a case has."""
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -56,7 +59,7 @@ class Case:
     @property
     def peer(self) -> str:
         """The row that ours is compared with."""
-        return next(name for name in ("torchvision", "torch", "reference") if name in self.rows)
+        return next(name for name in PEERS if name in self.rows)
 
     def rows_on(self, device: str) -> list[str]:
         """Names of the rows; on a GPU, also ours and the peer as CUDA graphs (a single launch)."""

@@ -1,0 +1,1 @@
+"""Benchmarks of accelerated detectors of other projects."""
