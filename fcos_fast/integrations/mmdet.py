@@ -119,7 +119,7 @@ class AcceleratedFCOSHead(FCOSHead):
     ) -> list[InstanceData]:
         """As FCOSHead: ``bboxes``, ``scores`` and ``labels`` of each image."""
         options = self.test_cfg if cfg is None else cfg
-        if not with_nms or not _is_plain_nms(options):
+        if not with_nms or not _is_plain_nms(options) or score_factors is None or batch_img_metas is None:
             return super().predict_by_feat(
                 cls_scores, bbox_preds, score_factors, batch_img_metas, cfg, rescale, with_nms
             )
@@ -295,9 +295,9 @@ def _is_focal(loss: nn.Module) -> bool:
 
 def why_not_fcos(head: FCOSHead) -> str:
     """What an accelerated FCOSHead would compute otherwise; "" if nothing."""
-    methods = ("loss_by_feat", "predict_by_feat", "get_targets", "_get_targets_single", "centerness_target")
-    methods += ("_predict_by_feat_single", "_bbox_post_process", "forward_single")
-    if overridden := _overrides(head, FCOSHead, methods):
+    targets = ("get_targets", "_get_targets_single", "centerness_target")
+    detections = ("predict_by_feat", "_predict_by_feat_single", "_bbox_post_process")
+    if overridden := _overrides(head, FCOSHead, ("forward_single", "loss_by_feat", *targets, *detections)):
         return f"it overrides {', '.join(overridden)}"
     bce = head.loss_centerness
     plain = {

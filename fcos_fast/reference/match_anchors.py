@@ -62,9 +62,7 @@ def match_anchors(
     """See :func:`fcos_fast.ops.match_anchors`."""
     matched_parts = []
     for begin, end in pairwise(gt.starts.tolist()):
-        own = _match(
-            gt.boxes[begin:end], anchors, high_threshold, low_threshold, low_quality, min_pos_iou
-        )
+        own = _match(gt.boxes[begin:end], anchors, high_threshold, low_threshold, low_quality, min_pos_iou)
         matched_parts.append(torch.where(own >= 0, own + begin, own))
     matched = torch.stack(matched_parts)  # (B, A)
     positive = matched >= 0
