@@ -1,8 +1,9 @@
-"""One line that makes a detector of torchvision or mmdetection faster: :func:`accelerate`."""
+"""One line that makes a detector of torchvision, mmdetection or detectron2 faster: :func:`accelerate`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from operator import attrgetter
 from typing import Literal, NamedTuple, TypeVar, get_args
 
@@ -49,6 +50,9 @@ _SUPPORTED: dict[type[nn.Module], _Support] = {
         retinanet.PARTS, retinanet.ACCELERATED, "anchor matching, losses and post-processing"
     ),
 }
+
+_OTHER_PROJECTS = ("mmdet", "detectron2")
+"""Packages whose detectors are accelerated by the module of the same name."""
 
 
 def accelerate(
@@ -112,20 +116,19 @@ def accelerate(
         >>> model = torchvision.models.detection.fcos_resnet50_fpn()
         >>> fcos_fast.accelerate(model, channels_last=True, precision="auto", fold_frozen_bn=True)
     """
-    if _is_of("mmdet", model):
-        others = {
-            "channels_last": channels_last,
-            "precision": precision is not None,
-            "fold_frozen_bn": fold_frozen_bn,
-            "fuse_group_norm": fuse_group_norm,
-            "compile": compile,
-            "cuda_graphs": cuda_graphs,
-        }
-        if given := [name for name, value in others.items() if value]:
-            raise ValueError(
-                f"accelerate: {', '.join(given)} is for detectors of torchvision; omit it for one of mmdetection"
-            )
-        return _accelerate_mmdet(model, winograd)
+    for project in _OTHER_PROJECTS:
+        if _is_of(project, model):
+            others = {
+                "channels_last": channels_last,
+                "precision": precision is not None,
+                "fold_frozen_bn": fold_frozen_bn,
+                "fuse_group_norm": fuse_group_norm,
+                "compile": compile,
+                "cuda_graphs": cuda_graphs,
+            }
+            if given := [name for name, value in others.items() if value]:
+                raise ValueError(f"accelerate: {', '.join(given)} is for detectors of torchvision; omit it")
+            return _accelerate_classes(project, model, winograd)
     detector = _find(model)
     if isinstance(detector, AcceleratedDetector):
         restore(detector)
@@ -169,13 +172,12 @@ def _is_of(project: str, model: nn.Module) -> bool:
     return any(kind.__module__.split(".")[0] == project for kind in kinds)
 
 
-def _accelerate_mmdet(model: Model, winograd: bool) -> Model:
-    from fcos_fast.integrations.mmdet import replace_heads
-
+def _accelerate_classes(project: str, model: Model, winograd: bool) -> Model:
+    """Accelerate a detector of another project, in which single classes are replaced."""
     _check_not_wrapped(model, set(model.modules()))
     if isinstance(vars(model).get("acceleration"), Acceleration):
         restore(model)
-    replaced, done = replace_heads(model)
+    replaced, done = import_module(f"fcos_fast.integrations.{project}").replace_classes(model)
     if winograd:
         convs = use_winograd(model)
         replaced += convs

@@ -348,7 +348,7 @@ _HEADS: dict[type[nn.Module], tuple[type[nn.Module], Callable[[Any], str], str]]
 """Head to its accelerated class, the check of its settings, and what is fused."""
 
 
-def replace_heads(model: nn.Module) -> tuple[Replaced, list[str]]:
+def replace_classes(model: nn.Module) -> tuple[Replaced, list[str]]:
     """Replace the classes of heads and focal losses of a detector of mmdetection.
 
     Returns:
