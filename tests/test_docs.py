@@ -27,6 +27,7 @@ else:
     tomllib = pytest.importorskip("tomli")
 markdown_it = pytest.importorskip("markdown_it", reason="parses the pages; install fcos_fast[docs]")
 pytest.importorskip("torchvision", reason="the examples need torchvision")
+pytest.importorskip("mmdet", reason="the examples need mmdetection; install fcos_fast[interop]")
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -66,16 +66,18 @@ def accelerate(
     compile: bool = False,
     cuda_graphs: bool = False,
 ) -> Model:
-    """Make a torchvision ``FCOS`` or ``RetinaNet`` faster, in place.
+    """Make a detector of torchvision, mmdetection or detectron2 faster, in place.
 
-    Fused operators replace target assignment, the three losses and post-processing of FCOS, and anchor matching, focal
-    loss and post-processing of RetinaNet. Without options, losses, gradients and detections equal torchvision's up to
-    the rounding of float32 sums (relative 1e-5). The model stays the same object with the same parameters: state dict,
+    In torchvision's models, fused operators replace target assignment, the three losses and post-processing of FCOS,
+    and anchor matching, focal loss and post-processing of RetinaNet. In mmdetection's they replace what ``FCOSHead``,
+    ``RetinaHead`` and ``FocalLoss`` compute, in detectron2's what ``FCOS`` and ``RetinaNet`` compute; of the options
+    only ``winograd`` applies to these. Without options, losses, gradients and detections equal the original's up to the
+    rounding of float32 sums (relative 1e-5). The model stays the same object with the same parameters: state dict,
     checkpoints, optimizers, ``copy.deepcopy``, ``torch.save`` and DistributedDataParallel keep working.
 
     A one-line summary is printed. A second call undoes the first and starts over; call it again after replacing a part
     of the model, such as the head. ``torch.jit.script`` does not support accelerated models; :func:`restore` them
-    first. ``docs/accelerate.md`` lists all differences from torchvision.
+    first. ``docs/accelerate.md`` lists all differences.
 
     Options can change results, as described:
 
@@ -83,7 +85,8 @@ def accelerate(
         model: ``torchvision.models.detection.FCOS`` or ``RetinaNet``, with any backbone and number of classes, in
             training or evaluation mode, before it is wrapped in DistributedDataParallel. Also accepted: a subclass that
             overrides no method except ``__init__``, and a module that contains exactly one such detector, such as a
-            LightningModule.
+            LightningModule. Or a detector of mmdetection or detectron2; heads of mmdetection that differ from the
+            published ones are left unchanged and named.
         channels_last: make images, and so all activations, channels-last. Convolutions may sum in another order.
             Weights keep their memory format, because an optimizer may already have state in it.
         precision: precision of backbone and head: ``"float32"``, ``"bfloat16"`` or ``"float16"`` (needs a gradient
