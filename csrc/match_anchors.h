@@ -40,17 +40,12 @@ std::tuple<Tensor, Tensor, Tensor> match_anchors(const Tensor& anchors, const Te
   Tensor out_labels = new_empty(anchors, {batch, count}, ScalarType::Int);
   Tensor matched = new_empty(anchors, {batch, count}, ScalarType::Int);
   Tensor num_positive = new_empty(anchors, {}, ScalarType::Float);
-  run_match_anchors(*device, {const_data<float>(candidates),
-                              const_data<float>(packed),
-                              const_data<int64_t>(classes),
-                              const_data<int64_t>(bounds),
-                              count,
-                              packed.size(0),
-                              batch,
-                              match_rule(high_threshold, low_threshold, low_quality, min_pos_iou),
-                              mutable_data<int32_t>(out_labels),
-                              mutable_data<int32_t>(matched),
-                              mutable_data<float>(num_positive)});
+  run_match_anchors(
+      *device,
+      {const_data<float>(candidates), const_data<float>(packed), const_data<int64_t>(classes),
+       const_data<int64_t>(bounds), count, packed.size(0), batch,
+       match_rule(high_threshold, low_threshold, low_quality, min_pos_iou), mutable_data<int32_t>(out_labels),
+       mutable_data<int32_t>(matched), mutable_data<float>(num_positive)});
   return {out_labels, matched, num_positive};
 }
 

@@ -11,7 +11,7 @@ namespace fcos_fast::FCOS_SIMD_NAMESPACE {
 
 template <class T>
 constexpr Kernels kernels_for() {
-  return {focal_span<T>,  box_loss_span<T>,        centerness_span<T>,     overlaps_any<vec_t<T>>,
+  return {focal_span<T>,  box_loss_span<T>,        centerness_span<T>,      overlaps_any<vec_t<T>>,
           find_logits<T>, group_norm_kernels<T>(), {match_box, claim_equal}};
 }
 

@@ -105,7 +105,8 @@ struct Matching {
       });
     };
     match_all(nullptr);
-    if (work.rule.low_quality != math::LowQuality::kNone && work.anchor_count > 0) match_all(best_of(greatest).data());
+    if (work.rule.low_quality != math::LowQuality::kNone && work.anchor_count > 0)
+      match_all(best_of(greatest).data());
     int64_t total = 0;
     for (int64_t count : positive) total += count;
     return total;

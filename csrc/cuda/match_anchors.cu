@@ -192,19 +192,18 @@ void run_match_anchors(Cuda device, const MatchAnchorsWork& work) {
   const bool low_quality = work.rule.low_quality != math::LowQuality::kNone;
   const int64_t greatest = low_quality ? work.box_count * int64_t(sizeof(int)) : 0;
   char* zeros = zeroed_scratch<char>(device, int64_t(sizeof(Counters)) + greatest);
-  const Arguments arguments{
-      reinterpret_cast<const float4*>(work.anchors),
-      reinterpret_cast<const float4*>(work.boxes),
-      work.labels,
-      work.starts,
-      work.anchor_count,
-      work.box_count,
-      work.rule,
-      low_quality ? reinterpret_cast<int*>(zeros + sizeof(Counters)) : nullptr,
-      reinterpret_cast<Counters*>(zeros),
-      work.out_labels,
-      work.out_matched,
-      work.num_positive};
+  const Arguments arguments{reinterpret_cast<const float4*>(work.anchors),
+                            reinterpret_cast<const float4*>(work.boxes),
+                            work.labels,
+                            work.starts,
+                            work.anchor_count,
+                            work.box_count,
+                            work.rule,
+                            low_quality ? reinterpret_cast<int*>(zeros + sizeof(Counters)) : nullptr,
+                            reinterpret_cast<Counters*>(zeros),
+                            work.out_labels,
+                            work.out_matched,
+                            work.num_positive};
   const dim3 grid(unsigned(blocks), unsigned(work.batch));
   if (low_quality && work.box_count > 0) {
     greatest_kernel<<<grid, kThreads, 0, stream>>>(arguments);
