@@ -272,7 +272,7 @@ ALONE = {
         [folder for folder in gpu_check.TESTS if folder != "tests/engine"],
     ),
     "common packages of a GPU machine": (
-        ("jsonargparse", "pycocotools", "faster_coco_eval", "expecttest"),
+        ("jsonargparse", "pycocotools", "faster_coco_eval", "expecttest", "mmcv", "mmdet"),
         gpu_check.TESTS,
     ),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +15,18 @@ from fcos_fast.integrations.mmcv import provide_ops
 
 provide_ops()
 
+import mmdet  # noqa: E402
+from mmdet.registry import MODELS  # noqa: E402
 from mmdet.structures import DetDataSample  # noqa: E402
 from mmdet.utils import register_all_modules  # noqa: E402
-from mmengine.hub import get_model  # noqa: E402
+from mmengine.config import Config  # noqa: E402
 from mmengine.structures import InstanceData  # noqa: E402
 
 register_all_modules()
 
 CONFIGS = {
-    "FCOS-R50": "mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py",
-    "RetinaNet-R50": "mmdet::retinanet/retinanet_r50_fpn_1x_coco.py",
+    "FCOS-R50": "fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py",
+    "RetinaNet-R50": "retinanet/retinanet_r50_fpn_1x_coco.py",
 }
 SIZE, IMAGES, CLASSES = (800, 1088), 2, 80
 
@@ -34,7 +37,8 @@ def build(name: str, accelerated: bool) -> nn.Module:
     if accelerated:
         return fcos_fast.accelerate(copy.deepcopy(build(name, False)))
     torch.manual_seed(0)
-    model = get_model(CONFIGS[name], pretrained=False)
+    folder = Path(mmdet.__file__).parent / ".mim" / "configs"
+    model = MODELS.build(Config.fromfile(folder / CONFIGS[name]).model)
     head = model.bbox_head
     last = head.conv_cls if name.startswith("FCOS") else head.retina_cls
     nn.init.normal_(last.weight, std=0.05)
