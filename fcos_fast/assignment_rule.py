@@ -80,7 +80,7 @@ class AssignmentRule:
         levels = []
         for i, ((height, width), stride) in enumerate(zip(feature_sizes, strides, strict=True)):
             if self.location == "grid":
-                step = (float(image_size[0] // height), float(image_size[1] // width))
+                step = (image_size[0] // height, image_size[1] // width)  # float() would fix the size in torch.export
                 offset = (0.0, 0.0)
             else:
                 step = (float(stride), float(stride))

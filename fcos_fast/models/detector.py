@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -235,7 +234,10 @@ class Detector(nn.Module):
     def feature_sizes(self, size: Size) -> list[Size]:
         """(height, width) of each level's feature maps of a padded image, known before the network runs."""
         height, width = size
-        return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in self.config.strides]
+        # not math.ceil, nor -(-x // n): symbolic sizes in torch.export and ONNX divide non-negative integers
+        return [
+            ((height + stride - 1) // stride, (width + stride - 1) // stride) for stride in self.config.strides
+        ]
 
 
 def _build_pyramid(config: DetectorConfig) -> BackboneWithFPN:

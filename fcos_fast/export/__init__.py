@@ -1,0 +1,1 @@
+"""Trained detectors as files for other runtimes."""
