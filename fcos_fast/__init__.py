@@ -19,12 +19,13 @@ except PackageNotFoundError:  # a source tree that is not installed
 if TYPE_CHECKING:
     from fcos_fast import data as data
     from fcos_fast import engine as engine
+    from fcos_fast import inference as inference
     from fcos_fast import integrations as integrations
     from fcos_fast import models as models
     from fcos_fast import ops as ops
     from fcos_fast import reference as reference
     from fcos_fast._extension import backend as backend
-    from fcos_fast.engine.predict import load as load
+    from fcos_fast.inference import load as load
     from fcos_fast.integrations.accelerate import accelerate as accelerate
     from fcos_fast.integrations.accelerate import restore as restore
     from fcos_fast.memory import keep_memory as keep_memory
@@ -35,10 +36,10 @@ else:
         __name__,
         {
             "_extension": ["backend"],
-            "engine.predict": ["load"],
+            "inference": ["load"],
             "integrations.accelerate": ["accelerate", "restore"],
             "memory": ["keep_memory"],
             "models": ["fcos", "retinanet"],
         },
-        subpackages=["data", "engine", "integrations", "models", "ops", "reference"],
+        subpackages=["data", "engine", "inference", "integrations", "models", "ops", "reference"],
     )

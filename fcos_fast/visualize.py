@@ -1,4 +1,4 @@
-"""Boxes drawn on images."""
+"""Boxes drawn on images. Needs no torch; tensors are accepted."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import colorsys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from fcos_fast.inference.images import ImageLike, as_array
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
     from PIL import Image
+    from torch import Tensor
 
 
 def class_color(label: int) -> tuple[int, int, int]:
@@ -19,44 +22,45 @@ def class_color(label: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def to_pil(image: Tensor) -> Image.Image:
-    """A (3, H, W) image, uint8 or float in [0, 1], as a PIL image."""
+def to_pil(image: ImageLike) -> Image.Image:
+    """Any image as an RGB Pillow image; see :data:`~fcos_fast.inference.images.ImageLike`."""
     from PIL import Image
 
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"to_pil: got an image of shape {tuple(image.shape)}; expected (3, H, W)")
-    if image.is_floating_point():
-        image = (image.detach().clamp(0, 1) * 255).round()
-    return Image.fromarray(image.to("cpu", torch.uint8).permute(1, 2, 0).contiguous().numpy())
+    pixels = as_array(image)
+    if pixels.dtype != np.uint8:
+        pixels = (pixels.clip(0, 1) * 255).round().astype(np.uint8)
+    return Image.fromarray(pixels)
 
 
 def draw_boxes(
-    image: Tensor | Image.Image,
-    boxes: Tensor,
-    labels: Tensor,
+    image: ImageLike,
+    boxes: ArrayLike,
+    labels: ArrayLike,
     names: Sequence[str],
-    scores: Tensor | None = None,
+    scores: ArrayLike | None = None,
     scale: float = 1.0,
 ) -> Image.Image:
     """Draw boxes with their class names, and scores in percent, on a copy of an image.
 
     Args:
-        image: (3, H, W) tensor or PIL image.
+        image: any image; an array (H, W, 3) or a tensor (3, H, W), for example.
         boxes: (N, 4) xyxy in the image's pixels. The box with the highest score is drawn last, on top.
         labels: (N,) in 0..len(names)-1.
         names: the class names.
         scores: (N,) in 0..1, or None for ground truth.
         scale: factor by which the image is resized first; the size of lines and text depends on the result.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import ImageDraw, ImageFont
 
-    canvas = image if isinstance(image, Image.Image) else to_pil(image)
-    canvas = canvas.convert("RGB").resize([max(1, round(side * scale)) for side in canvas.size])
+    boxes, labels = np.asarray(boxes), np.asarray(labels)
+    scores = None if scores is None else np.asarray(scores)
+    canvas = to_pil(image)
+    canvas = canvas.resize([max(1, round(side * scale)) for side in canvas.size])
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=max(10, min(canvas.size) // 32))
     thickness = max(2, min(canvas.size) // 200)
-    order = range(len(boxes)) if scores is None else scores.argsort().tolist()
-    for i in order:
+    order = np.arange(len(boxes)) if scores is None else np.argsort(scores)
+    for i in order.tolist():
         label = int(labels[i])
         color = class_color(label)
         x1, y1, x2, y2 = (boxes[i] * scale).tolist()

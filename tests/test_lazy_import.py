@@ -12,7 +12,8 @@ from tests.child import assert_runs
 
 
 @pytest.mark.parametrize(
-    "name", ["data", "engine", "integrations", "models", "models.fcos", "ops", "ops.nms", "reference"]
+    "name",
+    ["data", "engine", "inference", "integrations", "models", "models.fcos", "ops", "ops.nms", "reference"],
 )
 def test_subpackages_are_attributes(name):
     assert_runs(f"import fcos_fast; assert fcos_fast.{name} is not None")
@@ -53,7 +54,9 @@ def imports_for_type_checkers(package: str) -> dict[str, tuple[str, str]]:
     }
 
 
-@pytest.mark.parametrize("package", ["fcos_fast", "fcos_fast.data", "fcos_fast.models"])
+@pytest.mark.parametrize(
+    "package", ["fcos_fast", "fcos_fast.data", "fcos_fast.inference", "fcos_fast.models"]
+)
 def test_type_checkers_see_the_lazy_names(package):
     module = import_module(package)
     seen = imports_for_type_checkers(package)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fcos_fast.cli.detect import DetectOptions
-from fcos_fast.data import DataError, read_image
+from fcos_fast.data import DataError
 from fcos_fast.data.checks import IMAGE_SUFFIXES
+from fcos_fast.data.images import read_pixels
 from fcos_fast.data.jpeg import is_truncated
-from fcos_fast.engine.files import write_json
-from fcos_fast.engine.predict import Predictor, load
+from fcos_fast.engine.files import save_image, write_json
 from fcos_fast.engine.progress import Progress
-from fcos_fast.engine.report import save_image
 from fcos_fast.engine.run_folder import new_run_folder
+from fcos_fast.inference import Predictor, load
 from fcos_fast.text import printable
 
 LONGEST_SIDE = {".jpg": 65500, ".jpeg": 65500, ".jfif": 65500, ".webp": 16383}
@@ -46,7 +46,7 @@ def _detect(detector: Predictor, file: Path, folder: Path, options: DetectOption
     Raises:
         DataError: the image cannot be read.
     """
-    image = read_image(file, options.max_pixels)
+    image = read_pixels(file, options.max_pixels)
     if is_truncated(file):
         _warn(f"{file}: is truncated; the missing part is gray")
     detections = detector.predict(image, options.score_threshold)
@@ -54,8 +54,8 @@ def _detect(detector: Predictor, file: Path, folder: Path, options: DetectOption
     save_image(detections.draw(), drawn)
     return {
         "image": str(file),
-        "width": image.shape[2],
-        "height": image.shape[1],
+        "width": image.shape[1],
+        "height": image.shape[0],
         "drawn": drawn.name,
         "detections": detections.to_dict(),
     }

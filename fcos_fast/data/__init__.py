@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from .coco import load_coco as load_coco
     from .dataset import DetectionDataset as DetectionDataset
     from .dataset import Record as Record
-    from .images import read_image as read_image
     from .loader import EpochBatchSampler as EpochBatchSampler
     from .loader import collate as collate
     from .loader import eval_loader as eval_loader
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from .synthetic import synthetic_dataset as synthetic_dataset
     from .synthetic import synthetic_image as synthetic_image
     from .synthetic import write_voc as write_voc
+    from .tensors import read_image as read_image
     from .transforms import AugmentedDataset as AugmentedDataset
     from .voc import load_voc as load_voc
     from .yolo import load_yolo as load_yolo
@@ -43,10 +43,10 @@ else:
             "checks": ["DataError", "IMAGE_SUFFIXES", "MAX_PIXELS", "Report"],
             "coco": ["load_coco"],
             "dataset": ["DetectionDataset", "Record"],
-            "images": ["read_image"],
             "loader": ["EpochBatchSampler", "collate", "eval_loader", "train_loader"],
             "readers": ["READERS", "Reader", "load_dataset"],
             "synthetic": ["SyntheticConfig", "synthetic_image", "synthetic_dataset", "write_voc"],
+            "tensors": ["read_image"],
             "transforms": ["AugmentedDataset"],
             "voc": ["load_voc"],
             "yolo": ["load_yolo"],

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from .categories import Categories
 from .checks import MAX_PIXELS, DataError, Report
-from .images import read_image
+from .tensors import read_image
 
 
 @dataclass(frozen=True)

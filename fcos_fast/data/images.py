@@ -1,17 +1,17 @@
-"""Image files: opened safely, their upright size, and their pixels as RGB."""
+"""Image files: opened safely, their upright size, and their pixels as RGB arrays. Needs no torch."""
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
-from torch import Tensor
 
 from .checks import MAX_PIXELS, DataError
 from .files import open_regular
@@ -22,8 +22,8 @@ _REPLACE = "replace or remove it"
 
 
 @contextmanager
-def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """Open an image file and read its header.
+def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """Open an image file, or the bytes of one, and read its header.
 
     A truncated JPEG is completed, so that it decodes; the missing part is gray, as in image viewers.
 
@@ -31,23 +31,28 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image
         DataError: the file is missing, empty, damaged, not a regular file, not an image, or has more than
             ``max_pixels``; raised here or when the image is decoded.
     """
+    name = f"{len(source)} bytes" if isinstance(source, bytes) else source
     try:
-        with _without_pillows_limit, open_regular(path) as file, Image.open(completed(file)) as image:
+        with _without_pillows_limit, _opened(source) as file, Image.open(completed(file)) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise DataError(
-                    f"{path}: has {width}x{height} = {width * height} pixels, more than {max_pixels}; raise "
+                    f"{name}: has {width}x{height} = {width * height} pixels, more than {max_pixels}; raise "
                     "max_pixels (--data.max_pixels), replace the image or remove it from the dataset"
                 )
             yield image
     except DataError:
         raise
     except UnidentifiedImageError:
-        what = "is not an image" if Path(path).stat().st_size else "is an empty file"
-        raise DataError(f"{path}: {what}; {_REPLACE}") from None
+        size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
+        raise DataError(f"{name}: {'is not an image' if size else 'is an empty file'}; {_REPLACE}") from None
     except Exception as error:  # of any type: decoders raise all kinds of errors on damaged files
         reason = str(error) or type(error).__name__
-        raise DataError(f"{path}: cannot be read ({reason}); {_REPLACE}") from None
+        raise DataError(f"{name}: cannot be read ({reason}); {_REPLACE}") from None
+
+
+def _opened(source: str | Path | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)
 
 
 class _WithoutPillowsLimit:
@@ -84,13 +89,15 @@ def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int
         return (height, width) if turned else (width, height)
 
 
-def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Decode an image file to a uint8 (3, H, W) RGB tensor, upright by its EXIF orientation; see :func:`to_rgb`.
+def read_pixels(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode an image file, or the bytes of one, to a uint8 (H, W, 3) RGB array; see :func:`to_rgb`.
+
+    It is upright by its EXIF orientation.
 
     Raises:
         DataError: as for :func:`open_image`.
     """
-    with open_image(path, max_pixels) as image:
+    with open_image(source, max_pixels) as image:
         ImageOps.exif_transpose(image, in_place=True)
         return to_rgb(image)
 
@@ -101,8 +108,8 @@ def upright(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image) if turned else image
 
 
-def to_rgb(image: Image.Image) -> Tensor:
-    """A Pillow image of any mode as a uint8 (3, H, W) RGB tensor.
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """A Pillow image of any mode as a uint8 (H, W, 3) RGB array.
 
     16-bit gray values keep their upper 8 bits. For other integers and floats the largest value of the image decides:
     integers up to 255 are kept; floats up to 1 are multiplied by 255, and up to 255 they are rounded; both are treated
@@ -115,8 +122,7 @@ def to_rgb(image: Image.Image) -> Tensor:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         image = Image.fromarray(_scaled(np.asarray(image)))
-    pixels = np.array(image.convert("RGB"))  # (H, W, 3)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return np.array(image.convert("RGB"))
 
 
 def _scaled(gray: np.ndarray) -> np.ndarray:

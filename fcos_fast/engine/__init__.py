@@ -1,1 +1,1 @@
-"""Training, evaluation, checkpoints, prediction and reports."""
+"""Training, evaluation, checkpoints and reports."""

@@ -9,7 +9,10 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 TEMPORARY = ".{}.part{}"
 """Name of a file while it is written: unique, so that two writers never share one, and with the final suffix, because
@@ -73,3 +76,9 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def save_image(image: Image.Image, path: str | Path) -> None:
+    """Write an image atomically; the suffix decides the format."""
+    with replacing(path) as temporary:
+        image.save(temporary)

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from fcos_fast.data import DetectionDataset
-from fcos_fast.engine.files import replacing, write_text
+from fcos_fast.engine.files import save_image, write_text
 from fcos_fast.engine.run_folder import read_metrics
 from fcos_fast.text import printable
 from fcos_fast.visualize import sheet
@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from fcos_fast.engine.average_precision import AveragePrecision
-
-
-def save_image(image: Image.Image, path: str | Path) -> None:
-    """Write an image atomically; the suffix decides the format."""
-    with replacing(path) as temporary:
-        image.save(temporary)
 
 
 def plot_curves(rows: Sequence[dict[str, float]]) -> Image.Image:

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,11 @@ from fcos_fast.engine.checkpoint import (
     model_from_checkpoint,
     save_checkpoint,
 )
+from fcos_fast.engine.evaluate import detect_batches
+from fcos_fast.inference import Predictor, load
+from fcos_fast.inference.torch_engine import TorchEngine
 from fcos_fast.models import FCOS, FCOSConfig, RetinaNet, RetinaNetConfig
+from fcos_fast.precision import choose_precision
 
 CATEGORIES = Categories(("cat", "dog"), ids=(18, 17))
 CONFIG = FCOSConfig(
@@ -312,3 +317,28 @@ except OSError as error:
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(OSError, match="its folder does not exist"):
         save_checkpoint(tmp_path / "gone" / "last.pt", {"model": {}})
+
+
+def test_saved_average_detects_what_was_evaluated(whole_run):
+    """The model in ``last.pt`` has the detections of the last evaluation."""
+    _, outcome = whole_run
+    images = [outcome.val_set[i][0] for i in range(4)]
+    model, _ = model_from_checkpoint(load_checkpoint(outcome.folder / "last.pt"))
+    dtype, _ = choose_precision("auto", torch.device("cpu"))  # as in training
+    (found,) = detect_batches(model.to(memory_format=torch.channels_last), [images], dtype)
+    for detections, expected in zip(found, outcome.detections, strict=True):
+        assert torch.equal(detections["boxes"], expected["boxes"])
+        assert torch.equal(detections["scores"], expected["scores"])
+
+
+def test_a_loaded_model_is_optimized_and_detects_the_same(whole_run):
+    _, outcome = whole_run
+    detector = load(outcome.folder / "best.pt", device="cpu", precision="float32")
+    assert detector.engine.model.inference_dtype == torch.float32
+    images = [outcome.val_set[i][0] for i in range(4)]
+    model, categories = model_from_checkpoint(load_checkpoint(outcome.folder / "best.pt"))
+    plain = Predictor(TorchEngine(model, categories))
+    for found, expected in zip(detector.predict(images, 0.0), plain.predict(images, 0.0), strict=True):
+        assert len(found) == len(expected) > 0
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found.boxes[:5], expected.boxes[:5], rtol=0, atol=1e-3)
