@@ -91,7 +91,7 @@ class DetectionGraph(nn.Module):
             levels = [_concatenated(levels)]
         selected = [_best(level, config.topk_candidates, config.topk_by == "score") for level in levels]
         return suppress(
-            *(torch.cat(parts, dim=1) for parts in zip(*selected, strict=True)),
+            *_together(selected),
             sizes,
             iou_threshold=config.nms_threshold,
             max_detections=config.max_detections,
@@ -117,7 +117,8 @@ class DetectionGraph(nn.Module):
         passing = (scores if config.threshold_on == "score" else probabilities) > config.score_threshold
         passing = passing & (scores >= 0)  # false for NaN
         ranks = scores if config.topk_by == "score" else probabilities
-        return Candidates(*(torch.where(passing, x, NONE) for x in (ranks, scores)), boxes, labels)
+        ranks, scores = (torch.where(passing, x, NONE) for x in (ranks, scores))
+        return Candidates(ranks, scores, boxes, labels)
 
     def _detect_by_anchors(
         self, model: RetinaNet, outputs: RetinaNetOutputs, images: Tensor, sizes: Tensor
@@ -132,7 +133,7 @@ class DetectionGraph(nn.Module):
             candidates = Candidates(ranks, scores, decode_boxes(by_anchor(deltas, 4), anchors))
             selected.append(_best(candidates, config.topk_candidates))
         return suppress(
-            *(torch.cat(parts, dim=1) for parts in zip(*selected, strict=True)),
+            *_together(selected),
             sizes,
             iou_threshold=config.nms_threshold,
             max_detections=config.max_detections,
@@ -143,8 +144,15 @@ class DetectionGraph(nn.Module):
 
 def _concatenated(levels: Sequence[Candidates]) -> Candidates:
     """The candidates of all levels of an image."""
-    parts = zip(*levels, strict=True)
-    return Candidates(*(None if part[0] is None else torch.cat(part, dim=1) for part in parts))
+    labels = [level.labels for level in levels if level.labels is not None]
+    ranks, scores, boxes = (torch.cat(parts, dim=1) for parts in zip(*(x[:3] for x in levels), strict=True))
+    return Candidates(ranks, scores, boxes, torch.cat(labels, dim=1) if labels else None)
+
+
+def _together(selected: Sequence[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes, scores and labels of all levels."""
+    boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*selected, strict=True))
+    return boxes, scores, labels
 
 
 def _best(candidates: Candidates, count: int, by_rank: bool = True) -> tuple[Tensor, Tensor, Tensor]:

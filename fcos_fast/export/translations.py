@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnxscript import opset18 as op
+from onnx import numpy_helper
+from onnxscript import opset18
 
 OPSET = 18
+op: Any = opset18  # its type hints are for scripts, these functions are traced
 
 
 def translations(num_classes: int) -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -55,8 +57,8 @@ def _nms_padded(
         boxes,
         of_classes,  # (B, C, N)
         _constant([max_detections]),
-        _constant(np.float32([rounded_down(iou_threshold)])),
-        _constant(np.float32([-0.5])),
+        _constant(np.array([rounded_down(iou_threshold)], np.float32)),
+        _constant(np.array([-0.5], np.float32)),
     )  # (M, 3): image, class, box
     image_and_box = op.Gather(kept, _constant([0, 2]), axis=1)  # (M, 2)
     nothing = op.Expand(none, op.Shape(scores))
@@ -80,6 +82,4 @@ def rounded_down(threshold: float) -> float:
 
 
 def _constant(values: Any) -> Any:
-    import onnx.numpy_helper
-
-    return op.Constant(value=onnx.numpy_helper.from_array(np.asarray(values)))
+    return op.Constant(value=numpy_helper.from_array(np.asarray(values)))

@@ -21,8 +21,9 @@ from fcos_fast.models.folding import conv_norm_pairs, fold_batch_norms
 from fcos_fast.models.fpn import FPN, BackboneWithFPN
 from fcos_fast.models.norm import GroupNormReLU
 from fcos_fast.models.packing import learned_target
+from fcos_fast.models.sizes import Size
 from fcos_fast.models.timm_backbone import TimmBackbone
-from fcos_fast.models.transform import ImageBatch, Size, Transform, image_size, scale_boxes
+from fcos_fast.models.transform import ImageBatch, Transform, image_size, scale_boxes
 from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import Precision, choose_precision
 
@@ -236,7 +237,8 @@ class Detector(nn.Module):
         height, width = size
         # not math.ceil, nor -(-x // n): symbolic sizes in torch.export and ONNX divide non-negative integers
         return [
-            ((height + stride - 1) // stride, (width + stride - 1) // stride) for stride in self.config.strides
+            ((height + stride - 1) // stride, (width + stride - 1) // stride)
+            for stride in self.config.strides
         ]
 
 

@@ -15,7 +15,8 @@ from fcos_fast.models.detector import Detector
 from fcos_fast.models.head import FCOSHead, HeadOutputs
 from fcos_fast.models.padding import ignore_outside
 from fcos_fast.models.presets import FCOS_PRESETS
-from fcos_fast.models.transform import ImageBatch, Size
+from fcos_fast.models.sizes import Size
+from fcos_fast.models.transform import ImageBatch
 
 
 class FCOS(Detector):

@@ -19,8 +19,9 @@ from fcos_fast.models.config import RetinaNetConfig, configure
 from fcos_fast.models.detector import Detector
 from fcos_fast.models.retinanet_head import RetinaNetHead, RetinaNetOutputs
 from fcos_fast.models.retinanet_presets import RETINANET_PRESETS
+from fcos_fast.models.sizes import Size
 from fcos_fast.models.suppression import suppress
-from fcos_fast.models.transform import ImageBatch, Size
+from fcos_fast.models.transform import ImageBatch
 
 
 @dataclass(frozen=True)
