@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
@@ -57,29 +57,36 @@ def onnx_model(model: Detector, categories: Categories) -> onnx.ModelProto:
     """
     import onnx
 
-    from fcos_fast.export.translations import OPSET, translations
-
-    traced = trace(model)
     try:
-        with _quiet():
-            program: Any = torch.onnx.export(
-                traced,
-                dynamo=True,
-                custom_translation_table=translations(len(categories)),
-                opset_version=OPSET,
-                input_names=INPUTS,
-                output_names=OUTPUTS,
-                external_data=False,
-                verbose=False,
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
+        proto = to_onnx(trace(model), len(categories), INPUTS, OUTPUTS)
+    except torch.onnx.OnnxExporterError as error:
         raise ValueError(f"{model.title} cannot be exported to ONNX: {error.__cause__ or error}") from error
-    proto: onnx.ModelProto = program.model_proto
-    _strip(proto)
     proto.producer_name, proto.producer_version = "fcos_fast", __version__
     proto.doc_string = f"{model.title}, {len(categories)} classes"
     onnx.helper.set_model_props(proto, describe(model.config, categories))
     onnx.checker.check_model(proto)
+    return proto
+
+
+def to_onnx(
+    traced: torch.export.ExportedProgram, num_classes: int, inputs: Sequence[str], outputs: Sequence[str]
+) -> onnx.ModelProto:
+    """A traced graph in standard ONNX operators; its tensors get the names of ``inputs`` and ``outputs``."""
+    from fcos_fast.export.translations import OPSET, translations
+
+    with _quiet():
+        program: Any = torch.onnx.export(
+            traced,
+            dynamo=True,
+            custom_translation_table=translations(num_classes),
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            external_data=False,
+            verbose=False,
+        )
+    proto: onnx.ModelProto = program.model_proto
+    _strip(proto)
     return proto
 
 
