@@ -16,4 +16,4 @@ class ExtensionLoadError(ExtensionError):
 
 
 class ExportError(RuntimeError):
-    """An exported detector does not detect what its checkpoint does, so its file was not kept."""
+    """The exporter failed, or its result does not detect what the checkpoint does; no file was kept."""

@@ -10,7 +10,7 @@ from fcos_fast.cli.detect import find_images
 from fcos_fast.cli.options import parse_options
 from fcos_fast.fields import check_fields, checked
 
-ExportFormat = Literal["onnx"]
+ExportFormat = Literal["onnx", "openvino"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class ExportOptions:
 
     Attributes:
         checkpoint: ``best.pt`` or ``last.pt`` of a run, or a checkpoint that ``fcos-fast convert`` reads.
-        format: ``onnx``: for ONNX Runtime, OpenVINO and others.
+        format: ``onnx``: for ONNX Runtime, OpenVINO and others. ``openvino``: OpenVINO's own, two files, ``.xml`` and
+            ``.bin``.
         output: file to write; by default the checkpoint with the suffix of the format.
         images: folder of images, or one file, for the check; give images like those of the training. By default images
             are generated.

@@ -25,7 +25,7 @@ SUBCOMMANDS = {
     "train": "train a detector, or resume a run",
     "evaluate": "measure the average precision of a checkpoint on a dataset",
     "detect": "detect objects in images; writes drawn images and JSON",
-    "export": "write a trained detector as a file for other runtimes: ONNX",
+    "export": "write a trained detector as a file for other runtimes: ONNX, OpenVINO",
     "convert": "convert checkpoints from and to other implementations",
     "data": "data stats: show how the boxes of a dataset suit the levels of a detector",
     "benchmark": "time detection on this machine, from the image file to the boxes",

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import onnx
 
 
+DYNAMIC = {"images": {0: "batch", 2: "height", 3: "width"}, "sizes": {0: "batch"}}
+"""Input -> its dynamic axes with their names."""
+
+
 def trace(model: Detector) -> torch.export.ExportedProgram:
     """:class:`DetectionGraph` of a model on the CPU, with dynamic batch size, height and width.
 
@@ -35,11 +39,11 @@ def trace(model: Detector) -> torch.export.ExportedProgram:
     graph = DetectionGraph(model).cpu().float()
     # Any size is possible in ONNX. While tracing, no level may have a single row or column: torch would fix it.
     least = model.config.strides[-1] + 1
-    batch, height, width = (
-        Dim("batch", max=2**16),
-        *(Dim(n, min=least, max=2**16) for n in ("height", "width")),
-    )
-    shapes = {"images": {0: batch, 2: height, 3: width}, "sizes": {0: batch}}
+    dims = {
+        "batch": Dim("batch", max=2**16),
+        **{n: Dim(n, min=least, max=2**16) for n in ("height", "width")},
+    }
+    shapes = {name: {i: dims[axis] for i, axis in axes.items()} for name, axes in DYNAMIC.items()}
     with torch.no_grad(), _quiet():
         return torch.export.export(graph, _example(least), dynamic_shapes=shapes)
 
@@ -58,7 +62,7 @@ def onnx_model(model: Detector, categories: Categories) -> onnx.ModelProto:
     import onnx
 
     try:
-        proto = to_onnx(trace(model), len(categories), INPUTS, OUTPUTS)
+        proto = to_onnx(trace(model), len(categories), INPUTS, OUTPUTS, DYNAMIC)
     except torch.onnx.OnnxExporterError as error:
         raise ValueError(f"{model.title} cannot be exported to ONNX: {error.__cause__ or error}") from error
     proto.producer_name, proto.producer_version = "fcos_fast", __version__
@@ -69,9 +73,13 @@ def onnx_model(model: Detector, categories: Categories) -> onnx.ModelProto:
 
 
 def to_onnx(
-    traced: torch.export.ExportedProgram, num_classes: int, inputs: Sequence[str], outputs: Sequence[str]
+    traced: torch.export.ExportedProgram,
+    num_classes: int,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    axes: dict[str, dict[int, str]] | None = None,
 ) -> onnx.ModelProto:
-    """A traced graph in standard ONNX operators; its tensors get the names of ``inputs`` and ``outputs``."""
+    """A traced graph in standard ONNX operators; its tensors and dynamic axes get these names."""
     from fcos_fast.export.translations import OPSET, translations
 
     with _quiet():
@@ -82,6 +90,7 @@ def to_onnx(
             opset_version=OPSET,
             input_names=inputs,
             output_names=outputs,
+            dynamic_shapes=axes,
             external_data=False,
             verbose=False,
         )

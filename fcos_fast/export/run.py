@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -17,8 +18,10 @@ from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.files import replacing
 from fcos_fast.export.check import check_export
 from fcos_fast.export.onnx_file import onnx_model
+from fcos_fast.export.openvino_file import convert
 from fcos_fast.inference import Engine
 from fcos_fast.inference.onnx import OnnxEngine
+from fcos_fast.inference.openvino import OpenVinoEngine
 from fcos_fast.inference.torch_engine import TorchEngine
 from fcos_fast.models import Detector
 from fcos_fast.models.optional import import_optional
@@ -57,8 +60,24 @@ def _writing_onnx(model: Detector, categories: Categories, output: Path) -> Iter
         yield OnnxEngine(temporary)
 
 
+@contextmanager
+def _writing_openvino(model: Detector, categories: Categories, output: Path) -> Iterator[Engine]:
+    with replacing(output) as temporary, replacing(output.with_suffix(".bin")) as weights:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "model.onnx"
+            source.write_bytes(onnx_model(model, categories).SerializeToString())
+            convert(source, temporary)
+        written = temporary.with_suffix(".bin")  # OpenVINO chooses the name
+        try:
+            yield OpenVinoEngine(temporary)
+            written.replace(weights)
+        finally:
+            written.unlink(missing_ok=True)
+
+
 FORMATS = {
     "onnx": Format(".onnx", "export", ("onnx", "onnxscript", "onnxruntime"), _writing_onnx),
+    "openvino": Format(".xml", "openvino", ("onnx", "onnxscript", "openvino"), _writing_openvino),
 }
 """Name to format."""
 

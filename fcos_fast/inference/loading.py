@@ -8,7 +8,7 @@ from fcos_fast.inference.exported import ExportedEngine
 from fcos_fast.inference.predictor import Predictor
 from fcos_fast.precision import Precision
 
-EXPORTED_SUFFIXES = (".onnx",)
+EXPORTED_SUFFIXES = (".onnx", ".xml")
 """Suffixes of exported detectors."""
 
 
@@ -19,6 +19,10 @@ def is_exported(path: str | Path) -> bool:
 
 def exported_engine(path: str | Path, threads: int | None = None) -> ExportedEngine:
     """The engine of a file of ``fcos-fast export``; see :func:`load`. ``threads``: of one call; None: one per core."""
+    if Path(path).suffix == ".xml":
+        from fcos_fast.inference.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(path, threads)
     from fcos_fast.inference.onnx import OnnxEngine
 
     return OnnxEngine(path, threads)
@@ -29,7 +33,8 @@ def load(path: str | Path, device: str = "auto", precision: Precision = "auto") 
 
     Args:
         path: a ``best.pt`` or ``last.pt`` of ``fcos-fast train``, or a checkpoint of another implementation; or a file
-            of ``fcos-fast export`` with its suffix, such as ``model.onnx``, which is run without torch.
+            of ``fcos-fast export`` with its suffix, ``model.onnx`` or ``model.xml`` (OpenVINO), which is run
+            without torch.
         device: ``auto``, ``cpu``, ``cuda``, ...; ``auto`` or ``cpu`` for an exported detector.
         precision: ``auto``: bfloat16 if the device is fast at it; ``auto`` or ``float32`` for an exported detector.
 

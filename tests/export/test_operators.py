@@ -16,7 +16,9 @@ from fcos_fast.models import HeadOutputs
 from tests.export.models import CLASSES, small_detector
 
 
-def in_onnxruntime(module: nn.Module, inputs: tuple[torch.Tensor, ...], outputs: list[str], num_classes=CLASSES):
+def in_onnxruntime(
+    module: nn.Module, inputs: tuple[torch.Tensor, ...], outputs: list[str], num_classes=CLASSES
+):
     """A function that runs ``module`` by ONNX Runtime on NumPy's arrays or tensors."""
     import onnxruntime
 
