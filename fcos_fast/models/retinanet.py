@@ -84,7 +84,7 @@ class RetinaNet(Detector):
         cls_logits, box_regression = self.network(images)
         if reduction is not None:
             reduction.wait()
-        deltas = torch.cat([_by_anchor(x, 4) for x in box_regression], dim=1)  # (B, A, 4)
+        deltas = torch.cat([by_anchor(x, 4) for x in box_regression], dim=1)  # (B, A, 4)
         if self.config.normalizer == "image":
             normalizers = (targets.labels >= 0).sum(dim=1).clamp(min=1) * len(deltas)  # (B,)
         else:
@@ -101,7 +101,7 @@ class RetinaNet(Detector):
 
     def _classification_loss(self, cls_logits: Sequence[Tensor], labels: Tensor) -> Tensor:
         """The sum over the anchors of the batch, or (B,) of each image if the normalizers are per image."""
-        logits = [_by_anchor(x, self.config.num_classes) for x in cls_logits]  # views of channels-last maps
+        logits = [by_anchor(x, self.config.num_classes) for x in cls_logits]  # views of channels-last maps
         losses = []  # of each level
         for level, of_level in zip(logits, labels.split([x.shape[1] for x in logits], dim=1), strict=True):
             if self.config.normalizer == "positives":
@@ -136,8 +136,8 @@ class RetinaNet(Detector):
         cls_logits, box_regression = outputs
         _, sizes = batch.tensors()
         return postprocess_anchors(
-            [_by_anchor(x, config.num_classes) for x in cls_logits],
-            [_by_anchor(x, 4) for x in box_regression],
+            [by_anchor(x, config.num_classes) for x in cls_logits],
+            [by_anchor(x, 4) for x in box_regression],
             self._anchors(batch.padded_size),
             sizes,
             score_threshold=config.score_threshold,
@@ -152,7 +152,7 @@ class RetinaNet(Detector):
         return self.anchors(size, self.feature_sizes(size))
 
 
-def _by_anchor(maps: Tensor, numbers: int) -> Tensor:
+def by_anchor(maps: Tensor, numbers: int) -> Tensor:
     """(B, n * numbers, H, W) to (B, H * W * n, numbers)."""
     return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, numbers)
 
