@@ -24,7 +24,7 @@ from fcos_fast.boxes import has_area
 from fcos_fast.detections import BatchDetections
 from fcos_fast.integrations.layers import Replaced
 from fcos_fast.integrations.subclasses import accelerated_class
-from fcos_fast.models.retinanet import by_anchor, postprocess_anchors
+from fcos_fast.models.retinanet import by_anchor, postprocess_anchors, sum_focal_loss
 
 Metas = Sequence[dict[str, Any]]
 
@@ -310,12 +310,8 @@ class AcceleratedRetinaHead(RetinaHead):
 
     def _classification(self, scores: Tensor, labels: Tensor, avg_factor: Tensor) -> Tensor:
         """Focal loss of a level: logits (B, A * C, H, W), labels (B, H * W * A)."""
-        batch, channels, height, width = scores.shape
-        per_cell = channels // self.cls_out_channels
-        logits = scores.view(batch, per_cell, self.cls_out_channels, height * width).transpose(2, 3)
-        classes = labels.view(batch, height * width, per_cell).transpose(1, 2)
         loss = self.loss_cls
-        total = ops.sigmoid_focal_loss(logits, classes, loss.alpha, loss.gamma, "sum")
+        total = sum_focal_loss(scores, labels, self.cls_out_channels, loss.alpha, loss.gamma)
         return loss.loss_weight * total / (avg_factor + torch.finfo(torch.float32).eps)
 
     def _box_loss(
