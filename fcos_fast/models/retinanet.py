@@ -159,6 +159,23 @@ def by_anchor(maps: Tensor, numbers: int) -> Tensor:
     return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, numbers)
 
 
+def sum_focal_loss(maps: Tensor, labels: Tensor, num_classes: int, alpha: float, gamma: float) -> Tensor:
+    """The sum of the focal loss of a level, for logits (B, n * C, H, W) as convolutions write them.
+
+    Args:
+        maps: logits, in any memory format; contiguous ones are read without a copy.
+        labels: (B, H * W * n) class labels of the anchors, as :func:`fcos_fast.ops.sigmoid_focal_loss` accepts them.
+        num_classes: number of classes C.
+        alpha: weight of the positives.
+        gamma: focusing exponent.
+    """
+    batch, channels, height, width = maps.shape
+    per_location = channels // num_classes
+    logits = maps.reshape(batch, per_location, num_classes, height * width).transpose(2, 3)
+    classes = labels.view(batch, height * width, per_location).transpose(1, 2)
+    return ops.sigmoid_focal_loss(logits, classes, alpha, gamma, "sum")
+
+
 def postprocess_anchors(
     cls_logits: Sequence[Tensor],
     box_regression: Sequence[Tensor],
@@ -171,6 +188,7 @@ def postprocess_anchors(
     max_detections: int,
     inclusive_boxes: bool = False,
     drop_empty: bool = False,
+    clip: str = "before_nms",
     decode: Callable[[Tensor, Tensor], Tensor] = decode_boxes,
 ) -> BatchDetections:
     """Detections of an anchor-based head: torchvision's rule, without waiting for the device.
@@ -186,6 +204,7 @@ def postprocess_anchors(
         max_detections: detections per image.
         inclusive_boxes: whether x2 and y2 name the last pixel inside.
         drop_empty: drop boxes without width or height before NMS.
+        clip: clip boxes to the image ``"before_nms"`` or ``"after_nms"``.
         decode: box regression (..., 4) and anchors to boxes.
     """
     levels = zip(cls_logits, box_regression, anchors, strict=True)
@@ -200,6 +219,7 @@ def postprocess_anchors(
         max_detections=max_detections,
         inclusive_boxes=inclusive_boxes,
         drop_empty=drop_empty,
+        clip=clip,
     )
 
 
