@@ -24,12 +24,7 @@ from fcos_fast.models.norm import GroupNormReLU
 from fcos_fast.models.packing import learned_target
 from fcos_fast.models.sizes import Size
 from fcos_fast.models.timm_backbone import TimmBackbone
-<<<<<<< HEAD
 from fcos_fast.models.transform import ImageBatch, Transform, image_size, scale_boxes
-from fcos_fast.models.winograd import use_winograd
-=======
-from fcos_fast.models.transform import ImageBatch, Size, Transform, image_size, scale_boxes
->>>>>>> main
 from fcos_fast.precision import Precision, choose_precision
 
 if TYPE_CHECKING:

@@ -18,8 +18,6 @@ from fcos_fast.cli.main import main
 from fcos_fast.data import Categories
 from fcos_fast.engine.checkpoint import (
     describe_model,
-    load_checkpoint,
-    model_from_checkpoint,
     save_checkpoint,
 )
 from fcos_fast.errors import ExportError
