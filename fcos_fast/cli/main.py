@@ -24,7 +24,7 @@ from fcos_fast.text import printable
 SUBCOMMANDS = {
     "train": "train a detector, or resume a run",
     "evaluate": "measure the average precision of a checkpoint on a dataset",
-    "detect": "detect objects in images; writes drawn images and JSON",
+    "detect": "detect objects in images and videos; writes them drawn, and JSON",
     "convert": "convert checkpoints from and to other implementations",
     "data": "data stats: show how the boxes of a dataset suit the levels of a detector",
     "benchmark": "time detection on this machine, from the image file to the boxes",
@@ -35,7 +35,7 @@ SUBCOMMANDS = {
 DISTRIBUTED = ("train", "evaluate")
 """Subcommands that run under torchrun."""
 
-EXTRAS = {"timm": "timm", "safetensors": "timm"}
+EXTRAS = {"timm": "timm", "safetensors": "timm", "av": "video"}
 """Optional dependency -> the extra that installs it; all others are in ``train``."""
 
 

@@ -122,7 +122,8 @@ class Predictor:
             batch_size: images that the model receives at once; more than 1 is faster on a GPU. It is 1 for a webcam.
             allow_urls: accept ``http://`` and ``https://`` URLs of images.
             max_pixels: larger images and videos are rejected.
-            on_error: called with the error of a file that cannot be read, which is then skipped; None raises the error.
+            on_error: called, by the thread, with the error of a file that cannot be read, which is then skipped; None
+                raises the error.
 
         Returns:
             A generator; closing it ends the thread.
