@@ -123,9 +123,8 @@ def test_video_drawn_at_its_rate(color_engine, tmp_path, rate):
     assert [frame.time for frame in frames[1]] == pytest.approx([frame.time for frame in frames[0]], abs=1e-4)
     drawn = frames[1][-1].to_ndarray(format="rgb24").astype(int)
     assert drawn.shape == (64, 96, 3)  # H.264 needs even sides
-    plain = frames[0][-1].to_ndarray(format="rgb24").astype(int)
     assert class_color(0)[2] == 255
-    assert (drawn[39, 20:32, 2] > plain[39, 20:32, 2] + 25).all()  # a blue line around the red box
+    assert drawn[14, 30, 2] > 180  # the blue label above the red box on gray
     entries = json.loads((folder / "detections.json").read_text())
     assert [entry["frame"] for entry in entries] == [*range(12), *range(12)]
     assert entries[11]["time"] == pytest.approx(11 / float(rate), abs=1e-4)
