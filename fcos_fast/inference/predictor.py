@@ -14,6 +14,7 @@ from fcos_fast.inference.detections import Detections, score_thresholds
 from fcos_fast.inference.engine import Engine
 from fcos_fast.inference.read_ahead import batched, read_ahead
 from fcos_fast.inference.sources import Frame, SourceLike, find_sources, is_one_image, read_frames
+from fcos_fast.inference.tiles import TiledEngine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +31,8 @@ class StreamOptions(TypedDict, total=False):
     """The options of :meth:`Predictor.stream` but the first."""
 
     batch_size: int
+    tile: int | None
+    overlap: float
     allow_urls: bool
     max_pixels: int
     on_error: Callable[[DataError], None] | None
@@ -105,6 +108,8 @@ class Predictor:
         score_threshold: float | Mapping[str, float] = SCORE_THRESHOLD,
         *,
         batch_size: int = 1,
+        tile: int | None = None,
+        overlap: float = 0.2,
         allow_urls: bool = False,
         max_pixels: int = MAX_PIXELS,
         on_error: Callable[[DataError], None] | None = None,
@@ -120,6 +125,9 @@ class Predictor:
                 classes that are not named. The model has a threshold of its own (``score_threshold`` in its
                 configuration, usually 0.05), below which nothing is found.
             batch_size: images that the model receives at once; more than 1 is faster on a GPU. It is 1 for a webcam.
+            tile: side in pixels of overlapping tiles, in which objects are searched besides the whole image; for small
+                objects in large images. See :class:`~fcos_fast.inference.tiles.TiledEngine`.
+            overlap: overlap of neighboring tiles, as a fraction of ``tile``; larger than the objects.
             allow_urls: accept ``http://`` and ``https://`` URLs of images.
             max_pixels: larger images and videos are rejected.
             on_error: called, by the thread, with the error of a file that cannot be read, which is then skipped; None
@@ -135,19 +143,23 @@ class Predictor:
         thresholds = score_thresholds(score_threshold, self.categories, SCORE_THRESHOLD)
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}; expected a positive integer")
+        engine: Engine = self.engine
+        if tile is not None:
+            engine = TiledEngine(engine, tile, overlap, batch_size)
         sources = find_sources(source, allow_urls)
         is_live = isinstance(sources, list) and any(found.kind == "webcam" for found in sources)
         if is_live and len(sources) > 1:  # type: ignore[arg-type]
             raise ValueError("a webcam never ends, so no other source can follow it; stream it alone")
         frames = read_frames(sources, max_pixels, on_error)
-        return self._detect(frames, thresholds, 1 if is_live else batch_size, is_live)
+        return _detect(engine, frames, thresholds, 1 if is_live else batch_size, is_live)
 
-    def _detect(
-        self, frames: Iterable[Frame], thresholds: np.ndarray, batch_size: int, is_live: bool
-    ) -> Generator[Detections, None, None]:
-        with closing(read_ahead(frames, batch_size, drop_oldest=is_live)) as ahead:
-            for batch in batched(ahead, batch_size):
-                found = self.engine.detect([frame.image for frame in batch])
-                for frame, (boxes, scores, labels) in zip(batch, found, strict=True):
-                    place = (frame.image, self.categories, frame.source, frame.number, frame.time)
-                    yield Detections(boxes, scores, labels, *place)[scores >= thresholds[labels]]
+
+def _detect(
+    engine: Engine, frames: Iterable[Frame], thresholds: np.ndarray, batch_size: int, is_live: bool
+) -> Generator[Detections, None, None]:
+    with closing(read_ahead(frames, batch_size, drop_oldest=is_live)) as ahead:
+        for batch in batched(ahead, batch_size):
+            found = engine.detect([frame.image for frame in batch])
+            for frame, (boxes, scores, labels) in zip(batch, found, strict=True):
+                place = (frame.image, engine.categories, frame.source, frame.number, frame.time)
+                yield Detections(boxes, scores, labels, *place)[scores >= thresholds[labels]]
