@@ -218,6 +218,9 @@ def test_mistakes_have_one_clear_error(exported, checkpoint, tmp_path):
         fcos_fast.load(tmp_path / "text.onnx")
     with pytest.raises(ValueError, match="runs on the CPU in float32; got device 'cuda'"):
         fcos_fast.load(exported, device="cuda")
+    with pytest.raises(ValueError, match="its score_threshold is 0.05 and cannot be changed to 0.01; export"):
+        fcos_fast.load(exported, lowest_score=0.01)
+    fcos_fast.load(exported, lowest_score=0.3)
 
 
 def test_openvino_files(exported, checkpoint, tmp_path, monkeypatch):
