@@ -125,7 +125,7 @@ def _has_kind(value: Any, hint: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return origin is tuple
     if isinstance(value, Mapping):
-        return is_dataclass(hint)
+        return is_dataclass(hint) or origin is dict
     return origin is not tuple
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
-from fcos_fast.cli.detect import find_images
 from fcos_fast.cli.options import Preset, parse_options
 from fcos_fast.fields import at_least, check_fields, checked, positive
 from fcos_fast.precision import Precision
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run ``fcos-fast benchmark``."""
     options = parse_options(BenchmarkOptions, "benchmark", arguments)
     if options.images:
-        find_images([options.images])  # a mistake is reported before a model is built
+        find_images(options.images)  # a mistake is reported before a model is built
     sizes = [None] if options.images else [_parse_size(size) for size in options.sizes]
 
     from fcos_fast.cli.benchmark_run import run
@@ -74,6 +74,20 @@ def main(arguments: Sequence[str]) -> int:
 
         write_json(options.output, report)
     return 0
+
+
+def find_images(source: str) -> list[Path]:
+    """The image files in a folder, or that a pattern matches, or the one file.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from fcos_fast.inference.sources import find_sources
+
+    files = [Path(found.name) for found in find_sources(source) if found.kind == "image"]
+    if not files:
+        raise ValueError(f"--images {source}: contains no image")
+    return files
 
 
 def _parse_size(text: str) -> tuple[int, int]:

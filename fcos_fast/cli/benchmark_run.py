@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from fcos_fast.cli.benchmark import BenchmarkOptions, Variant
-from fcos_fast.cli.detect import find_images
+from fcos_fast.cli.benchmark import BenchmarkOptions, Variant, find_images
 from fcos_fast.data import SyntheticConfig, read_image, synthetic_image
 from fcos_fast.data.synthetic import save_image
 from fcos_fast.engine.benchmark import CANDIDATES, STAGES, benchmark, make_talkative
@@ -44,9 +43,7 @@ def run(options: BenchmarkOptions, sizes: Sequence[tuple[int, int] | None]) -> d
     print("\n".join(f"{name:9} {value}" for name, value in {**facts, "model": about}.items()))
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
-            files = (
-                find_images([options.images or ""]) if size is None else _draw(Path(folder), size, options)
-            )
+            files = find_images(options.images or "") if size is None else _draw(Path(folder), size, options)
             if options.checkpoint is None:
                 model = make_talkative(model, read_image(files[0]).to(device))
             rows += _measure(options, model, device, files)

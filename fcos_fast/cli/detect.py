@@ -1,27 +1,44 @@
-"""``fcos-fast detect``: drawn images and a JSON file of the detections."""
+"""``fcos-fast detect``: drawn images and videos, and the detections as JSON, text and crops."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fcos_fast.cli.options import parse_options
-from fcos_fast.data.checks import IMAGE_SUFFIXES, MAX_PIXELS
-from fcos_fast.data.files import files_in
+from fcos_fast.data.checks import MAX_PIXELS
+from fcos_fast.fields import check_fields, checked, positive
 from fcos_fast.precision import Precision
+
+COMMON = (
+    *("checkpoint", "score_threshold", "classes", "save_txt", "save_json", "save_crops", "draw"),
+    *("batch_size", "device", "precision", "runs", "name", "config"),
+)
+"""Options that the help lists first."""
 
 
 @dataclass(frozen=True)
 class DetectOptions:
-    """Detect objects in images; writes drawn images and detections.json.
+    """Detect objects in images and videos; writes them drawn, and detections.json.
 
-      fcos-fast detect --checkpoint runs/train/best.pt IMAGES_OR_FOLDERS
+      fcos-fast detect --checkpoint runs/train/best.pt SOURCES
 
     Attributes:
-        images: image files, or folders of images.
-        checkpoint: ``best.pt`` or ``last.pt`` of a run, or a checkpoint that ``fcos-fast convert`` reads.
-        score_threshold: only detections with a higher score are kept.
+        sources: image and video files, folders of them, patterns such as ``'a/*.jpg'``, a webcam such as /dev/video0.
+        checkpoint: ``best.pt`` or ``last.pt`` of a run, a checkpoint that ``fcos-fast convert`` reads, or a file of
+            ``fcos-fast export``.
+        score_threshold: only detections with a higher score are kept; or class name to threshold, such as
+            ``'{cat: 0.5, dog: 0.2}'``, and 0.3 for other classes.
+        classes: class names to keep, such as ``[cat, dog]``; by default all.
+        save_txt: write the detections of each image in YOLO's text format, with scores, into labels.
+        save_json: write results.json in COCO's result format; the id of an image is its file name without suffix, as a
+            number if it is one.
+        save_crops: write the image inside each box into crops/CLASS.
+        draw: write the images and videos with their detections drawn.
+        batch_size: images that the model receives at once.
+        iou_threshold: IoU above which a box suppresses one with a lower score; by default that of the model.
+        max_detections: maximum number of detections per image; by default that of the model.
+        urls: accept http and https URLs of images.
         max_pixels: images with more pixels are reported and skipped.
         device: ``auto`` (CUDA if available), ``cpu``, ``cuda`` or ``cuda:1``.
         precision: ``auto`` is bfloat16 on devices with fast bfloat16, otherwise float32.
@@ -30,46 +47,45 @@ class DetectOptions:
     """
 
     checkpoint: str
-    images: list[str] = field(default_factory=list)
-    score_threshold: float = 0.3
-    max_pixels: int = MAX_PIXELS
+    sources: list[str] = field(default_factory=list)
+    score_threshold: float | dict[str, float] = 0.3
+    classes: tuple[str, ...] | None = None
+    save_txt: bool = False
+    save_json: bool = False
+    save_crops: bool = False
+    draw: bool = True
+    batch_size: int = positive(1)
+    iou_threshold: float | None = checked(
+        None, lambda value: value is None or 0 <= value <= 1, "a number from 0 to 1"
+    )
+    max_detections: int | None = checked(None, lambda n: n is None or n > 0, "a positive integer")
+    urls: bool = False
+    max_pixels: int = positive(MAX_PIXELS)
     device: str = "auto"
     precision: Precision = "auto"
     runs: str = "runs"
     name: str = "detect"
 
+    def __post_init__(self) -> None:
+        check_fields(self, "--")
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run ``fcos-fast detect``; the exit status is 1 if a file could not be read."""
     options = parse_options(
-        DetectOptions, "detect", arguments, positional=("images", "image files, or folders of images")
+        DetectOptions,
+        "detect",
+        arguments,
+        positional=("sources", "images, videos, folders, patterns, a webcam or URLs"),
+        common=COMMON,
     )
-    files = find_images(options.images)
+    if not options.sources:
+        raise ValueError("nothing to detect objects in; name images, videos, folders or patterns")
+
+    from fcos_fast.inference.sources import find_sources
+
+    sources = find_sources(options.sources, options.urls)  # before torch is imported
 
     from fcos_fast.cli.detect_run import run
 
-    return run(options, files)
-
-
-def find_images(paths: Sequence[str]) -> list[Path]:
-    """Image files, and the images of each folder sorted by name.
-
-    Raises:
-        ValueError: no path is given, a path does not exist, or a folder contains no image.
-    """
-    if not paths:
-        raise ValueError("no images given; name image files or folders")
-    files: list[Path] = []
-    for path in (Path(path).expanduser() for path in paths):
-        if path.is_dir():
-            inside = files_in(path, IMAGE_SUFFIXES)
-            if not inside:
-                raise ValueError(
-                    f"{path} contains no image ({', '.join(IMAGE_SUFFIXES)}); give another folder"
-                )
-            files += inside
-        elif path.exists():  # reading it reports what is wrong with anything but a regular file
-            files.append(path)
-        else:
-            raise ValueError(f"{path} does not exist; name image files or folders")
-    return files
+    return run(options, list(sources))

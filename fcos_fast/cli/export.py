@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fcos_fast.cli.detect import find_images
+from fcos_fast.cli.benchmark import find_images
 from fcos_fast.cli.options import parse_options
 from fcos_fast.fields import check_fields, checked
 
@@ -52,7 +52,7 @@ class ExportOptions:
 def main(arguments: Sequence[str]) -> int:
     """Run ``fcos-fast export``."""
     options = parse_options(ExportOptions, "export", arguments)
-    images = find_images([options.images]) if options.images else []
+    images = find_images(options.images) if options.images else []
     names = ("score_threshold", "nms_threshold", "max_detections")
     overrides = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 

@@ -24,7 +24,7 @@ from fcos_fast.text import printable
 SUBCOMMANDS = {
     "train": "train a detector, or resume a run",
     "evaluate": "measure the average precision of a checkpoint on a dataset",
-    "detect": "detect objects in images; writes drawn images and JSON",
+    "detect": "detect objects in images and videos; writes them drawn, and JSON",
     "export": "write a trained detector as a file for other runtimes: ONNX, OpenVINO",
     "convert": "convert checkpoints from and to other implementations",
     "data": "data stats: show how the boxes of a dataset suit the levels of a detector",
@@ -37,7 +37,7 @@ DISTRIBUTED = ("train", "evaluate")
 """Subcommands that run under torchrun."""
 
 EXTRAS = {
-    **{"timm": "timm", "safetensors": "timm"},
+    **{"timm": "timm", "safetensors": "timm", "av": "video"},
     **{"onnx": "export", "onnxscript": "export", "onnxruntime": "export", "openvino": "openvino"},
 }
 """Optional dependency -> the extra that installs it; all others are in ``train``."""

@@ -22,7 +22,9 @@ _REPLACE = "replace or remove it"
 
 
 @contextmanager
-def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def open_image(
+    source: str | Path | bytes, max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> Iterator[Image.Image]:
     """Open an image file, or the bytes of one, and read its header.
 
     A truncated JPEG is completed, so that it decodes; the missing part is gray, as in image viewers.
@@ -31,7 +33,7 @@ def open_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> Iter
         DataError: the file is missing, empty, damaged, not a regular file, not an image, or has more than
             ``max_pixels``; raised here or when the image is decoded.
     """
-    name = f"{len(source)} bytes" if isinstance(source, bytes) else source
+    name = name or (f"{len(source)} bytes" if isinstance(source, bytes) else str(source))
     try:
         with _without_pillows_limit, _opened(source) as file, Image.open(completed(file)) as image:
             width, height = image.size
@@ -89,15 +91,17 @@ def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int
         return (height, width) if turned else (width, height)
 
 
-def read_pixels(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_pixels(
+    source: str | Path | bytes, max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> np.ndarray:
     """Decode an image file, or the bytes of one, to a uint8 (H, W, 3) RGB array; see :func:`to_rgb`.
 
-    It is upright by its EXIF orientation.
+    It is upright by its EXIF orientation. ``name`` stands for the bytes in error messages.
 
     Raises:
         DataError: as for :func:`open_image`.
     """
-    with open_image(source, max_pixels) as image:
+    with open_image(source, max_pixels, name) as image:
         ImageOps.exif_transpose(image, in_place=True)
         return to_rgb(image)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fcos_fast.data import Categories, DetectionDataset
+from fcos_fast.data.coco_results import coco_detections
 from fcos_fast.text import printable
 
 
@@ -140,23 +140,6 @@ def _precision_and_recall(
     evaluation.evaluate()
     evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
-
-
-def coco_detections(
-    image_id: int | str, detection: dict[str, Tensor], categories: Categories
-) -> list[dict[str, Any]]:
-    """The detections of one image as in a COCO results file: the dataset's category ids, boxes as xywh."""
-    boxes = detection["boxes"].detach().to("cpu", torch.float64)
-    rows = zip(boxes.tolist(), detection["labels"].tolist(), detection["scores"].tolist(), strict=True)
-    return [
-        {
-            "image_id": image_id,
-            "category_id": categories.ids[label],
-            "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "score": score,
-        }
-        for (x1, y1, x2, y2), label, score in rows
-    ]
 
 
 def coco_results(dataset: DetectionDataset, detections: Sequence[dict[str, Tensor]]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,21 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write plain values as JSON, atomically; NaN and infinities, which JSON does not have, become null."""
     write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def json_list(path: str | Path) -> Iterator[Callable[[Any], None]]:
+    """Write a JSON list of any length, atomically; yields a function that appends an item, one line each."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        separator = "[\n"
+
+        def append(item: Any) -> None:
+            nonlocal separator
+            file.write(separator + json.dumps(_finite(item), allow_nan=False))
+            separator = ",\n"
+
+        yield append
+        file.write("[]\n" if separator == "[\n" else "\n]\n")
 
 
 def _finite(value: Any) -> Any:

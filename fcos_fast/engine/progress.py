@@ -7,7 +7,9 @@ import sys
 import time
 from typing import TextIO
 
-from fcos_fast.engine.distributed import is_main
+from fcos_fast.engine.launch import launched
+
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n}/{total}  {elapsed} (left {remaining}){postfix}"
 
 
 class Progress:
@@ -17,7 +19,7 @@ class Progress:
     prints.
 
     Args:
-        total: number of steps.
+        total: number of steps; None if it is not known.
         title: text before the numbers.
         images: images per step, for images per second.
         interval: seconds between plain lines.
@@ -25,14 +27,19 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, title: str, images: int = 1, interval: float = 10.0, file: TextIO | None = None
+        self,
+        total: int | None,
+        title: str,
+        images: int = 1,
+        interval: float = 10.0,
+        file: TextIO | None = None,
     ) -> None:
         self.total, self.title, self.images, self.interval = total, title, images, interval
         self.file = file or sys.stderr
         self.step = 0
         self.start = self.last_line = time.perf_counter()
         self.bar = None
-        if not is_main():
+        if not _prints():
             self.interval = math.inf
         elif self.file.isatty():
             from tqdm import tqdm
@@ -43,7 +50,7 @@ class Progress:
                 file=self.file,
                 leave=False,
                 dynamic_ncols=True,
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {n}/{total}  {elapsed} (left {remaining}){postfix}",
+                bar_format=None if total is None else BAR,
             )
 
     def update(self, values: dict[str, float] | None = None) -> None:
@@ -61,12 +68,11 @@ class Progress:
             self.bar.update()
         else:
             self.last_line = now
-            left = (self.total - self.step) * (now - self.start) / self.step
-            print(
-                f"{self.title}  {self.step}/{self.total}  left {left:.0f} s  {text}",
-                file=self.file,
-                flush=True,
-            )
+            done = str(self.step)
+            if self.total is not None:
+                left = (self.total - self.step) * (now - self.start) / self.step
+                done += f"/{self.total}  left {left:.0f} s"
+            print(f"{self.title}  {done}  {text}", file=self.file, flush=True)
 
     def __enter__(self) -> Progress:
         return self
@@ -74,3 +80,12 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def _prints() -> bool:
+    """Whether this is the only process, or rank 0; torch is imported for several only."""
+    if not launched():
+        return True
+    from fcos_fast.engine.distributed import is_main
+
+    return is_main()

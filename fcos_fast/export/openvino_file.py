@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 from fcos_fast.errors import ExportError
-from fcos_fast.inference.openvino import SECTION
 
 
 def convert(source: Path, target: Path) -> None:
@@ -27,13 +26,9 @@ def convert(source: Path, target: Path) -> None:
 
 def main(source: str, target: str) -> None:
     """The process of :func:`convert`."""
-    import onnx
     import openvino
 
-    model = openvino.Core().read_model(source)
-    for entry in onnx.load(source).metadata_props:
-        model.set_rt_info(entry.value, [SECTION, entry.key])
-    openvino.save_model(model, target, compress_to_fp16=False)
+    openvino.save_model(openvino.Core().read_model(source), target, compress_to_fp16=False)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast, overload
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import numpy as np
 
 from fcos_fast.data.categories import Categories
-from fcos_fast.inference.detections import Detections
-from fcos_fast.inference.engine import Engine, RawDetections
-from fcos_fast.inference.images import ImageLike, as_array
+from fcos_fast.data.checks import MAX_PIXELS, DataError
+from fcos_fast.inference.detections import Detections, score_thresholds
+from fcos_fast.inference.engine import Engine
+from fcos_fast.inference.read_ahead import batched, read_ahead
+from fcos_fast.inference.sources import Frame, SourceLike, find_sources, is_one_image, read_frames
+from fcos_fast.inference.tiles import TiledEngine
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL import Image
+    from torch import Tensor
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
+
+SCORE_THRESHOLD = 0.3
+"""Default for the lowest score of a detection."""
+
+
+class StreamOptions(TypedDict, total=False):
+    """The options of :meth:`Predictor.stream` but the first."""
+
+    batch_size: int
+    tile: int | None
+    overlap: float
+    allow_urls: bool
+    max_pixels: int
+    on_error: Callable[[DataError], None] | None
 
 
 class Predictor:
-    """A trained model: finds objects in images.
+    """A trained model: finds objects in images, videos and what webcams show.
 
     Args:
         engine: runs the model.
@@ -29,35 +54,112 @@ class Predictor:
         return self.engine.categories
 
     @overload
-    def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str, but means a file here
-        self, images: ImageLike, score_threshold: float = 0.3
+    def predict(  # type: ignore[overload-overlap]  # bytes are a sequence, but mean a file here
+        self,
+        source: bytes | np.ndarray | Image.Image | Tensor,
+        score_threshold: float | Mapping[str, float] = ...,
+        **options: Unpack[StreamOptions],
     ) -> Detections: ...
 
     @overload
-    def predict(self, images: Sequence[ImageLike], score_threshold: float = 0.3) -> list[Detections]: ...
+    def predict(
+        self,
+        source: str | Path,
+        score_threshold: float | Mapping[str, float] = ...,
+        **options: Unpack[StreamOptions],
+    ) -> Any: ...
+
+    @overload
+    def predict(
+        self,
+        source: Sequence[SourceLike],
+        score_threshold: float | Mapping[str, float] = ...,
+        **options: Unpack[StreamOptions],
+    ) -> list[Detections]: ...
 
     def predict(
-        self, images: ImageLike | Sequence[ImageLike], score_threshold: float = 0.3
+        self,
+        source: SourceLike,
+        score_threshold: float | Mapping[str, float] = SCORE_THRESHOLD,
+        **options: Unpack[StreamOptions],
     ) -> Detections | list[Detections]:
-        """Detect objects in one image, or in each image of a list.
+        """Detect objects in one image, or in several.
 
         Args:
-            images: see :data:`~fcos_fast.inference.images.ImageLike`.
-            score_threshold: detections with a lower score are dropped.
+            source: see :data:`~fcos_fast.inference.sources.SourceLike`.
+            score_threshold: as for :meth:`stream`.
+            options: the other options of :meth:`stream`.
+
+        Returns:
+            The detections of the image; for a list, a folder, a pattern or a video, a list with those of each image or
+            frame. It holds all images; use :meth:`stream` for many.
 
         Raises:
-            ValueError, TypeError: not an image; the message names the file or the shape.
+            ValueError, TypeError: as for :meth:`stream`; also for a webcam, which never ends.
         """
-        several = isinstance(images, (list, tuple))
-        arrays = [as_array(image) for image in cast("list[ImageLike]", images if several else [images])]
-        found = self._predict(arrays, score_threshold) if arrays else []
-        return found if several else found[0]
+        if isinstance(source, int):
+            raise ValueError(f"a webcam ({source}) never ends, so predict cannot return; use stream")
+        found = list(self.stream(source, score_threshold, **options))
+        return found[0] if is_one_image(source) else found
 
-    def _predict(self, images: Sequence[np.ndarray], score_threshold: float) -> list[Detections]:
-        found = self.engine.detect(images)
-        return [self._detections(*pair, score_threshold) for pair in zip(images, found, strict=True)]
+    def stream(
+        self,
+        source: SourceLike,
+        score_threshold: float | Mapping[str, float] = SCORE_THRESHOLD,
+        *,
+        batch_size: int = 1,
+        tile: int | None = None,
+        overlap: float = 0.2,
+        allow_urls: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        on_error: Callable[[DataError], None] | None = None,
+    ) -> Generator[Detections, None, None]:
+        """Detect objects in one image after the other, while a thread reads ahead.
 
-    def _detections(self, image: np.ndarray, found: RawDetections, score_threshold: float) -> Detections:
-        keep = found.scores >= score_threshold
-        boxes, scores, labels = (values[keep] for values in found)
-        return Detections(boxes, scores, labels, image, self.categories)
+        At most two batches of images are in memory, however many images there are, unless you keep the detections: they
+        hold their image. From a webcam, the newest frames are used and those between them are dropped.
+
+        Args:
+            source: see :data:`~fcos_fast.inference.sources.SourceLike`.
+            score_threshold: detections with a lower score are dropped; or class name to its own threshold, 0.3 for
+                classes that are not named. The model has a threshold of its own (``score_threshold`` in its
+                configuration, usually 0.05), below which nothing is found.
+            batch_size: images that the model receives at once; more than 1 is faster on a GPU. It is 1 for a webcam.
+            tile: side in pixels of overlapping tiles, in which objects are searched besides the whole image; for small
+                objects in large images. See :class:`~fcos_fast.inference.tiles.TiledEngine`.
+            overlap: overlap of neighboring tiles, as a fraction of ``tile``; larger than the objects.
+            allow_urls: accept ``http://`` and ``https://`` URLs of images.
+            max_pixels: larger images and videos are rejected.
+            on_error: called, by the thread, with the error of a file that cannot be read, which is then skipped; None
+                raises the error.
+
+        Returns:
+            A generator; closing it ends the thread.
+
+        Raises:
+            ValueError, TypeError: at once for a wrong option or a path that does not exist; from the generator, after
+                the detections before it, for an image that cannot be read. The message names the file or the shape.
+        """
+        thresholds = score_thresholds(score_threshold, self.categories, SCORE_THRESHOLD)
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}; expected a positive integer")
+        engine: Engine = self.engine
+        if tile is not None:
+            engine = TiledEngine(engine, tile, overlap, batch_size)
+        sources = find_sources(source, allow_urls)
+        is_live = isinstance(sources, list) and any(found.kind == "webcam" for found in sources)
+        if is_live and len(sources) > 1:  # type: ignore[arg-type]
+            raise ValueError("a webcam never ends, so no other source can follow it; stream it alone")
+        frames = read_frames(sources, max_pixels, on_error)
+        return _detect(engine, frames, thresholds, 1 if is_live else batch_size, is_live)
+
+
+def _detect(
+    engine: Engine, frames: Iterable[Frame], thresholds: np.ndarray, batch_size: int, is_live: bool
+) -> Generator[Detections, None, None]:
+    with closing(read_ahead(frames, batch_size, drop_oldest=is_live)) as ahead:
+        for batch in batched(ahead, batch_size):
+            found = engine.detect([frame.image for frame in batch])
+            for frame, (boxes, scores, labels) in zip(batch, found, strict=True):
+                place = (frame.image, engine.categories, frame.source, frame.number, frame.time)
+                yield Detections(boxes, scores, labels, *place)[scores >= thresholds[labels]]

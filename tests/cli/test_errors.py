@@ -57,10 +57,13 @@ MISTAKES = {
     "no demo": (["demo", "--images", "0"], "--images is 0; it must be 1 or more"),
     "two required": (["convert"], "missing options: --checkpoint, --output"),
     "no checkpoint": (["evaluate", "--checkpoint", "/nowhere.pt"], "checkpoint /nowhere.pt does not exist"),
-    "no image": (["detect", "--checkpoint", "x.pt"], "no images given; name image files or folders"),
+    "no image": (
+        ["detect", "--checkpoint", "x.pt"],
+        "nothing to detect objects in; name images, videos, folders",
+    ),
     "image": (
         ["detect", "--checkpoint", "x.pt", "/nowhere.jpg"],
-        "/nowhere.jpg does not exist; name image",
+        "/nowhere.jpg does not exist; name an image",
     ),
     "size": (["benchmark", "--sizes", "[800x]"], "--sizes has '800x'; expected HEIGHTxWIDTH"),
     "no batch": (
@@ -70,7 +73,7 @@ MISTAKES = {
     "variant": (["benchmark", "--variants", "[optimize]"], "'optimize'"),
     "no image file": (
         ["benchmark", "--images", "/nowhere"],
-        "/nowhere does not exist; name image files or folders",
+        "/nowhere does not exist; name an image",
     ),
     "device": (["train", "--train.device", "gpu"], "device 'gpu' is not available here"),
 }

@@ -116,16 +116,16 @@ def test_detect_reports_unreadable_files_and_continues(tmp_path, voc_root, check
 def test_progress_of_detect_counts_unreadable_files(tmp_path, voc_root, checkpoint, monkeypatch):
     (tmp_path / "empty.png").touch()
     image = next((voc_root / "JPEGImages").iterdir())
-    steps = []
-    monkeypatch.setattr(Progress, "update", lambda progress: steps.append(progress.total))
+    steps, update = [], Progress.update
+    monkeypatch.setattr(Progress, "update", lambda bar: (update(bar), steps.append((bar.step, bar.total))))
     assert main(["detect", "--checkpoint", str(checkpoint), "empty.png", str(image)]) == 1
-    assert steps == [2, 2]
+    assert steps == [(1, 2), (2, 2)]
 
 
 def test_folder_without_an_image(tmp_path, checkpoint, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["detect", "--checkpoint", str(checkpoint), "empty"]) == 2
-    assert "empty contains no image" in capsys.readouterr().err
+    assert "empty contains no image or video" in capsys.readouterr().err
 
 
 def test_benchmark_of_a_checkpoint(tmp_path, voc_root, checkpoint, capsys):

@@ -14,7 +14,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fcos_fast.data.categories import Categories
-from fcos_fast.engine.average_precision import average_precision, coco_detections
+from fcos_fast.data.coco_results import coco_detections
+from fcos_fast.engine.average_precision import average_precision
 
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 NAMES += ("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large")

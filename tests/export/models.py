@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -25,7 +26,7 @@ class Body(nn.Module):
         channels = (3, 16, 64, 128, 256, 512)
         self.convs = nn.ModuleList(
             nn.Sequential(nn.Conv2d(i, o, 3, 2, padding=1), nn.BatchNorm2d(o))
-            for i, o in zip(channels, channels[1:], strict=False)
+            for i, o in itertools.pairwise(channels)
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -41,7 +42,13 @@ def small_detector(preset: str, candidates: int = 300, **overrides) -> Detector:
     torch.manual_seed(0)
     small = {"fpn_channels": 32, "head_channels": 32, "head_convs": 1, "num_classes": CLASSES}
     sizes = {"min_size": 96, "max_size": 160}
-    config = replace(PRESETS[preset], backbone="resnet18", **{**small, **sizes, **overrides})
+    config = PRESETS[preset]
+    if isinstance(config, FCOSConfig):
+        bounds = config.rule.sizes_of_interest[
+            : overrides.get("max_level", config.max_level) - config.min_level
+        ]
+        overrides["rule"] = replace(config.rule, sizes_of_interest=bounds)
+    config = replace(config, backbone="resnet18", **{**small, **sizes, **overrides})
     model = build_detector(config)
     model.backbone.body = Body()
     for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):

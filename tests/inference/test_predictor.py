@@ -36,8 +36,8 @@ def test_no_images(detector):
 
 
 def test_inputs_that_are_not_images(detector, tmp_path):
-    with pytest.raises(TypeError, match="got a int"):
-        detector.predict(7)
+    with pytest.raises(TypeError, match="got a float"):
+        detector.predict(7.5)
     (tmp_path / "broken.jpg").write_bytes(b"not a jpeg")
     with pytest.raises(ValueError, match=r"broken\.jpg"):
         detector.predict(tmp_path / "broken.jpg")

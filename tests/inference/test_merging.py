@@ -1,0 +1,42 @@
+"""NMS in NumPy, held against the operator."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fcos_fast import ops
+from fcos_fast.inference import RawDetections
+from fcos_fast.inference.merging import batched_nms, merged
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 300])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.6, 1.0])
+def test_the_same_boxes_as_the_operator(count, threshold):
+    rng = np.random.default_rng(count)
+    boxes = rng.integers(0, 40, (count, 4)).astype(np.float32)  # equal boxes, IoUs on the threshold, no area
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2])
+    boxes[::3] += rng.random((len(boxes[::3]), 4), dtype=np.float32)
+    scores = (rng.integers(0, 20, count) / 20).astype(np.float32)  # equal scores
+    labels = rng.integers(0, 3, count)
+    expected = ops.batched_nms(torch.tensor(boxes), torch.tensor(scores), torch.tensor(labels), threshold)
+    assert np.array_equal(batched_nms(boxes, scores, labels, threshold), expected.numpy())
+
+
+def test_views_become_one_list_in_order():
+    def view(*rows):
+        table = np.array(rows, np.float32).reshape(-1, 6)
+        return RawDetections(table[:, :4], table[:, 4], table[:, 5].astype(np.int64))
+
+    found = merged(
+        [
+            view((0, 0, 10, 10, 0.6, 0), (50, 50, 60, 60, 0.2, 1)),
+            view(),
+            view((0, 0, 10, 11, 0.9, 0), (0, 0, 10, 10, 0.5, 1)),
+        ]
+    )
+    assert found.scores.tolist() == pytest.approx([0.9, 0.5, 0.2])
+    assert found.labels.tolist() == [0, 1, 1]
+    assert found.boxes[0].tolist() == [0, 0, 10, 11]
+    assert found.boxes.dtype == np.float32
