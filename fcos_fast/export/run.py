@@ -112,19 +112,10 @@ def export(
         ModuleNotFoundError: a package of the extra is not installed.
         FileNotFoundError, DataError, WriteError: a file cannot be read or written.
     """
-    if format not in FORMATS:
-        raise unknown_name("format", format, FORMATS)
-    chosen = FORMATS[format]
-    output = Path(checkpoint).with_suffix(chosen.suffix) if output is None else Path(output)
-    if output.suffix != chosen.suffix:
-        raise ValueError(f"{output}: a file of the format {format} has the suffix {chosen.suffix}")
-    for package in chosen.packages:
-        import_optional(package, f"the format {format} needs", chosen.extra)
-    pixels = _read(images) if images else _generate()
-    model, categories = model_from_checkpoint(load_checkpoint(checkpoint))
-    check_field_names(type(model.config), overrides)
-    model.config = replace(model.config, **overrides)
-    with chosen.writing(model, categories, output) as exported:
+    output = check_output(checkpoint, output, format)
+    pixels = read_images(images) if images else _generate()
+    model, categories = read_checkpoint(checkpoint, overrides)
+    with FORMATS[format].writing(model, categories, output) as exported:
         compared = check_export(TorchEngine(model, categories), exported, pixels)
     print(f"{output}: {compared} detections on {len(pixels)} images are those of {checkpoint}", flush=True)
     if compared == 0:
@@ -134,7 +125,28 @@ def export(
     return output
 
 
-def _read(files: Sequence[str | Path]) -> dict[str, np.ndarray]:
+def check_output(checkpoint: str | Path, output: str | Path | None, format: str) -> Path:
+    """The file to write, if the format is known, fits its suffix, and its packages are installed."""
+    if format not in FORMATS:
+        raise unknown_name("format", format, FORMATS)
+    chosen = FORMATS[format]
+    output = Path(checkpoint).with_suffix(chosen.suffix) if output is None else Path(output)
+    if output.suffix != chosen.suffix:
+        raise ValueError(f"{output}: a file of the format {format} has the suffix {chosen.suffix}")
+    for package in chosen.packages:
+        import_optional(package, f"the format {format} needs", chosen.extra)
+    return output
+
+
+def read_checkpoint(checkpoint: str | Path, overrides: dict[str, Any]) -> tuple[Detector, Categories]:
+    """The model of a checkpoint with other values in its configuration, and its classes."""
+    model, categories = model_from_checkpoint(load_checkpoint(checkpoint))
+    check_field_names(type(model.config), overrides)
+    model.config = replace(model.config, **overrides)
+    return model, categories
+
+
+def read_images(files: Sequence[str | Path]) -> dict[str, np.ndarray]:
     """Some of the images, evenly spaced, by name."""
     step = -(-len(files) // MAX_CHECKED)
     return {str(file): read_pixels(file) for file in files[::step]}
