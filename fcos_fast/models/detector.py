@@ -164,8 +164,9 @@ class Detector(nn.Module):
         boxes = scale_boxes(detection["boxes"], size, original)
         if self.config.inclusive_targets:
             # In an enlarged image, the last pixel plus one can exceed the edge of the original.
-            edge = boxes.new_tensor(original[::-1])
-            boxes = torch.cat((boxes[:, :2], (boxes[:, 2:] + 1).minimum(edge)), dim=1)
+            height, width = original
+            x1, y1, x2, y2 = boxes.unbind(1)
+            boxes = torch.stack((x1, y1, (x2 + 1).clamp(max=width), (y2 + 1).clamp(max=height)), dim=1)
         detection = detection | {"boxes": boxes}
         if self.config.drop_empty == "at_end":
             kept = has_area(boxes)

@@ -42,7 +42,12 @@ def batches(sizes: Sequence[Size], config: DetectorConfig) -> list[list[int]]:
     """Indices of the images of these ``sizes`` that are evaluated together, as one list per batch."""
     if config.batching == "pad":
         return [list(range(len(sizes)))]
-    groups: dict[Size, list[int]] = {}
+    groups: list[tuple[Size, list[int]]] = []  # no dictionary: symbolic sizes of torch.export have no hash
     for i, size in enumerate(sizes):
-        groups.setdefault(padded(size, config.size_divisor), []).append(i)
-    return list(groups.values())
+        seen = padded(size, config.size_divisor)
+        same = [indices for other, indices in groups if other == seen]
+        if same:
+            same[0].append(i)
+        else:
+            groups.append((seen, [i]))
+    return [indices for _, indices in groups]
