@@ -14,7 +14,8 @@ from fcos_fast.inference.merging import merged
 class AugmentedEngine:
     """Runs another engine on each image and its mirror image, at one or several scales, and merges the detections.
 
-    Of the boxes that the views have of an object, class-wise NMS keeps the one with the highest score.
+    Class-wise NMS keeps one box of each object, with its highest score and at the mean of its boxes, weighted with the
+    scores.
 
     Args:
         engine: runs the model.
@@ -29,7 +30,7 @@ class AugmentedEngine:
             raise ValueError(
                 f"augment={list(scales)}; expected scales from 0.1 to 10, such as [0.8, 1, 1.25]"
             )
-        self.categories = engine.categories
+        self.categories, self.iou_threshold = engine.categories, engine.iou_threshold
         self.engines = [engine if scale == 1 else _scaled(engine, scale) for scale in scales]
 
     def detect(self, images: Sequence[np.ndarray]) -> list[RawDetections]:
@@ -40,7 +41,7 @@ class AugmentedEngine:
             found = zip(views, images, engine.detect(images), engine.detect(mirrored), strict=True)
             for own, image, straight, back in found:
                 own += [straight, _mirrored(back, image.shape[1])]
-        return [merged(own) for own in views]
+        return [merged(own, self.iou_threshold, average=True) for own in views]
 
 
 def _scaled(engine: Any, scale: float) -> Engine:

@@ -26,6 +26,7 @@ class TorchEngine:
     def __init__(self, model: Detector, categories: Categories) -> None:
         self.model = model.eval()
         self.categories = categories
+        self.iou_threshold = model.config.nms_threshold
 
     def detect(self, images: Sequence[np.ndarray]) -> list[RawDetections]:
         """As :meth:`Engine.detect <fcos_fast.inference.engine.Engine.detect>`."""
