@@ -10,6 +10,7 @@ import numpy as np
 
 from fcos_fast.data.categories import Categories
 from fcos_fast.data.checks import MAX_PIXELS, DataError
+from fcos_fast.inference.augment import AugmentedEngine
 from fcos_fast.inference.detections import Detections, score_thresholds
 from fcos_fast.inference.engine import Engine
 from fcos_fast.inference.read_ahead import batched, read_ahead
@@ -33,6 +34,7 @@ class StreamOptions(TypedDict, total=False):
     batch_size: int
     tile: int | None
     overlap: float
+    augment: bool | Sequence[float]
     allow_urls: bool
     max_pixels: int
     on_error: Callable[[DataError], None] | None
@@ -110,6 +112,7 @@ class Predictor:
         batch_size: int = 1,
         tile: int | None = None,
         overlap: float = 0.2,
+        augment: bool | Sequence[float] = False,
         allow_urls: bool = False,
         max_pixels: int = MAX_PIXELS,
         on_error: Callable[[DataError], None] | None = None,
@@ -128,6 +131,8 @@ class Predictor:
             tile: side in pixels of overlapping tiles, in which objects are searched besides the whole image; for small
                 objects in large images. See :class:`~fcos_fast.inference.tiles.TiledEngine`.
             overlap: overlap of neighboring tiles, as a fraction of ``tile``; larger than the objects.
+            augment: test-time augmentation: True also detects in the mirror image, scales such as ``[0.8, 1, 1.25]`` in
+                both at each of these sizes. See :class:`~fcos_fast.inference.augment.AugmentedEngine`.
             allow_urls: accept ``http://`` and ``https://`` URLs of images.
             max_pixels: larger images and videos are rejected.
             on_error: called, by the thread, with the error of a file that cannot be read, which is then skipped; None
@@ -144,6 +149,8 @@ class Predictor:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}; expected a positive integer")
         engine: Engine = self.engine
+        if augment is not False:
+            engine = AugmentedEngine(engine, (1.0,) if augment is True else augment)
         if tile is not None:
             engine = TiledEngine(engine, tile, overlap, batch_size)
         sources = find_sources(source, allow_urls)
