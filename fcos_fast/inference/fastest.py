@@ -57,6 +57,7 @@ class FastestEngine:
         precision: str = "float32",
     ) -> None:
         self.categories = categories
+        self.iou_threshold = config.nms_threshold
         self._candidates = candidates
         self._config = config
         self._machine = _digest(
