@@ -12,7 +12,8 @@ from fcos_fast.data.tensors import to_tensor
 from fcos_fast.engine.evaluate import detect_batches
 from fcos_fast.inference.engine import RawDetections
 from fcos_fast.models import Detector, DetectorConfig
-from fcos_fast.models.sizes import Size, Transform
+from fcos_fast.models.sizes import Size
+from fcos_fast.models.transform import Transform
 
 
 class TorchEngine:

@@ -11,16 +11,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
-from PIL import Image
 
 import fcos_fast
 from fcos_fast.cli.main import main
-from fcos_fast.data import Categories
-from fcos_fast.engine.checkpoint import (
-    describe_model,
-    save_checkpoint,
-)
 from fcos_fast.export import export, onnx_model
 from fcos_fast.export import run as export_run
 from fcos_fast.export.check import difference
@@ -28,9 +21,7 @@ from fcos_fast.inference import RawDetections
 from fcos_fast.inference.onnx import OnnxEngine
 from fcos_fast.inference.openvino import OpenVinoEngine
 from fcos_fast.inference.torch_engine import TorchEngine
-from tests.export.models import photos, small_detector
-
-CATEGORIES = Categories(("cell", 'größe, "x"', "platelet"), ids=(7, 3, 90))
+from tests.export.models import CATEGORIES, photos, save_photos, small_detector
 
 THREE_LEVELS = {"max_level": 5}  # whose export takes half the time
 
@@ -41,14 +32,6 @@ DIFFERENT = {
 }
 """Presets whose exported graphs differ in more than numbers. An export takes about ten seconds of a CPU: `python -m
 benchmarks.export_parity` exports all presets, and test_graph.py compares all presets before the translation."""
-
-
-def files(folder: Path, *sizes: tuple[int, int]) -> list[Path]:
-    paths = []
-    for i, image in enumerate(photos(*sizes)):
-        paths.append(folder / f"{i}.png")
-        Image.fromarray(image).save(paths[-1])
-    return paths
 
 
 @pytest.mark.parametrize("preset", DIFFERENT)
@@ -86,33 +69,6 @@ def test_engines_detect_the_same(preset, tmp_path):
                 assert found.boxes.max() <= max(image.shape)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """A checkpoint that loads: its backbone is a real one."""
-    folder = tmp_path_factory.mktemp("run")
-    config = small_detector("adelaidet-rt").config
-    from fcos_fast.engine.benchmark import make_talkative
-    from fcos_fast.models import build_detector
-
-    torch.manual_seed(0)
-    image = torch.from_numpy(photos((96, 128))[0]).permute(2, 0, 1)
-    model = make_talkative(build_detector(config), image, 200)
-    state = {**describe_model(model, CATEGORIES), "model": model.state_dict()}
-    save_checkpoint(folder / "best.pt", state)
-    return folder / "best.pt"
-
-
-@pytest.fixture(scope="module")
-def exported(checkpoint) -> Path:
-    """The ONNX file that the command line writes."""
-    folder = checkpoint.parent / "images"
-    folder.mkdir()
-    files(folder, (96, 128), (120, 100))
-    command = ["export", "--checkpoint", str(checkpoint), "--images", str(folder), "--max_detections", "40"]
-    assert main(command) == 0
-    return checkpoint.with_suffix(".onnx")
-
-
 def test_the_file_describes_itself(exported, checkpoint):
     proto = onnx.load(exported)
     about = {entry.key: entry.value for entry in proto.metadata_props}
@@ -129,7 +85,7 @@ def test_the_file_describes_itself(exported, checkpoint):
 
 
 def test_load_predicts_from_it_without_torch(exported, checkpoint, tmp_path):
-    (image,) = files(tmp_path, (110, 150))
+    (image,) = save_photos(tmp_path, (110, 150))
     code = """
 import json, sys
 sys.modules["torch"] = sys.modules["onnx"] = None  # importing them fails
