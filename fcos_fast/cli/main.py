@@ -25,6 +25,7 @@ SUBCOMMANDS = {
     "train": "train a detector, or resume a run",
     "evaluate": "measure the average precision of a checkpoint on a dataset",
     "detect": "detect objects in images; writes drawn images and JSON",
+    "serve": "serve a detector over HTTP: web page, JSON, drawn images",
     "convert": "convert checkpoints from and to other implementations",
     "data": "data stats: show how the boxes of a dataset suit the levels of a detector",
     "benchmark": "time detection on this machine, from the image file to the boxes",
@@ -35,7 +36,14 @@ SUBCOMMANDS = {
 DISTRIBUTED = ("train", "evaluate")
 """Subcommands that run under torchrun."""
 
-EXTRAS = {"timm": "timm", "safetensors": "timm"}
+EXTRAS = {
+    "timm": "timm",
+    "safetensors": "timm",
+    "fastapi": "serve",
+    "prometheus_client": "serve",
+    "python_multipart": "serve",
+    "uvicorn": "serve",
+}
 """Optional dependency -> the extra that installs it; all others are in ``train``."""
 
 

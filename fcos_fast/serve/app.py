@@ -1,0 +1,263 @@
+"""The HTTP interface: ``/detect``, ``/health``, ``/metrics`` and the page ``/``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from typing import Annotated, Any, Literal, NamedTuple
+
+import anyio
+import python_multipart  # noqa: F401  # FastAPI reads forms with it, and would miss it only at the first form
+from fastapi import FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.types import Message
+
+import fcos_fast
+from fcos_fast.serve.batching import Batcher, DetectorError, QueueFullError, Slots
+from fcos_fast.serve.images import Decoded, UploadError, decode, encode, of_classes
+from fcos_fast.serve.metrics import MeasureRequests, Metrics
+from fcos_fast.serve.options import ServeOptions
+from fcos_fast.suggest import unknown_name
+from fcos_fast.visualize import draw_boxes
+
+DECODERS = 4
+"""Threads that decode uploads and encode drawn images."""
+
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+}
+"""The page loads nothing from other servers; the browser enforces it."""
+
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "images": {"type": "array", "items": {"type": "string", "format": "binary"}}
+                    },
+                }
+            },
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+"""The body of ``/detect`` for ``/openapi.json``; the body is read by :func:`read_uploads`."""
+
+
+class Upload(NamedTuple):
+    """A file that was sent."""
+
+    name: str
+    data: bytes
+
+
+def make_app(batcher: Batcher, classes: Sequence[str], options: ServeOptions, metrics: Metrics) -> FastAPI:
+    """The application for uvicorn.
+
+    Args:
+        batcher: the detector.
+        classes: its class names.
+        options: limits.
+        metrics: shown by ``/metrics``.
+    """
+    app = FastAPI(title="fcos_fast", version=fcos_fast.__version__, docs_url=None, redoc_url=None)
+    app.add_middleware(MeasureRequests, metrics=metrics)
+    service = Service(batcher, classes, options)
+    page = resources.files("fcos_fast.serve").joinpath("page.html").read_text(encoding="utf-8")
+
+    @app.post("/detect", openapi_extra=BODY)
+    async def detect(
+        request: Request,
+        score_threshold: Annotated[float, Query(ge=0, le=1)] = 0.3,
+        classes: Annotated[list[str], Query()] = [],  # noqa: B006  # FastAPI copies it
+        format: Literal["json", "image"] | None = None,
+    ) -> Response:
+        media_type = reply_type(format, request.headers.get("accept", ""))
+        return await service.answer(request, score_threshold, classes, media_type)
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        ready = batcher.alive
+        about = {
+            "ready": ready,
+            "version": fcos_fast.__version__,
+            "model": options.checkpoint,
+            "classes": list(service.classes),
+            "max_bytes": options.max_bytes,
+            "max_pixels": options.max_pixels,
+        }
+        return JSONResponse(about, 200 if ready else 503)
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/")
+    async def show_page() -> HTMLResponse:
+        return HTMLResponse(page, headers=PAGE_HEADERS)
+
+    @app.exception_handler(RequestValidationError)
+    async def explain(_: Request, error: RequestValidationError) -> JSONResponse:
+        reasons = [f"{e['loc'][-1]}={e['input']!r}: {e['msg']}" for e in error.errors()]
+        return JSONResponse({"detail": "; ".join(reasons)}, 422)
+
+    return app
+
+
+class Service:
+    """Answers ``/detect``."""
+
+    def __init__(self, batcher: Batcher, classes: Sequence[str], options: ServeOptions) -> None:
+        self.batcher = batcher
+        self.classes = tuple(classes)
+        self.options = options
+        self.slots = Slots(options.max_queue)
+        self.threads = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoder")
+
+    async def answer(
+        self, request: Request, score_threshold: float, classes: Sequence[str], media_type: str
+    ) -> Response:
+        """Detect objects in the images of a request.
+
+        Raises:
+            HTTPException: the request cannot be answered; the status and the message say why.
+        """
+        for name in classes:
+            if name not in self.classes:
+                raise HTTPException(422, str(unknown_name("class", name, self.classes)))
+        try:
+            with anyio.fail_after(self.options.timeout), self.slots.hold(1):
+                uploads = await read_uploads(request, self.options)
+                with self.slots.hold(len(uploads) - 1):
+                    if media_type == "application/json":
+                        return await self._json(uploads, score_threshold, classes)
+                    return await self._drawn(uploads, score_threshold, classes, media_type)
+        except QueueFullError:
+            message = f"the server has {self.options.max_queue} images to process; try again later"
+            raise HTTPException(503, message, {"Retry-After": "1"}) from None
+        except TimeoutError:
+            raise HTTPException(504, f"not finished within {self.options.timeout:g} s") from None
+        except UploadError as error:
+            raise HTTPException(error.status, str(error)) from None
+        except DetectorError:
+            raise HTTPException(500, "the detector failed on this batch; the server's log says why") from None
+
+    async def _json(
+        self, uploads: Sequence[Upload], score_threshold: float, classes: Sequence[str]
+    ) -> JSONResponse:
+        """One entry per upload. An unusable one has an error instead; if all are unusable, the first is raised."""
+        found = await asyncio.gather(
+            *(self._detect(upload, score_threshold) for upload in uploads), return_exceptions=True
+        )
+        failed = [result for result in found if isinstance(result, BaseException)]
+        if len(failed) == len(found) or not all(isinstance(error, UploadError) for error in failed):
+            raise next((error for error in failed if not isinstance(error, UploadError)), failed[0])
+        return JSONResponse(
+            {"images": [self._entry(*pair, classes) for pair in zip(uploads, found, strict=True)]}
+        )
+
+    def _entry(self, upload: Upload, result: Any, classes: Sequence[str]) -> dict[str, Any]:
+        if isinstance(result, UploadError):
+            return {"name": upload.name, "error": str(result)}
+        image, detections = result
+        rows = detections.to_dict()
+        return {
+            "name": upload.name,
+            "width": image.width,
+            "height": image.height,
+            "detections": [rows[i] for i in of_classes(rows, classes)],
+        }
+
+    async def _drawn(
+        self, uploads: Sequence[Upload], score_threshold: float, classes: Sequence[str], media_type: str
+    ) -> Response:
+        if len(uploads) != 1:
+            raise UploadError(
+                422, f"{len(uploads)} images were sent; a drawn image is the answer to one, JSON to several"
+            )
+        _, found = await self._detect(uploads[0], score_threshold)
+
+        def draw() -> bytes:
+            keep = of_classes(found.to_dict(), classes)
+            shown = found.boxes[keep], found.labels[keep], self.classes, found.scores[keep]
+            return encode(draw_boxes(found.image, *shown), media_type)
+
+        return Response(await self._in_thread(draw), media_type=media_type)
+
+    async def _detect(self, upload: Upload, score_threshold: float) -> tuple[Decoded, Any]:
+        """The decoded image and its ``Detections``."""
+        image = await self._in_thread(decode, upload.data, self.options.max_pixels)
+        return image, await asyncio.wrap_future(self.batcher.submit(image, score_threshold))
+
+    async def _in_thread(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *arguments)
+
+
+def reply_type(format: str | None, accept: str) -> str:
+    """The media type of the answer: JSON, or the type of the drawn image.
+
+    ``format`` is that of the query. Without it, the first type of the Accept header that can be sent wins.
+    """
+    accepted = [kind.partition(";")[0].strip().lower() for kind in accept.split(",")]
+    if format == "json":
+        return "application/json"
+    if format == "image":
+        accepted = [kind for kind in accepted if kind.startswith("image/")] + ["image/*"]
+    known = {"image/*": "image/png", "image/png": "image/png", "image/jpeg": "image/jpeg"}
+    known |= {"application/json": "application/json", "*/*": "application/json"}
+    return next((known[kind] for kind in accepted if kind in known), "application/json")
+
+
+async def read_uploads(request: Request, options: ServeOptions) -> list[Upload]:
+    """The files of a request: the parts of a form, or the body if that is an image.
+
+    Raises:
+        UploadError: the body is too large, neither a form nor an image, or contains no file.
+    """
+    request = limited(request, options.max_bytes)
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type.startswith("image/"):
+        return [Upload("image", await request.body())]
+    if content_type != "multipart/form-data":
+        raise UploadError(
+            415,
+            f"the content type is {content_type!r}; send a form (multipart/form-data) or an image (image/jpeg)",
+        )
+    async with request.form(max_files=options.max_queue) as form:
+        uploads = []
+        for name, file in form.multi_items():
+            if isinstance(file, str):
+                raise UploadError(
+                    422, f"form field {name!r} is not a file; options are part of the URL: ?{name}="
+                )
+            uploads.append(Upload(file.filename or name, await file.read()))
+    if not uploads:
+        raise UploadError(422, "the form contains no file")
+    return uploads
+
+
+def limited(request: Request, max_bytes: int) -> Request:
+    """The request; reading more than ``max_bytes`` of its body raises UploadError."""
+    error = UploadError(413, f"the request is larger than {max_bytes:,} bytes; send smaller or fewer images")
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > max_bytes:
+        raise error
+    received = 0
+
+    async def receive() -> Message:
+        nonlocal received
+        message = await request.receive()
+        received += len(message.get("body", b""))
+        if received > max_bytes:
+            raise error
+        return message
+
+    return Request(request.scope, receive)
