@@ -70,7 +70,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        reason = error.strerror or error
+        reason = str(error.strerror).partition(" (while")[0]  # Python repeats the address
         raise ValueError(
             f"cannot listen on --host {host} --port {port}: {reason}; --port 0 uses a free one"
         ) from error
