@@ -1,4 +1,4 @@
-"""The server's detections are those of single calls, for many clients at once; a signal ends it after the last answer."""
+"""Detections for many clients at once are those of single calls; a signal ends the server after the last answer."""
 
 from __future__ import annotations
 
