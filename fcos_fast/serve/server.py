@@ -68,12 +68,16 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]  # Python repeats the address
         raise ValueError(
             f"cannot listen on --host {host} --port {port}: {reason}; --port 0 uses a free one"
         ) from error
+    # Connections inherit it. Otherwise the body of an answer follows its header after the client's delayed
+    # acknowledgment, 40 ms; asyncio sets it only for sockets that it creates.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def address(listener: socket.socket) -> str:

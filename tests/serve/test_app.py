@@ -183,7 +183,7 @@ def test_a_request_that_waits_too_long():
 
 
 def test_a_crash_ends_one_batch(caplog):
-    with stubbed(max_wait_ms=500) as (stub, app):
+    with stubbed(max_wait_ms=200) as (stub, app):
         black, beside, other = ask(app, upload(image(0)), upload(image(9)), upload(image(8, (9, 9))))
         (later,) = ask(app, upload(image(1)))
         health = ask(app, {"method": "GET", "url": "/health"})[0]

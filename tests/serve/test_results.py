@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import socket
 import sys
 import threading
@@ -21,6 +22,7 @@ from fcos_fast.serve.batching import Batcher
 from fcos_fast.serve.images import decode
 from fcos_fast.serve.metrics import Metrics
 from fcos_fast.serve.options import ServeOptions
+from fcos_fast.serve.server import address, is_loopback, listen
 
 SIZES = ((96, 64), (80, 64), (96, 64), (57, 91))
 CLIENTS = 32
@@ -119,6 +121,14 @@ def stopped_during_a_request(server, photo: bytes) -> tuple[int, str, httpx.Resp
         return *server.stop(), answer.result()
 
 
+def test_answers_are_not_delayed():
+    """With Nagle's algorithm, the body of an answer would wait 40 ms for the client's acknowledgment."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_port_in_use(capsys):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -151,3 +161,19 @@ def test_a_missing_extra(module, monkeypatch, capsys):
 def test_options_out_of_range(option, capsys):
     assert main(["serve", "--checkpoint", "best.pt", *option]) == 2
     assert option[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False)]
+)
+def test_only_loopback_is_private(host, loopback):
+    assert is_loopback(host) == loopback
+
+
+def test_the_address_of_an_ipv6_socket():
+    try:
+        listener = listen("::1", 0)
+    except ValueError:
+        pytest.skip("this machine has no IPv6")
+    with listener:
+        assert re.fullmatch(r"http://\[::1\]:\d+", address(listener))
