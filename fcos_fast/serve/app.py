@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
-from typing import Annotated, Any, Literal, NamedTuple
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, TypeVar
 
 import anyio
-import python_multipart  # noqa: F401  # FastAPI reads forms with it, and would miss it only at the first form
 from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.types import Message
 
 import fcos_fast
 from fcos_fast.serve.batching import Batcher, DetectorError, QueueFullError, Slots
 from fcos_fast.serve.images import Decoded, UploadError, decode, encode, of_classes
 from fcos_fast.serve.metrics import MeasureRequests, Metrics
 from fcos_fast.serve.options import ServeOptions
+from fcos_fast.serve.uploads import Upload, read_uploads
 from fcos_fast.suggest import unknown_name
 from fcos_fast.visualize import draw_boxes
+
+T = TypeVar("T")
 
 DECODERS = 4
 """Threads that decode uploads and encode drawn images."""
@@ -49,14 +51,7 @@ BODY = {
         },
     }
 }
-"""The body of ``/detect`` for ``/openapi.json``; the body is read by :func:`read_uploads`."""
-
-
-class Upload(NamedTuple):
-    """A file that was sent."""
-
-    name: str
-    data: bytes
+"""The body of ``/detect`` for ``/openapi.json``; FastAPI does not see it, because :func:`read_uploads` reads it."""
 
 
 def make_app(batcher: Batcher, classes: Sequence[str], options: ServeOptions, metrics: Metrics) -> FastAPI:
@@ -89,7 +84,7 @@ def make_app(batcher: Batcher, classes: Sequence[str], options: ServeOptions, me
         about = {
             "ready": ready,
             "version": fcos_fast.__version__,
-            "model": options.checkpoint,
+            "model": PurePath(options.checkpoint).name,
             "classes": list(service.classes),
             "max_bytes": options.max_bytes,
             "max_pixels": options.max_pixels,
@@ -130,9 +125,8 @@ class Service:
         Raises:
             HTTPException: the request cannot be answered; the status and the message say why.
         """
-        for name in classes:
-            if name not in self.classes:
-                raise HTTPException(422, str(unknown_name("class", name, self.classes)))
+        if unknown := [name for name in classes if name not in self.classes]:
+            raise HTTPException(422, str(unknown_name("class", unknown[0], self.classes)))
         try:
             with anyio.fail_after(self.options.timeout), self.slots.hold(1):
                 uploads = await read_uploads(request, self.options)
@@ -154,27 +148,14 @@ class Service:
         self, uploads: Sequence[Upload], score_threshold: float, classes: Sequence[str]
     ) -> JSONResponse:
         """One entry per upload. An unusable one has an error instead; if all are unusable, the first is raised."""
-        found = await asyncio.gather(
-            *(self._detect(upload, score_threshold) for upload in uploads), return_exceptions=True
+        results = await asyncio.gather(
+            *(self._detect_or_error(upload, score_threshold) for upload in uploads)
         )
-        failed = [result for result in found if isinstance(result, BaseException)]
-        if len(failed) == len(found) or not all(isinstance(error, UploadError) for error in failed):
-            raise next((error for error in failed if not isinstance(error, UploadError)), failed[0])
-        return JSONResponse(
-            {"images": [self._entry(*pair, classes) for pair in zip(uploads, found, strict=True)]}
-        )
-
-    def _entry(self, upload: Upload, result: Any, classes: Sequence[str]) -> dict[str, Any]:
-        if isinstance(result, UploadError):
-            return {"name": upload.name, "error": str(result)}
-        image, detections = result
-        rows = detections.to_dict()
-        return {
-            "name": upload.name,
-            "width": image.width,
-            "height": image.height,
-            "detections": [rows[i] for i in of_classes(rows, classes)],
-        }
+        errors = [result for result in results if isinstance(result, UploadError)]
+        if len(errors) == len(results):
+            raise errors[0]
+        pairs = zip(uploads, results, strict=True)
+        return JSONResponse({"images": [entry(upload.name, result, classes) for upload, result in pairs]})
 
     async def _drawn(
         self, uploads: Sequence[Upload], score_threshold: float, classes: Sequence[str], media_type: str
@@ -192,13 +173,31 @@ class Service:
 
         return Response(await self._in_thread(draw), media_type=media_type)
 
+    async def _detect_or_error(
+        self, upload: Upload, score_threshold: float
+    ) -> tuple[Decoded, Any] | UploadError:
+        try:
+            return await self._detect(upload, score_threshold)
+        except UploadError as error:
+            return error
+
     async def _detect(self, upload: Upload, score_threshold: float) -> tuple[Decoded, Any]:
         """The decoded image and its ``Detections``."""
         image = await self._in_thread(decode, upload.data, self.options.max_pixels)
         return image, await asyncio.wrap_future(self.batcher.submit(image, score_threshold))
 
-    async def _in_thread(self, function: Any, *arguments: Any) -> Any:
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.threads, function, *arguments)
+
+
+def entry(name: str, result: tuple[Decoded, Any] | UploadError, classes: Sequence[str]) -> dict[str, Any]:
+    """The part of a JSON answer for one image."""
+    if isinstance(result, UploadError):
+        return {"name": name, "error": str(result)}
+    image, detections = result
+    rows = detections.to_dict()
+    found = [rows[i] for i in of_classes(rows, classes)]
+    return {"name": name, "width": image.width, "height": image.height, "detections": found}
 
 
 def reply_type(format: str | None, accept: str) -> str:
@@ -214,50 +213,3 @@ def reply_type(format: str | None, accept: str) -> str:
     known = {"image/*": "image/png", "image/png": "image/png", "image/jpeg": "image/jpeg"}
     known |= {"application/json": "application/json", "*/*": "application/json"}
     return next((known[kind] for kind in accepted if kind in known), "application/json")
-
-
-async def read_uploads(request: Request, options: ServeOptions) -> list[Upload]:
-    """The files of a request: the parts of a form, or the body if that is an image.
-
-    Raises:
-        UploadError: the body is too large, neither a form nor an image, or contains no file.
-    """
-    request = limited(request, options.max_bytes)
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type.startswith("image/"):
-        return [Upload("image", await request.body())]
-    if content_type != "multipart/form-data":
-        raise UploadError(
-            415,
-            f"the content type is {content_type!r}; send a form (multipart/form-data) or an image (image/jpeg)",
-        )
-    async with request.form(max_files=options.max_queue) as form:
-        uploads = []
-        for name, file in form.multi_items():
-            if isinstance(file, str):
-                raise UploadError(
-                    422, f"form field {name!r} is not a file; options are part of the URL: ?{name}="
-                )
-            uploads.append(Upload(file.filename or name, await file.read()))
-    if not uploads:
-        raise UploadError(422, "the form contains no file")
-    return uploads
-
-
-def limited(request: Request, max_bytes: int) -> Request:
-    """The request; reading more than ``max_bytes`` of its body raises UploadError."""
-    error = UploadError(413, f"the request is larger than {max_bytes:,} bytes; send smaller or fewer images")
-    length = request.headers.get("content-length", "0")
-    if length.isdecimal() and int(length) > max_bytes:
-        raise error
-    received = 0
-
-    async def receive() -> Message:
-        nonlocal received
-        message = await request.receive()
-        received += len(message.get("body", b""))
-        if received > max_bytes:
-            raise error
-        return message
-
-    return Request(request.scope, receive)

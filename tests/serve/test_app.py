@@ -237,12 +237,16 @@ def test_a_body_that_is_too_large():
         for _ in range(30):
             yield b"x" * 100
 
+    async def unread():
+        raise AssertionError("a body that is known to be too large was read")
+        yield
+
     post = {"method": "POST", "url": "/detect"}
     as_png = {"content-type": "image/png"}
     with stubbed(max_bytes=2000) as (_, app):
         known, unknown, small = ask(
             app,
-            {**post, "content": b"x" * 2001, "headers": as_png},
+            {**post, "content": unread(), "headers": {**as_png, "content-length": "2001"}},
             {**post, "content": in_pieces(), "headers": as_png},
             {**post, "content": b"x" * 2000, "headers": as_png},
         )

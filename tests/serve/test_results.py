@@ -26,6 +26,7 @@ from fcos_fast.serve.server import address, is_loopback, listen
 
 SIZES = ((96, 64), (80, 64), (96, 64), (57, 91))
 CLIENTS = 32
+PNG = {"content-type": "image/png"}
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +86,8 @@ def test_a_server_with_32_clients(serve, checkpoint, photos):
         def ask(photo: bytes) -> tuple[dict, int]:
             with httpx.Client(base_url=server.address, timeout=60) as client:
                 together.wait()
-                good = client.post("/detect", content=photo, headers={"content-type": "image/png"})
-                bad = client.post("/detect", content=photo[:200], headers={"content-type": "image/png"})
+                good = client.post("/detect", content=photo, headers=PNG)
+                bad = client.post("/detect", content=photo[:200], headers=PNG)
                 return good.json()["images"][0]["detections"], bad.status_code
 
         with ThreadPoolExecutor(CLIENTS) as clients:
@@ -97,6 +98,7 @@ def test_a_server_with_32_clients(serve, checkpoint, photos):
             files={"images": photos[0]},
             headers={"accept": "image/jpeg"},
         )
+        heavy = httpx.post(f"{server.address}/detect", content=bytes(40_000_000), headers=PNG, timeout=60)
         status, output, last = stopped_during_a_request(server, photos[0])
 
     for (rows, bad), expected in zip(answers, single, strict=True):
@@ -106,6 +108,7 @@ def test_a_server_with_32_clients(serve, checkpoint, photos):
         np.testing.assert_allclose(boxes, np.asarray(expected.boxes), rtol=0, atol=0.005 + 1e-3)
     batches = float(metrics.split("fcos_fast_batch_images_count ")[1].split()[0])
     assert batches < CLIENTS / 2  # more than one request per batch
+    assert heavy.status_code == 413  # the client is told, although it is still sending
     assert drawn.headers["content-type"] == "image/jpeg"
     assert Image.open(io.BytesIO(drawn.content)).size == SIZES[0]
     assert last.status_code == 200
