@@ -14,6 +14,7 @@ from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import ClientDisconnect
 
 import fcos_fast
 from fcos_fast.serve.batching import Batcher, DetectorError, QueueFullError, Slots
@@ -141,6 +142,8 @@ class Service:
             raise HTTPException(504, f"not finished within {self.options.timeout:g} s") from None
         except UploadError as error:
             raise HTTPException(error.status, str(error)) from None
+        except ClientDisconnect:
+            raise HTTPException(499, "the client disconnected") from None  # seen in the metrics only
         except DetectorError:
             raise HTTPException(500, "the detector failed on this batch; the server's log says why") from None
 

@@ -48,7 +48,10 @@ async def read_uploads(request: Request, options: ServeOptions) -> list[Upload]:
 
 
 def limited(request: Request, max_bytes: int) -> Request:
-    """The request; reading more than ``max_bytes`` of its body raises UploadError."""
+    """The request; reading more than ``max_bytes`` of its body raises UploadError.
+
+    The versions of FastAPI for Python 3.10 have no ``max_body_size``.
+    """
     error = UploadError(413, f"the request is larger than {max_bytes:,} bytes; send smaller or fewer images")
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > max_bytes:

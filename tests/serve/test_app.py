@@ -254,6 +254,23 @@ def test_a_body_that_is_too_large():
     assert "2,000 bytes" in known.json()["detail"]
 
 
+@pytest.mark.parametrize("content_type", ["image/png", "multipart/form-data; boundary=a"])
+def test_a_client_that_disconnects_is_no_error_of_the_server(content_type):
+    sent = []
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    request = httpx.Request("POST", "http://server/detect", headers={"content-type": content_type})
+    scope = {"type": "http", "method": "POST", "path": "/detect", "query_string": b"", "http_version": "1.1"}
+    with stubbed() as (stub, app):
+        asyncio.run(app({**scope, "headers": request.headers.raw}, receive, send))
+    assert (sent[0]["status"], stub.batches) == (499, [])
+
+
 @pytest.mark.parametrize(
     ("request_", "status", "reason"),
     [
