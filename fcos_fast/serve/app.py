@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 
 import fcos_fast
 from fcos_fast.serve.batching import Batcher, DetectorError, QueueFullError, Slots
-from fcos_fast.serve.images import Decoded, UploadError, decode, encode, of_classes
+from fcos_fast.serve.images import Decoded, UploadError, decode, encode
 from fcos_fast.serve.metrics import MeasureRequests, Metrics
 from fcos_fast.serve.options import ServeOptions
 from fcos_fast.serve.uploads import Upload, read_uploads
@@ -201,6 +201,11 @@ def entry(name: str, result: tuple[Decoded, Any] | UploadError, classes: Sequenc
     rows = detections.to_dict()
     found = [rows[i] for i in of_classes(rows, classes)]
     return {"name": name, "width": image.width, "height": image.height, "detections": found}
+
+
+def of_classes(rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> list[int]:
+    """Indices of the rows (``Detections.to_dict``) of one of ``classes``; of all rows if it is empty."""
+    return [i for i, row in enumerate(rows) if not classes or row["class"] in classes]
 
 
 def reply_type(format: str | None, accept: str) -> str:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
 from fcos_fast.data.images import to_rgb, upright
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """Formats that are decoded, by Pillow's names. Some of Pillow's others run external programs."""
@@ -77,8 +74,3 @@ def encode(image: Image.Image, media_type: str) -> bytes:
     file = io.BytesIO()
     image.save(file, media_type.removeprefix("image/"), quality=90)  # PNG has no quality and ignores it
     return file.getvalue()
-
-
-def of_classes(rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> list[int]:
-    """Indices of the rows (``Detections.to_dict``) of one of ``classes``; of all rows if it is empty."""
-    return [i for i, row in enumerate(rows) if not classes or row["class"] in classes]
