@@ -25,6 +25,7 @@ SUBCOMMANDS = {
     "train": "train a detector, or resume a run",
     "evaluate": "measure the average precision of a checkpoint on a dataset",
     "detect": "detect objects in images and videos; writes them drawn, and JSON",
+    "serve": "serve a detector over HTTP: web page, JSON, drawn images",
     "export": "write a trained detector as a file for other runtimes: ONNX, OpenVINO",
     "convert": "convert checkpoints from and to other implementations",
     "data": "data stats: show how the boxes of a dataset suit the levels of a detector",
@@ -38,7 +39,14 @@ DISTRIBUTED = ("train", "evaluate")
 
 EXTRAS = {
     **{"timm": "timm", "safetensors": "timm", "av": "video"},
-    **{"onnx": "export", "onnxscript": "export", "onnxruntime": "export", "openvino": "openvino"},
+    **{
+        "onnx": "export",
+        "onnxscript": "export",
+        "onnxruntime": "export",
+        "openvino": "openvino",
+        "nncf": "openvino",
+    },
+    **dict.fromkeys(("fastapi", "prometheus_client", "python_multipart", "uvicorn"), "serve"),
 }
 """Optional dependency -> the extra that installs it; all others are in ``train``."""
 

@@ -13,7 +13,12 @@ from fcos_fast.models.config import BUILT_IN_BACKBONES
 HELP = [
     *(["--help"], ["--version"], ["train", "--help"], ["evaluate", "--help"], ["detect", "--help"]),
     *(["convert", "--help"], ["data", "--help"], ["data", "stats", "--help"], ["benchmark", "--help"]),
-    *(["demo", "--help"], ["info", "--help"], ["train", "--preset", "torchvision-retinanet", "--help"]),
+    *(
+        ["serve", "--help"],
+        ["demo", "--help"],
+        ["info", "--help"],
+        ["train", "--preset", "torchvision-retinanet", "--help"],
+    ),
 ]
 MISTAKES = [
     *(
@@ -37,6 +42,8 @@ MISTAKES = [
         ["evaluate", "--checkpoint", "x", "--rot", "y"],
         ["detect", "--checkpoint", "x"],
         ["convert"],
+        ["serve"],
+        ["serve", "--checkpoint", "x", "--port", "-1"],
     ),
     *(
         ["data", "stat"],
