@@ -11,7 +11,14 @@ from fcos_fast.models import BACKBONES
 from fcos_fast.models.config import BUILT_IN_BACKBONES
 
 HELP = [
-    *(["--help"], ["--version"], ["train", "--help"], ["evaluate", "--help"], ["detect", "--help"]),
+    *(
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["evaluate", "--help"],
+        ["detect", "--help"],
+        ["export", "--help"],
+    ),
     *(["convert", "--help"], ["data", "--help"], ["data", "stats", "--help"], ["benchmark", "--help"]),
     *(["demo", "--help"], ["info", "--help"], ["train", "--preset", "torchvision-retinanet", "--help"]),
 ]
@@ -36,6 +43,7 @@ MISTAKES = [
         ["evaluate"],
         ["evaluate", "--checkpoint", "x", "--rot", "y"],
         ["detect", "--checkpoint", "x"],
+        ["export", "--checkpoint", "x", "--format", "onix"],
         ["convert"],
     ),
     *(
