@@ -1,8 +1,8 @@
 """``python -m benchmarks.export_parity``: what exported detectors find, against their originals, on real photographs.
 
-Every preset with a ResNet-18 and random weights that detect something everywhere is exported once. The file runs in ONNX
-Runtime and OpenVINO on all photographs of a split, in three sizes and three batch sizes. Needs FCOS_FAST_BCCD, the folder
-of BCCD, or ``--data`` with a folder in VOC format.
+Every preset with a ResNet-18 and random weights that detect something everywhere is exported once. The file runs in
+ONNX Runtime and OpenVINO on all photographs of a split, in three sizes and three batch sizes. Needs FCOS_FAST_BCCD, the
+folder of BCCD, or ``--data`` with a folder in VOC format.
 """
 
 from __future__ import annotations

@@ -124,6 +124,7 @@ def export(
     model, categories = model_from_checkpoint(load_checkpoint(checkpoint))
     check_field_names(type(model.config), overrides)
     model.config = replace(model.config, **overrides)
+    output.parent.mkdir(parents=True, exist_ok=True)
     with chosen.writing(model, categories, output) as exported:
         compared = check_export(TorchEngine(model, categories), exported, pixels)
     print(f"{output}: {compared} detections on {len(pixels)} images are those of {checkpoint}", flush=True)
