@@ -115,6 +115,7 @@ def export(
     output = check_output(checkpoint, output, format)
     pixels = read_images(images) if images else _generate()
     model, categories = read_checkpoint(checkpoint, overrides)
+    output.parent.mkdir(parents=True, exist_ok=True)
     with FORMATS[format].writing(model, categories, output) as exported:
         compared = check_export(TorchEngine(model, categories), exported, pixels)
     print(f"{output}: {compared} detections on {len(pixels)} images are those of {checkpoint}", flush=True)

@@ -11,7 +11,14 @@ from fcos_fast.models import BACKBONES
 from fcos_fast.models.config import BUILT_IN_BACKBONES
 
 HELP = [
-    *(["--help"], ["--version"], ["train", "--help"], ["evaluate", "--help"], ["detect", "--help"]),
+    *(
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["evaluate", "--help"],
+        ["detect", "--help"],
+        ["export", "--help"],
+    ),
     *(["convert", "--help"], ["data", "--help"], ["data", "stats", "--help"], ["benchmark", "--help"]),
     *(
         ["serve", "--help"],
@@ -41,6 +48,7 @@ MISTAKES = [
         ["evaluate"],
         ["evaluate", "--checkpoint", "x", "--rot", "y"],
         ["detect", "--checkpoint", "x"],
+        ["export", "--checkpoint", "x", "--format", "onix"],
         ["convert"],
         ["serve"],
         ["serve", "--checkpoint", "x", "--port", "-1"],

@@ -19,17 +19,18 @@ def checkpoint(tmp_path_factory) -> Path:
     """A checkpoint that loads: its backbone is a real one."""
     import torch
 
+    from fcos_fast.data.synthetic import CATEGORIES as SHAPES
     from fcos_fast.engine.benchmark import make_talkative
     from fcos_fast.engine.checkpoint import describe_model, save_checkpoint
     from fcos_fast.models import build_detector
-    from tests.export.models import CATEGORIES, photos, small_detector
+    from tests.export.models import photos, small_detector
 
     folder = tmp_path_factory.mktemp("run")
-    config = small_detector("adelaidet-rt").config
+    config = small_detector("adelaidet-rt", num_classes=len(SHAPES)).config
     torch.manual_seed(0)
     image = torch.from_numpy(photos((96, 128))[0]).permute(2, 0, 1)
     model = make_talkative(build_detector(config), image, 200)
-    state = {**describe_model(model, CATEGORIES), "model": model.state_dict()}
+    state = {**describe_model(model, SHAPES), "model": model.state_dict()}
     save_checkpoint(folder / "best.pt", state)
     return folder / "best.pt"
 

@@ -14,6 +14,8 @@ import pytest
 
 import fcos_fast
 from fcos_fast.cli.main import main
+from fcos_fast.data.synthetic import CATEGORIES as SHAPES
+from fcos_fast.data.synthetic import SyntheticConfig, write_voc
 from fcos_fast.export import export, onnx_model
 from fcos_fast.export import run as export_run
 from fcos_fast.export.check import difference
@@ -72,7 +74,7 @@ def test_engines_detect_the_same(preset, tmp_path):
 def test_the_file_describes_itself(exported, checkpoint):
     proto = onnx.load(exported)
     about = {entry.key: entry.value for entry in proto.metadata_props}
-    assert json.loads(about["names"]) == list(CATEGORIES.names)
+    assert json.loads(about["names"]) == list(SHAPES.names)
     assert json.loads(about["config"])["detector"] == "fcos"
     assert (about["version"], about["size_divisor"]) == (fcos_fast.__version__, "32")
     assert (about["score_threshold"], about["iou_threshold"], about["max_detections"]) == (
@@ -103,6 +105,28 @@ print(json.dumps([found.boxes.tolist(), found.scores.tolist(), found.labels.toli
     assert names == list(expected.names[:40])
     np.testing.assert_allclose(boxes, expected.boxes[:40], atol=1e-3)
     np.testing.assert_allclose(scores, expected.scores[:40], atol=1e-5)
+
+
+def test_evaluate_and_detect_accept_it(exported, checkpoint, tmp_path):
+    root, found = tmp_path / "data", {}
+    write_voc(root, {"val": 3}, config=SyntheticConfig((96, 128), (16, 60), max_objects=3))
+    for model in (exported, checkpoint):
+        command = ["evaluate", "--checkpoint", str(model), "--data.root", str(root), "--data.split", "val"]
+        results = tmp_path / f"{model.name}.json"
+        runs = ["--runs", str(tmp_path / "runs"), "--output", str(results), "--batch_size", "2"]
+        assert main([*command, *runs, "--precision", "float32", "--device", "cpu"]) == 0
+        found[model.suffix] = json.loads(results.read_text())
+    images = {row["image_id"] for row in found[".pt"]}
+    assert len(images) == 3
+    for image in images:
+        mine, theirs = ([r for r in found[s] if r["image_id"] == image] for s in (".onnx", ".pt"))
+        assert [r["category_id"] for r in mine] == [r["category_id"] for r in theirs[:40]]
+        boxes, expected = ([r["bbox"] for r in rows] for rows in (mine, theirs[:40]))
+        np.testing.assert_allclose(boxes, expected, atol=2e-3)
+
+    command = ["detect", "--checkpoint", str(exported), str(root / "JPEGImages"), "--runs", str(tmp_path)]
+    assert main(command) == 0
+    assert len(json.loads((tmp_path / "detect" / "detections.json").read_text())) == 3
 
 
 def test_a_file_that_differs_is_not_written(exported, checkpoint, tmp_path, monkeypatch, capsys):
@@ -184,7 +208,7 @@ def test_openvino_files(exported, checkpoint, tmp_path, monkeypatch):
     path = export(checkpoint, tmp_path / "model.xml", "openvino", max_detections=40)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.xml"]
     predictor = fcos_fast.load(path)
-    assert predictor.categories == CATEGORIES
+    assert predictor.categories == SHAPES
     image = photos((110, 150))[0]
     expected = fcos_fast.load(exported).predict(image, 0.1)
     found = predictor.predict(image, 0.1)
