@@ -173,7 +173,7 @@ def test_sound_without_images_is_named(colors, tmp_path):
     av = pytest.importorskip("av")
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=44100)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame("fltp", "mono", 1024)
         frame.rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -262,7 +262,7 @@ def test_urls_have_limits(server):
         download(f"{server}/endless.png", max_bytes=100_000)
     with pytest.raises(DataError, match=r"slow.png: did not arrive in 0.1 s"):
         download(f"{server}/slow.png", timeout=0.1)
-    with pytest.raises(DataError, match=r"cannot be downloaded \(.*Connection refused"):
+    with pytest.raises(DataError, match=r"cannot be downloaded \(.*Errno 111"):
         download("http://127.0.0.1:9/a.png")
     assert urls.MAX_BYTES == 2**26
 
