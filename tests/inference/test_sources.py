@@ -173,7 +173,7 @@ def test_sound_without_images_is_named(colors, tmp_path):
     av = pytest.importorskip("av")
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=44100)
-        frame = av.AudioFrame("fltp", "mono", 1024)
+        frame = av.AudioFrame("fltp", "stereo", 1024)
         frame.rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
