@@ -102,7 +102,8 @@ class Predictor:
         if has_webcam(find_sources(source, options.get("allow_urls", False))):
             raise ValueError("a webcam never ends, so predict cannot return; use stream")
         if is_one_image(source):
-            (found,) = self.stream(source, score_threshold, **{**options, "on_error": None})
+            options["on_error"] = None
+            (found,) = self.stream(source, score_threshold, **options)
             return found
         return list(self.stream(source, score_threshold, **options))
 
