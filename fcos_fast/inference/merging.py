@@ -15,8 +15,8 @@ def merged(views: Sequence[RawDetections], iou_threshold: float, average: bool =
     Args:
         views: the detections of each view.
         iou_threshold: IoU above which a box suppresses one with a lower score.
-        average: replace each kept box by the mean, weighted with the scores, of all boxes of its class whose IoU with it
-            exceeds the threshold: "box voting" (Gidaris and Komodakis, 2015).
+        average: replace each kept box by the mean, weighted with the scores, of all boxes of its class whose IoU with
+            it exceeds the threshold: "box voting" (Gidaris and Komodakis, 2015).
     """
     boxes, scores, labels = (np.concatenate(parts) for parts in zip(*views, strict=True))
     kept = batched_nms(boxes, scores, labels, iou_threshold)

@@ -14,7 +14,7 @@ from fcos_fast.inference.augment import AugmentedEngine
 from fcos_fast.inference.detections import Detections, score_thresholds
 from fcos_fast.inference.engine import Engine
 from fcos_fast.inference.read_ahead import batched, read_ahead
-from fcos_fast.inference.sources import Frame, SourceLike, find_sources, is_one_image, read_frames
+from fcos_fast.inference.sources import Frame, SourceLike, find_sources, has_webcam, is_one_image, read_frames
 from fcos_fast.inference.tiles import TiledEngine
 
 if TYPE_CHECKING:
@@ -99,10 +99,13 @@ class Predictor:
         Raises:
             ValueError, TypeError: as for :meth:`stream`; also for a webcam, which never ends.
         """
-        if isinstance(source, int):
-            raise ValueError(f"a webcam ({source}) never ends, so predict cannot return; use stream")
-        found = list(self.stream(source, score_threshold, **options))
-        return found[0] if is_one_image(source) else found
+        if has_webcam(find_sources(source, options.get("allow_urls", False))):
+            raise ValueError("a webcam never ends, so predict cannot return; use stream")
+        if is_one_image(source):
+            options["on_error"] = None
+            (found,) = self.stream(source, score_threshold, **options)
+            return found
+        return list(self.stream(source, score_threshold, **options))
 
     def stream(
         self,
@@ -136,7 +139,7 @@ class Predictor:
             allow_urls: accept ``http://`` and ``https://`` URLs of images.
             max_pixels: larger images and videos are rejected.
             on_error: called, by the thread, with the error of a file that cannot be read, which is then skipped; None
-                raises the error.
+                raises the error, as for a single image in :meth:`predict`.
 
         Returns:
             A generator; closing it ends the thread.
@@ -154,8 +157,8 @@ class Predictor:
         if tile is not None:
             engine = TiledEngine(engine, tile, overlap, batch_size)
         sources = find_sources(source, allow_urls)
-        is_live = isinstance(sources, list) and any(found.kind == "webcam" for found in sources)
-        if is_live and len(sources) > 1:  # type: ignore[arg-type]
+        is_live = has_webcam(sources)
+        if is_live and len(list(sources)) > 1:
             raise ValueError("a webcam never ends, so no other source can follow it; stream it alone")
         frames = read_frames(sources, max_pixels, on_error)
         return _detect(engine, frames, thresholds, 1 if is_live else batch_size, is_live)

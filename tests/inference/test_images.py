@@ -125,6 +125,7 @@ def test_nothing_but_a_checkpoint_needs_torch(file):
         found = Predictor(ColorEngine()).predict({str(file)!r})
         assert found.image.shape == (64, 96, 3)
         found.draw(), found.to_dict()
+        import fcos_fast.cli.detect_run
         try:
             load("x.pt")
         except ModuleNotFoundError as error:
