@@ -20,8 +20,15 @@ def is_exported(path: str | Path) -> bool:
     return Path(path).suffix in EXPORTED_SUFFIXES
 
 
-def exported_engine(path: str | Path, threads: int | None = None) -> ExportedEngine:
+def exported_engine(
+    path: str | Path, device: str = "auto", precision: Precision = "auto", threads: int | None = None
+) -> ExportedEngine:
     """The engine of a file of ``fcos-fast export``; see :func:`load`. ``threads``: of one call; None: one per core."""
+    if device not in ("auto", "cpu") or precision not in ("auto", "float32"):
+        raise ValueError(
+            f"{path} is an exported detector, which runs on the CPU in float32; got device {device!r} and "
+            f"precision {precision!r}"
+        )
     if Path(path).suffix == ".xml":
         from fcos_fast.inference.openvino import OpenVinoEngine
 
@@ -84,12 +91,7 @@ def _changes(
 
 def _load_exported(path: str | Path, device: str, precision: Precision, *given: Any) -> ExportedEngine:
     """The engine of an exported detector, if it is what the options of :func:`load` ask for."""
-    if device not in ("auto", "cpu") or precision not in ("auto", "float32"):
-        raise ValueError(
-            f"{path} is an exported detector, which runs on the CPU in float32; got device {device!r} and "
-            f"precision {precision!r}"
-        )
-    engine = exported_engine(path)
+    engine = exported_engine(path, device, precision)
     for name, value in _changes(engine.config, *given).items():
         raise ValueError(
             f"{path}: its {name} is {getattr(engine.config, name)} and cannot be changed to {value}; export the "
