@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fcos_fast.inference.engine import Engine
+from fcos_fast.inference.exported import ExportedEngine
 from fcos_fast.inference.fastest import FastestEngine
 from fcos_fast.inference.predictor import Predictor
 from fcos_fast.inference.runtimes import RUNTIMES, exported_copy, runtime_engine
@@ -26,6 +27,36 @@ EXPORTED_SUFFIXES = (".onnx", ".xml")
 def is_exported(path: str | Path) -> bool:
     """Whether ``path`` is named as a file of ``fcos-fast export``, and not as a checkpoint."""
     return Path(path).suffix in EXPORTED_SUFFIXES
+
+
+def exported_engine(
+    path: str | Path,
+    device: str = "auto",
+    precision: Precision = "auto",
+    threads: int | None = None,
+    runtime: str | None = None,
+) -> ExportedEngine:
+    """The engine of a file of ``fcos-fast export``; see :func:`load`.
+
+    Args:
+        path: the file.
+        device: ``auto`` or ``cpu``.
+        precision: ``auto`` or ``float32``.
+        threads: of one call; None: one per core.
+        runtime: ``onnxruntime`` or ``openvino``; by default that of the format.
+
+    Raises:
+        ValueError: it does not run there.
+    """
+    if device not in ("auto", "cpu") or precision not in ("auto", "float32"):
+        raise ValueError(
+            f"{path} is an exported detector, which runs on the CPU in float32; got device {device!r} and "
+            f"precision {precision!r}"
+        )
+    own = "openvino" if Path(path).suffix == ".xml" else "onnxruntime"
+    if runtime == "torch" or (own == "openvino" and runtime == "onnxruntime"):
+        raise ValueError(f"{path} does not run in {runtime}; choose another engine or load the checkpoint")
+    return runtime_engine(runtime or own, Path(path), threads)
 
 
 def load(
@@ -118,23 +149,17 @@ def _checkpoint(path: Path, device: str, precision: Precision, engine: str, want
 
 
 def _exported(path: Path, device: str, precision: Precision, engine: str, wanted: Wanted) -> Engine:
-    if device not in ("auto", "cpu") or precision not in ("auto", "float32"):
-        raise ValueError(
-            f"{path} is an exported detector, which runs on the CPU in float32; got device {device!r} and "
-            f"precision {precision!r}"
-        )
-    own = "openvino" if path.suffix == ".xml" else "onnxruntime"
-    if engine == "torch" or (own == "openvino" and engine == "onnxruntime"):
-        raise ValueError(f"{path} does not run in {engine}; choose another engine or load the checkpoint")
-    chosen = runtime_engine(own if engine in ("default", "auto") else engine, path)
+    runtime = None if engine in ("default", "auto") else engine
+    chosen = exported_engine(path, device, precision, runtime=runtime)
     for name, value in wanted.changes(chosen.config).items():
         raise ValueError(
             f"{path}: its {name} is {getattr(chosen.config, name)} and cannot be changed to {value}; export the "
             f"checkpoint again with --{name} {value}"
         )
-    if engine != "auto" or own == "openvino":
+    if engine != "auto" or path.suffix == ".xml" or not find_spec("openvino"):
         return chosen
-    candidates: dict[str, Callable[[], Engine]] = {own: lambda: chosen}
-    if find_spec("openvino"):
-        candidates["openvino"] = lambda: runtime_engine("openvino", path)
+    candidates: dict[str, Callable[[], Engine]] = {
+        "onnxruntime": lambda: chosen,
+        "openvino": lambda: runtime_engine("openvino", path),
+    }
     return FastestEngine(candidates, chosen.config, chosen.categories)

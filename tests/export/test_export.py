@@ -107,7 +107,7 @@ print(json.dumps([found.boxes.tolist(), found.scores.tolist(), found.labels.toli
     np.testing.assert_allclose(scores, expected.scores[:40], atol=1e-5)
 
 
-def test_evaluate_and_detect_accept_it(exported, checkpoint, tmp_path):
+def test_evaluate_detect_and_benchmark_accept_it(exported, checkpoint, tmp_path):
     root, found = tmp_path / "data", {}
     write_voc(root, {"val": 3}, config=SyntheticConfig((96, 128), (16, 60), max_objects=3))
     for model in (exported, checkpoint):
@@ -124,9 +124,25 @@ def test_evaluate_and_detect_accept_it(exported, checkpoint, tmp_path):
         boxes, expected = ([r["bbox"] for r in rows] for rows in (mine, theirs[:40]))
         np.testing.assert_allclose(boxes, expected, atol=2e-3)
 
-    command = ["detect", "--checkpoint", str(exported), str(root / "JPEGImages"), "--runs", str(tmp_path)]
-    assert main(command) == 0
+    images = str(root / "JPEGImages")
+    assert main(["detect", "--checkpoint", str(exported), images, "--runs", str(tmp_path)]) == 0
     assert len(json.loads((tmp_path / "detect" / "detections.json").read_text())) == 3
+    command = [
+        "benchmark",
+        "--checkpoint",
+        str(exported),
+        "--images",
+        images,
+        "--repeats",
+        "1",
+        "--warmup",
+        "0",
+    ]
+    assert main([*command, "--threads", "1", "--output", str(tmp_path / "times.json")]) == 0
+    (row,) = json.loads((tmp_path / "times.json").read_text())["rows"]
+    assert (row["variant"], row["network_sees"]) == ("exported", "96x128")
+    assert row["stages_p50_ms"]["network"] > 0
+    assert row["detections_per_image"] > 0
 
 
 def test_a_file_that_differs_is_not_written(exported, checkpoint, tmp_path, monkeypatch, capsys):

@@ -10,6 +10,7 @@ from torch.export import Dim
 from fcos_fast.detections import BatchDetections
 from fcos_fast.models import Detector
 from fcos_fast.models.retinanet import by_anchor, postprocess_anchors
+from fcos_fast.models.transform import image_size
 from tests.export.models import CLASSES, photos, small_detector
 
 
@@ -23,9 +24,9 @@ def assert_same(found: list[dict[str, Tensor]], model: Detector, of: list[Tensor
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("preset", ["official-improved", "torchvision", "torchvision-retinanet"])
-def test_a_detector_with_dynamic_height_and_width(preset):
-    model = small_detector(preset, min_size=None, max_size=None)
+@pytest.mark.parametrize(("preset", "max_level"), [("official-improved", 5), ("torchvision", 7)])
+def test_a_detector_with_dynamic_height_and_width(preset, max_level):
+    model = small_detector(preset, max_level=max_level, min_size=None, max_size=None)
     height, width = (32 * Dim(name, min=5, max=60) for name in ("h", "w"))
     with torch.no_grad():
         traced = torch.export.export(
@@ -36,18 +37,18 @@ def test_a_detector_with_dynamic_height_and_width(preset):
         assert_same(traced(images(480, 352)), model, images(480, 352))
 
 
-def test_retinanet_with_dynamic_batch_size():
+def test_retinanet_with_dynamic_batch_and_image_size():
     class Batch(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = small_detector("torchvision-retinanet")
+            self.model = small_detector("torchvision-retinanet", max_level=5)
 
         def forward(self, x: Tensor, sizes: Tensor) -> BatchDetections:
             cls_logits, box_regression = self.model.network(x)
             return postprocess_anchors(
                 [by_anchor(maps, CLASSES) for maps in cls_logits],
                 [by_anchor(maps, 4) for maps in box_regression],
-                self.model._anchors((128, 160)),
+                self.model._anchors(image_size(x)),
                 sizes,
                 score_threshold=0.05,
                 topk_candidates=50,
@@ -55,14 +56,14 @@ def test_retinanet_with_dynamic_batch_size():
                 max_detections=20,
             )
 
-    def inputs(batch: int) -> tuple[Tensor, Tensor]:
-        return torch.randn(batch, 3, 128, 160), torch.tensor([[128, 160]]).repeat(batch, 1)
+    def inputs(batch: int, *size: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(batch, 3, *size), torch.tensor([size]).repeat(batch, 1)
 
     module = Batch()
-    dynamic = {0: Dim("batch", max=64)}
+    batch, height, width = Dim("batch", max=64), Dim("height", min=33, max=999), Dim("width", min=33, max=999)
+    dynamic = ({0: batch, 2: height, 3: width}, {0: batch})
     with torch.no_grad():
-        traced = torch.export.export(module, inputs(2), dynamic_shapes=(dynamic, dynamic)).module()
-        for batch in (1, 5):
-            given = inputs(batch)
+        traced = torch.export.export(module, inputs(2, 128, 160), dynamic_shapes=dynamic).module()
+        for given in (inputs(1, 128, 160), inputs(5, 64, 96)):
             for mine, theirs in zip(traced(*given), module(*given), strict=True):
                 assert torch.equal(mine, theirs)
