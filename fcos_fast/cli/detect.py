@@ -12,7 +12,7 @@ from fcos_fast.precision import Precision
 
 COMMON = (
     *("checkpoint", "score_threshold", "classes", "save_txt", "save_json", "save_crops", "draw"),
-    *("batch_size", "device", "precision", "runs", "name", "config"),
+    *("tile", "overlap", "augment", "batch_size", "device", "precision", "runs", "name", "config"),
 )
 """Options that the help lists first."""
 

@@ -24,6 +24,14 @@ def test_the_same_boxes_as_the_operator(count, threshold):
     assert np.array_equal(batched_nms(boxes, scores, labels, threshold), expected.numpy())
 
 
+@pytest.mark.parametrize(("threshold", "kept"), [(0.6, [0]), (np.nextafter(0.6, 1), [0]), (0.61, [0, 1])])
+def test_iou_on_the_threshold(threshold, kept):
+    """60 / 100 rounded to float32 is greater than 0.6."""
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 6]], np.float32)
+    found = batched_nms(boxes, np.array([0.9, 0.8], np.float32), np.zeros(2, int), float(threshold))
+    assert found.tolist() == kept
+
+
 def view(*rows):
     """Detections from rows x1, y1, x2, y2, score, label."""
     table = np.array(rows, np.float32).reshape(-1, 6)
