@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from fcos_fast.inference.engine import Engine
 from fcos_fast.inference.exported import ExportedEngine
@@ -14,11 +14,8 @@ from fcos_fast.inference.fastest import FastestEngine
 from fcos_fast.inference.predictor import Predictor
 from fcos_fast.inference.runtimes import RUNTIMES, exported_copy, runtime_engine
 from fcos_fast.models.config import DetectorConfig
-from fcos_fast.precision import Precision
+from fcos_fast.precision import EngineName, Precision
 from fcos_fast.suggest import unknown_name
-
-ENGINES = ("default", "auto", "torch", *RUNTIMES)
-"""Values of ``engine`` of :func:`load`."""
 
 EXPORTED_SUFFIXES = (".onnx", ".xml")
 """Suffixes of exported detectors."""
@@ -67,7 +64,8 @@ def load(
     lowest_score: float | None = None,
     iou_threshold: float | None = None,
     max_detections: int | None = None,
-    engine: str = "default",
+    engine: EngineName = "default",
+    threads: int | None = None,
 ) -> Predictor:
     """Load a checkpoint for detection, with its model optimized for inference, or an exported detector.
 
@@ -85,6 +83,8 @@ def load(
             :class:`~fcos_fast.inference.fastest.FastestEngine`. By default a checkpoint runs in torch, and an exported
             detector in the runtime of its format. A checkpoint that runs in another engine than torch is
             exported once, into ``~/.cache/fcos_fast``.
+        threads: CPU threads of one call; by default ``OMP_NUM_THREADS``, or one per core. In torch it applies to the
+            whole process.
 
     Raises:
         FileNotFoundError, ValueError: the file does not exist, or is neither; an option is out of range, or an exported
@@ -92,11 +92,10 @@ def load(
         ModuleNotFoundError: the runtime of the exported detector is not installed.
     """
     wanted = Wanted(lowest_score, iou_threshold, max_detections)
-    if engine not in ENGINES:
-        raise unknown_name("engine", engine, ENGINES)
-    if is_exported(path):
-        return Predictor(_exported(Path(path), device, precision, engine, wanted))
-    return Predictor(_checkpoint(Path(path), device, precision, engine, wanted))
+    if engine not in get_args(EngineName):
+        raise unknown_name("engine", engine, get_args(EngineName))
+    build = _exported if is_exported(path) else _checkpoint
+    return Predictor(build(Path(path), device, precision, engine, threads, wanted))
 
 
 class Wanted(NamedTuple):
@@ -117,7 +116,11 @@ class Wanted(NamedTuple):
         return {name: value for name, value in fields.items() if value not in (None, getattr(config, name))}
 
 
-def _checkpoint(path: Path, device: str, precision: Precision, engine: str, wanted: Wanted) -> Engine:
+def _checkpoint(
+    path: Path, device: str, precision: Precision, engine: EngineName, threads: int | None, wanted: Wanted
+) -> Engine:
+    import torch
+
     from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
     from fcos_fast.inference.torch_engine import TorchEngine
     from fcos_fast.precision import choose_device
@@ -128,6 +131,8 @@ def _checkpoint(path: Path, device: str, precision: Precision, engine: str, want
     model.config = replace(model.config, **changes)
 
     def in_torch() -> Engine:
+        if threads is not None:
+            torch.set_num_threads(threads)
         return TorchEngine(model.to(target).optimize_for_inference(precision), categories)
 
     if engine in ("default", "torch"):
@@ -140,7 +145,7 @@ def _checkpoint(path: Path, device: str, precision: Precision, engine: str, want
         )
 
     def in_runtime(runtime: str) -> Callable[[], Engine]:
-        return lambda: runtime_engine(runtime, exported_copy(path, changes))
+        return lambda: runtime_engine(runtime, exported_copy(path, changes), threads)
 
     if engine != "auto":
         return in_runtime(engine)()
@@ -148,9 +153,11 @@ def _checkpoint(path: Path, device: str, precision: Precision, engine: str, want
     return FastestEngine(candidates, model.config, categories, precision)
 
 
-def _exported(path: Path, device: str, precision: Precision, engine: str, wanted: Wanted) -> Engine:
+def _exported(
+    path: Path, device: str, precision: Precision, engine: EngineName, threads: int | None, wanted: Wanted
+) -> Engine:
     runtime = None if engine in ("default", "auto") else engine
-    chosen = exported_engine(path, device, precision, runtime=runtime)
+    chosen = exported_engine(path, device, precision, threads, runtime)
     for name, value in wanted.changes(chosen.config).items():
         raise ValueError(
             f"{path}: its {name} is {getattr(chosen.config, name)} and cannot be changed to {value}; export the "
@@ -160,6 +167,6 @@ def _exported(path: Path, device: str, precision: Precision, engine: str, wanted
         return chosen
     candidates: dict[str, Callable[[], Engine]] = {
         "onnxruntime": lambda: chosen,
-        "openvino": lambda: runtime_engine("openvino", path),
+        "openvino": lambda: runtime_engine("openvino", path, threads),
     }
     return FastestEngine(candidates, chosen.config, chosen.categories)

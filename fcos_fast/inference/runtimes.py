@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ RUNTIMES = ("onnxruntime", "openvino")
 
 
 def runtime_engine(runtime: str, path: Path, threads: int | None = None) -> ExportedEngine:
-    """The engine of a file of ``fcos-fast export`` in one of :data:`RUNTIMES`."""
+    """The engine of a file of ``fcos-fast export`` in one of :data:`RUNTIMES`; ``threads`` as for :func:`load`."""
+    if threads is None and os.environ.get("OMP_NUM_THREADS", "").isdecimal():
+        threads = int(os.environ["OMP_NUM_THREADS"])
     if runtime == "openvino":
         from fcos_fast.inference.openvino import OpenVinoEngine
 

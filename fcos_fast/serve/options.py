@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fcos_fast.fields import at_least, between, check_fields, checked, positive
-from fcos_fast.precision import Precision
+from fcos_fast.precision import EngineName, Precision
 
 
 @dataclass(frozen=True)
@@ -15,12 +15,15 @@ class ServeOptions:
       fcos-fast serve --checkpoint runs/train/best.pt
 
     Attributes:
-        checkpoint: ``best.pt`` or ``last.pt`` of a run, or a checkpoint that ``fcos-fast convert`` reads.
+        checkpoint: ``best.pt`` or ``last.pt`` of a run, a checkpoint that ``fcos-fast convert`` reads, or a file of
+            ``fcos-fast export``.
         host: address to listen on; 0.0.0.0 lets other machines use the server, without a password.
         port: TCP port to listen on; 0 uses a free one, which is printed.
-        threads: CPU threads of the detector; by default PyTorch's choice.
+        threads: CPU threads of the detector; by default one per core.
         device: ``auto`` (CUDA if available), ``cpu``, ``cuda`` or ``cuda:1``.
         precision: ``auto`` is bfloat16 on devices with fast bfloat16, otherwise float32.
+        engine: ``torch``, ``onnxruntime`` or ``openvino``; ``auto``: the fastest of those that are installed. By default
+            a checkpoint runs in torch, and an exported detector in the runtime of its format.
         max_batch: most images that the detector processes together.
         max_wait_ms: most milliseconds that an image waits for others to join its batch.
         max_queue: most images in the server at a time; further requests are answered at once with status 503.
@@ -35,6 +38,7 @@ class ServeOptions:
     threads: int | None = checked(None, lambda n: n is None or n > 0, "a positive integer or None")
     device: str = "auto"
     precision: Precision = "auto"
+    engine: EngineName = "default"
     max_batch: int = positive(8)
     max_wait_ms: float = at_least(5.0, 0)
     max_queue: int = positive(64)

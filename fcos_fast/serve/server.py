@@ -8,7 +8,6 @@ import socket
 import sys
 from contextlib import closing, suppress
 
-import torch
 import uvicorn
 from PIL import Image
 
@@ -32,8 +31,13 @@ def run(options: ServeOptions) -> int:
         FileNotFoundError, ValueError: the checkpoint does not exist, or is not one.
     """
     with listen(options.host, options.port) as listener:  # first: a used port is reported at once
-        set_threads(options.threads)
-        detector = load(options.checkpoint, options.device, options.precision)
+        detector = load(
+            options.checkpoint,
+            options.device,
+            options.precision,
+            engine=options.engine,
+            threads=options.threads,
+        )
         metrics = Metrics()
         with closing(Batcher(detector.predict, options, metrics)) as batcher:
             warm_up(batcher)
@@ -92,14 +96,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name
         return host == "localhost"
-
-
-def set_threads(threads: int | None) -> None:
-    """Set the CPU threads of torch; one thread calls it, so there is nothing to run between operators."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if torch.get_num_interop_threads() != 1:  # may be set only once
-        torch.set_num_interop_threads(1)
 
 
 def warm_up(batcher: Batcher) -> None:
