@@ -19,12 +19,12 @@ from fcos_fast.models.config import DetectorConfig
 from fcos_fast.models.deform_conv import DeformConv2d
 from fcos_fast.models.folding import conv_norm_pairs, fold_batch_norms
 from fcos_fast.models.fpn import FPN, BackboneWithFPN
+from fcos_fast.models.inference_conv import use_inference_convolutions
 from fcos_fast.models.norm import GroupNormReLU
 from fcos_fast.models.packing import learned_target
 from fcos_fast.models.sizes import Size
 from fcos_fast.models.timm_backbone import TimmBackbone
 from fcos_fast.models.transform import ImageBatch, Transform, image_size, scale_boxes
-from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import Precision, choose_precision
 
 if TYPE_CHECKING:
@@ -188,10 +188,11 @@ class Detector(nn.Module):
 
         Batch norms, plain and frozen, are folded into the convolutions. Weights are channels-last and in the chosen
         precision, so the forward pass has no norms of the backbone and no type conversions. Call ``.to(device)`` first:
-        the precision depends on the device. In float32 on a CPU, large 3x3 convolutions use Winograd's method; their
-        transformed weights, four times as large, are kept from the first batch on. Detections differ by rounding only:
-        boxes by a small fraction of a pixel in float32, and as under autocast in bfloat16; detections with a score that
-        close to a threshold can appear or disappear.
+        the precision depends on the device. On a CPU, convolutions keep copies of their weights in the form that is
+        fastest for an image size, from the first batch on: up to five, and for Winograd's method, which large 3x3
+        convolutions use in float32, one four times as large. Detections differ by rounding only: boxes by a small
+        fraction of a pixel in float32, and as under autocast in bfloat16; detections with a score that close to a
+        threshold can appear or disappear.
 
         The copy cannot be trained and has a different state dict, with a bias in place of each norm.
 
@@ -215,8 +216,8 @@ class Detector(nn.Module):
         if compile:
             # Not dynamic: a network compiled for any size is slower than without compiling.
             model._compiled_network = torch.compile(model._network, dynamic=False, options={"freezing": True})
-        elif device.type == "cpu" and model.inference_dtype == torch.float32:
-            use_winograd(model, keep=True)
+        elif device.type == "cpu":
+            use_inference_convolutions(model)
         return model
 
     def train(self, mode: bool = True) -> Self:

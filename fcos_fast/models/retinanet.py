@@ -159,11 +159,28 @@ def by_anchor(maps: Tensor, numbers: int) -> Tensor:
     return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, numbers)
 
 
+def sum_focal_loss(maps: Tensor, labels: Tensor, num_classes: int, alpha: float, gamma: float) -> Tensor:
+    """The sum of the focal loss of a level, for logits (B, n * C, H, W) as convolutions write them.
+
+    Args:
+        maps: logits, in any memory format; contiguous ones are read without a copy.
+        labels: (B, H * W * n) class labels of the anchors, as :func:`fcos_fast.ops.sigmoid_focal_loss` accepts them.
+        num_classes: number of classes C.
+        alpha: weight of the positives.
+        gamma: focusing exponent.
+    """
+    batch, channels, height, width = maps.shape
+    per_location = channels // num_classes
+    logits = maps.reshape(batch, per_location, num_classes, height * width).transpose(2, 3)
+    classes = labels.view(batch, height * width, per_location).transpose(1, 2)
+    return ops.sigmoid_focal_loss(logits, classes, alpha, gamma, "sum")
+
+
 def postprocess_anchors(
     cls_logits: Sequence[Tensor],
     box_regression: Sequence[Tensor],
     anchors: Sequence[Tensor],
-    sizes: Tensor,
+    sizes: Tensor | None,
     *,
     score_threshold: float,
     topk_candidates: int,
@@ -179,7 +196,7 @@ def postprocess_anchors(
         cls_logits: (B, A, C) of each level.
         box_regression: (B, A, 4) of each level.
         anchors: (A, 4) of each level, xyxy in pixels.
-        sizes: (B, 2); height and width of each image, on the device.
+        sizes: (B, 2); height and width of each image, on the device. None: boxes are not clipped.
         score_threshold: detections score above it.
         topk_candidates: candidates per level that go to NMS.
         iou_threshold: IoU above which NMS drops the box with the lower score.
