@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from fcos_fast.cli.main import main as fcos_fast_command
+from tests.inference.media import write_frames
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -62,6 +63,7 @@ def commands(block: str) -> list[list[str]]:
 def examples(tmp_path, monkeypatch) -> Iterator[Path]:
     """The working folder of a page."""
     from fcos_fast.data import SyntheticConfig, write_voc
+    from fcos_fast.data.images import read_pixels
     from fcos_fast.models import backbones
 
     appearance = SyntheticConfig(size=(64, 96), object_size=(16, 48), max_objects=3)
@@ -72,6 +74,7 @@ def examples(tmp_path, monkeypatch) -> Iterator[Path]:
     for image in images[:2]:
         shutil.copy(image, tmp_path / "IMAGES")
     shutil.copy(images[0], tmp_path / "photograph.jpg")
+    write_frames(tmp_path / "film.mp4", [read_pixels(image) for image in images[:4]])
     monkeypatch.chdir(tmp_path)
     registered = dict(backbones.BACKBONES)
     yield tmp_path

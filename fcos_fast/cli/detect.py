@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from fcos_fast.cli.options import parse_options
 from fcos_fast.data.checks import MAX_PIXELS
-from fcos_fast.fields import check_fields, checked, positive
+from fcos_fast.fields import between, check_fields, checked, positive
 from fcos_fast.precision import Precision
 
 COMMON = (
     *("checkpoint", "score_threshold", "classes", "save_txt", "save_json", "save_crops", "draw"),
-    *("batch_size", "device", "precision", "runs", "name", "config"),
+    *("tile", "overlap", "augment", "batch_size", "device", "precision", "runs", "name", "config"),
 )
 """Options that the help lists first."""
 
@@ -36,6 +36,10 @@ class DetectOptions:
         save_crops: write the image inside each box into crops/CLASS.
         draw: write the images and videos with their detections drawn.
         batch_size: images that the model receives at once.
+        tile: also search overlapping tiles of this side in pixels; for small objects in large images.
+        overlap: overlap of neighboring tiles as a fraction of ``tile``; larger than the objects.
+        augment: test-time augmentation: ``true`` also detects in the mirror image; scales such as ``[0.8, 1, 1.25]``
+            detect in both at each of these sizes.
         iou_threshold: IoU above which a box suppresses one with a lower score; by default that of the model.
         max_detections: maximum number of detections per image; by default that of the model.
         urls: accept http and https URLs of images.
@@ -55,6 +59,9 @@ class DetectOptions:
     save_crops: bool = False
     draw: bool = True
     batch_size: int = positive(1)
+    tile: int | None = checked(None, lambda n: n is None or n >= 32, "an integer of at least 32")
+    overlap: float = between(0.2, 0, 0.9)
+    augment: bool | tuple[float, ...] = False
     iou_threshold: float | None = checked(
         None, lambda value: value is None or 0 <= value <= 1, "a number from 0 to 1"
     )

@@ -75,4 +75,5 @@ def type_of(action: argparse.Action) -> str | None:
     text = re.sub(r"Optional\[(.*)\]$", r"\1 | null", re.sub(r"\bNone\b", "null", text))
     text = re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace(", ", " | ").replace("'", ""), text)
     text = re.sub(r"\blist\[([^\[\]]*)\]", r"[\1, ...]", text).replace("tuple[", "[")
-    return text.replace("dict[str, Any]", "{name: value, ...}") or None
+    text = re.sub(r"\bdict\[str, (\w+)\]", r"{name: \1, ...}", text.replace("Any", "value"))
+    return text or None

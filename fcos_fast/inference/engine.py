@@ -29,9 +29,11 @@ class Engine(Protocol):
 
     Attributes:
         categories: classes of the model.
+        iou_threshold: IoU above which the model lets a box suppress one with a lower score, in 0..1.
     """
 
     categories: Categories
+    iou_threshold: float
 
     def detect(self, images: Sequence[np.ndarray]) -> list[RawDetections]:
         """Detect objects in each image of a batch.

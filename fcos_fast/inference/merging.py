@@ -8,18 +8,31 @@ import numpy as np
 
 from fcos_fast.inference.engine import RawDetections
 
-MERGE_IOU = 0.5
-"""IoU above which two boxes of one class from different views are the same object.
 
-Lower than that of most models, because an object's boxes differ more between views than within one.
-"""
+def merged(views: Sequence[RawDetections], iou_threshold: float, average: bool = False) -> RawDetections:
+    """The detections of all views, in pixels of one image, after one class-wise NMS.
 
-
-def merged(views: Sequence[RawDetections], iou_threshold: float = MERGE_IOU) -> RawDetections:
-    """The detections of all views, in pixels of one image, after one class-wise NMS."""
+    Args:
+        views: the detections of each view.
+        iou_threshold: IoU above which a box suppresses one with a lower score.
+        average: replace each kept box by the mean, weighted with the scores, of all boxes of its class whose IoU with
+            it exceeds the threshold: "box voting" (Gidaris and Komodakis, 2015).
+    """
     boxes, scores, labels = (np.concatenate(parts) for parts in zip(*views, strict=True))
     kept = batched_nms(boxes, scores, labels, iou_threshold)
-    return RawDetections(boxes[kept], scores[kept], labels[kept])
+    chosen = _averages(boxes, scores, labels, kept, iou_threshold) if average else boxes[kept]
+    return RawDetections(chosen, scores[kept], labels[kept])
+
+
+def _averages(
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, kept: np.ndarray, iou_threshold: float
+) -> np.ndarray:
+    averages, weights = boxes[kept], scores.astype(np.float64)
+    for row, best in enumerate(kept):
+        others = (_iou(boxes[best], boxes) > iou_threshold) & (labels == labels[best])
+        if weights[others].sum() > 0:  # a box without area has no IoU, not even with itself
+            averages[row] = np.average(boxes[others], axis=0, weights=weights[others])
+    return averages
 
 
 def batched_nms(
@@ -36,18 +49,22 @@ def batched_nms(
     Returns:
         int64 indices of the kept boxes, in descending score order.
     """
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     pending = np.argsort(-scores, kind="stable")
     kept = []
     while len(pending):
         best, pending = pending[0], pending[1:]
         kept.append(best)
-        low = np.maximum(boxes[best, :2], boxes[pending, :2])
-        high = np.minimum(boxes[best, 2:], boxes[pending, 2:])
-        intersection = (high - low).clip(min=0).prod(axis=1)
-        with np.errstate(invalid="ignore"):  # two boxes without area: NaN, which suppresses nothing
-            iou = intersection / (areas[best] + areas[pending] - intersection)
-        # Compare in float64: the float32 number 0.6 is greater than the float64 threshold 0.6.
-        suppressed = (iou.astype(np.float64) > iou_threshold) & (labels[pending] == labels[best])
+        suppressed = (_iou(boxes[best], boxes[pending]) > iou_threshold) & (labels[pending] == labels[best])
         pending = pending[~suppressed]
     return np.array(kept, dtype=np.int64)
+
+
+def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU of a box with each of the others, (N,) float64, rounded to float32; NaN for two boxes without area."""
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    intersection = (high - low).clip(min=0).prod(axis=1)
+    areas = (others[:, 2:] - others[:, :2]).prod(axis=1)
+    with np.errstate(invalid="ignore"):
+        iou = intersection / ((box[2:] - box[:2]).prod() + areas - intersection)
+    # Thresholds compare in float64: the float32 number 0.6 is greater than the float64 threshold 0.6.
+    return iou.astype(np.float64)

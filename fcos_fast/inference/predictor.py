@@ -10,10 +10,11 @@ import numpy as np
 
 from fcos_fast.data.categories import Categories
 from fcos_fast.data.checks import MAX_PIXELS, DataError
+from fcos_fast.inference.augment import AugmentedEngine
 from fcos_fast.inference.detections import Detections, score_thresholds
 from fcos_fast.inference.engine import Engine
 from fcos_fast.inference.read_ahead import batched, read_ahead
-from fcos_fast.inference.sources import Frame, SourceLike, find_sources, is_one_image, read_frames
+from fcos_fast.inference.sources import Frame, SourceLike, find_sources, has_webcam, is_one_image, read_frames
 from fcos_fast.inference.tiles import TiledEngine
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class StreamOptions(TypedDict, total=False):
     batch_size: int
     tile: int | None
     overlap: float
+    augment: bool | Sequence[float]
     allow_urls: bool
     max_pixels: int
     on_error: Callable[[DataError], None] | None
@@ -97,10 +99,13 @@ class Predictor:
         Raises:
             ValueError, TypeError: as for :meth:`stream`; also for a webcam, which never ends.
         """
-        if isinstance(source, int):
-            raise ValueError(f"a webcam ({source}) never ends, so predict cannot return; use stream")
-        found = list(self.stream(source, score_threshold, **options))
-        return found[0] if is_one_image(source) else found
+        if has_webcam(find_sources(source, options.get("allow_urls", False))):
+            raise ValueError("a webcam never ends, so predict cannot return; use stream")
+        if is_one_image(source):
+            options["on_error"] = None
+            (found,) = self.stream(source, score_threshold, **options)
+            return found
+        return list(self.stream(source, score_threshold, **options))
 
     def stream(
         self,
@@ -110,6 +115,7 @@ class Predictor:
         batch_size: int = 1,
         tile: int | None = None,
         overlap: float = 0.2,
+        augment: bool | Sequence[float] = False,
         allow_urls: bool = False,
         max_pixels: int = MAX_PIXELS,
         on_error: Callable[[DataError], None] | None = None,
@@ -128,10 +134,12 @@ class Predictor:
             tile: side in pixels of overlapping tiles, in which objects are searched besides the whole image; for small
                 objects in large images. See :class:`~fcos_fast.inference.tiles.TiledEngine`.
             overlap: overlap of neighboring tiles, as a fraction of ``tile``; larger than the objects.
+            augment: test-time augmentation: True also detects in the mirror image, scales such as ``[0.8, 1, 1.25]`` in
+                both at each of these sizes. See :class:`~fcos_fast.inference.augment.AugmentedEngine`.
             allow_urls: accept ``http://`` and ``https://`` URLs of images.
             max_pixels: larger images and videos are rejected.
             on_error: called, by the thread, with the error of a file that cannot be read, which is then skipped; None
-                raises the error.
+                raises the error, as for a single image in :meth:`predict`.
 
         Returns:
             A generator; closing it ends the thread.
@@ -144,11 +152,13 @@ class Predictor:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}; expected a positive integer")
         engine: Engine = self.engine
+        if augment is not False:
+            engine = AugmentedEngine(engine, (1.0,) if augment is True else augment)
         if tile is not None:
             engine = TiledEngine(engine, tile, overlap, batch_size)
         sources = find_sources(source, allow_urls)
-        is_live = isinstance(sources, list) and any(found.kind == "webcam" for found in sources)
-        if is_live and len(sources) > 1:  # type: ignore[arg-type]
+        is_live = has_webcam(sources)
+        if is_live and len(list(sources)) > 1:
             raise ValueError("a webcam never ends, so no other source can follow it; stream it alone")
         frames = read_frames(sources, max_pixels, on_error)
         return _detect(engine, frames, thresholds, 1 if is_live else batch_size, is_live)

@@ -65,7 +65,7 @@ def is_one_image(source: SourceLike) -> bool:
         path = Path(source).expanduser()
         is_pattern = glob.has_magic(str(source)) and not path.exists() and "://" not in str(source)
         return not (path.is_dir() or is_pattern or path.suffix.lower() in VIDEO_SUFFIXES)
-    return not isinstance(source, (list, tuple, Iterator, int))
+    return not isinstance(source, (list, tuple, Iterator))
 
 
 def find_sources(source: SourceLike, allow_urls: bool = False) -> Iterable[Source]:
@@ -91,6 +91,11 @@ def find_sources(source: SourceLike, allow_urls: bool = False) -> Iterable[Sourc
     if isinstance(source, (str, Path)):
         return _find_named(str(source), allow_urls)
     return [Source("image", source)]  # type: ignore[arg-type]  # reading it rejects what is not one
+
+
+def has_webcam(sources: Iterable[Source]) -> bool:
+    """Whether one of the sources never ends; those of an iterator are not known yet."""
+    return isinstance(sources, list) and any(source.kind == "webcam" for source in sources)
 
 
 def _find_named(name: str, allow_urls: bool) -> list[Source]:

@@ -33,7 +33,8 @@ class TiledEngine:
             raise ValueError(f"tile={tile}; expected the side of a tile in pixels, at least 32")
         if not 0 <= overlap <= 0.9:
             raise ValueError(f"overlap={overlap}; expected a fraction of the tile from 0 to 0.9")
-        self.engine, self.categories = engine, engine.categories
+        self.engine = engine
+        self.categories, self.iou_threshold = engine.categories, engine.iou_threshold
         self.tile, self.overlap, self.batch_size = tile, overlap, batch_size
 
     def detect(self, images: Sequence[np.ndarray]) -> list[RawDetections]:
@@ -52,7 +53,7 @@ class TiledEngine:
             for (y, x), detections in zip(batch, found, strict=True):
                 shifted = detections._replace(boxes=detections.boxes + np.array((x, y, x, y), np.float32))
                 views.append(self._whole(shifted, (x, y), (width, height)))
-        return merged(views)
+        return merged(views, self.iou_threshold)
 
     def _starts(self, length: int) -> list[int]:
         """Where the tiles begin along a side of the image; they are evenly spread."""

@@ -241,3 +241,42 @@ def test_nms_options_of_the_command(checkpoint, photos, monkeypatch):
     assert given == [
         ("x.pt", "auto", "auto", {"lowest_score": 0.02, "iou_threshold": 0.2, "max_detections": 5})
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "batches"),
+    {
+        "tiles": (
+            ["--tile", "64", "--overlap", "0.5", "--batch_size", "2"],
+            [1, 2],
+        ),  # the whole image, two tiles
+        "mirrored": (["--augment", "true"], [1, 1]),
+        "both": (["--augment", "true", "--tile", "64", "--overlap", "0.5"], [1, 1, 1, 1, 1, 1]),
+        "scale 1": (["--augment", "[1]"], [1, 1]),
+    }.values(),
+)
+def test_tiles_and_augmentation(color_engine, photos, options, batches):
+    folder = detect(photos / "000012.png", *options)
+    assert color_engine.batches == batches
+    (entry,) = json.loads((folder / "detections.json").read_text())
+    assert [d["box"] for d in entry["detections"]] == [[10, 20, 42, 40]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tile", "31"], "--tile=31; expected an integer of at least 32"),
+        (["--overlap", "1"], "--overlap=1"),
+        (["--augment", "[0.5]"], "augment: ColorEngine runs the model at one size"),
+        (["--augment", "some"], "--augment"),
+        (["--batch_size", "0"], "--batch_size=0; expected a positive integer"),
+        (["--iou_threshold", "1.5"], "--iou_threshold=1.5; expected a number from 0 to 1"),
+        (["--score_threshold", "2"], "score threshold 2"),
+    ],
+)
+def test_wrong_options(color_engine, photos, capsys, options, message):
+    assert main(["detect", "--checkpoint", "x.pt", str(photos), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not Path("runs").exists()

@@ -24,6 +24,7 @@ class ColorEngine:
 
     def __init__(self) -> None:
         self.categories = Categories(tuple(COLORS))
+        self.iou_threshold = 0.6
         self.batches: list[int] = []
 
     def detect(self, images: Sequence[np.ndarray]) -> list[RawDetections]:

@@ -7,6 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from fcos_fast.data import read_image
+from fcos_fast.engine.evaluate import detect_batches
+
 
 def test_boxes_scores_and_names_of_one_image(detector, file):
     found = detector.predict(file, score_threshold=0.05)
@@ -29,6 +32,16 @@ def test_every_kind_of_image_is_read_the_same(detector, file):
     for found in results[1:]:
         # decoders may differ in the last bit of a pixel
         np.testing.assert_allclose(found.scores[:3], results[0].scores[:3], rtol=0, atol=0.02)
+
+
+def test_a_file_is_the_same_input_as_in_evaluation(detector, file):
+    """Bit for bit: the same pixels in the same memory format."""
+    found = detector.predict(file, 0.0)
+    (expected,) = next(detect_batches(detector.engine.model, [[read_image(file)]]))
+    assert len(found) == 100
+    assert np.array_equal(found.boxes, expected["boxes"])
+    assert np.array_equal(found.scores, expected["scores"])
+    assert np.array_equal(found.labels, expected["labels"])
 
 
 def test_no_images(detector):

@@ -91,8 +91,10 @@ def test_one_image_gives_detections_and_several_give_a_list(colors, folder, tmp_
     for several in ([IMAGE], folder / "film.MP4", f"{folder}/b*", folder):
         assert isinstance(colors.predict(several), list)
     assert len(colors.predict(folder)) == 3 + 2
-    with pytest.raises(ValueError, match=r"a webcam \(0\) never ends, so predict cannot return; use stream"):
+    with pytest.raises(ValueError, match=r"a webcam never ends, so predict cannot return; use stream"):
         colors.predict(0)
+    with pytest.raises(TypeError, match="got a bool"):
+        colors.predict(True)
     with pytest.raises(ValueError, match="no other source can follow it"):
         colors.stream([0, IMAGE])
 
@@ -173,7 +175,7 @@ def test_sound_without_images_is_named(colors, tmp_path):
     av = pytest.importorskip("av")
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=44100)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp")  # stereo
         frame.rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -187,6 +189,8 @@ def test_an_unreadable_file_is_an_error_or_reported_and_skipped(colors, folder):
     with pytest.raises(DataError, match=r"aa\.jpg: is not an image"):
         seen.extend(colors.stream(folder, batch_size=8))
     assert [Path(d.source).name for d in seen] == ["[1].jpg", "a.JPEG"]  # what came before it
+    with pytest.raises(DataError, match=r"aa\.jpg"):
+        colors.predict(folder / "aa.jpg", on_error=seen.append)  # it has no other result
     errors = []
     assert len(list(colors.stream(folder, on_error=errors.append))) == 5
     assert [str(error) for error in errors] == [f"{folder / 'aa.jpg'}: is not an image; replace or remove it"]
@@ -214,7 +218,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/missing.png":
             self.send_error(404)
             return
+        if self.path == "/rude.png":
+            self.wfile.write(b"no HTTP\r\n\r\n")
+            return
         self.send_response(200)
+        if self.path == "/short.png":
+            self.send_header("Content-Length", "1000")
         self.end_headers()
         if self.path == "/slow.png":
             for _ in range(100):
@@ -252,6 +261,13 @@ def test_urls_if_they_are_allowed(colors, server):
         colors.predict(f"{server}/page", allow_urls=True)
     with pytest.raises(DataError, match=r"missing.png: cannot be downloaded \(HTTP Error 404"):
         colors.predict(f"{server}/missing.png", allow_urls=True)
+    with pytest.raises(DataError, match=r"short.png: ended after 6 of 1000 bytes"):
+        colors.predict(f"{server}/short.png", allow_urls=True)
+    with pytest.raises(DataError, match=r"rude.png: cannot be downloaded \(no HTTP"):
+        colors.predict(f"{server}/rude.png", allow_urls=True)
+    for url in ("http://[1/a.png", "http://127.0.0.1:9/a b\n.png", "https://"):
+        with pytest.raises(DataError, match="cannot be downloaded"):
+            colors.predict(url, allow_urls=True)
     with pytest.raises(DataError, match=r"a.png: has 64x48 = 3072 pixels, more than 100"):
         colors.predict(f"{server}/a.png", allow_urls=True, max_pixels=100)
     assert len(list(read_frames(find_sources([f"{server}/a.png"] * 2, True)))) == 2
@@ -262,7 +278,7 @@ def test_urls_have_limits(server):
         download(f"{server}/endless.png", max_bytes=100_000)
     with pytest.raises(DataError, match=r"slow.png: did not arrive in 0.1 s"):
         download(f"{server}/slow.png", timeout=0.1)
-    with pytest.raises(DataError, match=r"cannot be downloaded \(.*Connection refused"):
+    with pytest.raises(DataError, match=r"cannot be downloaded \(.*Errno 111"):
         download("http://127.0.0.1:9/a.png")
     assert urls.MAX_BYTES == 2**26
 
