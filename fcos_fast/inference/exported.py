@@ -83,6 +83,7 @@ class ExportedEngine:
     def __init__(self, config: DetectorConfig, categories: Categories) -> None:
         self.config = config
         self.categories = categories
+        self.iou_threshold = config.nms_threshold
 
     def run(self, images: np.ndarray, sizes: np.ndarray) -> Sequence[np.ndarray]:
         """The graph: :data:`INPUTS` to :data:`OUTPUTS`, as :data:`INTERFACE` describes them."""
