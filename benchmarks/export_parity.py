@@ -32,9 +32,6 @@ from fcos_fast.inference.torch_engine import TorchEngine
 from fcos_fast.machine import machine
 from fcos_fast.models import PRESETS, Detector, build_detector
 
-SIZES = ((128, 160), (192, 256), (240, 320))
-"""min_size and max_size of the images that the networks see."""
-
 BATCHES = (1, 3, 8)
 CATEGORIES = Categories(("Platelets", "RBC", "WBC"))
 
@@ -66,14 +63,16 @@ def compare(expected: Sequence[RawDetections], found: Sequence[RawDetections]) -
     }
 
 
-def measure(preset: str, images: Sequence[np.ndarray], folder: Path) -> Iterator[dict[str, object]]:
+def measure(
+    preset: str, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], folder: Path
+) -> Iterator[dict[str, object]]:
     model = build(preset, images[0])
     start = time.perf_counter()
     file = folder / f"{preset}.onnx"
     file.write_bytes(onnx_model(model, CATEGORIES).SerializeToString())
     seconds = time.perf_counter() - start
     engines: list[ExportedEngine] = [OnnxEngine(file, 1), OpenVinoEngine(file, 1)]
-    for size in SIZES:
+    for size in sizes:
         seen = {"min_size": size[0], "max_size": size[1]}
         resizing = build_detector(replace(model.config, **seen)).eval()
         resizing.load_state_dict(model.state_dict())
@@ -93,6 +92,12 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("FCOS_FAST_BCCD"), help="folder in VOC format")
     parser.add_argument("--split", default="test")
     parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        default=["128x160", "192x256", "240x320"],
+        help="min_size x max_size of the model",
+    )
     parser.add_argument("--output", help="JSON file for the rows")
     options = parser.parse_args()
     if not options.data:
@@ -100,10 +105,11 @@ def main() -> None:
     torch.set_num_threads(1)
     records = load_dataset(options.data, options.split).records
     images = [read_pixels(record.image) for record in records]
+    sizes = [(int(low), int(high)) for low, _, high in (size.partition("x") for size in options.sizes)]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for preset in options.presets:
-            for row in measure(preset, images, Path(folder)):
+            for row in measure(preset, images, sizes, Path(folder)):
                 rows.append(row)
                 print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     same, total = sum(row["same"] for row in rows), sum(row["images"] for row in rows)

@@ -80,14 +80,15 @@ def to_onnx(
     axes: dict[str, dict[int, str]] | None = None,
 ) -> onnx.ModelProto:
     """A traced graph in standard ONNX operators; its tensors and dynamic axes get these names."""
-    from fcos_fast.export.translations import OPSET, translations
+    from fcos_fast.export.translations import OPSET, OPSET_OF_DEFORM_CONV, translations
 
+    is_deformable = any("deform_conv2d" in str(node.target) for node in traced.graph.nodes)
     with _quiet():
         program: Any = torch.onnx.export(
             traced,
             dynamo=True,
             custom_translation_table=translations(num_classes),
-            opset_version=OPSET,
+            opset_version=OPSET_OF_DEFORM_CONV if is_deformable else OPSET,
             input_names=inputs,
             output_names=outputs,
             dynamic_shapes=axes,

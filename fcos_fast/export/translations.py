@@ -11,6 +11,10 @@ from onnx import numpy_helper
 from onnxscript import opset18
 
 OPSET = 18
+"""Version of the operators, the one in which the exporter writes."""
+
+OPSET_OF_DEFORM_CONV = 19
+
 op: Any = opset18  # its type hints are for scripts, these functions are traced
 
 

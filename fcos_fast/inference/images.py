@@ -69,7 +69,9 @@ def _from_tensor(image: Any) -> np.ndarray:
 
 
 def _rgb(pixels: np.ndarray, about: str, expected: str) -> np.ndarray:
-    """``pixels`` (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) as (H, W, 3), uint8 or float32.
+    """A copy of ``pixels`` (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) as (H, W, 3), uint8 or float32.
+
+    A copy, because cameras write the next image into the same memory.
 
     Raises:
         ValueError, TypeError: another shape, dtype or range; the message is ``about`` the image as it was given.
@@ -82,7 +84,7 @@ def _rgb(pixels: np.ndarray, about: str, expected: str) -> np.ndarray:
         pixels = _unit(pixels.astype(np.float32), about)
     elif pixels.dtype != np.uint8:
         raise TypeError(f"got {about}; expected uint8, or floating point in [0, 1]")
-    return np.broadcast_to(pixels[..., :3], (*pixels.shape[:2], 3))
+    return np.array(np.broadcast_to(pixels[..., :3], (*pixels.shape[:2], 3)), order="C")
 
 
 def _unit(pixels: np.ndarray, about: str) -> np.ndarray:

@@ -12,7 +12,6 @@ from fcos_fast.data.tensors import to_tensor
 from fcos_fast.engine.evaluate import detect_batches
 from fcos_fast.inference.engine import RawDetections
 from fcos_fast.models import Detector, DetectorConfig
-from fcos_fast.models.sizes import Size
 from fcos_fast.models.transform import Transform
 
 
@@ -49,6 +48,6 @@ class _ScaledTransform(Transform):
         super().__init__(config)
         self.factor = factor
 
-    def _draw_size(self, size: Size) -> Size:
+    def _draw_size(self, size: tuple[int, int]) -> tuple[int, int]:
         height, width = (max(1, round(side * self.factor)) for side in super()._draw_size(size))
         return height, width

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from http.client import HTTPException
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -27,7 +28,9 @@ def download(
     """
     try:
         content = _content(url, max_bytes, timeout)
-    except OSError as error:  # urllib's errors and timeouts
+    except DataError:
+        raise
+    except (OSError, HTTPException, ValueError) as error:  # no connection, no HTTP, no URL
         raise DataError(f"{url}: cannot be downloaded ({error}); check the address") from None
     return read_pixels(content, max_pixels, name=url)
 
@@ -43,4 +46,7 @@ def _content(url: str, max_bytes: int, timeout: float) -> bytes:
                 raise DataError(f"{url}: is larger than {max_bytes} bytes; download it and give the file")
             if time.monotonic() > end:
                 raise DataError(f"{url}: did not arrive in {timeout:g} s; download it and give the file")
+        announced = answer.headers["Content-Length"]
+    if announced is not None and size < int(announced):
+        raise DataError(f"{url}: ended after {size} of {announced} bytes; try again")
     return b"".join(parts)

@@ -14,7 +14,7 @@ def suppress(
     boxes: Tensor,
     scores: Tensor,
     labels: Tensor,
-    sizes: Tensor,
+    sizes: Tensor | None,
     *,
     iou_threshold: float,
     max_detections: int,
@@ -29,7 +29,7 @@ def suppress(
         boxes: (B, N, 4) xyxy in pixels.
         scores: (B, N); -inf for what is no candidate.
         labels: (B, N) int64.
-        sizes: (B, 2); height and width of each image, on the device.
+        sizes: (B, 2); height and width of each image, on the device. None: boxes are not clipped.
         iou_threshold: IoU above which NMS drops the box with the lower score.
         max_detections: detections per image.
         inclusive_boxes: whether x2 and y2 name the last pixel inside.
@@ -39,8 +39,10 @@ def suppress(
     """
     # Sides of inclusive boxes are longer by 1 than the difference of their corners.
     pixel = 1 if inclusive_boxes else 0
-    limits = (sizes - pixel).to(boxes.dtype).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4)
-    clipped = boxes.clamp(min=0).minimum(limits)
+    clipped = boxes
+    if sizes is not None:
+        limits = (sizes - pixel).to(boxes.dtype).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4)
+        clipped = boxes.clamp(min=0).minimum(limits)
     compared = clipped if clip == "before_nms" else boxes
     compared = torch.cat((compared[..., :2], compared[..., 2:] + pixel), dim=-1)
     if drop_empty:

@@ -64,6 +64,8 @@ def test_arrays_and_tensors(image, expected):
     found = as_array(image)
     assert found.dtype == expected.dtype
     assert np.array_equal(found, expected)
+    found[...] = 1  # it is a copy: a camera may write the next image into the same memory
+    assert not np.array_equal(np.asarray(PIXELS), found)
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/missing.png":
             self.send_error(404)
             return
+        if self.path == "/rude.png":
+            self.wfile.write(b"no HTTP\r\n\r\n")
+            return
         self.send_response(200)
+        if self.path == "/short.png":
+            self.send_header("Content-Length", "1000")
         self.end_headers()
         if self.path == "/slow.png":
             for _ in range(100):
@@ -256,6 +261,13 @@ def test_urls_if_they_are_allowed(colors, server):
         colors.predict(f"{server}/page", allow_urls=True)
     with pytest.raises(DataError, match=r"missing.png: cannot be downloaded \(HTTP Error 404"):
         colors.predict(f"{server}/missing.png", allow_urls=True)
+    with pytest.raises(DataError, match=r"short.png: ended after 6 of 1000 bytes"):
+        colors.predict(f"{server}/short.png", allow_urls=True)
+    with pytest.raises(DataError, match=r"rude.png: cannot be downloaded \(no HTTP"):
+        colors.predict(f"{server}/rude.png", allow_urls=True)
+    for url in ("http://[1/a.png", "http://127.0.0.1:9/a b\n.png", "https://"):
+        with pytest.raises(DataError, match="cannot be downloaded"):
+            colors.predict(url, allow_urls=True)
     with pytest.raises(DataError, match=r"a.png: has 64x48 = 3072 pixels, more than 100"):
         colors.predict(f"{server}/a.png", allow_urls=True, max_pixels=100)
     assert len(list(read_frames(find_sources([f"{server}/a.png"] * 2, True)))) == 2
