@@ -22,8 +22,8 @@ class ServeOptions:
         threads: CPU threads of the detector; by default one per core.
         device: ``auto`` (CUDA if available), ``cpu``, ``cuda`` or ``cuda:1``.
         precision: ``auto`` is bfloat16 on devices with fast bfloat16, otherwise float32.
-        engine: ``torch``, ``onnxruntime`` or ``openvino``; ``auto``: the fastest that is installed. By default
-            a checkpoint runs in torch, and an exported detector in the runtime of its format.
+        engine: ``torch``, ``onnxruntime`` or ``openvino``; ``auto``: the fastest that is installed. By default a
+            checkpoint runs in torch, and an exported detector in the runtime of its format.
         max_batch: most images that the detector processes together.
         max_wait_ms: most milliseconds that an image waits for others to join its batch.
         max_queue: most images in the server at a time; further requests are answered at once with status 503.
