@@ -25,7 +25,7 @@ EXTENSION = "mmcv._ext"
 def provide_ops() -> None:
     """Provide ``mmcv._ext``, the extension that mmcv-lite lacks, so that mmdetection's detectors build and train.
 
-    Call it before the first import of ``mmcv.ops`` or ``mmdet.models``. It prints one line. A compiled ``mmcv._ext`` is
+    Call it before ``mmcv.ops`` or ``mmdet.models`` are imported. It prints one line. A compiled ``mmcv._ext`` is
     never replaced, and a second call does nothing.
 
     Native on CPU and CUDA: ``nms`` and ``sigmoid_focal_loss``. In plain PyTorch: ``softnms`` and ``nms_match``. By
@@ -33,7 +33,7 @@ def provide_ops() -> None:
     mmcv raises RuntimeError when it is called; modules that use it import.
 
     Raises:
-        ImportError: mmcv is not installed, or ``mmcv.ops`` was imported before and failed.
+        ImportError: mmcv is not installed.
     """
     try:
         importlib.import_module("mmcv")

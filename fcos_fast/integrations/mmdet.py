@@ -52,15 +52,17 @@ class AcceleratedFocalLoss(FocalLoss):
         reduction_override: str | None = None,
     ) -> Tensor:
         """Logits (N, C) and classes (N,), C for background, or dense targets (N, C); see mmdetection's FocalLoss."""
-        if self.activated:
+        if self.activated or target.requires_grad:
             return super().forward(pred, target, weight, avg_factor, reduction_override)
         reduction = reduction_override or self.reduction
         if target.dim() < pred.dim():
-            target = torch.where(target < pred.shape[-1], target, BACKGROUND)
+            # mmdetection reads negative classes as background on a GPU; classes above C are errors
+            target = torch.where(target == pred.shape[-1], BACKGROUND, target.clamp(min=BACKGROUND))
         else:
             target = target.to(pred.dtype)
         of_rows = None  # weights that the operator can apply
-        if weight is not None and weight.numel() == len(pred) and target.shape == (len(pred),):
+        is_of_rows = weight is not None and weight.numel() == len(pred) and target.shape == (len(pred),)
+        if weight is not None and is_of_rows and not weight.requires_grad:
             of_rows = weight.detach().view(len(pred)).to(torch.promote_types(weight.dtype, torch.float32))
             weight = None
         if weight is None and avg_factor is not None and reduction == "mean":
@@ -349,6 +351,13 @@ def _is_focal(loss: nn.Module) -> bool:
     )
 
 
+def _is_box_loss(loss: Any) -> bool:
+    """Is this a loss of boxes that ``ops.detection_loss`` computes?"""
+    is_kind = type(loss) is GIoULoss or (type(loss) is IoULoss and loss.mode == "log")
+    # the operator adds eps to areas, mmdetection takes the maximum: the same for small eps only
+    return is_kind and loss.eps <= 1e-6
+
+
 def why_not_fcos(head: FCOSHead) -> str:
     """What an accelerated FCOSHead would compute otherwise; "" if nothing."""
     targets = ("get_targets", "_get_targets_single", "centerness_target")
@@ -358,8 +367,7 @@ def why_not_fcos(head: FCOSHead) -> str:
     bce = head.loss_centerness
     plain = {
         "loss_cls": _is_focal(head.loss_cls) and not head.loss_cls.activated,
-        "loss_bbox": type(head.loss_bbox) is GIoULoss
-        or (type(head.loss_bbox) is IoULoss and head.loss_bbox.mode == "log"),
+        "loss_bbox": _is_box_loss(head.loss_bbox),
         "loss_centerness": type(bce) is CrossEntropyLoss and bce.use_sigmoid and bce.class_weight is None,
         "bbox_coder": type(head.bbox_coder) is DistancePointBBoxCoder and head.bbox_coder.clip_border,
         "prior_generator": type(head.prior_generator) is MlvlPointGenerator,
@@ -391,7 +399,9 @@ def why_not_retina(head: RetinaHead) -> str:
         and assigner.gt_max_assign_all
         and isinstance(assigner.neg_iou_thr, float)
         and assigner.neg_iou_thr <= assigner.pos_iou_thr
-        and type(assigner.iou_calculator) is BboxOverlaps2D,
+        and assigner.perm_repeat_gt_cfg is None
+        and type(assigner.iou_calculator) is BboxOverlaps2D
+        and assigner.iou_calculator.dtype is None,
         "sampler": type(head.sampler) is PseudoSampler,
         "bbox_coder": type(head.bbox_coder) is DeltaXYWHBBoxCoder and head.bbox_coder.clip_border,
         "train_cfg.pos_weight": head.train_cfg["pos_weight"] <= 0,
@@ -436,7 +446,7 @@ def replace_classes(model: nn.Module) -> tuple[Replaced, list[str]]:
         replaced.append((loss, type(loss)))
         loss.__class__ = accelerated_class(AcceleratedFocalLoss, type(loss))
     if losses:
-        done.append(f"{len(losses)} FocalLoss")
+        done.append(f"{len(losses)} FocalLoss fused")
     if not replaced:
         raise TypeError(
             f"accelerate: this {type(model).__name__} of mmdetection has no FCOSHead, RetinaHead or FocalLoss; nothing "

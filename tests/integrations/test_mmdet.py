@@ -22,7 +22,7 @@ from fcos_fast.integrations.mmcv import provide_ops  # noqa: E402
 provide_ops()
 
 from mmdet.models.losses import FocalLoss  # noqa: E402
-from mmdet.registry import MODELS  # noqa: E402
+from mmdet.registry import MODELS, TASK_UTILS  # noqa: E402
 from mmdet.structures import DetDataSample  # noqa: E402
 from mmdet.utils import register_all_modules  # noqa: E402
 from mmengine.config import Config  # noqa: E402
@@ -194,19 +194,54 @@ def test_focal_loss(kind, weight, reduction):
     torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-5, atol=1e-6)
 
 
+def test_focal_loss_rejects_classes_that_do_not_exist():
+    from fcos_fast.integrations.mmdet import AcceleratedFocalLoss
+
+    with pytest.raises(ValueError, match=f"class target {CLASSES + 1} with {CLASSES} classes"):
+        AcceleratedFocalLoss()(torch.zeros(2, CLASSES), torch.tensor([0, CLASSES + 1]))
+
+
+@pytest.mark.parametrize("of", ["weight", "target"])
+def test_focal_loss_has_the_gradients_of_its_weights_and_targets(of):
+    from fcos_fast.integrations.mmdet import AcceleratedFocalLoss
+
+    torch.manual_seed(0)
+    logits, classes = torch.randn(6, CLASSES), torch.randint(CLASSES + 1, (6,))
+    gradients = []
+    for loss_class in (FocalLoss, AcceleratedFocalLoss):
+        x = (torch.full((6,), 0.5) if of == "weight" else torch.full((6, CLASSES), 0.5)).requires_grad_()
+        arguments = (classes, x) if of == "weight" else (x,)
+        gradients += torch.autograd.grad(loss_class()(logits, *arguments, avg_factor=3.0), x)
+    torch.testing.assert_close(*gradients)
+
+
 def test_it_says_what_it_replaced(capsys):
     fcos_fast.accelerate(build(FCOS))
-    assert "FCOSHead: target assignment, losses and postprocessing fused" in capsys.readouterr().out
+    fused = "FCOSHead: target assignment, losses and postprocessing fused, 1 FocalLoss fused"
+    assert fused in capsys.readouterr().out
 
 
-def test_a_head_that_is_something_else_keeps_its_own_methods(capsys):
-    model = build(FCOS, loss_bbox={"type": "DIoULoss", "loss_weight": 1.0})
+@pytest.mark.parametrize(
+    ("path", "part", "changed"),
+    [
+        (FCOS, "loss_bbox", {"loss_bbox": {"type": "DIoULoss", "loss_weight": 1.0}}),
+        (FCOS_TRICKS, "loss_bbox", {"loss_bbox": {"type": "GIoULoss", "eps": 1e-3}}),
+        (RETINANET, "assigner", {"perm_repeat_gt_cfg": {"iou_thr": 0.7, "perm_range": 0.01}}),
+        (RETINANET, "assigner", {"iou_calculator": {"type": "BboxOverlaps2D", "dtype": "fp16"}}),
+    ],
+    ids=["DIoU", "large eps", "repeated boxes", "16-bit IoU"],
+)
+def test_a_head_that_is_something_else_keeps_its_own_methods(path, part, changed, capsys):
+    model = build(path, **({} if part == "assigner" else changed))
+    if part == "assigner":
+        options = {**Config.fromfile(CONFIGS / path).model.train_cfg.assigner, **changed}
+        model.bbox_head.assigner = TASK_UTILS.build(options)
     head = type(model.bbox_head)
     fcos_fast.accelerate(model)
     assert type(model.bbox_head) is head
     out = capsys.readouterr().out
-    assert "FCOSHead unchanged (its loss_bbox is not what FCOS has)" in out
-    assert "1 FocalLoss" in out
+    assert f"{head.__name__} unchanged (its {part} is not what " in out
+    assert "1 FocalLoss fused" in out
 
 
 def test_a_detector_without_anything_to_replace_is_rejected():
