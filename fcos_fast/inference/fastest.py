@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from math import log2
 from pathlib import Path
 from statistics import median
 
@@ -38,15 +39,17 @@ def cache_folder() -> Path:
 class FastestEngine:
     """Runs the fastest of several engines of one model.
 
-    The first batch of each size is run by all of them, a few times. The times are kept in ``engines.json`` of
-    :func:`cache_folder`, for this processor, number of threads, versions, configuration and size; they do not depend on
-    the weights.
+    The first batch of about each size (within a factor of two, in images and in pixels) is run by all of them, a few
+    times. The times are kept in ``engines.json`` of :func:`cache_folder`, for this processor, number of threads,
+    versions, configuration and size; they do not depend on the weights. An engine that cannot be built is reported and
+    skipped.
 
     Args:
         candidates: name of an engine to the function that builds it.
         config: configuration of the model.
         categories: its classes.
-        precision: of the candidates, which is a part of the key of the times.
+        precision: of the candidates; a part of the key of the times.
+        threads: of the candidates, or None; a part of the key, too.
     """
 
     def __init__(
@@ -55,10 +58,11 @@ class FastestEngine:
         config: DetectorConfig,
         categories: Categories,
         precision: str = "float32",
+        threads: int | None = None,
     ) -> None:
         self.categories = categories
         self.iou_threshold = config.nms_threshold
-        self._candidates = candidates
+        self._candidates = dict(candidates)
         self._config = config
         self._machine = _digest(
             cpu_name(),
@@ -67,41 +71,54 @@ class FastestEngine:
             [_version(package) for package in ("fcos_fast", "torch", "onnxruntime", "openvino")],
             config.to_dict(),
             precision,
+            threads,
         )
         self._engines: dict[str, Engine] = {}
         self._chosen: dict[str, str] = {}  # by size
 
     def detect(self, images: Sequence[np.ndarray]) -> list[RawDetections]:
         """As :meth:`Engine.detect <fcos_fast.inference.engine.Engine.detect>`."""
-        size = self._size(images)
-        if size not in self._chosen:
-            self._chosen[size] = self._choose(size, images)
-            self._engines = {
-                name: self._engines[name] for name in {*self._chosen.values()} & {*self._engines}
-            }
-        return self._engine(self._chosen[size]).detect(images)
-
-    def _size(self, images: Sequence[np.ndarray]) -> str:
         sizes = [detection_size(image.shape[:2], self._config) for image in images]
         height, width = batch_size(sizes, self._config.size_divisor)
-        return f"{len(images)}x{height}x{width}"
+        # Each size of its own would be timed again and again in a folder of images of many sizes.
+        size = f"2^{round(log2(len(images)))}x2^{round(log2(height * width))}"
+        if size not in self._chosen:
+            self._chosen[size] = self._choose(size, f"{len(images)}x{height}x{width}", images)
+            self._engines = {name: self._engines[name] for name in self._chosen.values()}
+        return self._engine(self._chosen[size]).detect(images)
 
     def _engine(self, name: str) -> Engine:
         if name not in self._engines:
             self._engines[name] = self._candidates[name]()
         return self._engines[name]
 
-    def _choose(self, size: str, images: Sequence[np.ndarray]) -> str:
+    def _choose(self, size: str, described: str, images: Sequence[np.ndarray]) -> str:
         key = f"{self._machine} {size}"
         times = _read_times().get(key, {})
-        known = times.keys() == self._candidates.keys()
+        known = self._candidates.keys() <= times.keys()
         if not known:
-            times = time_engines({name: self._engine(name) for name in self._candidates}, images)
+            engines = {name: self._engine(name) for name in [*self._candidates] if self._works(name)}
+            times = time_engines(engines, images)
             _keep_times(key, times)
-        best = min(times, key=times.__getitem__)
-        listed = ", ".join(f"{name} {times[name]:.1f} ms" for name in sorted(times, key=times.__getitem__))
-        print(f"engine for {size}: {best} ({listed}{'; timed before' * known})", file=sys.stderr, flush=True)
+        order = sorted(self._candidates, key=times.__getitem__)
+        best = next(name for name in order if self._works(name))
+        listed = ", ".join(f"{name} {times[name]:.1f} ms" for name in order if name in self._candidates)
+        before = "; timed before" * known
+        print(f"engine for {described}: {best} ({listed}{before})", file=sys.stderr, flush=True)
         return best
+
+    def _works(self, name: str) -> bool:
+        """Whether an engine can be built; else it is no candidate any more, unless it is the last one."""
+        try:
+            self._engine(name)
+        except Exception as error:  # exporters and runtimes have their own types
+            if len(self._candidates) == 1:
+                raise
+            del self._candidates[name]
+            reason = f"{error or type(error).__name__}".splitlines()[0]
+            print(f"engine {name} is skipped: {reason}", file=sys.stderr, flush=True)
+            return False
+        return True
 
 
 def time_engines(engines: Mapping[str, Engine], images: Sequence[np.ndarray]) -> MILLISECONDS:

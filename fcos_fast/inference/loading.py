@@ -12,7 +12,7 @@ from fcos_fast.inference.engine import Engine
 from fcos_fast.inference.exported import ExportedEngine
 from fcos_fast.inference.fastest import FastestEngine
 from fcos_fast.inference.predictor import Predictor
-from fcos_fast.inference.runtimes import RUNTIMES, exported_copy, runtime_engine
+from fcos_fast.inference.runtimes import RUNTIMES, exported_copy, file_digest, runtime_engine
 from fcos_fast.models.config import DetectorConfig
 from fcos_fast.precision import EngineName, Precision
 from fcos_fast.suggest import unknown_name
@@ -79,7 +79,7 @@ def load(
             ``nms_threshold``.
         max_detections: maximum number of detections per image, in place of the model's.
         engine: ``torch``, ``onnxruntime`` or ``openvino``; ``auto``: the fastest of those that are installed, found by
-            timing them on the first batch of each size, see
+            timing them on the first batch of about each size, see
             :class:`~fcos_fast.inference.fastest.FastestEngine`. By default a checkpoint runs in torch, and an exported
             detector in the runtime of its format. A checkpoint that runs in another engine than torch is
             exported once, into ``~/.cache/fcos_fast``.
@@ -92,6 +92,8 @@ def load(
         ModuleNotFoundError: the runtime of the exported detector is not installed.
     """
     wanted = Wanted(lowest_score, iou_threshold, max_detections)
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise ValueError(f"threads={threads!r}; expected a positive integer or None")
     if engine not in get_args(EngineName):
         raise unknown_name("engine", engine, get_args(EngineName))
     build = _exported if is_exported(path) else _checkpoint
@@ -126,6 +128,7 @@ def _checkpoint(
     from fcos_fast.precision import choose_device
 
     target = choose_device(device)
+    digest = file_digest(path) if engine not in ("default", "torch") and path.is_file() else ""
     model, categories = model_from_checkpoint(load_checkpoint(path))
     changes = wanted.changes(model.config)
     model.config = replace(model.config, **changes)
@@ -145,12 +148,12 @@ def _checkpoint(
         )
 
     def in_runtime(runtime: str) -> Callable[[], Engine]:
-        return lambda: runtime_engine(runtime, exported_copy(path, changes), threads)
+        return lambda: runtime_engine(runtime, exported_copy(path, digest, changes), threads)
 
     if engine != "auto":
         return in_runtime(engine)()
     candidates = {"torch": in_torch} | {name: in_runtime(name) for name in runtimes if find_spec(name)}
-    return FastestEngine(candidates, model.config, categories, precision)
+    return FastestEngine(candidates, model.config, categories, precision, threads)
 
 
 def _exported(
@@ -169,4 +172,4 @@ def _exported(
         "onnxruntime": lambda: chosen,
         "openvino": lambda: runtime_engine("openvino", path, threads),
     }
-    return FastestEngine(candidates, chosen.config, chosen.categories)
+    return FastestEngine(candidates, chosen.config, chosen.categories, threads=threads)

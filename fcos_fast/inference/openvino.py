@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class OpenVinoEngine(ExportedEngine):
         for file in (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,):
             if not file.is_file():
                 raise FileNotFoundError(f"{file} does not exist; give a file of `fcos-fast export`")
+        self._lock = Lock()
         core = openvino.Core()
         # elsewhere than on AVX2, the default is 16 bits
         options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads or 0}
@@ -49,5 +51,6 @@ class OpenVinoEngine(ExportedEngine):
 
     def run(self, images: np.ndarray, sizes: np.ndarray) -> Sequence[np.ndarray]:
         """As :meth:`ExportedEngine.run`."""
-        found = self._request.infer(dict(zip(INPUTS, (images, sizes), strict=True)))
+        with self._lock:  # a request that runs returns another thread's results
+            found = self._request.infer(dict(zip(INPUTS, (images, sizes), strict=True)))
         return [found[name] for name in OUTPUTS]

@@ -56,8 +56,8 @@ class InferenceConv2d(nn.Conv2d):
         if kept is None:
             with torch.inference_mode(False), torch.no_grad():
                 kept = convert(weight)
-            if len(self._kept) == KEPT_WEIGHTS:
-                self._kept.pop(next(iter(self._kept)))
+            for oldest in [*self._kept][: 1 - KEPT_WEIGHTS]:
+                self._kept.pop(oldest, None)  # another thread may have done so
         self._kept[key] = kept
         return kept
 

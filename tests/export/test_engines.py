@@ -1,7 +1,10 @@
 """Checkpoints and exported detectors in every engine."""
 
+import itertools
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -31,7 +34,9 @@ def cache(tmp_path, monkeypatch):
 def exported_once(exported, monkeypatch):
     """Exporting a checkpoint returns the file that was exported before."""
     changes = []
-    monkeypatch.setattr(runtimes, "exported_copy", lambda path, changed: changes.append(changed) or exported)
+    monkeypatch.setattr(
+        runtimes, "exported_copy", lambda path, digest, changed: changes.append(changed) or exported
+    )
     monkeypatch.setattr("fcos_fast.inference.loading.exported_copy", runtimes.exported_copy)
     return changes
 
@@ -84,15 +89,67 @@ def test_a_checkpoint_is_exported_once(checkpoint, cache, monkeypatch, capsys):
     def export(path, output, format, **changes):
         written.append(changes)
         output.write_bytes(b"")
+        print("checked")
 
     monkeypatch.setattr("fcos_fast.export.export", export, raising=False)
-    first = runtimes.exported_copy(checkpoint, {})
-    assert first == runtimes.exported_copy(checkpoint, {})
+    digest = runtimes.file_digest(checkpoint)
+    first = runtimes.exported_copy(checkpoint, digest, {})
+    assert first == runtimes.exported_copy(checkpoint, digest, {})
     assert first.parent == cache / "exports"
-    other = runtimes.exported_copy(checkpoint, {"max_detections": 5})
+    other = runtimes.exported_copy(checkpoint, digest, {"max_detections": 5})
     assert other != first
     assert written == [{}, {"max_detections": 5}]
-    assert capsys.readouterr().out.count("exporting") == 2
+    out, err = capsys.readouterr()
+    assert err.count("exporting") == err.count("checked") == 2
+    assert out == ""
+
+
+def test_exports_that_were_used_last_are_kept(checkpoint, cache, monkeypatch):
+    monkeypatch.setattr(
+        "fcos_fast.export.export", lambda path, output, *_, **changes: output.write_bytes(b"")
+    )
+    digest = runtimes.file_digest(checkpoint)
+
+    def copy(limit):
+        path = runtimes.exported_copy(checkpoint, digest, {"max_detections": limit})
+        os.utime(path, times=(next(seconds), next(seconds)))
+        return path
+
+    seconds = itertools.count(1000)
+    copies = [copy(limit) for limit in range(1, runtimes.KEPT_EXPORTS + 1)]
+    assert copy(1) == copies[0]
+    newest = copy(50)
+    assert {*newest.parent.iterdir()} == {*copies, newest} - {copies[1]}
+
+
+def test_a_checkpoint_that_changes_after_it_was_loaded(checkpoint, tmp_path, capsys):
+    """Training writes the next one under the same name: the engines would detect different objects."""
+    path = tmp_path / "best.pt"
+    path.write_bytes(checkpoint.read_bytes())
+    predictor = fcos_fast.load(path, precision="float32", engine="auto")
+    path.write_bytes(b"the next epoch")
+    assert len(detect(predictor)) == 2
+    err = capsys.readouterr().err
+    assert f"engine onnxruntime is skipped: {path} has changed since it was loaded; load it again" in err
+    assert "engine for 2x128x128: torch (torch " in err
+
+
+def test_auto_without_a_cache_runs_in_torch(checkpoint, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert len(detect(fcos_fast.load(checkpoint, engine="auto"))) == 2
+    assert "engine openvino is skipped: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
+def test_threads_that_share_an_engine(engine, checkpoint, exported_once):
+    detector = fcos_fast.load(checkpoint, precision="float32", max_detections=40, engine=engine).engine
+    images = photos(*((64 + 32 * i, 128) for i in range(6)))
+    expected = [detector.detect([image])[0] for image in images]
+    with ThreadPoolExecutor(6) as pool:
+        found = [pool.submit(detector.detect, [image]) for image in images * 8]
+    for wanted, result in zip(expected * 8, found, strict=True):
+        assert difference(wanted, result.result()[0]) is None
 
 
 @pytest.mark.parametrize(
@@ -100,6 +157,8 @@ def test_a_checkpoint_is_exported_once(checkpoint, cache, monkeypatch, capsys):
     [
         ({"engine": "openvine"}, "unknown engine 'openvine'.*openvino"),
         ({"engine": "openvino", "precision": "bfloat16"}, "in float32; got .* precision 'bfloat16'"),
+        ({"engine": "onnxruntime", "threads": 0}, "threads=0; expected a positive integer or None"),
+        ({"threads": 1.5}, r"threads=1\.5; expected"),
     ],
 )
 def test_mistakes_with_a_checkpoint(options, message, checkpoint):

@@ -39,13 +39,17 @@ def started(tmp_path, monkeypatch):
     return []
 
 
-def engine(started, config=None, **milliseconds):
+def engine(started, config=None, threads=None, **milliseconds):
     def build(name):
         chosen = milliseconds[name]
+        if isinstance(chosen, Exception):
+            raise chosen
         return Timed(name, chosen if callable(chosen) else lambda shape: chosen, started)
 
     candidates = {name: lambda name=name: build(name) for name in milliseconds}
-    return FastestEngine(candidates, config or FCOSConfig(num_classes=1, min_size=None), CATEGORIES)
+    return FastestEngine(
+        candidates, config or FCOSConfig(num_classes=1, min_size=None), CATEGORIES, threads=threads
+    )
 
 
 def used(chosen, image=IMAGE):
@@ -70,6 +74,23 @@ def test_each_size_has_its_own(started):
     assert used(small_is_fast) == "torch"
 
 
+def test_similar_sizes_share_the_times(started, capsys):
+    chosen = engine(started, torch=6, openvino=2)
+    for width in range(64, 100, 4):
+        used(chosen, np.zeros((96, width, 3), np.uint8))
+    assert capsys.readouterr().err.count("engine for") == 1
+
+
+def test_an_engine_that_cannot_be_built_is_skipped(started, capsys):
+    chosen = engine(started, torch=6, onnxruntime=2, openvino=RuntimeError("no such operator\nstack"))
+    assert used(chosen) == "onnxruntime"
+    assert "engine openvino is skipped: no such operator\nengine for" in capsys.readouterr().err
+    used(engine(started, torch=6, onnxruntime=2))
+    assert used(engine(started, torch=6, onnxruntime=ImportError("not installed"))) == "torch"
+    with pytest.raises(ValueError, match="no torch"):
+        used(engine(started, openvino=ImportError("no openvino"), torch=ValueError("no torch")))
+
+
 def test_the_times_are_kept_for_the_next_process(started, capsys):
     used(engine(started, torch=6, openvino=2))
     started.clear()
@@ -78,7 +99,7 @@ def test_the_times_are_kept_for_the_next_process(started, capsys):
     assert "timed before" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", ["configuration", "candidates", "broken file", "version"])
+@pytest.mark.parametrize("change", ["configuration", "candidates", "broken file", "version", "threads"])
 def test_other_work_is_timed_again(started, monkeypatch, change):
     used(engine(started, torch=6, openvino=2))
     config = FCOSConfig(num_classes=1, min_size=None, head_convs=3) if change == "configuration" else None
@@ -89,7 +110,8 @@ def test_other_work_is_timed_again(started, monkeypatch, change):
         (fastest.cache_folder() / "engines.json").write_text("{")
     elif change == "version":
         monkeypatch.setattr(fastest, "_version", lambda package: "9.9")
-    assert used(engine(started, config, **candidates)) == "torch"
+    threads = 3 if change == "threads" else None
+    assert used(engine(started, config, threads, **candidates)) == "torch"
 
 
 def test_without_a_folder_for_the_times(started, monkeypatch, tmp_path):
