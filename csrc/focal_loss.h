@@ -21,9 +21,18 @@ inline FocalParameters focal_star(double gamma, double beta) {
   return {true, -1, gamma, beta};
 }
 
-inline void check_focal(const Tensor& inputs, const Tensor& targets, const Tensor* grad) {
+using RowWeights = std::optional<Tensor>;  // one per row of class targets
+
+struct FocalInputs {
+  const Tensor& inputs;
+  const Tensor& targets;
+  const RowWeights& weight;
+};
+
+inline void check_focal(const FocalInputs& of, const Tensor* grad) {
+  const auto& [inputs, targets, weight] = of;
   const char* op = "sigmoid_focal_loss";
-  check_same_device(op, inputs, targets, grad);
+  check_same_device(op, inputs, targets, weight, grad);
   check_floating(op, "inputs", inputs);
   if (!is_floating_point(targets.scalar_type())) {
     check_integer(op, "targets", targets);
@@ -39,6 +48,10 @@ inline void check_focal(const Tensor& inputs, const Tensor& targets, const Tenso
       sizes_of(targets) == sizes,
       "fcos_fast::sigmoid_focal_loss: expected targets with the shape of inputs, without the last "
       "dimension for class targets");
+  if (!weight.has_value()) return;
+  check_floating(op, "weight", *weight);
+  STD_TORCH_CHECK(!is_floating_point(targets.scalar_type()) && sizes_of(*weight) == sizes,
+                  "fcos_fast::sigmoid_focal_loss: expected class targets, and weight with their shape");
 }
 
 struct FocalResult {
@@ -47,20 +60,22 @@ struct FocalResult {
 };
 
 template <class Device>
-FocalResult focal_result(const Tensor& inputs, const Tensor& targets, const FocalParameters& parameters,
-                         Result want, const Tensor* grad = nullptr, bool with_grad = false) {
-  check_focal(inputs, targets, grad);
+FocalResult focal_result(const FocalInputs& of, const FocalParameters& parameters, Result want,
+                         const Tensor* grad = nullptr, bool with_grad = false) {
+  check_focal(of, grad);
+  const auto& [inputs, targets, weight] = of;
   DeviceOf<Device> device(inputs);
   const bool dense = is_floating_point(targets.scalar_type());
   const auto format = dense ? std::nullopt : channel_format(inputs, inputs.dim() - 1);
-  const bool in_place = dense ? is_dense(inputs) : format.has_value();
+  const bool rows_only = weight.has_value() && format.has_value() && format->inner != 1;
+  const bool in_place = dense ? is_dense(inputs) : format.has_value() && !rows_only;
   const Tensor x = device.aligned(in_place ? inputs : torch::stable::contiguous(inputs));
   const ScalarType dtype = x.scalar_type();
   const auto in_order = [&](const Tensor& t) { return Tensor(device.aligned(in_order_of(t, x))); };
   const Upstream upstream = upstream_of(grad, dtype, in_order);
 
   FocalLossWork work{dtype_of(dtype), x.const_data_ptr(), x.numel()};
-  Tensor y;
+  Tensor y, weights;
   if (dense) {
     y = in_order(converted(targets, dtype));
     work.targets = y.const_data_ptr();
@@ -69,8 +84,12 @@ FocalResult focal_result(const Tensor& inputs, const Tensor& targets, const Foca
     y = torch::stable::contiguous(narrow ? targets : converted(targets, ScalarType::Long));
     work.labels = {y.const_data_ptr(), narrow ? 4u : 8u};
     const ChannelFormat rows{targets.numel(), inputs.size(inputs.dim() - 1), 1};
-    const ChannelFormat f = format.value_or(rows);
+    const ChannelFormat f = in_place ? *format : rows;
     work.outer = f.outer, work.classes = f.channels, work.inner = f.inner;
+    if (weight.has_value()) {
+      weights = torch::stable::contiguous(converted(*weight, sum_type(dtype)));
+      work.weights = weights.const_data_ptr();
+    }
   }
   work.scale = upstream.scale, work.upstream = upstream.elements;
 
@@ -87,40 +106,44 @@ FocalResult focal_result(const Tensor& inputs, const Tensor& targets, const Foca
 }
 
 template <class Device>
-std::tuple<Tensor, Tensor> focal_sum(const Tensor& inputs, const Tensor& targets,
-                                     const FocalParameters& parameters, bool with_grad) {
-  const FocalResult result =
-      focal_result<Device>(inputs, targets, parameters, Result::kSum, nullptr, with_grad);
+std::tuple<Tensor, Tensor> focal_sum(const FocalInputs& of, const FocalParameters& parameters,
+                                     bool with_grad) {
+  const FocalResult result = focal_result<Device>(of, parameters, Result::kSum, nullptr, with_grad);
   return {result.sum, result.elements};
 }
 
 template <class Device>
-Tensor sigmoid_focal_loss(const Tensor& inputs, const Tensor& targets, double alpha, double gamma) {
-  return focal_result<Device>(inputs, targets, focal(alpha, gamma), Result::kElements).elements;
+Tensor sigmoid_focal_loss(const Tensor& inputs, const Tensor& targets, const RowWeights& weight, double alpha,
+                          double gamma) {
+  return focal_result<Device>({inputs, targets, weight}, focal(alpha, gamma), Result::kElements).elements;
 }
 template <class Device>
-std::tuple<Tensor, Tensor> sigmoid_focal_loss_sum(const Tensor& inputs, const Tensor& targets, double alpha,
-                                                  double gamma, bool with_grad) {
-  return focal_sum<Device>(inputs, targets, focal(alpha, gamma), with_grad);
+std::tuple<Tensor, Tensor> sigmoid_focal_loss_sum(const Tensor& inputs, const Tensor& targets,
+                                                  const RowWeights& weight, double alpha, double gamma,
+                                                  bool with_grad) {
+  return focal_sum<Device>({inputs, targets, weight}, focal(alpha, gamma), with_grad);
 }
 template <class Device>
 Tensor sigmoid_focal_loss_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets,
-                                   double alpha, double gamma) {
-  return focal_result<Device>(inputs, targets, focal(alpha, gamma), Result::kGrad, &grad).elements;
+                                   const RowWeights& weight, double alpha, double gamma) {
+  return focal_result<Device>({inputs, targets, weight}, focal(alpha, gamma), Result::kGrad, &grad).elements;
 }
 template <class Device>
-Tensor sigmoid_focal_loss_star(const Tensor& inputs, const Tensor& targets, double gamma, double beta) {
-  return focal_result<Device>(inputs, targets, focal_star(gamma, beta), Result::kElements).elements;
+Tensor sigmoid_focal_loss_star(const Tensor& inputs, const Tensor& targets, const RowWeights& weight,
+                               double gamma, double beta) {
+  return focal_result<Device>({inputs, targets, weight}, focal_star(gamma, beta), Result::kElements).elements;
 }
 template <class Device>
 std::tuple<Tensor, Tensor> sigmoid_focal_loss_star_sum(const Tensor& inputs, const Tensor& targets,
-                                                       double gamma, double beta, bool with_grad) {
-  return focal_sum<Device>(inputs, targets, focal_star(gamma, beta), with_grad);
+                                                       const RowWeights& weight, double gamma, double beta,
+                                                       bool with_grad) {
+  return focal_sum<Device>({inputs, targets, weight}, focal_star(gamma, beta), with_grad);
 }
 template <class Device>
 Tensor sigmoid_focal_loss_star_backward(const Tensor& grad, const Tensor& inputs, const Tensor& targets,
-                                        double gamma, double beta) {
-  return focal_result<Device>(inputs, targets, focal_star(gamma, beta), Result::kGrad, &grad).elements;
+                                        const RowWeights& weight, double gamma, double beta) {
+  return focal_result<Device>({inputs, targets, weight}, focal_star(gamma, beta), Result::kGrad, &grad)
+      .elements;
 }
 
 }  // namespace fcos_fast

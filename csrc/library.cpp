@@ -6,18 +6,20 @@
 
 STABLE_TORCH_LIBRARY(fcos_fast, m) {
   // math/focal_loss.h
-  m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
   m.def(
-      "sigmoid_focal_loss_sum(Tensor inputs, Tensor targets, float alpha, float gamma, bool with_grad) -> "
+      "sigmoid_focal_loss(Tensor inputs, Tensor targets, Tensor? weight, float alpha, float gamma) -> Tensor");
+  m.def(
+      "sigmoid_focal_loss_sum(Tensor inputs, Tensor targets, Tensor? weight, float alpha, float gamma, bool with_grad) -> "
       "(Tensor sum, Tensor grad)");
   m.def(
-      "sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, float alpha, float gamma) -> Tensor");
-  m.def("sigmoid_focal_loss_star(Tensor inputs, Tensor targets, float gamma, float beta) -> Tensor");
+      "sigmoid_focal_loss_backward(Tensor grad, Tensor inputs, Tensor targets, Tensor? weight, float alpha, float gamma) -> Tensor");
   m.def(
-      "sigmoid_focal_loss_star_sum(Tensor inputs, Tensor targets, float gamma, float beta, bool with_grad) -> "
+      "sigmoid_focal_loss_star(Tensor inputs, Tensor targets, Tensor? weight, float gamma, float beta) -> Tensor");
+  m.def(
+      "sigmoid_focal_loss_star_sum(Tensor inputs, Tensor targets, Tensor? weight, float gamma, float beta, bool with_grad) -> "
       "(Tensor sum, Tensor grad)");
   m.def(
-      "sigmoid_focal_loss_star_backward(Tensor grad, Tensor inputs, Tensor targets, float gamma, float beta) -> Tensor");
+      "sigmoid_focal_loss_star_backward(Tensor grad, Tensor inputs, Tensor targets, Tensor? weight, float gamma, float beta) -> Tensor");
 
   // math/assign_targets.h
   m.def(

@@ -79,8 +79,12 @@ class AssignmentRule:
         bounds = (self.lowest, *self.sizes_of_interest, float("inf"))
         levels = []
         for i, ((height, width), stride) in enumerate(zip(feature_sizes, strides, strict=True)):
+            step: tuple[float, float]
             if self.location == "grid":
-                step = (float(image_size[0] // height), float(image_size[1] // width))
+                step = (
+                    image_size[0] // height,
+                    image_size[1] // width,
+                )  # float() would fix the size in torch.export
                 offset = (0.0, 0.0)
             else:
                 step = (float(stride), float(stride))

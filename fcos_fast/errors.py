@@ -1,4 +1,4 @@
-"""Errors of the native operators. Needs no torch: the command line reports them, and torch may be the cause."""
+"""Errors that the command line reports. Needs no torch, which may be the cause."""
 
 from __future__ import annotations
 
@@ -13,3 +13,7 @@ class ExtensionNotBuiltError(ExtensionError):
 
 class ExtensionLoadError(ExtensionError):
     """The extension was built but does not load, usually because torch or Python has another version."""
+
+
+class ExportError(RuntimeError):
+    """The exporter failed, or its result does not detect what the checkpoint does; no file was kept."""

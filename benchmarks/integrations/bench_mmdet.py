@@ -58,9 +58,9 @@ def predict(name, accelerated):
     return run
 
 
-def step(name, accelerated):
+def step(name, accelerated, winograd=False):
     def run(images, samples):
-        model = build(name, accelerated).train()
+        model = build(name, accelerated, winograd).train()
         model.zero_grad()
         loss = total(model(images, copy.deepcopy(samples), mode="loss"))
         loss.backward()
@@ -89,9 +89,12 @@ def check_loss(result, expected, data):
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=0)
 
 
-def rows(stage, name, floor=True):
-    found = {"mmdetection": stage(name, False), OURS: stage(name, True)}
-    return found | ({FLOOR_OF_STAGES: copies} if floor else {})
+def rows(stage, name):
+    return {"mmdetection": stage(name, False), OURS: stage(name, True), FLOOR_OF_STAGES: copies}
+
+
+def rows_of_step(name, winograd):
+    return {"mmdetection": step(name, False), OURS: step(name, True, winograd)}
 
 
 COMMON = {"synchronizes": True, "peer_synchronizes": True}
@@ -122,13 +125,14 @@ CASES = [
     *(
         Case(
             "mmdet_step",
-            f"{name}, 20 boxes per image",
+            f"{name}, 20 boxes per image{', winograd=True' * winograd}",
             functools.partial(make_batch, boxes=20),
-            rows(step, name, floor=False),
+            rows_of_step(name, winograd),
             check_loss,
             **COMMON,
         )
         for name in CONFIGS
+        for winograd in (False, True)
     ),
 ]
 

@@ -32,10 +32,10 @@ SIZE, IMAGES, CLASSES = (800, 1088), 2, 80
 
 
 @functools.cache
-def build(name: str, accelerated: bool) -> nn.Module:
+def build(name: str, accelerated: bool, winograd: bool = False) -> nn.Module:
     """The detector, with enough candidates for NMS."""
     if accelerated:
-        return fcos_fast.accelerate(copy.deepcopy(build(name, False)))
+        return fcos_fast.accelerate(copy.deepcopy(build(name, False)), winograd=winograd)
     torch.manual_seed(0)
     folder = Path(mmdet.__file__).parent / ".mim" / "configs"
     model = MODELS.build(Config.fromfile(folder / CONFIGS[name]).model)

@@ -5,6 +5,8 @@ Each row is a process of its own: the growth of its peak resident memory during 
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,8 @@ def measure(name: str, boxes: int, accelerated: bool) -> float:
 
     data = loss_data("cpu", name, boxes)
     run = losses(name, accelerated)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # so that freed memory of the forward pass is not reused unseen
     Path("/proc/self/clear_refs").write_text("5")  # the peak restarts from the present size
     before = resident("VmRSS")
     run(*data)

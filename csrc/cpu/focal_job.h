@@ -19,7 +19,8 @@ struct FocalJob {
   int64_t element;  // size in bytes
   FocalSpan base;
 
-  double run(int64_t begin, int64_t n, const int32_t* labels = nullptr, int32_t label = 0) const {
+  double run(int64_t begin, int64_t n, const int32_t* labels = nullptr, int32_t label = 0,
+             double weight = 1) const {
     FocalSpan span = base;
     auto advance = [&](const void* p) { return p ? static_cast<const char*>(p) + begin * element : nullptr; };
     span.x = advance(base.x);
@@ -30,15 +31,17 @@ struct FocalJob {
     span.n = n;
     span.labels = labels;
     span.label = label;
+    span.weight = weight;
     return kernel(span, parameters);
   }
 };
 
-// Nearly all elements are background. They are processed in long spans without labels.
+// Nearly all elements are background. They are processed in long spans without labels and of one weight.
 struct ClassFocalJob {
   FocalJob job;
   int64_t outer, classes, inner;
-  ClassLabels labels;  // (outer, inner)
+  ClassLabels labels;             // (outer, inner)
+  const void* weights = nullptr;  // (outer), float64 for float64 elements, else float32; only if inner is 1
 
   int64_t rows_per_unit() const {
     return std::max<int64_t>(1, kFocalElements / std::max<int64_t>(1, classes));
@@ -56,24 +59,37 @@ struct ClassFocalJob {
   double run_rows(int64_t unit) const {
     const int64_t first = unit * rows_per_unit(), last = std::min(first + rows_per_unit(), outer);
     int64_t begin = first * classes;
-    double total = 0;
+    double total = 0, weight = weight_of(first);
+    const auto background_until = [&](int64_t end) {
+      if (end > begin) total += job.run(begin, end - begin, nullptr, 0, weight);
+      begin = end;
+    };
     for (int64_t row = first; row < last; ++row) {
+      if (weights != nullptr && weight_of(row) != weight) {
+        background_until(row * classes);
+        weight = weight_of(row);
+      }
       const int32_t label = labels[row];
       const bool foreground = label >= 0 && label < classes;
       if (!foreground && label != kIgnoredLabel) continue;
-      const int64_t at = row * classes + (foreground ? label : 0);
-      if (at > begin) total += job.run(begin, at - begin);
+      background_until(row * classes + (foreground ? label : 0));
       if (foreground) {
-        total += job.run(at, 1, &label, label);
-        begin = at + 1;
+        total += job.run(begin, 1, &label, label, weight);
+        begin += 1;
       } else {
         const std::vector<int32_t> ignored(classes, kIgnoredLabel);
-        total += job.run(at, classes, ignored.data());
-        begin = at + classes;
+        total += job.run(begin, classes, ignored.data());
+        begin += classes;
       }
     }
-    if (last * classes > begin) total += job.run(begin, last * classes - begin);
+    background_until(last * classes);
     return total;
+  }
+
+  double weight_of(int64_t row) const {
+    if (weights == nullptr) return 1;
+    return job.element == sizeof(double) ? static_cast<const double*>(weights)[row]
+                                         : static_cast<const float*>(weights)[row];
   }
 
   double run_planes(int64_t unit) const {

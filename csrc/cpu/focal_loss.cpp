@@ -20,7 +20,7 @@ void run_focal_loss(Cpu, const FocalParameters& parameters, const FocalLossWork&
       return job.run(begin, std::min(kFocalElements, work.n - begin));
     });
   } else {
-    const ClassFocalJob units{job, work.outer, work.classes, work.inner, work.labels};
+    const ClassFocalJob units{job, work.outer, work.classes, work.inner, work.labels, work.weights};
     total = sum_units(units.count(), [&](int64_t u) { return units.run(u); });
   }
   if (work.sum != nullptr) write_scalar(work.sum, work.dtype, total);

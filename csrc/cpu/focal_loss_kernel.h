@@ -73,8 +73,8 @@ double focal_pass(const FocalSpan& span, const FocalParameters& p) {
   using Wide = wide_t<T>;
   constexpr int kLanes = V::kLanes, kWideLanes = Wide::kLanes;
   constexpr int64_t kBlock = 64 * kWideLanes;  // summed in float32 within a block, in float64 across blocks
-  const Form<V> form(p);
-  const Form<Wide> wide_form(p);
+  const Form<V> form(p, span.weight);
+  const Form<Wide> wide_form(p, span.weight);
   const V scale{typename V::Real(span.scale)};
   const Wide wide_scale{typename V::Real(span.scale)};
 

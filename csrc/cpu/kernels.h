@@ -17,6 +17,7 @@ struct FocalSpan {
   const void* targets;    // dense targets, one per element
   const int32_t* labels;  // or class labels, compared with `label`; if both are null, all are background
   int32_t label;
+  double weight = 1;     // of the losses
   const void* upstream;  // incoming gradient, one per element; if null, `scale` for all
   double scale;
   void* loss;

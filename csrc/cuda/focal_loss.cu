@@ -44,6 +44,15 @@ __device__ __forceinline__ float dense_pack(const DenseMap<T>& map, int64_t at, 
   return loss;
 }
 
+// The sum over the threads of the block, if the losses are summed.
+template <Want Wanted>
+__device__ __forceinline__ void store_sum(double* partial, double loss) {
+  if constexpr (sums(Wanted)) {
+    const double total = block_sum(loss);
+    if (threadIdx.x == 0) partial[blockIdx.x] = total;
+  }
+}
+
 template <Want Wanted, class T, class Form>
 __global__ void __launch_bounds__(kFocalThreads)
     dense_kernel(const DenseMap<T> map, const Form form, const float* __restrict__ scale_of_sum,
@@ -59,10 +68,7 @@ __global__ void __launch_bounds__(kFocalThreads)
   }
   const int64_t rest = packs * N + threadIdx.x;
   if (blockIdx.x == 0 && rest < map.n) loss += dense_pack<Single<T>, Wanted>(map, rest, form, scale);
-  if constexpr (sums(Wanted)) {
-    const double total = block_sum(double(loss));
-    if (threadIdx.x == 0) partial[blockIdx.x] = total;
-  }
+  store_sum<Wanted>(partial, loss);
 }
 
 // At 48 registers, five blocks fit on a multiprocessor.
@@ -71,17 +77,30 @@ __global__ void __launch_bounds__(kFocalThreads, 5)
     class_kernel(const __grid_constant__ ClassMap<T> map, const Form form,
                  const float* __restrict__ scale_of_sum, double* __restrict__ partial) {
   const float scale = scale_of_sum != nullptr ? *scale_of_sum : 1.0f;
-  double total = focal_tile<Wanted>(map, blockIdx.x, form, [scale](int64_t) { return scale; });
-  if constexpr (sums(Wanted)) {
-    total = block_sum(total);
-    if (threadIdx.x == 0) partial[blockIdx.x] = total;
-  }
+  store_sum<Wanted>(partial, focal_tile<Wanted>(map, blockIdx.x, form, [scale](int64_t) { return scale; }));
 }
 
+// One weight per image of the map, which is a row of the logits. A thread processes eight classes of a row.
+template <Want Wanted, class T, class Form>
+__global__ void __launch_bounds__(kFocalThreads)
+    weighted_kernel(const __grid_constant__ ClassMap<T> map, const Form form,
+                    const float* __restrict__ scale_of_sum, const float* __restrict__ weights,
+                    double* __restrict__ partial) {
+  const float scale = scale_of_sum != nullptr ? *scale_of_sum : 1.0f;
+  const int64_t item = int64_t(blockIdx.x) * kFocalThreads + threadIdx.x;
+  double total = 0;
+  if (item < plane_items(map)) {
+    total = plane_item<Wanted, Single<T>>(map, item, form,
+                                          [scale, weights](int64_t row) { return scale * weights[row]; });
+  }
+  store_sum<Wanted>(partial, total);
+}
+
+// With weights every row is an image of one location.
 template <class T>
 ClassMap<T> class_map(const FocalLossWork& work, T* out) {
   ClassMap<T> map{static_cast<const T*>(work.x), static_cast<const T*>(work.upstream), out, work.labels};
-  const bool rows = work.inner == 1;
+  const bool rows = work.inner == 1 && work.weights == nullptr;
   map.channels_last = rows && work.classes > 1;
   map.images = rows ? 1 : work.outer;
   map.locations = rows ? work.outer : work.inner;
@@ -118,6 +137,7 @@ template <class T, class Form>
 void launch(const Cuda& device, const FocalLossWork& work, const Form& form) {
   T* out = static_cast<T*>(work.loss != nullptr ? work.loss : work.grad);
   const auto* scale = static_cast<const float*>(work.scale);
+  const auto* weights = static_cast<const float*>(work.weights);
   const bool dense = work.targets != nullptr;
   const DenseMap<T> elements{static_cast<const T*>(work.x), static_cast<const T*>(work.targets),
                              static_cast<const T*>(work.upstream), out, work.n};
@@ -129,6 +149,9 @@ void launch(const Cuda& device, const FocalLossWork& work, const Form& form) {
     if (dense) {
       dense_kernel<want()>
           <<<unsigned(tiles), kFocalThreads, 0, stream_of(device)>>>(elements, form, scale, partial);
+    } else if (weights != nullptr) {
+      weighted_kernel<want()>
+          <<<unsigned(tiles), kFocalThreads, 0, stream_of(device)>>>(classes, form, scale, weights, partial);
     } else {
       class_kernel<want()>
           <<<unsigned(tiles), kFocalThreads, 0, stream_of(device)>>>(classes, form, scale, partial);

@@ -1,9 +1,11 @@
 // Sigmoid focal loss (Lin et al. 2017): the loss of one logit and its derivative.
 //
-// sigmoid_focal_loss(inputs, targets, alpha, gamma), sigmoid_focal_loss_star(inputs, targets, gamma, beta)
+// sigmoid_focal_loss(inputs, targets, weight, alpha, gamma)
+// sigmoid_focal_loss_star(inputs, targets, weight, gamma, beta)
 //   inputs   (..., C) logits; float32, float64, bfloat16, float16; any strides
 //   targets  dense: floating point, the shape of inputs; or classes: integer, inputs.shape[:-1],
 //            0..C-1, -1 background, -2 ignored. Any other class counts as background.
+//   weight   optional, with class targets: floating point, inputs.shape[:-1]; multiplies the losses of a row
 //   result   loss of every element in the dtype of inputs; *_sum: their sum, float32 (float64 for float64), and its
 //            gradient from the same pass if with_grad, else an empty tensor
 //   gradient for inputs only; an ignored row has loss and gradient 0 for any logits
@@ -34,6 +36,8 @@ struct FocalLossWork {
   const void* targets;
   ClassLabels labels;
   int64_t outer, classes, inner;
+  // Weights (outer), float32 (float64 for float64), or null; then inner is 1.
+  const void* weights;
   // Incoming gradient: one float32 number (float64 for float64), or n elements like x.
   const void* scale;
   const void* upstream;
@@ -77,10 +81,10 @@ struct FocalLoss {
   T gamma;
   T positive_weight, negative_weight;  // alpha and 1 - alpha, or 1 and 1
 
-  FCOS_HOST_DEVICE explicit FocalLoss(const FocalParameters& p)
+  FCOS_HOST_DEVICE explicit FocalLoss(const FocalParameters& p, double weight = 1)
       : gamma(T(p.gamma)),
-        positive_weight(T(p.alpha >= 0 ? p.alpha : 1)),
-        negative_weight(T(p.alpha >= 0 ? 1 - p.alpha : 1)) {}
+        positive_weight(T(weight * (p.alpha >= 0 ? p.alpha : 1))),
+        negative_weight(T(weight * (p.alpha >= 0 ? 1 - p.alpha : 1))) {}
 
   // x as a background logit of this weight. For a foreground logit, pass -x and negate the gradient. A weight of 0
   // makes the loss 0 for any logit.
@@ -124,15 +128,19 @@ using FocalLossSquare = FocalLoss<T, true>;
 template <class T>
 struct FocalLossStar {
   T gamma, beta;
-  T positive_weight{1}, negative_weight{1};
+  T positive_weight, negative_weight;
 
-  FCOS_HOST_DEVICE explicit FocalLossStar(const FocalParameters& p) : gamma(T(p.gamma)), beta(T(p.beta)) {}
+  FCOS_HOST_DEVICE explicit FocalLossStar(const FocalParameters& p, double weight = 1)
+      : gamma(T(p.gamma)), beta(T(p.beta)), positive_weight(T(weight)), negative_weight(T(weight)) {}
 
   FCOS_HOST_DEVICE LossAndGrad<T> of_logit(T z) const {  // z = -(gamma * x_t + beta)
     const auto s = sigmoid(z);
     return {(max(z, T(0)) + s.log1p_exp) / gamma, s.p};
   }
-  FCOS_HOST_DEVICE LossAndGrad<T> background(T x, T) const { return of_logit(gamma * x - beta); }
+  FCOS_HOST_DEVICE LossAndGrad<T> background(T x, T weight) const {
+    const auto at = of_logit(gamma * x - beta);
+    return {weight * at.loss, weight * at.grad};
+  }
   FCOS_HOST_DEVICE LossAndGrad<T> soft(T x, T y) const {
     const T direction = T(2) * y - T(1);
     const auto at = of_logit(-(gamma * (x * direction) + beta));

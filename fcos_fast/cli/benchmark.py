@@ -22,8 +22,8 @@ class BenchmarkOptions:
       fcos-fast benchmark --checkpoint runs/train/best.pt --images FOLDER
 
     Attributes:
-        checkpoint: ``best.pt`` or ``last.pt`` of a run, or a checkpoint that ``fcos-fast convert`` reads; by default a
-            model with random weights is timed.
+        checkpoint: ``best.pt`` or ``last.pt`` of a run, a checkpoint that ``fcos-fast convert`` reads, or a file of
+            ``fcos-fast export``; by default a model with random weights is timed.
         images: folder of images, or one file; by default images are generated.
         preset: preset of the model with random weights.
         backbone: backbone of the model with random weights; ``timm:NAME`` uses timm's.
@@ -31,7 +31,8 @@ class BenchmarkOptions:
         batch_sizes: numbers of images per batch, for example ``[1,8]``.
         precisions: ``auto`` is bfloat16 on devices with fast bfloat16, otherwise float32.
         variants: ``plain`` runs the model as evaluation during training does (channels-last, autocast); ``optimized``
-            prepares it for inference as ``fcos-fast detect`` does; ``compiled`` also uses torch.compile.
+            prepares it for inference as ``fcos-fast detect`` does; ``compiled`` also uses torch.compile. An exported
+            detector has no variants.
         repeats: timed runs of each variant.
         warmup: untimed runs of each variant before the timed ones.
         threads: CPU threads; by default PyTorch's choice.

@@ -17,13 +17,17 @@ from fcos_fast.data.synthetic import save_image
 from fcos_fast.engine.benchmark import CANDIDATES, STAGES, benchmark, make_talkative
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.progress import Progress
+from fcos_fast.inference.exported import ExportedEngine
+from fcos_fast.inference.loading import exported_engine, is_exported
 from fcos_fast.machine import cpu_name, machine
 from fcos_fast.models import PRESETS, Detector, build_detector
+from fcos_fast.models.sizes import detection_size, padded
 from fcos_fast.models.transform import image_size
 from fcos_fast.precision import Precision, choose_device, choose_precision
 
 EXPLANATION = """input: size of the (first) image after the model's resizing and padding
-times in ms, the median for each stage; images/s at the median; found: detections per image"""
+times in ms, the median for each stage; images/s at the median; found: detections per image
+exported detectors: the post-process is in the network"""
 
 
 def run(options: BenchmarkOptions, sizes: Sequence[tuple[int, int] | None]) -> dict[str, Any]:
@@ -37,22 +41,27 @@ def run(options: BenchmarkOptions, sizes: Sequence[tuple[int, int] | None]) -> d
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     model, about = _model(options)
-    model.to(device)
+    if isinstance(model, Detector):
+        model.to(device)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     facts, rows = {"device": gpu or cpu_name(), **machine()}, []
     print("\n".join(f"{name:9} {value}" for name, value in {**facts, "model": about}.items()))
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
             files = find_images(options.images or "") if size is None else _draw(Path(folder), size, options)
-            if options.checkpoint is None:
+            if options.checkpoint is None and isinstance(model, Detector):
                 model = make_talkative(model, read_image(files[0]).to(device))
             rows += _measure(options, model, device, files)
     print("\n" + table(rows) + "\n\n" + EXPLANATION)
     return {"machine": facts, "model": about, "rows": rows}
 
 
-def _model(options: BenchmarkOptions) -> tuple[Detector, str]:
+def _model(options: BenchmarkOptions) -> tuple[Detector | ExportedEngine, str]:
     """The model and its description."""
+    if options.checkpoint is not None and is_exported(options.checkpoint):
+        engine = exported_engine(options.checkpoint, options.device, threads=options.threads)
+        about = f"{engine.config.backbone}, {len(engine.categories)} classes, from {options.checkpoint}"
+        return engine, about
     if options.checkpoint is not None:
         model, categories = model_from_checkpoint(load_checkpoint(options.checkpoint))
         return model, f"{model.config.backbone}, {len(categories)} classes, from {options.checkpoint}"
@@ -65,16 +74,18 @@ def _model(options: BenchmarkOptions) -> tuple[Detector, str]:
 
 
 def _measure(
-    options: BenchmarkOptions, model: Detector, device: torch.device, files: list[Path]
+    options: BenchmarkOptions, model: Detector | ExportedEngine, device: torch.device, files: list[Path]
 ) -> list[dict[str, Any]]:
-    dtypes = dict.fromkeys(choose_precision(precision, device)[0] for precision in options.precisions)
-    models = {
-        f"{_name(dtype)} {variant}": _variant(model, variant, dtype)
-        for dtype, variant in product(dtypes, options.variants)
-    }
-    first = model.transform(read_image(files[0]).to(device))
+    models: dict[str, Any] = {"float32 exported": model}
+    if isinstance(model, Detector):
+        dtypes = dict.fromkeys(choose_precision(precision, device)[0] for precision in options.precisions)
+        models = {
+            f"{_name(dtype)} {variant}": _variant(model, variant, dtype)
+            for dtype, variant in product(dtypes, options.variants)
+        }
     image = Path(options.images).name if options.images else files[0].stem.split("-")[0]
-    seen = "x".join(map(str, model.transform.padded_size([image_size(first)])))
+    first = detection_size(image_size(read_image(files[0])), model.config)
+    seen = "x".join(map(str, padded(first, model.config.size_divisor)))
     rows = []
     for batch_size in options.batch_sizes:
         runs = len(models) * (options.warmup + options.repeats)

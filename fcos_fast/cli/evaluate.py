@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from fcos_fast.cli.options import parse_options
+from fcos_fast.data.categories import Categories
 from fcos_fast.engine.config import DataConfig
 from fcos_fast.fields import check_fields, positive
 from fcos_fast.precision import Precision
@@ -52,7 +54,8 @@ class EvaluateOptions:
       fcos-fast evaluate --checkpoint runs/train/best.pt
 
     Attributes:
-        checkpoint: ``best.pt`` or ``last.pt`` of a run, or a checkpoint that ``fcos-fast convert`` reads.
+        checkpoint: ``best.pt`` or ``last.pt`` of a run, a checkpoint that ``fcos-fast convert`` reads, or a file of
+            ``fcos-fast export``.
         data: the dataset to evaluate on.
         batch_size: images per batch of each process.
         device: ``auto`` (CUDA if available), ``cpu``, ``cuda`` or ``cuda:1``.
@@ -83,23 +86,19 @@ def main(arguments: Sequence[str]) -> int:
     )
 
     from fcos_fast.cli.outcome import present_evaluation
-    from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
-    from fcos_fast.engine.distributed import is_main, own_device
-    from fcos_fast.engine.evaluate import evaluate
+    from fcos_fast.engine.checkpoint import load_checkpoint
+    from fcos_fast.engine.distributed import is_main
     from fcos_fast.engine.run_folder import new_run_folder
-    from fcos_fast.precision import choose_precision
+    from fcos_fast.inference.loading import is_exported
 
-    saved = load_checkpoint(options.checkpoint)
-    data = _data_config(options, saved)
-    model, categories = model_from_checkpoint(saved)
+    saved = {} if is_exported(options.checkpoint) else load_checkpoint(options.checkpoint)
+    data = data_config(options.checkpoint, options.data, saved)
+    evaluate, categories, about = _model(options, saved) if saved else _exported(options)
     dataset = data.load(data.val, categories)
-    device = own_device(options.device)
-    dtype, reason = choose_precision(options.precision, device)
     if is_main():
         print(printable(str(dataset.report)))
-        print(f"{model.title}; {device}, {dtype} ({reason})".replace("torch.", ""))
-    model = model.to(device).optimize_for_inference(options.precision)
-    result, detections = evaluate(model, dataset, batch_size=options.batch_size, workers=options.data.workers)
+        print(about)
+    result, detections = evaluate(dataset, batch_size=options.batch_size, workers=options.data.workers)
     if is_main():
         title = f"{options.checkpoint} on {data.root}, split {data.val}"
         folder = new_run_folder(options.runs, options.name)
@@ -107,16 +106,41 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _data_config(options: EvaluateOptions, saved: dict[str, Any]) -> DataConfig:
+def _model(options: EvaluateOptions, saved: dict[str, Any]) -> tuple[Callable[..., Any], Categories, str]:
+    """The evaluation of a checkpoint, its classes, and what runs, in words."""
+    from fcos_fast.engine.checkpoint import model_from_checkpoint
+    from fcos_fast.engine.distributed import own_device
+    from fcos_fast.engine.evaluate import evaluate
+    from fcos_fast.precision import choose_precision
+
+    model, categories = model_from_checkpoint(saved)
+    device = own_device(options.device)
+    dtype, reason = choose_precision(options.precision, device)
+    about = f"{model.title}; {device}, {dtype} ({reason})".replace("torch.", "")
+    model = model.to(device).optimize_for_inference(options.precision)
+    return partial(evaluate, model), categories, about
+
+
+def _exported(options: EvaluateOptions) -> tuple[Callable[..., Any], Categories, str]:
+    """:func:`_model` of an exported detector."""
+    from fcos_fast.engine.evaluate import evaluate_engine
+    from fcos_fast.inference import load
+
+    engine = load(options.checkpoint, options.device, options.precision).engine
+    about = f"{options.checkpoint}; {type(engine).__name__} on the CPU, float32"
+    return partial(evaluate_engine, engine), engine.categories, about
+
+
+def data_config(checkpoint: str, options: EvaluateDataConfig, saved: dict[str, Any]) -> DataConfig:
     """The data of the training with what the options replace; ``val`` is the split to evaluate on."""
     trained_on = from_plain(DataConfig, saved["config"]["data"]) if "config" in saved else DataConfig()
-    given = asdict(options.data)
+    given = asdict(options)
     changes = {name: given[name] for name in ("root", "strict", "allow_outside", "max_pixels")}
     changes["val"] = given["split"]
     data = replace(trained_on, **{name: value for name, value in changes.items() if value is not None})
     if not data.root:
         raise ValueError(
-            f"{options.checkpoint} does not name the dataset it was trained on; give one with --data.root"
+            f"{checkpoint} does not name the dataset it was trained on; give one with --data.root"
         )
     return data
 

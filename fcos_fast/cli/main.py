@@ -17,7 +17,7 @@ import fcos_fast
 from fcos_fast.cli.suggest import did_you_mean
 from fcos_fast.engine.files import WriteError
 from fcos_fast.engine.launch import ProcessLostError, launched
-from fcos_fast.errors import ExtensionError
+from fcos_fast.errors import ExportError, ExtensionError
 from fcos_fast.memory import keep_memory
 from fcos_fast.text import printable
 
@@ -25,6 +25,8 @@ SUBCOMMANDS = {
     "train": "train a detector, or resume a run",
     "evaluate": "measure the average precision of a checkpoint on a dataset",
     "detect": "detect objects in images and videos; writes them drawn, and JSON",
+    "export": "write a trained detector as a file for other runtimes: ONNX, OpenVINO",
+    "serve": "serve a detector over HTTP: web page, JSON, drawn images",
     "convert": "convert checkpoints from and to other implementations",
     "data": "data stats: show how the boxes of a dataset suit the levels of a detector",
     "benchmark": "time detection on this machine, from the image file to the boxes",
@@ -35,7 +37,17 @@ SUBCOMMANDS = {
 DISTRIBUTED = ("train", "evaluate")
 """Subcommands that run under torchrun."""
 
-EXTRAS = {"timm": "timm", "safetensors": "timm", "av": "video"}
+EXTRAS = {
+    **{"timm": "timm", "safetensors": "timm", "av": "video"},
+    **{
+        "onnx": "export",
+        "onnxscript": "export",
+        "onnxruntime": "export",
+        "openvino": "openvino",
+        "nncf": "openvino",
+    },
+    **dict.fromkeys(("fastapi", "prometheus_client", "python_multipart", "uvicorn"), "serve"),
+}
 """Optional dependency -> the extra that installs it; all others are in ``train``."""
 
 
@@ -81,11 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"fcos-fast {subcommand}",
                 f"needs {missing}, which is not installed; pip install 'fcos_fast[{extra}]'",
             )
-        except (ValueError, OSError, FloatingPointError, ExtensionError) as error:
+        except (ValueError, OSError, FloatingPointError, ExtensionError, ExportError) as error:
             if _debugging():
                 raise
-            # NaN in the loss or a full disk are not the input's fault
-            status = 1 if isinstance(error, (FloatingPointError, WriteError)) else 2
+            # NaN in the loss, a full disk or a wrong export are not the input's fault
+            status = 1 if isinstance(error, (FloatingPointError, WriteError, ExportError)) else 2
             return _fail(f"fcos-fast {subcommand}", str(error), status)
 
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from fcos_fast.data import read_image
+from fcos_fast.data.images import read_pixels
+from fcos_fast.inference.exported import ExportedEngine
 from fcos_fast.models import FCOS, Detector
 from fcos_fast.precision import autocast
 
@@ -61,7 +63,7 @@ class Timing:
 
 
 def benchmark(
-    models: Mapping[Name, tuple[Detector, torch.dtype]],
+    models: Mapping[Name, tuple[Detector, torch.dtype] | ExportedEngine],
     files: Sequence[Path],
     batch_size: int = 1,
     repeats: int = 10,
@@ -71,7 +73,8 @@ def benchmark(
     """Time models on the same images, interleaved, so that other load on the machine affects all of them.
 
     Args:
-        models: name to a model in evaluation mode on its device, and its autocast dtype (float32: no autocast).
+        models: name to a model in evaluation mode on its device, and its autocast dtype (float32: no autocast); or to
+            the engine of an exported detector.
         files: image files; each sample uses the next ``batch_size`` of them, and the first ones again after the last.
         batch_size: images per sample.
         repeats: samples per model.
@@ -83,8 +86,11 @@ def benchmark(
     images = cycle(files)
     for sample in range(-warmup, repeats):
         batch = list(islice(images, batch_size))
-        for name, (model, dtype) in models.items():
-            times, detections = time_stages(model, dtype, batch)
+        for name, model in models.items():
+            if isinstance(model, ExportedEngine):
+                times, detections = time_engine(model, batch)
+            else:
+                times, detections = time_stages(*model, batch)
             on_sample()
             if sample >= 0:
                 found[name] += sum(len(detection["scores"]) for detection in detections)
@@ -117,6 +123,22 @@ def time_stages(
     return times | {"pre-process": end - decoded - sum(inside.values())}, detections
 
 
+def time_engine(
+    engine: ExportedEngine, files: Sequence[Path]
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """As :func:`time_stages`; the post-processing is inside the network and its time 0."""
+    clock = _Clock(torch.device("cpu"))
+    with clock.inside(engine, "run"):
+        start = clock.now()
+        images = [read_pixels(file) for file in files]
+        decoded = clock.now()
+        detections = [found._asdict() for found in engine.detect(images)]
+        end = clock.now()
+    network = clock.milliseconds["run"]
+    times = {"decode": decoded - start, "pre-process": end - decoded - network, "network": network}
+    return times | {"post-process": 0.0}, detections
+
+
 class _Clock:
     """A clock that waits for the device, and times methods of a model."""
 
@@ -130,7 +152,7 @@ class _Clock:
         return time.perf_counter_ns() / 1e6
 
     @contextmanager
-    def inside(self, model: Detector, *methods: str) -> Iterator[None]:
+    def inside(self, model: Detector | ExportedEngine, *methods: str) -> Iterator[None]:
         """Time the calls of these methods within the block."""
         before = {
             name: vars(model).get(name) for name in methods

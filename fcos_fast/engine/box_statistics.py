@@ -16,7 +16,8 @@ from fcos_fast import ops
 from fcos_fast.assignment import GroundTruth
 from fcos_fast.data import DetectionDataset, Record
 from fcos_fast.models import FCOSConfig
-from fcos_fast.models.transform import Size, padded, resized, scale_boxes
+from fcos_fast.models.sizes import Size, padded, resized
+from fcos_fast.models.transform import scale_boxes
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 BASES = (12, 16, 24, 32, 48, 64, 96, 128)

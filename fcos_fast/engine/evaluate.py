@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import zip_longest
 
 import torch
@@ -12,6 +12,7 @@ from fcos_fast.data import DetectionDataset, eval_loader
 from fcos_fast.engine.average_precision import AveragePrecision, average_precision
 from fcos_fast.engine.distributed import broadcast, gather, rank, world_size
 from fcos_fast.engine.progress import Progress
+from fcos_fast.inference import Engine
 from fcos_fast.models import Detector
 from fcos_fast.precision import autocast
 
@@ -32,10 +33,37 @@ def evaluate(
     but rank 0.
     """
     device = next(model.parameters()).device
+    return _evaluate(
+        lambda batches: detect_batches(model, batches, dtype), dataset, batch_size, workers, device
+    )
+
+
+def evaluate_engine(
+    engine: Engine, dataset: DetectionDataset, batch_size: int = 8, workers: int | None = None
+) -> tuple[AveragePrecision, list[dict[str, Tensor]]]:
+    """:func:`evaluate` for an engine, such as that of an exported detector."""
+
+    def detect(batches: Iterable[list[Tensor]]) -> Iterator[list[dict[str, Tensor]]]:
+        for images in batches:
+            found = engine.detect([image.permute(1, 2, 0).numpy() for image in images])
+            yield [
+                {name: torch.from_numpy(x) for name, x in detection._asdict().items()} for detection in found
+            ]
+
+    return _evaluate(detect, dataset, batch_size, workers, torch.device("cpu"))
+
+
+def _evaluate(
+    detect: Callable[[Iterable[list[Tensor]]], Iterator[list[dict[str, Tensor]]]],
+    dataset: DetectionDataset,
+    batch_size: int,
+    workers: int | None,
+    device: torch.device,
+) -> tuple[AveragePrecision, list[dict[str, Tensor]]]:
     loader = eval_loader(dataset, batch_size, workers, rank=rank(), world_size=world_size(), device=device)
     batches: list[list[dict[str, Tensor]]] = []
     with Progress(len(loader), "evaluate", images=batch_size * world_size()) as progress:
-        for batch in detect_batches(model, (images for images, _ in loader), dtype):
+        for batch in detect(images for images, _ in loader):
             batches.append(batch)
             progress.update()
     shares = gather(batches)

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from fcos_fast import ops
 from fcos_fast.assignment import RULES, GroundTruth, Level
 from fcos_fast.boxes import has_area
+from fcos_fast.detections import BatchDetections
 from fcos_fast.integrations.layers import Replaced
 from fcos_fast.integrations.subclasses import accelerated_class, overridden
+from fcos_fast.models.retinanet import by_anchor, postprocess_anchors, sum_focal_loss
 
 Maps = list[list[Tensor]]
 
@@ -39,6 +41,14 @@ def count_positives(model: DenseDetector, count: Tensor, images: int, initial: f
     positives = int(count)  # synchronizes, as in detectron2
     get_event_storage().put_scalar("num_pos_anchors", positives / images)
     return float(model._ema_update("loss_normalizer", max(positives, 1), initial))
+
+
+def _instances(found: BatchDetections, images: ImageList) -> list[Instances]:
+    """The detections of each image."""
+    return [
+        Instances(size, pred_boxes=Boxes(d["boxes"]), scores=d["scores"], pred_classes=d["labels"].long())
+        for size, d in zip(images.image_sizes, found.split(), strict=True)
+    ]
 
 
 class AcceleratedFCOS(FCOS):
@@ -85,11 +95,8 @@ class AcceleratedFCOS(FCOS):
             iou_threshold=self.test_nms_thresh,
             max_detections=self.max_detections_per_image,
             clip="after_nms",
-        ).split()
-        return [
-            Instances(size, pred_boxes=Boxes(d["boxes"]), scores=d["scores"], pred_classes=d["labels"].long())
-            for size, d in zip(images.image_sizes, found, strict=True)
-        ]
+        )
+        return _instances(found, images)
 
     def _levels(self, maps: Sequence[Tensor]) -> list[Level]:
         offset, strides = self.anchor_generator.offset, self.anchor_generator.strides
@@ -102,7 +109,7 @@ class AcceleratedFCOS(FCOS):
 
 
 class AcceleratedRetinaNet(RetinaNet):
-    """detectron2's RetinaNet with anchors matched by one operator and box losses of the positives only."""
+    """detectron2's RetinaNet: anchors matched by one operator, box losses of the positives only, padded NMS."""
 
     def forward_training(
         self, images: ImageList, features: list[Tensor], predictions: Maps, gt_instances: list[Instances]
@@ -125,12 +132,13 @@ class AcceleratedRetinaNet(RetinaNet):
         normalizer = count_positives(self, matches.num_positive, len(gt_instances), 100)
         logits, deltas = predictions
         counts = [len(level) for level in by_level]
+        focal = self.num_classes, self.focal_loss_alpha, self.focal_loss_gamma
         classification = [
-            self._classification(x, labels)
+            sum_focal_loss(x, labels, *focal)
             for x, labels in zip(logits, matches.labels.split(counts, dim=1), strict=True)
         ]
         image, anchor = (matches.labels >= 0).nonzero(as_tuple=True)
-        predicted = torch.cat([x.permute(0, 2, 3, 1).reshape(len(x), -1, 4) for x in deltas], dim=1)
+        predicted = torch.cat([by_anchor(x, 4) for x in deltas], dim=1)
         box_loss = _dense_box_regression_loss(
             [Boxes(anchors[anchor])],
             self.box2box_transform,
@@ -145,13 +153,30 @@ class AcceleratedRetinaNet(RetinaNet):
             "loss_box_reg": box_loss / normalizer,
         }
 
-    def _classification(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Summed focal loss of a level: logits (B, A * C, H, W), labels (B, H * W * A)."""
-        batch, channels, height, width = logits.shape
-        per_cell = channels // self.num_classes
-        by_anchor = logits.view(batch, per_cell, self.num_classes, height * width).transpose(2, 3)
-        classes = labels.view(batch, height * width, per_cell).transpose(1, 2)
-        return ops.sigmoid_focal_loss(by_anchor, classes, self.focal_loss_alpha, self.focal_loss_gamma, "sum")
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: Maps
+    ) -> list[Instances]:
+        """As RetinaNet: ``pred_boxes``, ``scores`` and ``pred_classes`` of each image. Boxes are clipped after NMS."""
+        logits, deltas = ([x.detach() for x in maps] for maps in predictions)
+        found = postprocess_anchors(
+            [by_anchor(x, self.num_classes) for x in logits],
+            [by_anchor(x, 4) for x in deltas],
+            [level.tensor for level in self.anchor_generator(features)],
+            torch.tensor(images.image_sizes, device=logits[0].device),
+            score_threshold=self.test_score_thresh,
+            topk_candidates=self.test_topk_candidates,
+            iou_threshold=self.test_nms_thresh,
+            max_detections=self.max_detections_per_image,
+            clip="after_nms",
+            decode=self._decode,
+        )
+        return _instances(found, images)
+
+    def _decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        """Boxes (..., 4)."""
+        return self.box2box_transform.apply_deltas(deltas.flatten(0, -2), anchors.flatten(0, -2)).view_as(
+            deltas
+        )
 
 
 def _why_not_fcos(model: FCOS) -> str:
@@ -173,7 +198,7 @@ def _why_not_retinanet(model: RetinaNet) -> str:
 
 _DETECTORS: dict[type[nn.Module], tuple[type[nn.Module], Callable[[Any], str], str]] = {
     FCOS: (AcceleratedFCOS, _why_not_fcos, "target assignment, losses and postprocessing"),
-    RetinaNet: (AcceleratedRetinaNet, _why_not_retinanet, "anchor matching and losses"),
+    RetinaNet: (AcceleratedRetinaNet, _why_not_retinanet, "anchor matching, losses and postprocessing"),
 }
 """Detector to its accelerated class, the check of its settings, and what is fused."""
 

@@ -10,7 +10,7 @@ from mmdet.models.dense_heads import FCOSHead, RetinaHead
 from mmdet.models.losses import CrossEntropyLoss, FocalLoss, GIoULoss, IoULoss
 from mmdet.models.losses.utils import weight_reduce_loss
 from mmdet.models.task_modules.assigners import BboxOverlaps2D, MaxIoUAssigner
-from mmdet.models.task_modules.coders import DistancePointBBoxCoder
+from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder, DistancePointBBoxCoder
 from mmdet.models.task_modules.prior_generators import MlvlPointGenerator, anchor_inside_flags
 from mmdet.models.task_modules.samplers import PseudoSampler
 from mmdet.structures.bbox import get_box_tensor
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from fcos_fast import ops
 from fcos_fast.assignment import BACKGROUND, IGNORED, AssignmentRule, GroundTruth, Level
 from fcos_fast.boxes import has_area
+from fcos_fast.detections import BatchDetections
 from fcos_fast.integrations.layers import Replaced
 from fcos_fast.integrations.subclasses import accelerated_class
+from fcos_fast.models.retinanet import by_anchor, postprocess_anchors, sum_focal_loss
 
 Metas = Sequence[dict[str, Any]]
 
@@ -57,10 +59,14 @@ class AcceleratedFocalLoss(FocalLoss):
             target = torch.where(target < pred.shape[-1], target, BACKGROUND)
         else:
             target = target.to(pred.dtype)
+        of_rows = None  # weights that the operator can apply
+        if weight is not None and weight.numel() == len(pred) and target.shape == (len(pred),):
+            of_rows = weight.detach().view(len(pred)).to(torch.promote_types(weight.dtype, torch.float32))
+            weight = None
         if weight is None and avg_factor is not None and reduction == "mean":
-            total = ops.sigmoid_focal_loss(pred, target, self.alpha, self.gamma, "sum")
+            total = ops.sigmoid_focal_loss(pred, target, self.alpha, self.gamma, "sum", weight=of_rows)
             return self.loss_weight * total / (avg_factor + torch.finfo(torch.float32).eps)
-        losses = ops.sigmoid_focal_loss(pred, target, self.alpha, self.gamma)
+        losses = ops.sigmoid_focal_loss(pred, target, self.alpha, self.gamma, weight=of_rows)
         if weight is not None and weight.shape != losses.shape:
             weight = weight.view(len(losses), -1)  # (N, 1) per row, (N, C) if it was flattened
         return self.loss_weight * weight_reduce_loss(losses, weight, reduction, avg_factor)
@@ -124,8 +130,6 @@ class AcceleratedFCOSHead(FCOSHead):
                 cls_scores, bbox_preds, score_factors, batch_img_metas, cfg, rescale, with_nms
             )
         dtype = bbox_preds[0].dtype
-        nms_pre = options.get("nms_pre", -1)
-        every = max(x.shape[1:].numel() for x in cls_scores)
         found = ops.postprocess(
             [x.detach().to(dtype) for x in cls_scores],
             [x.detach() for x in bbox_preds],  # the head has multiplied them by the strides
@@ -135,22 +139,14 @@ class AcceleratedFCOSHead(FCOSHead):
             units=[1] * len(cls_scores),
             score="product",
             score_threshold=options.get("score_thr", 0),
-            topk_candidates=nms_pre if nms_pre > 0 else every,
+            topk_candidates=_candidates(options, cls_scores),
             topk_by="classification",
-            iou_threshold=options.nms.get("iou_threshold", options.nms.get("iou_thr")),
+            iou_threshold=_iou_threshold(options),
             class_agnostic=options.nms.get("class_agnostic", False),
             max_detections=options.max_per_img,
             drop_empty=options.get("min_bbox_size", -1) == 0,
-        ).split()
-        results = []
-        for detections, meta in zip(found, batch_img_metas, strict=True):
-            boxes = detections["boxes"]
-            if rescale:
-                boxes = boxes * boxes.new_tensor([1 / s for s in meta["scale_factor"]]).repeat(2)
-            results.append(
-                InstanceData(bboxes=boxes, scores=detections["scores"], labels=detections["labels"].long())
-            )
-        return results
+        )
+        return _results(found, batch_img_metas, rescale)
 
     def _levels(self, maps: Sequence[Tensor]) -> list[Level]:
         offset = self.prior_generator.offset
@@ -175,8 +171,72 @@ def _is_plain_nms(options: Any) -> bool:
     )
 
 
+def _candidates(options: Any, cls_scores: Sequence[Tensor]) -> int:
+    """Candidates per level that go to NMS; all of them if ``nms_pre`` is not set."""
+    nms_pre = options.get("nms_pre", -1)
+    return nms_pre if nms_pre > 0 else max(x.shape[1:].numel() for x in cls_scores)
+
+
+def _iou_threshold(options: Any) -> float:
+    return options.nms.get("iou_threshold", options.nms.get("iou_thr"))
+
+
+def _results(found: BatchDetections, metas: Metas, rescale: bool) -> list[InstanceData]:
+    """The detections of each image, in pixels of the original image if ``rescale``."""
+    results = []
+    for detections, meta in zip(found.split(), metas, strict=True):
+        boxes = detections["boxes"]
+        if rescale:
+            boxes = boxes * boxes.new_tensor([1 / s for s in meta["scale_factor"]]).repeat(2)
+        results.append(
+            InstanceData(bboxes=boxes, scores=detections["scores"], labels=detections["labels"].long())
+        )
+    return results
+
+
 class AcceleratedRetinaHead(RetinaHead):
-    """mmdetection's RetinaNet head with anchors matched by one operator and losses of the positives alone."""
+    """mmdetection's RetinaNet head: anchors matched by one operator, losses of the positives only, padded NMS."""
+
+    def predict_by_feat(
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        score_factors: list[Tensor] | None = None,
+        batch_img_metas: Metas | None = None,
+        cfg: Any = None,
+        rescale: bool = False,
+        with_nms: bool = True,
+    ) -> list[InstanceData]:
+        """As RetinaHead: ``bboxes``, ``scores`` and ``labels`` of each image."""
+        options = self.test_cfg if cfg is None else cfg
+        plain = with_nms and _is_plain_nms(options) and not options.nms.get("class_agnostic", False)
+        if not plain or score_factors is not None or batch_img_metas is None:
+            return super().predict_by_feat(
+                cls_scores, bbox_preds, score_factors, batch_img_metas, cfg, rescale, with_nms
+            )
+        sizes = [x.shape[-2:] for x in cls_scores]
+        anchors = self.prior_generator.grid_priors(
+            sizes, dtype=bbox_preds[0].dtype, device=cls_scores[0].device
+        )
+        found = postprocess_anchors(
+            [by_anchor(x.detach(), self.cls_out_channels) for x in cls_scores],
+            [by_anchor(x.detach(), 4) for x in bbox_preds],
+            anchors,
+            torch.tensor([meta["img_shape"][:2] for meta in batch_img_metas], device=cls_scores[0].device),
+            score_threshold=options.get("score_thr", 0),
+            topk_candidates=_candidates(options, cls_scores),
+            iou_threshold=_iou_threshold(options),
+            max_detections=options.max_per_img,
+            drop_empty=options.get("min_bbox_size", -1) == 0,
+            decode=self._decode,
+        )
+        return _results(found, batch_img_metas, rescale)
+
+    def _decode(self, deltas: Tensor, anchors: Tensor) -> Tensor:
+        """Boxes (..., 4), which postprocessing clips to the image."""
+        return get_box_tensor(self.bbox_coder.decode(anchors.flatten(0, -2), deltas.flatten(0, -2))).view_as(
+            deltas
+        )
 
     def loss_by_feat(
         self,
@@ -250,12 +310,8 @@ class AcceleratedRetinaHead(RetinaHead):
 
     def _classification(self, scores: Tensor, labels: Tensor, avg_factor: Tensor) -> Tensor:
         """Focal loss of a level: logits (B, A * C, H, W), labels (B, H * W * A)."""
-        batch, channels, height, width = scores.shape
-        per_cell = channels // self.cls_out_channels
-        logits = scores.view(batch, per_cell, self.cls_out_channels, height * width).transpose(2, 3)
-        classes = labels.view(batch, height * width, per_cell).transpose(1, 2)
         loss = self.loss_cls
-        total = ops.sigmoid_focal_loss(logits, classes, loss.alpha, loss.gamma, "sum")
+        total = sum_focal_loss(scores, labels, self.cls_out_channels, loss.alpha, loss.gamma)
         return loss.loss_weight * total / (avg_factor + torch.finfo(torch.float32).eps)
 
     def _box_loss(
@@ -269,7 +325,7 @@ class AcceleratedRetinaHead(RetinaHead):
     ) -> Tensor:
         """The head's own loss of the positive anchors of a level: deltas (B, A * 4, H, W), labels (B, H * W * A)."""
         image, anchor = (labels >= 0).nonzero(as_tuple=True)
-        predicted = deltas.permute(0, 2, 3, 1).reshape(len(deltas), -1, 4)[image, anchor]
+        predicted = by_anchor(deltas, 4)[image, anchor]
         own, target = priors[anchor], boxes[matched[image, anchor].long()]
         if self.reg_decoded_bbox:
             predicted = get_box_tensor(self.bbox_coder.decode(own, predicted))
@@ -317,8 +373,11 @@ def why_not_fcos(head: FCOSHead) -> str:
 
 def why_not_retina(head: RetinaHead) -> str:
     """What an accelerated RetinaHead would compute otherwise; "" if nothing."""
-    methods = ("loss_by_feat", "loss_by_feat_single", "get_targets", "_get_targets_single", "get_anchors")
-    if overridden := _overrides(head, RetinaHead, methods):
+    targets = ("get_targets", "_get_targets_single", "get_anchors")
+    detections = ("predict_by_feat", "_predict_by_feat_single", "_bbox_post_process")
+    if overridden := _overrides(
+        head, RetinaHead, ("loss_by_feat", "loss_by_feat_single", *targets, *detections)
+    ):
         return f"it overrides {', '.join(overridden)}"
     if not head.train_cfg:
         return "it has no train_cfg"
@@ -334,6 +393,7 @@ def why_not_retina(head: RetinaHead) -> str:
         and assigner.neg_iou_thr <= assigner.pos_iou_thr
         and type(assigner.iou_calculator) is BboxOverlaps2D,
         "sampler": type(head.sampler) is PseudoSampler,
+        "bbox_coder": type(head.bbox_coder) is DeltaXYWHBBoxCoder and head.bbox_coder.clip_border,
         "train_cfg.pos_weight": head.train_cfg["pos_weight"] <= 0,
         "use_sigmoid_cls": head.use_sigmoid_cls,
     }
@@ -343,7 +403,7 @@ def why_not_retina(head: RetinaHead) -> str:
 
 _HEADS: dict[type[nn.Module], tuple[type[nn.Module], Callable[[Any], str], str]] = {
     FCOSHead: (AcceleratedFCOSHead, why_not_fcos, "target assignment, losses and postprocessing"),
-    RetinaHead: (AcceleratedRetinaHead, why_not_retina, "anchor matching and losses"),
+    RetinaHead: (AcceleratedRetinaHead, why_not_retina, "anchor matching, losses and postprocessing"),
 }
 """Head to its accelerated class, the check of its settings, and what is fused."""
 

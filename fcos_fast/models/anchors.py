@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fcos_fast.assignment import Level
 from fcos_fast.models.config import RetinaNetConfig
-from fcos_fast.models.transform import Size
+from fcos_fast.models.sizes import Size
 
 MAX_LOG_RATIO = math.log(1000 / 16)
 """Decoded boxes are at most ``exp`` of this times as wide and high as their anchor, as in Detectron."""

@@ -118,7 +118,12 @@ def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
 
 
 def values_are_checked(tensor: Tensor) -> bool:
-    """Whether to read the values: reading them on a GPU waits for the device, so there only on request."""
+    """Whether to read the values: reading them on a GPU waits for the device, so there only on request.
+
+    Never while ``torch.export`` traces: tensors have no values then.
+    """
+    if torch.compiler.is_exporting():
+        return False
     return tensor.device.type == "cpu" or os.environ.get("FCOS_FAST_CHECK") == "1"
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fcos_fast.models.detector import Detector
-from fcos_fast.models.transform import Size
+from fcos_fast.models.sizes import Size
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,11 +19,12 @@ from fcos_fast.models.config import DetectorConfig
 from fcos_fast.models.deform_conv import DeformConv2d
 from fcos_fast.models.folding import conv_norm_pairs, fold_batch_norms
 from fcos_fast.models.fpn import FPN, BackboneWithFPN
+from fcos_fast.models.inference_conv import use_inference_convolutions
 from fcos_fast.models.norm import GroupNormReLU
 from fcos_fast.models.packing import learned_target
+from fcos_fast.models.sizes import Size
 from fcos_fast.models.timm_backbone import TimmBackbone
-from fcos_fast.models.transform import ImageBatch, Size, Transform, image_size, scale_boxes
-from fcos_fast.models.winograd import use_winograd
+from fcos_fast.models.transform import ImageBatch, Transform, image_size, scale_boxes
 from fcos_fast.precision import Precision, choose_precision
 
 if TYPE_CHECKING:
@@ -164,8 +164,9 @@ class Detector(nn.Module):
         boxes = scale_boxes(detection["boxes"], size, original)
         if self.config.inclusive_targets:
             # In an enlarged image, the last pixel plus one can exceed the edge of the original.
-            edge = boxes.new_tensor(original[::-1])
-            boxes = torch.cat((boxes[:, :2], (boxes[:, 2:] + 1).minimum(edge)), dim=1)
+            height, width = original
+            x1, y1, x2, y2 = boxes.unbind(1)
+            boxes = torch.stack((x1, y1, (x2 + 1).clamp(max=width), (y2 + 1).clamp(max=height)), dim=1)
         detection = detection | {"boxes": boxes}
         if self.config.drop_empty == "at_end":
             kept = has_area(boxes)
@@ -187,10 +188,11 @@ class Detector(nn.Module):
 
         Batch norms, plain and frozen, are folded into the convolutions. Weights are channels-last and in the chosen
         precision, so the forward pass has no norms of the backbone and no type conversions. Call ``.to(device)`` first:
-        the precision depends on the device. In float32 on a CPU, large 3x3 convolutions use Winograd's method; their
-        transformed weights, four times as large, are kept from the first batch on. Detections differ by rounding only:
-        boxes by a small fraction of a pixel in float32, and as under autocast in bfloat16; detections with a score that
-        close to a threshold can appear or disappear.
+        the precision depends on the device. On a CPU, convolutions keep copies of their weights in the form that is
+        fastest for an image size, from the first batch on: up to five, and for Winograd's method, which large 3x3
+        convolutions use in float32, one four times as large. Detections differ by rounding only: boxes by a small
+        fraction of a pixel in float32, and as under autocast in bfloat16; detections with a score that close to a
+        threshold can appear or disappear.
 
         The copy cannot be trained and has a different state dict, with a bias in place of each norm.
 
@@ -214,8 +216,8 @@ class Detector(nn.Module):
         if compile:
             # Not dynamic: a network compiled for any size is slower than without compiling.
             model._compiled_network = torch.compile(model._network, dynamic=False, options={"freezing": True})
-        elif device.type == "cpu" and model.inference_dtype == torch.float32:
-            use_winograd(model, keep=True)
+        elif device.type == "cpu":
+            use_inference_convolutions(model)
         return model
 
     def train(self, mode: bool = True) -> Self:
@@ -235,7 +237,11 @@ class Detector(nn.Module):
     def feature_sizes(self, size: Size) -> list[Size]:
         """(height, width) of each level's feature maps of a padded image, known before the network runs."""
         height, width = size
-        return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in self.config.strides]
+        # not math.ceil, nor -(-x // n): symbolic sizes in torch.export and ONNX divide non-negative integers
+        return [
+            ((height + stride - 1) // stride, (width + stride - 1) // stride)
+            for stride in self.config.strides
+        ]
 
 
 def _build_pyramid(config: DetectorConfig) -> BackboneWithFPN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from fcos_fast.models.detector import Detector
 from fcos_fast.models.head import FCOSHead, HeadOutputs
 from fcos_fast.models.padding import ignore_outside
 from fcos_fast.models.presets import FCOS_PRESETS
-from fcos_fast.models.transform import ImageBatch, Size
+from fcos_fast.models.sizes import Size
+from fcos_fast.models.transform import ImageBatch
 
 
 class FCOS(Detector):
@@ -76,12 +78,17 @@ class FCOS(Detector):
 
     def postprocess(self, outputs: HeadOutputs, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """As :meth:`Detector.postprocess`."""
-        config = self.config
+        config, units, levels = self.config, self._units, self.levels(batch.padded_size)
+        if config.rule.location == "grid" and torch.compiler.is_exporting():
+            # The operator takes steps as numbers, so torch.export would fix the image size.
+            boxes = [_corners(*level) for level in zip(outputs.box_regression, levels, units, strict=True)]
+            outputs, units = outputs._replace(box_regression=boxes), (1,) * len(levels)
+            levels = [replace(level, step=(0.0, 0.0), offset=(0.0, 0.0)) for level in levels]
         return ops.postprocess(
             *outputs,
-            self.levels(batch.padded_size),
+            levels,
             batch.sizes,
-            units=self._units,
+            units=units,
             score=config.score,
             score_threshold=config.score_threshold,
             threshold_on=config.threshold_on,
@@ -131,6 +138,12 @@ class FCOS(Detector):
         box = targets.centerness_sum.clamp(min=1e-6) if by_weights else num_positive
         normalizers = torch.stack((num_positive, box, num_positive))
         return normalizers / dist.get_world_size() if shares else normalizers
+
+
+def _corners(ltrb: Tensor, level: Level, unit: float) -> Tensor:
+    """(B, 4, H, W) distances in ``unit`` from the locations of ``level`` as distances in pixels from (0, 0)."""
+    points = level.points(ltrb.device).t().unflatten(1, (level.height, level.width))  # (2, H, W)
+    return ltrb.float() * unit + torch.cat((-points, points))
 
 
 def fcos(

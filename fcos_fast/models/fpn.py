@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -35,9 +36,11 @@ def _two_columns(x: Tensor) -> Tensor:
     """Append a column of zeros to a feature map of width 1. The convolution pads with zeros, so the result is the same.
 
     On CPUs with AMX, the weight gradient of a strided bfloat16 convolution of width 1 differs from call to call and
-    can be NaN (seen with torch 2.14.1).
+    can be NaN (seen with torch 2.14.1). An exported network has no gradient, and reading the width would fix it.
     """
-    return F.pad(x, (0, 1)) if x.shape[-1] == 1 and x.device.type == "cpu" else x
+    if torch.compiler.is_exporting() or x.device.type != "cpu":
+        return x
+    return F.pad(x, (0, 1)) if x.shape[-1] == 1 else x
 
 
 class FPN(nn.Module):

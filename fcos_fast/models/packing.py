@@ -12,7 +12,8 @@ from fcos_fast.assignment import GroundTruth, bucket_capacity
 from fcos_fast.boxes import has_area
 from fcos_fast.models.checks import check_targets, values_are_checked
 from fcos_fast.models.config import DetectorConfig
-from fcos_fast.models.transform import ImageBatch, Size, Transform, image_size, scale_boxes
+from fcos_fast.models.sizes import Size
+from fcos_fast.models.transform import ImageBatch, Transform, image_size, scale_boxes
 
 
 class BatchPacker:

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from fcos_fast import ops
 from fcos_fast.assignment import GroundTruth
-from fcos_fast.boxes import has_area
 from fcos_fast.detections import BatchDetections
 from fcos_fast.models.anchors import Anchors, decode_boxes, encode_boxes, matched_box_loss
 from fcos_fast.models.config import RetinaNetConfig, configure
 from fcos_fast.models.detector import Detector
 from fcos_fast.models.retinanet_head import RetinaNetHead, RetinaNetOutputs
 from fcos_fast.models.retinanet_presets import RETINANET_PRESETS
-from fcos_fast.models.transform import ImageBatch, Size
+from fcos_fast.models.sizes import Size
+from fcos_fast.models.suppression import suppress
+from fcos_fast.models.transform import ImageBatch
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class RetinaNet(Detector):
         cls_logits, box_regression = self.network(images)
         if reduction is not None:
             reduction.wait()
-        deltas = torch.cat([_by_anchor(x, 4) for x in box_regression], dim=1)  # (B, A, 4)
+        deltas = torch.cat([by_anchor(x, 4) for x in box_regression], dim=1)  # (B, A, 4)
         if self.config.normalizer == "image":
             normalizers = (targets.labels >= 0).sum(dim=1).clamp(min=1) * len(deltas)  # (B,)
         else:
@@ -101,7 +102,7 @@ class RetinaNet(Detector):
 
     def _classification_loss(self, cls_logits: Sequence[Tensor], labels: Tensor) -> Tensor:
         """The sum over the anchors of the batch, or (B,) of each image if the normalizers are per image."""
-        logits = [_by_anchor(x, self.config.num_classes) for x in cls_logits]  # views of channels-last maps
+        logits = [by_anchor(x, self.config.num_classes) for x in cls_logits]  # views of channels-last maps
         losses = []  # of each level
         for level, of_level in zip(logits, labels.split([x.shape[1] for x in logits], dim=1), strict=True):
             if self.config.normalizer == "positives":
@@ -136,8 +137,8 @@ class RetinaNet(Detector):
         cls_logits, box_regression = outputs
         _, sizes = batch.tensors()
         return postprocess_anchors(
-            [_by_anchor(x, config.num_classes) for x in cls_logits],
-            [_by_anchor(x, 4) for x in box_regression],
+            [by_anchor(x, config.num_classes) for x in cls_logits],
+            [by_anchor(x, 4) for x in box_regression],
             self._anchors(batch.padded_size),
             sizes,
             score_threshold=config.score_threshold,
@@ -152,9 +153,27 @@ class RetinaNet(Detector):
         return self.anchors(size, self.feature_sizes(size))
 
 
-def _by_anchor(maps: Tensor, numbers: int) -> Tensor:
+def by_anchor(maps: Tensor, numbers: int) -> Tensor:
     """(B, n * numbers, H, W) to (B, H * W * n, numbers)."""
-    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, numbers)
+    # len(maps) would fix the batch size in torch.export
+    return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, numbers)
+
+
+def sum_focal_loss(maps: Tensor, labels: Tensor, num_classes: int, alpha: float, gamma: float) -> Tensor:
+    """The sum of the focal loss of a level, for logits (B, n * C, H, W) as convolutions write them.
+
+    Args:
+        maps: logits, in any memory format; contiguous ones are read without a copy.
+        labels: (B, H * W * n) class labels of the anchors, as :func:`fcos_fast.ops.sigmoid_focal_loss` accepts them.
+        num_classes: number of classes C.
+        alpha: weight of the positives.
+        gamma: focusing exponent.
+    """
+    batch, channels, height, width = maps.shape
+    per_location = channels // num_classes
+    logits = maps.reshape(batch, per_location, num_classes, height * width).transpose(2, 3)
+    classes = labels.view(batch, height * width, per_location).transpose(1, 2)
+    return ops.sigmoid_focal_loss(logits, classes, alpha, gamma, "sum")
 
 
 def postprocess_anchors(
@@ -169,6 +188,7 @@ def postprocess_anchors(
     max_detections: int,
     inclusive_boxes: bool = False,
     drop_empty: bool = False,
+    clip: str = "before_nms",
     decode: Callable[[Tensor, Tensor], Tensor] = decode_boxes,
 ) -> BatchDetections:
     """Detections of an anchor-based head: torchvision's rule, without waiting for the device.
@@ -184,26 +204,22 @@ def postprocess_anchors(
         max_detections: detections per image.
         inclusive_boxes: whether x2 and y2 name the last pixel inside.
         drop_empty: drop boxes without width or height before NMS.
+        clip: clip boxes to the image ``"before_nms"`` or ``"after_nms"``.
         decode: box regression (..., 4) and anchors to boxes.
     """
     levels = zip(cls_logits, box_regression, anchors, strict=True)
     candidates = [_candidates(*level, score_threshold, topk_candidates, decode) for level in levels]
     boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*candidates, strict=True))
-    # Sides of inclusive boxes are longer by 1 than the difference of their corners.
-    pixel = 1 if inclusive_boxes else 0
-    limits = (sizes - pixel).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4)
-    boxes = boxes.clamp(min=0).minimum(limits)
-    compared = torch.cat((boxes[..., :2], boxes[..., 2:] + pixel), dim=-1)
-    if drop_empty:
-        scores = torch.where(has_area(compared), scores, -torch.inf)
-    indices, counts = ops.nms_padded(compared, scores, labels, iou_threshold, max_detections)
-    is_padding = indices < 0
-    rows = indices.clamp(min=0)
-    return BatchDetections(
-        boxes.gather(1, rows[..., None].expand(-1, -1, 4)).masked_fill(is_padding[..., None], 0),
-        scores.gather(1, rows).masked_fill(is_padding, 0),
-        labels.gather(1, rows).masked_fill(is_padding, -1),
-        counts,
+    return suppress(
+        boxes,
+        scores,
+        labels,
+        sizes,
+        iou_threshold=iou_threshold,
+        max_detections=max_detections,
+        inclusive_boxes=inclusive_boxes,
+        drop_empty=drop_empty,
+        clip=clip,
     )
 
 
@@ -218,9 +234,9 @@ def _candidates(
     """Boxes (B, K, 4), scores and labels (B, K) of the best of a level; the score is -inf below the threshold."""
     classes = logits.shape[2]
     # The best pairs of anchor and class are among the anchors with the best class, so most logits are read once.
-    rows = logits.amax(dim=2).topk(min(topk_candidates, len(anchors))).indices  # (B, R)
+    rows = logits.amax(dim=2).topk(torch.sym_min(topk_candidates, anchors.shape[0])).indices  # (B, R)
     logits = logits.gather(1, rows[..., None].expand(-1, -1, classes)).flatten(1)  # (B, R * C)
-    logits, pairs = logits.topk(min(topk_candidates, logits.shape[1]))  # (B, K)
+    logits, pairs = logits.topk(torch.sym_min(topk_candidates, logits.shape[1]))  # (B, K)
     rows, labels = rows.gather(1, pairs // classes), pairs % classes
     scores = logits.to(anchors.dtype).sigmoid()
     scores = torch.where(scores > score_threshold, scores, -torch.inf)

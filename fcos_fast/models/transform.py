@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fcos_fast.models.config import DetectorConfig
-
-Size = tuple[int, int]
-"""(height, width) in pixels."""
+from fcos_fast.models.sizes import Size, batch_size, batches, resized
 
 
 @dataclass(frozen=True)
@@ -70,21 +67,6 @@ def image_size(image: Tensor) -> Size:
     return height, width
 
 
-def resized(size: Size, min_size: int, max_size: int | None) -> Size:
-    """``size`` with its shorter side scaled to ``min_size``, or less to keep the longer side within ``max_size``."""
-    scale = min_size / min(size)
-    if max_size is not None:
-        scale = min(scale, max_size / max(size))
-    height, width = (max(1, math.floor(side * scale)) for side in size)
-    return height, width
-
-
-def padded(size: Size, divisor: int) -> Size:
-    """``size`` rounded up to multiples of ``divisor``."""
-    height, width = (math.ceil(side / divisor) * divisor for side in size)
-    return height, width
-
-
 def scale_boxes(boxes: Tensor, from_size: Size, to_size: Size) -> Tensor:
     """Scale xyxy boxes (N, 4) of an image with its size, from ``from_size`` to ``to_size``."""
     if from_size == to_size:
@@ -109,8 +91,7 @@ class Transform(nn.Module):
         self.pixel_range = config.pixel_range
         self.min_sizes = config.min_size if isinstance(config.min_size, tuple) else (config.min_size,)
         self.max_size = config.max_size
-        self.size_divisor = config.size_divisor
-        self.batching = config.batching
+        self.config = config
         # Buffers move with the model to its device; not persistent: the values are in the configuration.
         self.register_buffer("mean", torch.tensor(config.image_mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(config.image_std)[:, None, None], persistent=False)
@@ -167,8 +148,7 @@ class Transform(nn.Module):
 
     def padded_size(self, sizes: Sequence[Size]) -> Size:
         """The size of a batch with images of these ``sizes``."""
-        heights, widths = zip(*sizes, strict=True)
-        return padded((max(heights), max(widths)), self.size_divisor)
+        return batch_size(sizes, self.config.size_divisor)
 
     def batch(self, images: Sequence[Tensor]) -> ImageBatch:
         """Pad transformed images to one size."""
@@ -183,9 +163,4 @@ class Transform(nn.Module):
 
     def groups(self, images: Sequence[Tensor]) -> list[list[int]]:
         """Indices of the transformed images that are evaluated together, as one list per batch."""
-        if self.batching == "pad":
-            return [list(range(len(images)))]
-        groups: dict[Size, list[int]] = {}
-        for i, image in enumerate(images):
-            groups.setdefault(self.padded_size([image_size(image)]), []).append(i)
-        return list(groups.values())
+        return batches([image_size(image) for image in images], self.config)

@@ -9,16 +9,13 @@ products of transformed inputs and output gradients over all tiles. For CPUs in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-
-if TYPE_CHECKING:
-    from typing_extensions import Self  # in typing from Python 3.11 on
 
 Matrix = list[list[float]]
 
@@ -58,52 +55,20 @@ class WinogradConv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not _is_worth_it(x):
+        if not is_worth_it(x):
             return super()._conv_forward(x, weight, bias)
         return _Convolution.apply(x, weight, bias)
 
 
-class KeptWinogradConv2d(WinogradConv2d):
-    """For inference: keeps the transformed weight, four times as large as the weight, between calls.
-
-    It is recomputed when the weight changes: by loading a state dict, by moving the module, or in place. Like autograd,
-    it does not notice writes through ``weight.data``.
-    """
-
-    _kept: tuple[Tensor, int, Tensor] | None = None  # the weight, its version, the transformed weight
-
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not _is_worth_it(x) or weight.is_inference():  # an inference tensor has no version
-            return super()._conv_forward(x, weight, bias)
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-            return super()._conv_forward(x, weight, bias)
-        kept = self._kept
-        if kept is None or kept[0] is not weight or kept[1] != weight._version:
-            kept = self._kept = (weight, weight._version, _transform_weight(weight))
-        return _convolve(x, kept[2], bias)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._kept = None  # moving a parameter keeps its object and version
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The weight of a copy has version 0, even if this one was changed.
-        return {name: value for name, value in vars(self).items() if name != "_kept"}
-
-
-def use_winograd(module: nn.Module, keep: bool = False) -> list[tuple[nn.Module, type[nn.Module]]]:
+def use_winograd(module: nn.Module) -> list[tuple[nn.Module, type[nn.Module]]]:
     """Make every convolution of ``module`` that gains from it use Winograd's method.
 
-    Args:
-        module: changed in place.
-        keep: keep the transformed weights, for weights that rarely change.
-
     Returns:
-        The convolutions with their previous class; setting ``__class__`` to it undoes the change.
+        The convolutions, changed in place, with their previous class; setting ``__class__`` to it undoes the change.
     """
     convs = [conv for conv in module.modules() if type(conv) is nn.Conv2d and gains(conv)]
     for conv in convs:
-        conv.__class__ = KeptWinogradConv2d if keep else WinogradConv2d
+        conv.__class__ = WinogradConv2d
     return [(conv, nn.Conv2d) for conv in convs]
 
 
@@ -117,7 +82,8 @@ def gains(conv: nn.Conv2d) -> bool:
     )
 
 
-def _is_worth_it(x: Tensor) -> bool:
+def is_worth_it(x: Tensor) -> bool:
+    """Whether an input is large enough, and its dtype and device fit."""
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
@@ -134,7 +100,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _convolve(x, _transform_weight(weight), bias)
+        return convolve(x, transform_weight(weight), bias)
 
     @staticmethod
     @once_differentiable
@@ -144,13 +110,13 @@ class _Convolution(torch.autograd.Function):
         flipped = weight.flip(2, 3).transpose(0, 1)
         with torch.autocast("cpu", enabled=False):  # backward can be called under autocast
             return (
-                _convolve(grad, _transform_weight(flipped), None) if of_x else None,
+                convolve(grad, transform_weight(flipped), None) if of_x else None,
                 _weight_gradient(x, grad) if of_weight else None,
                 grad.sum((0, 2, 3)) if of_bias else None,
             )
 
 
-def _convolve(x: Tensor, transformed: Tensor, bias: Tensor | None) -> Tensor:
+def convolve(x: Tensor, transformed: Tensor, bias: Tensor | None) -> Tensor:
     """(B, C, H, W) and a weight (36, C, K) to (B, K, H, W)."""
     batch, _, height, width = x.shape
     down, across, channels = _tiles(height), _tiles(width), transformed.shape[2]
@@ -194,7 +160,7 @@ def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     return weight.view(3, 3, *total.shape[1:]).permute(3, 2, 0, 1)
 
 
-def _transform_weight(weight: Tensor) -> Tensor:
+def transform_weight(weight: Tensor) -> Tensor:
     """(K, C, 3, 3) to (36, C, K)."""
     outputs, inputs = weight.shape[:2]
     return (_squared(WEIGHT, weight) @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, inputs, outputs)

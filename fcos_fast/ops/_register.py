@@ -105,7 +105,7 @@ def register_gradient(name: str, backward_name: str, tensors: int, differentiabl
     """Register ``fcos_fast::backward_name`` as the gradient of ``fcos_fast::name``. Not differentiable again.
 
     Args:
-        name: operator whose first ``tensors`` arguments are tensors and the others numbers or strings.
+        name: operator whose first ``tensors`` arguments are tensors (or None) and the others numbers or strings.
         backward_name: operator ``(grad, *tensors, *numbers)`` that returns the gradient of the first tensor.
         tensors: number of tensor arguments.
         differentiable: indices of the tensors that have a gradient. For index 1 the operator must be symmetric: the

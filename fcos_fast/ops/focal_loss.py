@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fcos_fast import reference
 from fcos_fast._extension import cpu_error, use_native
+from fcos_fast.assignment import IGNORED
 from fcos_fast.ops import _checks
 from fcos_fast.ops._checks import ArgumentValueError
 from fcos_fast.ops._register import (
@@ -23,9 +24,14 @@ from fcos_fast.reference.reduction import reduce
 
 
 def sigmoid_focal_loss(
-    inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "none"
+    inputs: Tensor,
+    targets: Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2,
+    reduction: str = "none",
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Focal loss on logits. Drop-in for ``torchvision.ops.sigmoid_focal_loss``, with optional class targets.
+    """Focal loss on logits. Drop-in for ``torchvision.ops.sigmoid_focal_loss``; also accepts class targets and weights.
 
     Args:
         inputs: (..., C) logits, float32, float64, bfloat16 or float16, any strides; computed in float32 (float64).
@@ -34,6 +40,8 @@ def sigmoid_focal_loss(
         alpha: weight of the positives; the negatives have weight 1 - alpha. Negative for no weighting.
         gamma: focusing exponent, at least 0.
         reduction: ``"none"``, ``"sum"`` or ``"mean"`` (over all elements).
+        weight: with class targets, a floating-point tensor of their shape that multiplies the losses of each row. Rows
+            of weight 0 are ignored.
 
     Returns:
         The losses, with the shape and dtype of ``inputs`` (promoted with the dtype of dense targets; float32 under
@@ -45,15 +53,21 @@ def sigmoid_focal_loss(
         ValueError: wrong shape, device or value.
     """
     op = "sigmoid_focal_loss"
-    _check(op, inputs, targets, reduction)
+    _check(op, inputs, targets, reduction, weight)
     _checks.check_focal(op, alpha, gamma)
+    targets = _ignore_weightless(targets, weight)
     if not use_native(inputs, targets):
-        return reference.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction)
-    return _call(op, inputs, targets, (float(alpha), float(gamma)), reduction)
+        return reference.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction, weight)
+    return _call(op, inputs, targets, weight, (float(alpha), float(gamma)), reduction)
 
 
 def sigmoid_focal_loss_star(
-    inputs: Tensor, targets: Tensor, gamma: float = 2, beta: float = 1, reduction: str = "none"
+    inputs: Tensor,
+    targets: Tensor,
+    gamma: float = 2,
+    beta: float = 1,
+    reduction: str = "none",
+    weight: Tensor | None = None,
 ) -> Tensor:
     """The variant FL* from the appendix of the RetinaNet paper: ``-log(sigmoid(gamma * x_t + beta)) / gamma``.
 
@@ -61,16 +75,23 @@ def sigmoid_focal_loss_star(
     :func:`sigmoid_focal_loss` for everything else.
     """
     op = "sigmoid_focal_loss_star"
-    _check(op, inputs, targets, reduction)
+    _check(op, inputs, targets, reduction, weight)
     if not gamma > 0:
         raise ArgumentValueError(f"{op}: gamma={gamma}; expected a number > 0")
+    targets = _ignore_weightless(targets, weight)
     if not use_native(inputs, targets):
-        return reference.sigmoid_focal_loss_star(inputs, targets, gamma, beta, reduction)
-    return _call(op, inputs, targets, (float(gamma), float(beta)), reduction)
+        return reference.sigmoid_focal_loss_star(inputs, targets, gamma, beta, reduction, weight)
+    return _call(op, inputs, targets, weight, (float(gamma), float(beta)), reduction)
 
 
-def _check(op: str, inputs: Tensor, targets: Tensor, reduction: str) -> None:
+def _ignore_weightless(targets: Tensor, weight: Tensor | None) -> Tensor:
+    return targets if weight is None else torch.where(weight == 0, IGNORED, targets)
+
+
+def _check(op: str, inputs: Tensor, targets: Tensor, reduction: str, weight: Tensor | None) -> None:
     _checks.check_same_device(op, inputs=inputs, targets=targets)
+    if weight is not None:
+        _check_weight(op, targets, weight)
     _checks.check_float(op, inputs=inputs)
     _checks.check_reduction(op, reduction)
     if targets.is_floating_point():
@@ -94,7 +115,32 @@ def _check(op: str, inputs: Tensor, targets: Tensor, reduction: str) -> None:
     _checks.check_class_targets(op, "class target", targets, inputs.shape[-1])
 
 
-def _call(op: str, inputs: Tensor, targets: Tensor, numbers: tuple[float, float], reduction: str) -> Tensor:
+def _check_weight(op: str, targets: Tensor, weight: Tensor) -> None:
+    _checks.check_same_device(op, targets=targets, weight=weight)
+    _checks.check_float(op, weight=weight)
+    if targets.is_floating_point():
+        raise ArgumentValueError(
+            f"{op}: weight requires class targets; multiply the losses of dense targets yourself"
+        )
+    if weight.shape != targets.shape:
+        raise ArgumentValueError(
+            f"{op}: weight has shape {tuple(weight.shape)}; expected the shape of the class targets, "
+            f"{tuple(targets.shape)}"
+        )
+    if weight.requires_grad:
+        raise ArgumentValueError(
+            f"{op}: weight requires a gradient, which is not supported; pass weight.detach()"
+        )
+
+
+def _call(
+    op: str,
+    inputs: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    numbers: tuple[float, float],
+    reduction: str,
+) -> Tensor:
     dtype = inputs.dtype
     if targets.is_floating_point() and targets.dtype != dtype:
         dtype = torch.promote_types(dtype, targets.dtype)
@@ -102,10 +148,11 @@ def _call(op: str, inputs: Tensor, targets: Tensor, numbers: tuple[float, float]
     if not inputs.is_meta and torch.is_autocast_enabled(inputs.device.type):
         dtype = sum_type(dtype)
     if reduction == "none":
-        return call(op, inputs.to(dtype), targets, *numbers)
+        return call(op, inputs.to(dtype), targets, weight, *numbers)
     if in_transform():
-        return reduce(call(op, inputs.to(sum_type(dtype)), targets, *numbers), reduction)
-    total, _ = getattr(torch.ops.fcos_fast, f"{op}_sum")(inputs, targets, *numbers, _in_one_pass(inputs))
+        return reduce(call(op, inputs.to(sum_type(dtype)), targets, weight, *numbers), reduction)
+    with_grad = _in_one_pass(inputs)
+    total, _ = getattr(torch.ops.fcos_fast, f"{op}_sum")(inputs, targets, weight, *numbers, with_grad)
     if reduction == "mean" and inputs.numel() > 0:
         total = total / inputs.numel()
     return total
@@ -130,8 +177,8 @@ def _register_sum(op: str) -> None:
     backward_op = getattr(torch.ops.fcos_fast, f"{op}_backward")
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        logits, targets, *ctx.numbers, with_grad = inputs
-        ctx.save_for_backward(logits, targets)
+        logits, targets, weight, *ctx.numbers, with_grad = inputs
+        ctx.save_for_backward(logits, targets, weight)
         ctx.set_materialize_grads(
             False
         )  # avoids a zero gradient of the second output, as large as the logits
@@ -140,15 +187,17 @@ def _register_sum(op: str) -> None:
 
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return None, None, None, None, None
+            return (None,) * 6
         # The first backward returns the stored gradient, rescaled in place. A second backward recomputes it, as does
         # double backward (whose operator then raises).
         unit_grad, ctx.unit_grad = ctx.unit_grad, None
         if unit_grad is not None and not torch.is_grad_enabled():
-            return unit_grad if grad == 1 else unit_grad.mul_(grad), None, None, None, None
-        return backward_op(grad, *ctx.saved_tensors, *ctx.numbers), None, None, None, None
+            return (unit_grad if grad == 1 else unit_grad.mul_(grad), *(None,) * 5)
+        return (backward_op(grad, *ctx.saved_tensors, *ctx.numbers), *(None,) * 5)
 
-    def fake(inputs: Tensor, targets: Tensor, a: float, b: float, with_grad: bool) -> tuple[Tensor, Tensor]:
+    def fake(
+        inputs: Tensor, targets: Tensor, weight: Tensor | None, a: float, b: float, with_grad: bool
+    ) -> tuple[Tensor, Tensor]:
         total = inputs.new_empty((), dtype=sum_type(inputs.dtype))
         return total, torch.empty_like(inputs) if with_grad else inputs.new_empty(0)
 
@@ -157,10 +206,10 @@ def _register_sum(op: str) -> None:
 
 
 def _register(op: str) -> None:
-    register_gradient(op, f"{op}_backward", tensors=2, differentiable=[0])
+    register_gradient(op, f"{op}_backward", tensors=3, differentiable=[0])
     reject_second_derivative(f"{op}_backward")
-    register_fake(op)(lambda inputs, targets, a, b: torch.empty_like(inputs))
-    register_fake(f"{op}_backward")(lambda grad, inputs, targets, a, b: torch.empty_like(inputs))
+    register_fake(op)(lambda inputs, targets, weight, a, b: torch.empty_like(inputs))
+    register_fake(f"{op}_backward")(lambda grad, inputs, targets, weight, a, b: torch.empty_like(inputs))
     _register_sum(op)
 
 

@@ -23,14 +23,23 @@ def _prepare(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | 
     return x, one_hot, (targets != IGNORED).unsqueeze(-1), dtype
 
 
-def _finish(loss: Tensor, counted: Tensor | None, dtype: torch.dtype, reduction: str) -> Tensor:
+def _finish(
+    loss: Tensor, weight: Tensor | None, counted: Tensor | None, dtype: torch.dtype, reduction: str
+) -> Tensor:
+    if weight is not None:
+        loss = loss * weight.unsqueeze(-1).to(loss.dtype)
     if counted is not None:
         loss = torch.where(counted, loss, 0.0)
     return loss.to(dtype) if reduction == "none" else reduce(loss, reduction)
 
 
 def sigmoid_focal_loss(
-    inputs: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2, reduction: str = "none"
+    inputs: Tensor,
+    targets: Tensor,
+    alpha: float = 0.25,
+    gamma: float = 2,
+    reduction: str = "none",
+    weight: Tensor | None = None,
 ) -> Tensor:
     """See :func:`fcos_fast.ops.sigmoid_focal_loss`."""
     x, y, counted, dtype = _prepare(inputs, targets)
@@ -43,18 +52,23 @@ def sigmoid_focal_loss(
     p_wrong = p_wrong.clamp(
         min=torch.finfo(p_wrong.dtype).tiny
     )  # the slope of p ** gamma at 0 is infinite for gamma < 1
-    weight = alpha * y + (1 - alpha) * (1 - y) if alpha >= 0 else torch.ones_like(y)
+    class_weight = alpha * y + (1 - alpha) * (1 - y) if alpha >= 0 else torch.ones_like(y)
     if counted is not None:  # a weight of 0 makes even an infinite loss 0
         finite = cross_entropy.clamp(max=torch.finfo(x.dtype).max)
-        cross_entropy = torch.where(weight == 0, finite, cross_entropy)
-    loss = cross_entropy * p_wrong**gamma * weight
-    return _finish(loss, counted, dtype, reduction)
+        cross_entropy = torch.where(class_weight == 0, finite, cross_entropy)
+    loss = cross_entropy * p_wrong**gamma * class_weight
+    return _finish(loss, weight, counted, dtype, reduction)
 
 
 def sigmoid_focal_loss_star(
-    inputs: Tensor, targets: Tensor, gamma: float = 2, beta: float = 1, reduction: str = "none"
+    inputs: Tensor,
+    targets: Tensor,
+    gamma: float = 2,
+    beta: float = 1,
+    reduction: str = "none",
+    weight: Tensor | None = None,
 ) -> Tensor:
     """See :func:`fcos_fast.ops.sigmoid_focal_loss_star`."""
     x, y, counted, dtype = _prepare(inputs, targets)
     x_t = x * (2 * y - 1)
-    return _finish(-F.logsigmoid(gamma * x_t + beta) / gamma, counted, dtype, reduction)
+    return _finish(-F.logsigmoid(gamma * x_t + beta) / gamma, weight, counted, dtype, reduction)

@@ -11,9 +11,21 @@ from fcos_fast.models import BACKBONES
 from fcos_fast.models.config import BUILT_IN_BACKBONES
 
 HELP = [
-    *(["--help"], ["--version"], ["train", "--help"], ["evaluate", "--help"], ["detect", "--help"]),
+    *(
+        ["--help"],
+        ["--version"],
+        ["train", "--help"],
+        ["evaluate", "--help"],
+        ["detect", "--help"],
+        ["export", "--help"],
+    ),
     *(["convert", "--help"], ["data", "--help"], ["data", "stats", "--help"], ["benchmark", "--help"]),
-    *(["demo", "--help"], ["info", "--help"], ["train", "--preset", "torchvision-retinanet", "--help"]),
+    *(
+        ["serve", "--help"],
+        ["demo", "--help"],
+        ["info", "--help"],
+        ["train", "--preset", "torchvision-retinanet", "--help"],
+    ),
 ]
 MISTAKES = [
     *(
@@ -36,7 +48,10 @@ MISTAKES = [
         ["evaluate"],
         ["evaluate", "--checkpoint", "x", "--rot", "y"],
         ["detect", "--checkpoint", "x"],
+        ["export", "--checkpoint", "x", "--format", "onix"],
         ["convert"],
+        ["serve"],
+        ["serve", "--checkpoint", "x", "--port", "-1"],
     ),
     *(
         ["data", "stat"],

@@ -127,10 +127,15 @@ focal_shapes = {
 }
 
 
-@fuzzed(**focal_shapes, alpha=alphas, gamma=gammas)
-def sigmoid_focal_loss(seed, alpha, gamma, reduction, **inputs):
+@fuzzed(
+    **focal_shapes, alpha=alphas, gamma=gammas, weights=st.sampled_from(("none", "zeros and ones", "random"))
+)
+def sigmoid_focal_loss(seed, alpha, gamma, reduction, weights, **inputs):
     x, y = focal_inputs(seed, **inputs)
     options = {"alpha": alpha, "gamma": gamma, "reduction": reduction}
+    if weights != "none" and not y.is_floating_point():
+        weight = torch.rand(y.shape, generator=generator(seed + 3))
+        options["weight"] = weight.round() if weights == "zeros and ones" else weight + 0.1
     hold_against_reference(
         lambda x: ops.sigmoid_focal_loss(x, y, **options),
         lambda x: reference.sigmoid_focal_loss(x, y.to(x.dtype) if y.is_floating_point() else y, **options),

@@ -126,16 +126,18 @@ def test_boxes_without_an_area(build):
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.2])
-def test_detections_equal_detectron2(threshold):
-    theirs = fcos(test_score_thresh=threshold).eval()
+@pytest.mark.parametrize("build", [fcos, retinanet])
+def test_detections_equal_detectron2(build, threshold):
+    theirs = build(test_score_thresh=threshold).eval()
     with torch.no_grad():  # scores that are spread, of boxes of some strides, partly outside the image
-        for layer, std, bias in (
-            (theirs.head.cls_score, 0.1, -2.0),
-            (theirs.head.bbox_pred, 0.05, 2.0),
-            (theirs.head.ctrness, 0.1, 0.0),
+        for name, std, bias in (
+            ("cls_score", 0.1, -2.0),
+            ("bbox_pred", 0.05, 2.0 if build is fcos else 0.0),
+            ("ctrness", 0.1, 0.0),
         ):
-            layer.weight.normal_(std=std)
-            layer.bias.fill_(bias)
+            if layer := getattr(theirs.head, name, None):
+                layer.weight.normal_(std=std)
+                layer.bias.fill_(bias)
     ours = fcos_fast.accelerate(copy.deepcopy(theirs))
     batch = inputs([1, 1])
     with torch.no_grad():
@@ -163,6 +165,6 @@ def test_an_overridden_method_is_rejected_by_name():
 def test_restore(capsys):
     theirs = retinanet()
     ours = fcos_fast.accelerate(copy.deepcopy(theirs))
-    assert "RetinaNet: anchor matching and losses fused" in capsys.readouterr().out
+    assert "RetinaNet: anchor matching, losses and postprocessing fused" in capsys.readouterr().out
     assert type(fcos_fast.restore(ours)) is RetinaNet
     assert_same_step(ours, theirs, inputs([3, 1]))

@@ -158,8 +158,9 @@ def test_equal_scores_and_empty_boxes():
     ],
     ids=str,
 )
-def test_options_of_the_postprocessing(options):
-    theirs = build(FCOS_TRICKS)
+@pytest.mark.parametrize("path", [FCOS_TRICKS, RETINANET])
+def test_options_of_the_postprocessing(path, options):
+    theirs = build(path)
     theirs.bbox_head.test_cfg.update(options)
     ours = fcos_fast.accelerate(copy.deepcopy(theirs))
     images, samples = batch([1, 1])

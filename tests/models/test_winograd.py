@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fcos_fast.models import winograd
-from fcos_fast.models.winograd import KeptWinogradConv2d, WinogradConv2d, use_winograd
+from fcos_fast.models.winograd import WinogradConv2d, use_winograd
 
 
 @pytest.fixture(autouse=True)
@@ -87,102 +87,6 @@ def test_float32_error(by_winograd):
     for run in (lambda c, x: [c(x)], lambda c, x: torch.autograd.grad(c(x).square().sum(), [x, c.weight])):
         for out, exact in zip(run(ours, x), run(conv, x.double()), strict=True):
             assert (out - exact).norm() / exact.norm() < 5e-6
-
-
-@pytest.fixture
-def keeping(monkeypatch):
-    """A convolution that keeps its transformed weight."""
-    monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
-    conv = nn.Conv2d(5, 7, 3, padding=1)
-    use_winograd(conv, keep=True)
-    assert type(conv) is KeptWinogradConv2d
-    return conv
-
-
-def by_torch(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    return nn.functional.conv2d(x, conv.weight, conv.bias, padding=1)
-
-
-@torch.no_grad()
-def _becomes(conv: nn.Conv2d, change: str) -> nn.Conv2d:
-    other = {name: torch.randn_like(value) for name, value in conv.state_dict().items()}
-    if change == "in place":
-        conv.weight.mul_(2)
-    elif change == "loaded":
-        conv.load_state_dict(other)
-    elif change == "assigned":
-        conv.load_state_dict(other, assign=True)
-    elif change == "parameter":
-        version, conv.weight = conv.weight._version, nn.Parameter(other["weight"])
-        while conv.weight._version < version:  # another object with the same version
-            conv.weight.mul_(1)
-    elif change == "rounded":
-        conv.bfloat16().float()
-    elif change == "double":
-        conv.double()
-    elif change == "copied after a change":
-        conv.weight.mul_(2)
-        conv = copy.deepcopy(conv)
-    elif change == "copied and changed":
-        conv = copy.deepcopy(conv)
-        conv.weight.mul_(2)
-    return conv
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize(
-    "change",
-    [
-        *("in place", "loaded", "assigned", "parameter", "rounded", "double"),
-        *("copied after a change", "copied and changed"),
-    ],
-)
-def test_the_kept_transform_follows_the_weight(keeping, change, mode):
-    x = torch.randn(1, 5, 9, 9)
-    with mode():
-        torch.testing.assert_close(keeping(x), by_torch(keeping, x), rtol=1e-4, atol=1e-4)
-    changed = _becomes(keeping, change)
-    assert type(changed) is KeptWinogradConv2d
-    x = x.to(changed.weight.dtype)
-    tolerance = 1e-10 if change == "double" else 1e-4
-    with mode():
-        torch.testing.assert_close(changed(x), by_torch(changed, x), rtol=tolerance, atol=tolerance)
-
-
-def test_the_weight_is_transformed_once_and_not_saved(keeping, monkeypatch):
-    calls = []
-    transform = winograd._transform_weight
-    monkeypatch.setattr(winograd, "_transform_weight", lambda weight: calls.append(1) or transform(weight))
-    keys = nn.Conv2d(5, 7, 3).state_dict().keys()
-    with torch.inference_mode():
-        outputs = [keeping(torch.ones(1, 5, 9, 9)) for _ in range(3)]
-    assert len(calls) == 1
-    assert torch.equal(outputs[0], outputs[2])
-    assert keeping.state_dict().keys() == keys
-    assert len(list(keeping.buffers())) == 0
-    assert "_kept" not in copy.deepcopy(keeping).__dict__
-    with torch.no_grad():
-        keeping(torch.ones(1, 5, 9, 9))  # kept in inference mode, used outside of it
-    assert len(calls) == 1
-
-
-def test_gradients_with_a_kept_transform(keeping):
-    keeping.requires_grad_(False)
-    x = torch.randn(1, 5, 9, 9, requires_grad=True)
-    with torch.inference_mode():
-        keeping(x)
-    (ours,) = torch.autograd.grad(keeping(x).square().sum(), x)
-    (theirs,) = torch.autograd.grad(by_torch(keeping, x).square().sum(), x)
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
-
-
-def test_weights_made_in_inference_mode_are_not_kept(keeping):
-    x = torch.randn(1, 5, 9, 9)
-    with torch.inference_mode():
-        keeping.weight = nn.Parameter(torch.randn(7, 5, 3, 3), requires_grad=False)
-        for _ in range(2):
-            torch.testing.assert_close(keeping(x), by_torch(keeping, x), rtol=1e-4, atol=1e-4)
-            keeping.weight.mul_(2)
 
 
 def test_small_maps_use_the_plain_convolution(monkeypatch, by_winograd):

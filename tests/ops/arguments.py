@@ -39,6 +39,7 @@ def valid_arguments() -> dict[str, tuple]:
     targets = reference.assign_targets(gt, LEVELS, RULE)
     logits, regression, quality = maps(CLASSES), maps(4), maps(1)
     inputs, labels = torch.randn(5, CLASSES), torch.tensor([0, 2, -1, -2, 1])
+    of_rows = torch.tensor([0.5, 2, 2, 1, 3])
     pred, target = torch.rand(6, 4) + 0.1, torch.rand(6, 4) + 0.1
     boxes, scores = torch.rand(BATCH, 7, 4), torch.rand(BATCH, 7)
     boxes[..., 2:] += boxes[..., :2]
@@ -51,12 +52,12 @@ def valid_arguments() -> dict[str, tuple]:
         *(torch.ones(3, BATCH), [float(s) for s in STRIDES], 0.25, 2.0, "giou", 0.0, 1e-7, True, True),
     )
     return {
-        "sigmoid_focal_loss": (inputs, labels, 0.25, 2.0),
-        "sigmoid_focal_loss_sum": (inputs, labels, 0.25, 1.5, True),
-        "sigmoid_focal_loss_backward": (torch.rand(5, CLASSES), inputs, labels, 0.25, 2.0),
-        "sigmoid_focal_loss_star": (inputs, torch.rand(5, CLASSES), 2.0, 1.0),
-        "sigmoid_focal_loss_star_sum": (inputs, labels, 2.0, 1.0, True),
-        "sigmoid_focal_loss_star_backward": (torch.tensor(1.0), inputs, labels, 2.0, 1.0),
+        "sigmoid_focal_loss": (inputs, labels, of_rows, 0.25, 2.0),
+        "sigmoid_focal_loss_sum": (inputs, labels, of_rows, 0.25, 1.5, True),
+        "sigmoid_focal_loss_backward": (torch.rand(5, CLASSES), inputs, labels, None, 0.25, 2.0),
+        "sigmoid_focal_loss_star": (inputs, torch.rand(5, CLASSES), None, 2.0, 1.0),
+        "sigmoid_focal_loss_star_sum": (inputs, labels, of_rows, 2.0, 1.0, True),
+        "sigmoid_focal_loss_star_backward": (torch.tensor(1.0), inputs, labels, of_rows, 2.0, 1.0),
         "assign_targets": (
             *gt.tensors(),
             [size for level in LEVELS for size in (level.height, level.width)],

@@ -72,6 +72,72 @@ def test_equals_the_reference_in_float64(form, dtype, memory_format, kind, devic
     torch.testing.assert_close(grad.double(), expected_grad, **tolerance)
 
 
+def make_weight(kind, rows, device):
+    """Weights as trainers have them (0 or 1), in long runs, and all different."""
+    if kind == "random":
+        return torch.rand(rows, device=device) + 0.1
+    if kind == "zeros and ones":
+        return (torch.rand(rows, device=device) < 0.7).float()
+    weight = torch.full(rows, 0.25, device=device)
+    weight[0] = 3
+    return weight
+
+
+@pytest.mark.parametrize("kind", ["zeros and ones", "runs", "random"])
+@pytest.mark.parametrize("memory_format", MEMORY_FORMATS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_weight_multiplies_the_losses_of_its_row(form, dtype, memory_format, kind, device):
+    function, plain, kwargs = FORMS[form]
+    inputs, classes = make_case(device, dtype, memory_format=memory_format)
+    weight = make_weight(kind, classes.shape, device)
+    exact = inputs.detach().double().requires_grad_()
+    wide = weight.double().unsqueeze(-1)
+
+    upstream = torch.randn(inputs.shape, device=device).to(dtype)
+    loss, grad = loss_and_grad(function, inputs, classes, upstream, weight=weight, **kwargs)
+    expected, expected_grad = loss_and_grad(plain, exact, classes, upstream.double() * wide, **kwargs)
+    torch.testing.assert_close(loss.double(), expected * wide, **TOLERANCE[dtype])
+    tolerance = TOLERANCE[dtype] | ({"atol": 1e-5} if dtype == torch.float32 else {})
+    torch.testing.assert_close(grad.double(), expected_grad, **tolerance)
+
+    total, grad = loss_and_grad(function, inputs, classes, weight=weight, reduction="sum", **kwargs)
+    _, expected_grad = loss_and_grad(plain, exact, classes, wide.expand(inputs.shape), **kwargs)
+    torch.testing.assert_close(total.double(), (expected * wide).sum(), rtol=2e-6, atol=1e-7)
+    torch.testing.assert_close(grad.double(), expected_grad, **tolerance)
+    mean = function(inputs, classes, weight=weight, reduction="mean", **kwargs)
+    torch.testing.assert_close(mean, total / inputs.numel())
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7, 8, 9, 16, 17, 80])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weights_of_every_number_of_classes(classes, dtype, device):
+    inputs, labels = make_case(device, dtype, shape=(2, 9, 8, classes))
+    weight = make_weight("random", labels.shape, device)
+    total, grad = loss_and_grad(ops.sigmoid_focal_loss, inputs, labels.int(), weight=weight, reduction="sum")
+    exact = inputs.detach().double().requires_grad_()
+    options = {"weight": weight.double(), "reduction": "sum"}
+    expected, expected_grad = loss_and_grad(reference.sigmoid_focal_loss, exact, labels, **options)
+    torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=1e-7)
+    tolerance = TOLERANCE[dtype] | ({"atol": 3e-6} if dtype == torch.float32 else {})
+    torch.testing.assert_close(grad.double(), expected_grad, **tolerance)
+
+
+@pytest.mark.parametrize("function", [ops.sigmoid_focal_loss, ops.sigmoid_focal_loss_star])
+def test_rows_of_weight_zero_are_ignored(function, device):
+    inputs, classes = make_case(device)
+    weight = make_weight("zeros and ones", classes.shape, device)
+    assert (weight == 0).any()
+    spoilt = inputs.detach().clone()
+    spoilt[weight == 0] = float("inf")
+    spoilt[0, 0] = torch.where(weight[0, 0, :, None] == 0, float("nan"), spoilt[0, 0])
+    total, grad = loss_and_grad(function, spoilt.requires_grad_(), classes, weight=weight, reduction="sum")
+    ignored = torch.where(weight == 0, -2, classes)
+    expected, expected_grad = loss_and_grad(function, inputs, ignored, reduction="sum")
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(grad, expected_grad)
+
+
 @pytest.mark.parametrize("memory_format", MEMORY_FORMATS)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (3, 5, 7, 1), (2, 17, 19, 91), (1, 1, 1, 16), (5, 1, 33, 3)])
 def test_sums_and_gradients_for_odd_shapes(shape, memory_format, device):
@@ -104,6 +170,11 @@ def test_gradcheck(function, kind, reduction, device):
     inputs, classes = make_case(device, torch.float64, shape=(1, 4, 3, 5), scale=2.0)
     targets = classes if kind == "classes" else torch.rand_like(inputs).detach()
     assert torch.autograd.gradcheck(lambda x: function(x, targets, reduction=reduction), inputs)
+    if kind == "classes":
+        weight = torch.rand(classes.shape, device=device)
+        assert torch.autograd.gradcheck(
+            lambda x: function(x, targets, reduction=reduction, weight=weight), inputs
+        )
 
 
 @pytest.mark.parametrize("memory_format", ["rows", "nchw"])
@@ -159,13 +230,13 @@ def test_the_sum_with_its_gradient(name, dtype, memory_format, kind, device):
     soft = MEMORY_FORMATS[memory_format](torch.rand(inputs.shape, device=device).to(dtype))
     targets = classes if kind == "classes" else soft
     call = getattr(torch.ops.fcos_fast, f"{name}_sum")
-    total, grad = call(inputs, targets, 2.0 if "star" in name else 0.25, 2.0, True)
-    alone, nothing = call(inputs, targets, 2.0 if "star" in name else 0.25, 2.0, False)
+    total, grad = call(inputs, targets, None, 2.0 if "star" in name else 0.25, 2.0, True)
+    alone, nothing = call(inputs, targets, None, 2.0 if "star" in name else 0.25, 2.0, False)
     assert nothing.numel() == 0
     assert torch.equal(total, alone)
     backward = getattr(torch.ops.fcos_fast, f"{name}_backward")
     one = torch.ones((), device=device, dtype=total.dtype)
-    expected = backward(one, inputs, targets, 2.0 if "star" in name else 0.25, 2.0)
+    expected = backward(one, inputs, targets, None, 2.0 if "star" in name else 0.25, 2.0)
     torch.testing.assert_close(grad, expected, rtol=1e-6, atol=0)
     assert grad.stride() == expected.stride()
 
@@ -338,21 +409,24 @@ def test_opcheck(name, memory_format, device):
     inputs, classes = make_case(device, memory_format=memory_format)
     soft = torch.rand(inputs.shape, device=device)
     for targets in (classes, soft):
-        opcheck(name, inputs, targets, 0.25, 2.0)
-        opcheck(f"{name}_sum", inputs, targets, 0.25, 2.0, True)
-        opcheck(f"{name}_sum", inputs, targets, 0.25, 2.0, False)
-        opcheck(f"{name}_backward", torch.ones((), device=device), inputs.detach(), targets, 0.25, 2.0)
+        for weight in (None,) if targets is soft else (None, torch.rand(classes.shape, device=device)):
+            arguments = (inputs, targets, weight, 0.25, 2.0)
+            opcheck(name, *arguments)
+            opcheck(f"{name}_sum", *arguments, True)
+            opcheck(f"{name}_sum", *arguments, False)
+            one = torch.ones((), device=device)
+            opcheck(f"{name}_backward", one, inputs.detach(), *arguments[1:])
 
 
 def test_compiles_as_one_graph(device):
     inputs, classes = make_case(device)
 
     def step(x):
-        loss = (
+        return (
             ops.sigmoid_focal_loss(x, classes, reduction="sum")
             + ops.sigmoid_focal_loss_star(x, classes).sum()
+            + ops.sigmoid_focal_loss(x, classes, weight=torch.ones_like(classes).float()).sum()
         )
-        return torch.autograd.grad(loss, x)[0] if False else loss
 
     assert_compiles(step, inputs)
 
@@ -389,6 +463,34 @@ def test_compiles_as_one_graph(device):
             "targets require a gradient",
         ),
         (torch.zeros(3, 2), torch.zeros(3, 2, device="meta"), {}, ValueError, "targets is on meta"),
+        (
+            torch.zeros(3, 2),
+            torch.zeros(3, 2),
+            {"weight": torch.ones(3)},
+            ValueError,
+            "weight requires class targets",
+        ),
+        (
+            torch.zeros(3, 2),
+            torch.tensor([0, 1, 1]),
+            {"weight": torch.ones(3, 2)},
+            ValueError,
+            r"weight has shape \(3, 2\); expected the shape of the class targets, \(3,\)",
+        ),
+        (
+            torch.zeros(3, 2),
+            torch.tensor([0, 1, 1]),
+            {"weight": torch.ones(3, dtype=torch.int64)},
+            TypeError,
+            "weight has dtype torch.int64",
+        ),
+        (
+            torch.zeros(3, 2),
+            torch.tensor([0, 1, 1]),
+            {"weight": torch.ones(3, requires_grad=True)},
+            ValueError,
+            "weight requires a gradient",
+        ),
         ([1.0], torch.zeros(3, 2), {}, TypeError, "inputs must be a tensor, got list"),
         (torch.zeros(3, 2), [0, 1, 1], {}, TypeError, "targets must be a tensor, got list"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"gamma": float("nan")}, ValueError, "gamma=nan"),
@@ -415,7 +517,7 @@ def test_unchecked_classes_out_of_range_are_background():
     tame = torch.where(wild >= 5, -1, wild)
     for memory_format in ("rows", "nchw"):
         x = MEMORY_FORMATS[memory_format](inputs.detach())
-        unchecked = torch.ops.fcos_fast.sigmoid_focal_loss(x, wild, 0.25, 2.0)
+        unchecked = torch.ops.fcos_fast.sigmoid_focal_loss(x, wild, None, 0.25, 2.0)
         assert torch.equal(unchecked, ops.sigmoid_focal_loss(x, tame))
 
 
@@ -437,9 +539,12 @@ def test_more_than_two_to_the_31_elements():
 def test_direct_calls_with_wrong_shapes_raise():
     inputs = torch.zeros(3, 2)
     with pytest.raises(RuntimeError, match="expected targets with the shape of inputs"):
-        torch.ops.fcos_fast.sigmoid_focal_loss(inputs, torch.zeros(2, dtype=torch.long), 0.25, 2.0)
+        torch.ops.fcos_fast.sigmoid_focal_loss(inputs, torch.zeros(2, dtype=torch.long), None, 0.25, 2.0)
     with pytest.raises(RuntimeError, match="grad must be a scalar"):
-        torch.ops.fcos_fast.sigmoid_focal_loss_backward(torch.zeros(3), inputs, inputs, 0.25, 2.0)
+        torch.ops.fcos_fast.sigmoid_focal_loss_backward(torch.zeros(3), inputs, inputs, None, 0.25, 2.0)
+    classes = torch.zeros(3, dtype=torch.long)
+    with pytest.raises(RuntimeError, match="expected class targets, and weight with their shape"):
+        torch.ops.fcos_fast.sigmoid_focal_loss(inputs, classes, torch.ones(2), 0.25, 2.0)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])

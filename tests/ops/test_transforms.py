@@ -8,6 +8,7 @@ from fcos_fast import backend, ops
 from fcos_fast.assignment import RULES, GroundTruth
 
 CLASSES = torch.tensor([0, 2, -1, -2, 1])
+WEIGHT = torch.tensor([0.5, 2.0, 0.0, 1.0, 3.0])
 BOXES = torch.tensor([[1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 2.0, 2.0], [5.0, 1.0, 0.5, 2.0]])
 
 
@@ -19,6 +20,10 @@ def group_norm(x, weight, bias):
 CASES = {
     "focal, dense": (lambda x: ops.sigmoid_focal_loss(x, torch.full((5, 3), 0.3)), [(5, 3)]),
     "focal, classes": (lambda x: ops.sigmoid_focal_loss(x, CLASSES), [(5, 3)]),
+    "focal, weights": (
+        lambda x: ops.sigmoid_focal_loss(x, CLASSES, weight=WEIGHT, reduction="sum"),
+        [(5, 3)],
+    ),
     "focal, sum": (lambda x: ops.sigmoid_focal_loss(x, CLASSES, reduction="sum"), [(5, 3)]),
     "focal, mean": (lambda x: ops.sigmoid_focal_loss(x, CLASSES, reduction="mean"), [(5, 3)]),
     "star": (lambda x: ops.sigmoid_focal_loss_star(x, CLASSES, reduction="mean"), [(5, 3)]),

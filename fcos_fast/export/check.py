@@ -1,0 +1,68 @@
+"""Whether an exported detector detects what its checkpoint does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fcos_fast.errors import ExportError
+from fcos_fast.inference.engine import Engine, RawDetections
+
+BOX_TOLERANCE = 1e-3
+"""Pixels of the image by which a coordinate may differ."""
+
+SCORE_TOLERANCE = 1e-5
+
+BATCH = 3
+"""Images per batch; the first image is also detected alone."""
+
+
+def check_export(original: Engine, exported: Engine, images: Mapping[str, np.ndarray]) -> int:
+    """Compare two engines on images (H, W, 3) by name; returns the number of detections that were compared.
+
+    Raises:
+        ExportError: they differ; the message names the first image and what is different.
+    """
+    names, pixels = list(images), list(images.values())
+    batches = [slice(0, 1), *(slice(i, i + BATCH) for i in range(0, len(pixels), BATCH))]
+    compared = 0
+    for batch in batches:
+        pairs = zip(original.detect(pixels[batch]), exported.detect(pixels[batch]), strict=True)
+        for name, (expected, found) in zip(names[batch], pairs, strict=True):
+            what = difference(expected, found)
+            if what is not None:
+                raise ExportError(
+                    f"the exported detector differs from the original on {name}, in a batch of {len(pixels[batch])}: "
+                    f"{what}; no file was written. Try other --images; if it happens again, please report it"
+                )
+            compared += len(expected.scores)
+    return compared
+
+
+def difference(expected: RawDetections, found: RawDetections) -> str | None:
+    """The first difference in words, or None if labels, their order, boxes and scores are the same.
+
+    Detections may change places if their scores differ by no more than :data:`SCORE_TOLERANCE`: rounding decides their
+    order. For the same reason, one that has the lowest score may be replaced by another with that score.
+    """
+    if len(expected.scores) != len(found.scores):
+        return f"{len(found.scores)} detections instead of {len(expected.scores)}"
+    wrong = np.flatnonzero(~(np.abs(expected.scores - found.scores) <= SCORE_TOLERANCE))
+    if len(wrong):
+        i = wrong[0]
+        return f"detection {i} has the score {found.scores[i]:.6f} instead of {expected.scores[i]:.6f}"
+    free = np.ones(len(found.scores), dtype=bool)
+    for i, (box, score, label) in enumerate(zip(*expected, strict=True)):
+        same = free & (found.labels == label) & (np.abs(found.scores - score) <= SCORE_TOLERANCE)
+        same &= (np.abs(found.boxes - box) <= BOX_TOLERANCE).all(axis=1)
+        if same.any():
+            free[same.argmax()] = False
+        elif score > expected.scores[-1] + SCORE_TOLERANCE:
+            return f"detection {i} is {_words(found, i)} instead of {_words(expected, i)}"
+    return None
+
+
+def _words(detections: RawDetections, i: int) -> str:
+    box = ", ".join(f"{side:.4f}" for side in detections.boxes[i])
+    return f"label {detections.labels[i]} at ({box})"
