@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 import fcos_fast
-from fcos_fast.cli.detect import find_images
+from fcos_fast.cli.benchmark import find_images
 from fcos_fast.machine import machine
 
 BAD_EVERY = 10
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args()
 
-    paths = find_images([options.images])
+    paths = find_images(options.images)
     files = [path.read_bytes() for path in paths[:200]]
     bad = bad_files(files[0])
     rows = [in_a_loop(options.checkpoint, paths, options.threads, options.seconds)]

@@ -18,8 +18,8 @@ from fcos_fast.serve.options import ServeOptions
 
 logger = logging.getLogger(__name__)
 
-Predict = Callable[[list[Any], float], Sequence[Any]]
-"""``Predictor.predict``: images and score threshold -> the detections of each image."""
+Predict = Callable[..., Sequence[Any]]
+"""``Predictor.predict``: images, score threshold and ``batch_size`` -> the detections of each image."""
 
 
 class DetectorError(Exception):
@@ -131,7 +131,8 @@ class Batcher:
             return
         self._metrics.batches.observe(len(jobs))
         try:
-            found = self._predict([job.image.pixels for job in jobs], jobs[0].score_threshold)
+            images = [job.image.pixels for job in jobs]
+            found = self._predict(images, jobs[0].score_threshold, batch_size=len(images))
             for job, detections in zip(jobs, found, strict=True):
                 job.detections.set_result(detections)
             self._metrics.images.inc(len(jobs))

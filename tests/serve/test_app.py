@@ -45,7 +45,8 @@ class Stub:
         self.gate.set()
         self.started = threading.Event()
 
-    def predict(self, images, score_threshold):
+    def predict(self, images, score_threshold, batch_size):
+        assert batch_size == len(images)
         grays = [int(image.max()) for image in images]
         self.batches.append(grays)
         self.thresholds.append(score_threshold)
