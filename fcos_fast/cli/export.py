@@ -15,6 +15,8 @@ from fcos_fast.fields import check_fields, checked
 ExportFormat = Literal["onnx", "openvino"]
 ExportPrecision = Literal["float32", "int8"]
 
+MAX_AP_DROP = 0.5
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -50,7 +52,7 @@ class ExportOptions:
     precision: ExportPrecision = "float32"
     images: str | None = None
     data: EvaluateDataConfig = field(default_factory=EvaluateDataConfig)
-    max_ap_drop: float = checked(0.5, lambda points: points >= 0, "a number >= 0")
+    max_ap_drop: float = checked(MAX_AP_DROP, lambda points: points >= 0, "a number >= 0")
     score_threshold: float | None = checked(
         None, lambda p: p is None or 0 <= p <= 1, "a number in 0..1 or None"
     )
@@ -63,6 +65,10 @@ class ExportOptions:
         check_fields(self, "--")
         if self.precision == "int8" and self.format != "openvino":
             raise ValueError("--precision int8 needs --format openvino")
+        measured = {"data": EvaluateDataConfig(), "max_ap_drop": MAX_AP_DROP}
+        given = [name for name, default in measured.items() if getattr(self, name) != default]
+        if self.precision != "int8" and given:
+            raise ValueError(f"--{given[0]} is for --precision int8; omit it, or add --precision int8")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -91,4 +97,12 @@ def _export_int8(options: ExportOptions, images: Sequence[Path], overrides: dict
     data = data_config(options.checkpoint, options.data, saved)
     files: Sequence[Any] = images or [record.image for record in data.load(data.train, categories).records]
     dataset = data.load(data.val, categories)
-    export_int8(options.checkpoint, options.output, files, dataset, options.max_ap_drop, **overrides)
+    export_int8(
+        options.checkpoint,
+        options.output,
+        files,
+        dataset,
+        options.max_ap_drop,
+        options.data.workers,
+        **overrides,
+    )

@@ -10,7 +10,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ def quantize(source: Path, target: Path, images: Sequence[str | Path]) -> None:
     command = [sys.executable, "-m", __name__, str(source), str(target)]
     done = subprocess.run(command, input=chosen, capture_output=True, text=True)
     if done.returncode:
-        raise ExportError(f"the model cannot be quantized: {done.stderr.strip()}")
+        reason = (done.stderr.strip() or f"its process ended with {done.returncode}").splitlines()[-1]
+        raise ExportError(f"the model cannot be quantized: {reason}")
 
 
 def main(source: str, target: str) -> None:
@@ -49,13 +50,15 @@ def main(source: str, target: str) -> None:
     nncf.set_log_level(logging.ERROR)
     images = json.load(sys.stdin)
     model = openvino.Core().read_model(source)
-    dataset = nncf.Dataset(list(_inputs(source, images)))
+    # images are read one by one: together they can exceed the memory
+    dataset = nncf.Dataset(images, _preprocessing(source))
     scope = nncf.IgnoredScope(names=outside_network(model))
     quantized = nncf.quantize(model, dataset, subset_size=len(images), ignored_scope=scope)
     openvino.save_model(quantized, target, compress_to_fp16=False)
 
 
-def _inputs(source: str, images: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+def _preprocessing(source: str) -> Callable[[str], dict[str, np.ndarray]]:
+    """From an image file to the inputs of the model."""
     from fcos_fast.data.images import read_pixels
     from fcos_fast.inference.exported import INPUTS
     from fcos_fast.inference.openvino import OpenVinoEngine
@@ -63,11 +66,14 @@ def _inputs(source: str, images: Sequence[str]) -> Iterator[dict[str, np.ndarray
     from fcos_fast.models.sizes import detection_size
 
     config = OpenVinoEngine(source).config
-    for image in images:
+
+    def inputs(image: str) -> dict[str, np.ndarray]:
         pixels = read_pixels(image)
         size = detection_size(pixels.shape[:2], config)
         tensor = batch([pixels], [size], config.size_divisor)
-        yield dict(zip(INPUTS, (tensor, np.array([size])), strict=True))
+        return dict(zip(INPUTS, (tensor, np.array([size])), strict=True))
+
+    return inputs
 
 
 NO_WORK = ("Constant", "Parameter", "Result")

@@ -27,6 +27,7 @@ def export_int8(
     images: Sequence[str | Path],
     dataset: DetectionDataset,
     max_ap_drop: float = 0.5,
+    workers: int | None = None,
     **overrides: Any,
 ) -> Path:
     """Write the detector of a checkpoint for OpenVINO, with the network in int8.
@@ -40,8 +41,9 @@ def export_int8(
             ``_int8.xml`` at its end.
         images: image files from which the ranges of the activations are measured, such as the training images; at most
             300 are used.
-        dataset: labeled images on which average precision is compared.
+        dataset: labeled images on which average precision is compared, with the classes of the checkpoint.
         max_ap_drop: by how many points (hundredths) average precision may be lower than in float32.
+        workers: processes that read the images of ``dataset``; 0 or None: this one.
         **overrides: fields of the configuration, as for :func:`fcos_fast.export.export`.
 
     Returns:
@@ -50,7 +52,7 @@ def export_int8(
     Raises:
         ExportError: average precision drops by more; no file was written.
         ValueError, ModuleNotFoundError, FileNotFoundError, DataError, WriteError: as for
-            :func:`fcos_fast.export.export`; also without images.
+            :func:`fcos_fast.export.export`; also without images, or if the dataset has other classes.
     """
     if not images:
         raise ValueError(
@@ -60,6 +62,12 @@ def export_int8(
     output = check_output(checkpoint, output, "openvino")
     import_optional("nncf", "int8 needs", "openvino")
     model, categories = read_checkpoint(checkpoint, overrides)
+    if dataset.categories.names != categories.names:
+        raise ValueError(
+            f"the dataset has the classes {', '.join(dataset.categories.names)}, the checkpoint "
+            f"{', '.join(categories.names)}; load it with the categories of the checkpoint"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory() as folder,
         replacing(output) as temporary,
@@ -70,18 +78,23 @@ def export_int8(
         original = OpenVinoEngine(source)
         check_export(TorchEngine(model, categories), original, read_images(images))
         quantize(source, target, images)
-        _compare(original, OpenVinoEngine(target), dataset, max_ap_drop)
+        _compare(original, OpenVinoEngine(target), dataset, max_ap_drop, workers)
         temporary.write_bytes(target.read_bytes())
         weights.write_bytes(target.with_suffix(".bin").read_bytes())
     print(f"{output}: the network is in int8", flush=True)
     return output
 
 
-def _compare(original: Engine, quantized: Engine, dataset: DetectionDataset, max_ap_drop: float) -> None:
-    before, after = (100 * evaluate_engine(engine, dataset)[0].ap for engine in (original, quantized))
+def _compare(
+    original: Engine, quantized: Engine, dataset: DetectionDataset, max_ap_drop: float, workers: int | None
+) -> None:
+    engines = (original, quantized)
+    before, after = (100 * evaluate_engine(e, dataset, workers=workers)[0].ap for e in engines)
     print(f"AP on {len(dataset)} images: {before:.2f} in float32, {after:.2f} in int8", flush=True)
     if not before - after <= max_ap_drop:  # also if there is none
         raise ExportError(
             f"int8 lowers AP from {before:.2f} to {after:.2f}, by more than {max_ap_drop} points; no file was written. "
             "Give more images like those that the detector will see, or allow more with --max_ap_drop"
         )
+    if before == 0:
+        print("no object was found, so the comparison says little; give images like those of the training")

@@ -57,6 +57,18 @@ MISTAKES = {
     "no data for statistics": (["data", "stats"], "no dataset; give its folder with --data.root"),
     "no demo": (["demo", "--images", "0"], "--images is 0; it must be 1 or more"),
     "two required": (["convert"], "missing options: --checkpoint, --output"),
+    "int8 without OpenVINO": (
+        ["export", "--checkpoint", "x", "--precision", "int8"],
+        "--precision int8 needs --format openvino",
+    ),
+    "AP of float32": (
+        ["export", "--checkpoint", "x", "--max_ap_drop", "1"],
+        "--max_ap_drop is for --precision int8; omit it, or add --precision int8",
+    ),
+    "data of float32": (
+        ["export", "--checkpoint", "x", "--data.root", "y"],
+        "--data is for --precision int8; omit it, or add --precision int8",
+    ),
     "no checkpoint": (["evaluate", "--checkpoint", "/nowhere.pt"], "checkpoint /nowhere.pt does not exist"),
     "no image": (
         ["detect", "--checkpoint", "x.pt"],

@@ -7,8 +7,9 @@ import pytest
 
 import fcos_fast
 from fcos_fast.data import load_dataset
+from fcos_fast.data.synthetic import CATEGORIES as SHAPES
 from fcos_fast.errors import ExportError
-from fcos_fast.export import export_int8, quantized
+from fcos_fast.export import export_int8, int8, quantized
 from fcos_fast.inference.engine import RawDetections
 
 openvino = pytest.importorskip("openvino", reason="int8 needs the extra openvino")
@@ -21,18 +22,19 @@ def dataset(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("data")
     write_voc(root, {"val": 4}, config=SyntheticConfig(size=(96, 128), object_size=(24, 60), max_objects=3))
-    return load_dataset(root, "val")
+    return load_dataset(root, "val", SHAPES)
 
 
 def test_the_network_is_in_int8_and_the_rest_is_not(checkpoint, dataset, tmp_path, capsys):
     from fcos_fast.export.int8 import outside_network
 
     images = [record.image for record in dataset.records]
-    output = export_int8(checkpoint, tmp_path / "small.xml", images, dataset, max_ap_drop=100)
-    assert output == tmp_path / "small.xml"
+    folder = tmp_path / "new"
+    output = export_int8(checkpoint, folder / "small.xml", images, dataset, max_ap_drop=100)
+    assert output == folder / "small.xml"
     out = capsys.readouterr().out
     assert "AP on 4 images: " in out
-    assert {path.name for path in tmp_path.iterdir()} == {"small.xml", "small.bin"}
+    assert {path.name for path in folder.iterdir()} == {"small.xml", "small.bin"}
     operations = openvino.Core().read_model(output).get_ordered_ops()
     kinds = {operation.get_type_name() for operation in operations}
     assert "FakeQuantize" in kinds
@@ -68,11 +70,24 @@ class Finder:
 
 
 def test_a_lower_average_precision_is_rejected(dataset, capsys):
-    quantized._compare(Finder(dataset, 0), Finder(dataset, 0), dataset, 0.5)
+    quantized._compare(Finder(dataset, 0), Finder(dataset, 0), dataset, 0.5, None)
     assert "AP on 4 images: 100.00 in float32, 100.00 in int8" in capsys.readouterr().out
     with pytest.raises(ExportError, match=r"lowers AP from 100\.00 to .*, by more than 0\.5 points; no file"):
-        quantized._compare(Finder(dataset, 0), Finder(dataset, 6), dataset, 0.5)
-    quantized._compare(Finder(dataset, 0), Finder(dataset, 6), dataset, 100)
+        quantized._compare(Finder(dataset, 0), Finder(dataset, 6), dataset, 0.5, None)
+    quantized._compare(Finder(dataset, 0), Finder(dataset, 6), dataset, 100, None)
+
+
+def test_a_comparison_of_nothing_says_so(dataset, capsys):
+    quantized._compare(Finder(dataset, 500), Finder(dataset, 500), dataset, 0.5, None)
+    assert "no object was found, so the comparison says little" in capsys.readouterr().out
+
+
+def test_why_the_process_failed_is_said_in_one_line(exported, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"nothing")
+    with pytest.raises(
+        ExportError, match=r"^the model cannot be quantized: .*broken\.png: is not an image; .*$"
+    ):
+        int8.quantize(exported, tmp_path / "small.xml", [tmp_path / "broken.png"])
 
 
 def test_nothing_is_written_if_it_fails(checkpoint, dataset, tmp_path, monkeypatch):
@@ -92,3 +107,10 @@ def test_nothing_is_written_if_it_fails(checkpoint, dataset, tmp_path, monkeypat
 def test_images_are_needed(checkpoint, dataset):
     with pytest.raises(ValueError, match="int8 needs images like those that the detector will see"):
         export_int8(checkpoint, None, [], dataset)
+
+
+def test_a_dataset_of_other_classes(checkpoint, dataset, tmp_path):
+    other = load_dataset(dataset.records[0].image.parents[1], "val")
+    message = "the dataset has the classes circle, .*, the checkpoint circle, cross, .*; load it with the categories"
+    with pytest.raises(ValueError, match=message):
+        export_int8(checkpoint, tmp_path / "small.xml", [other.records[0].image], other)
