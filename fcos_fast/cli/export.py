@@ -53,10 +53,16 @@ def main(arguments: Sequence[str]) -> int:
     """Run ``fcos-fast export``."""
     options = parse_options(ExportOptions, "export", arguments)
     images = find_images(options.images) if options.images else []
-    names = ("score_threshold", "nms_threshold", "max_detections")
-    overrides = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
     from fcos_fast.export import export
 
-    export(options.checkpoint, options.output, options.format, images, **overrides)
+    export(
+        options.checkpoint,
+        options.output,
+        options.format,
+        images,
+        score_threshold=options.score_threshold,
+        nms_threshold=options.nms_threshold,
+        max_detections=options.max_detections,
+    )
     return 0

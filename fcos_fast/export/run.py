@@ -25,7 +25,6 @@ from fcos_fast.inference.openvino import OpenVinoEngine
 from fcos_fast.inference.torch_engine import TorchEngine
 from fcos_fast.models import Detector
 from fcos_fast.models.optional import import_optional
-from fcos_fast.serialize import check_field_names
 from fcos_fast.suggest import unknown_name
 
 MAX_CHECKED = 8
@@ -63,12 +62,12 @@ def _writing_onnx(model: Detector, categories: Categories, output: Path) -> Iter
 @contextmanager
 def _writing_openvino(model: Detector, categories: Categories, output: Path) -> Iterator[Engine]:
     with replacing(output) as temporary, replacing(output.with_suffix(".bin")) as weights:
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "model.onnx"
-            source.write_bytes(onnx_model(model, categories).SerializeToString())
-            convert(source, temporary)
         written = temporary.with_suffix(".bin")  # OpenVINO chooses the name
         try:
+            with tempfile.TemporaryDirectory() as folder:
+                source = Path(folder) / "model.onnx"
+                source.write_bytes(onnx_model(model, categories).SerializeToString())
+                convert(source, temporary)
             yield OpenVinoEngine(temporary)
             written.replace(weights)
         finally:
@@ -87,7 +86,10 @@ def export(
     output: str | Path | None = None,
     format: str = "onnx",
     images: Sequence[str | Path] = (),
-    **overrides: Any,
+    *,
+    score_threshold: float | None = None,
+    nms_threshold: float | None = None,
+    max_detections: int | None = None,
 ) -> Path:
     """Write the detector of a checkpoint as a file that other runtimes read.
 
@@ -101,13 +103,14 @@ def export(
         output: file to write; by default the checkpoint with the suffix of the format.
         format: a name of :data:`FORMATS`.
         images: image files for the check, of which at most 8 are used; by default images are generated.
-        **overrides: fields of the configuration that change what is detected, such as ``score_threshold``.
+        score_threshold, nms_threshold, max_detections: of the configuration, by default as in the checkpoint; they are
+            fixed in the file.
 
     Returns:
         ``output``.
 
     Raises:
-        ValueError: unknown format or field, wrong suffix, or a model that cannot be exported.
+        ValueError: unknown format, wrong suffix, number out of range, or a model that cannot be exported.
         ExportError: the exported detector differs from the checkpoint.
         ModuleNotFoundError: a package of the extra is not installed.
         FileNotFoundError, DataError, WriteError: a file cannot be read or written.
@@ -122,8 +125,13 @@ def export(
         import_optional(package, f"the format {format} needs", chosen.extra)
     pixels = _read(images) if images else _generate()
     model, categories = model_from_checkpoint(load_checkpoint(checkpoint))
-    check_field_names(type(model.config), overrides)
-    model.config = replace(model.config, **overrides)
+    rules = {
+        "score_threshold": score_threshold,
+        "nms_threshold": nms_threshold,
+        "max_detections": max_detections,
+    }
+    given: dict[str, Any] = {name: value for name, value in rules.items() if value is not None}
+    model.config = replace(model.config, **given)
     output.parent.mkdir(parents=True, exist_ok=True)
     with chosen.writing(model, categories, output) as exported:
         compared = check_export(TorchEngine(model, categories), exported, pixels)

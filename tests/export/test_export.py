@@ -243,8 +243,8 @@ def test_mistakes_have_one_clear_error(exported, checkpoint, tmp_path):
         export(checkpoint, tmp_path / "model.txt")
     with pytest.raises(ValueError, match="unknown format 'onx'.*onnx"):
         export(checkpoint, format="onx")
-    with pytest.raises(ValueError, match="score_treshold.*score_threshold"):
-        export(checkpoint, score_treshold=0.1)
+    with pytest.raises(ValueError, match="score_threshold=7"):
+        export(checkpoint, score_threshold=7)
     with pytest.raises(FileNotFoundError, match=r"none.onnx does not exist"):
         fcos_fast.load(tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_text("no model")
