@@ -26,7 +26,7 @@ def check_export(original: Engine, exported: Engine, images: Mapping[str, np.nda
     """
     names, pixels = list(images), list(images.values())
     batches = [slice(0, 1), *(slice(i, i + BATCH) for i in range(0, len(pixels), BATCH))]
-    compared = 0
+    compared: dict[str, int] = {}
     for batch in batches:
         pairs = zip(original.detect(pixels[batch]), exported.detect(pixels[batch]), strict=True)
         for name, (expected, found) in zip(names[batch], pairs, strict=True):
@@ -36,8 +36,8 @@ def check_export(original: Engine, exported: Engine, images: Mapping[str, np.nda
                     f"the exported detector differs from the original on {name}, in a batch of {len(pixels[batch])}: "
                     f"{what}; no file was written. Try other --images; if it happens again, please report it"
                 )
-            compared += len(expected.scores)
-    return compared
+            compared[name] = len(expected.scores)
+    return sum(compared.values())
 
 
 def difference(expected: RawDetections, found: RawDetections) -> str | None:
