@@ -10,7 +10,11 @@ from fcos_fast.errors import ExportError
 from fcos_fast.inference.engine import Engine, RawDetections
 
 BOX_TOLERANCE = 1e-3
-"""Pixels of the image by which a coordinate may differ."""
+"""Pixels of the image by which a coordinate may differ; or :data:`BOX_SIZE_TOLERANCE`, if that is more."""
+
+BOX_SIZE_TOLERANCE = 1e-5
+"""Difference as a fraction of the longer side of the box: networks that predict the logarithm of a distance round the
+distances of large boxes by more pixels."""
 
 SCORE_TOLERANCE = 1e-5
 
@@ -55,7 +59,8 @@ def difference(expected: RawDetections, found: RawDetections) -> str | None:
     free = np.ones(len(found.scores), dtype=bool)
     for i, (box, score, label) in enumerate(zip(*expected, strict=True)):
         same = free & (found.labels == label) & (np.abs(found.scores - score) <= SCORE_TOLERANCE)
-        same &= (np.abs(found.boxes - box) <= BOX_TOLERANCE).all(axis=1)
+        tolerance = max(BOX_TOLERANCE, BOX_SIZE_TOLERANCE * (box[2:] - box[:2]).max())
+        same &= (np.abs(found.boxes - box) <= tolerance).all(axis=1)
         if same.any():
             free[same.argmax()] = False
         elif score > expected.scores[-1] + SCORE_TOLERANCE:

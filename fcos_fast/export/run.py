@@ -95,8 +95,8 @@ def export(
 
     The file contains the network and the post-processing with non-maximum suppression, for any batch size and image
     size, and describes itself: class names, configuration, inputs and outputs. Before it is kept, it is run on images
-    and must find what the checkpoint finds there: the same labels in the same order, boxes within 1e-3 pixel and scores
-    within 1e-5.
+    and must find what the checkpoint finds there: the same labels in the same order, boxes within 1e-3 pixel (or 1e-5 of
+    their longer side) and scores within 1e-5.
 
     Args:
         checkpoint: as for ``fcos_fast.load``.

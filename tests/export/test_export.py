@@ -230,6 +230,14 @@ def test_differences_are_found(found, what):
     assert (difference(detections(*BOTH), detections(*found)) or "None").startswith(str(what))
 
 
+@pytest.mark.parametrize(("moved", "is_same"), [(5e-3, True), (1e-2, False)])
+def test_large_boxes_may_differ_more(moved, is_same):
+    box = np.array([[10, 20, 650, 300]], np.float32)
+    expected = RawDetections(box, np.array([0.5], np.float32), np.array([0]))
+    found = expected._replace(boxes=box + np.float32(moved))
+    assert (difference(expected, found) is None) == is_same
+
+
 def test_rounding_may_change_the_order_of_equal_scores():
     expected = detections((0, 0.9, 0), (50, 0.9 - 3e-6, 1), (90, 0.2, 1))
     found = detections(
