@@ -8,6 +8,7 @@ import numpy as np
 
 from fcos_fast.errors import ExportError
 from fcos_fast.inference.engine import Engine, RawDetections
+from fcos_fast.inference.exported import ExportedEngine
 
 BOX_TOLERANCE = 1e-3
 """Pixels of the image by which a coordinate may differ; or :data:`BOX_SIZE_TOLERANCE`, if that is more."""
@@ -22,7 +23,7 @@ BATCH = 3
 """Images per batch; the first image is also detected alone."""
 
 
-def check_export(original: Engine, exported: Engine, images: Mapping[str, np.ndarray]) -> int:
+def check_export(original: Engine, exported: ExportedEngine, images: Mapping[str, np.ndarray]) -> int:
     """Compare two engines on images (H, W, 3) by name; returns the number of detections that were compared.
 
     Raises:
@@ -34,7 +35,7 @@ def check_export(original: Engine, exported: Engine, images: Mapping[str, np.nda
     for batch in batches:
         pairs = zip(original.detect(pixels[batch]), exported.detect(pixels[batch]), strict=True)
         for name, (expected, found) in zip(names[batch], pairs, strict=True):
-            what = difference(expected, found)
+            what = difference(expected, found, exported.config.max_detections)
             if what is not None:
                 raise ExportError(
                     f"the exported detector differs from the original on {name}, in a batch of {len(pixels[batch])}: "
@@ -44,11 +45,12 @@ def check_export(original: Engine, exported: Engine, images: Mapping[str, np.nda
     return sum(compared.values())
 
 
-def difference(expected: RawDetections, found: RawDetections) -> str | None:
+def difference(expected: RawDetections, found: RawDetections, max_detections: int) -> str | None:
     """The first difference in words, or None if labels, their order, boxes and scores are the same.
 
     Detections may change places if their scores differ by no more than :data:`SCORE_TOLERANCE`: rounding decides their
-    order. For the same reason, one that has the lowest score may be replaced by another with that score.
+    order. For the same reason, if there are ``max_detections``, one with the lowest score may be replaced by another
+    with that score.
     """
     if len(expected.scores) != len(found.scores):
         return f"{len(found.scores)} detections instead of {len(expected.scores)}"
@@ -63,7 +65,7 @@ def difference(expected: RawDetections, found: RawDetections) -> str | None:
         same &= (np.abs(found.boxes - box) <= tolerance).all(axis=1)
         if same.any():
             free[same.argmax()] = False
-        elif score > expected.scores[-1] + SCORE_TOLERANCE:
+        elif len(expected.scores) < max_detections or score > expected.scores[-1] + SCORE_TOLERANCE:
             return f"detection {i} is {_words(found, i)} instead of {_words(expected, i)}"
     return None
 

@@ -80,7 +80,7 @@ def test_engines_detect_the_same(preset, tmp_path):
             pairs = zip(engine.detect(images), original.detect(images), strict=True)
             for image, (found, expected) in zip(images, pairs, strict=True):
                 assert len(expected.labels) >= 3
-                assert difference(expected, found) is None
+                assert difference(expected, found, most) is None
                 assert [x.dtype for x in found] == [np.float32, np.float32, np.int64]
                 assert found.boxes.max() <= max(image.shape)
 
@@ -227,7 +227,7 @@ BOTH = ((0, 0.9, 0), (50, 0.5, 1), (90, 0.2, 1))
     ],
 )
 def test_differences_are_found(found, what):
-    assert (difference(detections(*BOTH), detections(*found)) or "None").startswith(str(what))
+    assert (difference(detections(*BOTH), detections(*found), 100) or "None").startswith(str(what))
 
 
 @pytest.mark.parametrize(("moved", "is_same"), [(5e-3, True), (1e-2, False)])
@@ -235,7 +235,7 @@ def test_large_boxes_may_differ_more(moved, is_same):
     box = np.array([[10, 20, 650, 300]], np.float32)
     expected = RawDetections(box, np.array([0.5], np.float32), np.array([0]))
     found = expected._replace(boxes=box + np.float32(moved))
-    assert (difference(expected, found) is None) == is_same
+    assert (difference(expected, found, 100) is None) == is_same
 
 
 def test_rounding_may_change_the_order_of_equal_scores():
@@ -243,7 +243,8 @@ def test_rounding_may_change_the_order_of_equal_scores():
     found = detections(
         (50, 0.9, 1), (0, 0.9 - 3e-6, 0), (70, 0.2, 0)
     )  # the last one is cut off by max_detections
-    assert difference(expected, found) is None
+    assert difference(expected, found, 3) is None
+    assert difference(expected, found, 4).startswith("detection 2 is label 0")
 
 
 def test_mistakes_have_one_clear_error(exported, checkpoint, tmp_path):
