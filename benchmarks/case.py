@@ -18,7 +18,7 @@ except ImportError:
     torchvision = None
 """None if it is not installed. Then its rows are missing, and the reference is the peer."""
 
-PEERS = ("torchvision", "mmdetection", "torch", "reference")
+PEERS = ("torchvision", "mmdetection", "openvino", "torch", "reference")
 """Rows that ours is compared with; the first that a case has."""
 
 

@@ -8,13 +8,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import fcos_fast
 
 
 def machine() -> dict[str, Any]:
     """Processor, threads, load and versions."""
+    import torch
+
     return {
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""Device and precision of a network.
+"""Device, precision and engine of a network.
 
 The command line imports this before torch, which takes seconds.
 """
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import torch
 
 Precision = Literal["auto", "float32", "bfloat16"]
+
+EngineName = Literal["default", "auto", "torch", "onnxruntime", "openvino"]
+"""What runs a detector; ``default`` is torch for a checkpoint, and the runtime of its format for an exported file."""
 
 
 def choose_precision(

@@ -32,7 +32,10 @@ pytest.importorskip("mmdet", reason="the examples need mmdetection; install fcos
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LANGUAGES = {"python", "bash"}
+LANGUAGES = {"python", "bash", "text"}
+"""Text is not run."""
+SERVED_AT = "127.0.0.1:8000"
+"""Address of the server in the pages. The tests' server has a free port instead."""
 
 SHORT_TRAINING = shlex.split(
     "--model.fpn_channels 32 --model.head_channels 32 --model.min_size null --model.max_size null "
@@ -42,6 +45,7 @@ SHORT = {
     "train": SHORT_TRAINING,
     "resume": ["--train.epochs", "2"],
     "benchmark": ["--repeats", "1", "--warmup", "0"],
+    "load test": ["--seconds", "0.5"],
 }
 """Options that are appended to a command, and win."""
 
@@ -73,7 +77,8 @@ def examples(tmp_path, monkeypatch) -> Iterator[Path]:
     (tmp_path / "IMAGES").mkdir()
     for image in images[:2]:
         shutil.copy(image, tmp_path / "IMAGES")
-    shutil.copy(images[0], tmp_path / "photograph.jpg")
+    for name in ("photograph.jpg", "drawn.jpg"):
+        shutil.copy(images[0], tmp_path / name)
     write_frames(tmp_path / "film.mp4", [read_pixels(image) for image in images[:4]])
     monkeypatch.chdir(tmp_path)
     registered = dict(backbones.BACKBONES)
@@ -105,10 +110,43 @@ def train_first() -> None:
         assert fcos_fast_command(shlex.split("train --config small --data.root DATA") + SHORT_TRAINING) == 0
 
 
-def run(words: list[str]) -> None:
+class Server:
+    """``fcos-fast serve`` of a page, in the background."""
+
+    address = SERVED_AT
+    process: subprocess.Popen | None = None
+
+    def start(self, words: list[str]) -> None:
+        command = [sys.executable, "-m", "fcos_fast.cli", *words, "--port", "0"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+        line = self.process.stdout.readline()
+        self.address = line.split()[0].removeprefix("http://")
+
+    def stop(self) -> None:
+        if self.process:
+            self.process.terminate()
+            self.process.communicate(timeout=60)
+            assert self.process.returncode == 0
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.stop()
+
+
+def run(words: list[str], server: Server) -> None:
     """Run a command, or check it if it builds, downloads or takes minutes."""
     prepare(words)
     match words:
+        case ["fcos-fast", "serve", *_] if "--help" not in words:
+            server.start(words[1:])
+        case ["curl", *rest]:
+            subprocess.run(["curl", "--fail", "--silent", "--show-error", *rest], check=True)
+        case ["python", "-m", "benchmarks.serving", *rest]:
+            load_test = [sys.executable, "-m", "benchmarks.serving", *rest, *SHORT["load test"]]
+            subprocess.run(load_test, check=True, env=environment())
         case ["fcos-fast", subcommand, *_]:
             kind = "resume" if "--resume" in words else subcommand
             short = [] if "--help" in words else SHORT.get(kind, [])
@@ -156,16 +194,17 @@ def check_pip_install(words: list[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_every_block_runs(page, examples):
+def test_every_block_runs(page, examples, server):
     variables: dict[str, object] = {"__name__": "__main__"}
     for language, line, block in fences(page):
+        block = block.replace(SERVED_AT, server.address)
         if language == "python":
             if "runs/train/best.pt" in block:
                 train_first()
             exec(compile("\n" * (line - 1) + block, str(page), "exec"), variables)
         elif language == "bash":
             for words in commands(block):
-                run(words)
+                run(words, server)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fcos_fast.cli.options import parse_options
 from fcos_fast.data.checks import MAX_PIXELS
 from fcos_fast.fields import between, check_fields, checked, positive
-from fcos_fast.precision import Precision
+from fcos_fast.precision import EngineName, Precision
 
 COMMON = (
     *("checkpoint", "score_threshold", "classes", "save_txt", "save_json", "save_crops", "draw"),
@@ -46,6 +46,8 @@ class DetectOptions:
         max_pixels: images with more pixels are reported and skipped.
         device: ``auto`` (CUDA if available), ``cpu``, ``cuda`` or ``cuda:1``.
         precision: ``auto`` is bfloat16 on devices with fast bfloat16, otherwise float32.
+        engine: ``torch``, ``onnxruntime`` or ``openvino``; ``auto``: the fastest that is installed. By default a
+            checkpoint runs in torch, and an exported detector in the runtime of its format.
         runs: parent of the folder of the results.
         name: name of the folder of the results; a number is appended if it exists.
     """
@@ -70,6 +72,7 @@ class DetectOptions:
     max_pixels: int = positive(MAX_PIXELS)
     device: str = "auto"
     precision: Precision = "auto"
+    engine: EngineName = "default"
     runs: str = "runs"
     name: str = "detect"
 

@@ -65,6 +65,7 @@ def _load(options: DetectOptions) -> Predictor:
         options.checkpoint,
         options.device,
         options.precision,
+        engine=options.engine,
         lowest_score=min(score.values(), default=None) if isinstance(score, Mapping) else score,
         iou_threshold=options.iou_threshold,
         max_detections=options.max_detections,

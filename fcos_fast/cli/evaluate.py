@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     from fcos_fast.inference.loading import is_exported
 
     saved = {} if is_exported(options.checkpoint) else load_checkpoint(options.checkpoint)
-    data = _data_config(options, saved)
+    data = data_config(options.checkpoint, options.data, saved)
     evaluate, categories, about = _model(options, saved) if saved else _exported(options)
     dataset = data.load(data.val, categories)
     if is_main():
@@ -131,16 +131,16 @@ def _exported(options: EvaluateOptions) -> tuple[Callable[..., Any], Categories,
     return partial(evaluate_engine, engine), engine.categories, about
 
 
-def _data_config(options: EvaluateOptions, saved: dict[str, Any]) -> DataConfig:
+def data_config(checkpoint: str, options: EvaluateDataConfig, saved: dict[str, Any]) -> DataConfig:
     """The data of the training with what the options replace; ``val`` is the split to evaluate on."""
     trained_on = from_plain(DataConfig, saved["config"]["data"]) if "config" in saved else DataConfig()
-    given = asdict(options.data)
+    given = asdict(options)
     changes = {name: given[name] for name in ("root", "strict", "allow_outside", "max_pixels")}
     changes["val"] = given["split"]
     data = replace(trained_on, **{name: value for name, value in changes.items() if value is not None})
     if not data.root:
         raise ValueError(
-            f"{options.checkpoint} does not name the dataset it was trained on; give one with --data.root"
+            f"{checkpoint} does not name the dataset it was trained on; give one with --data.root"
         )
     return data
 

@@ -26,6 +26,7 @@ SUBCOMMANDS = {
     "evaluate": "measure the average precision of a checkpoint on a dataset",
     "detect": "detect objects in images and videos; writes them drawn, and JSON",
     "export": "write a trained detector as a file for other runtimes: ONNX, OpenVINO",
+    "serve": "serve a detector over HTTP: web page, JSON, drawn images",
     "convert": "convert checkpoints from and to other implementations",
     "data": "data stats: show how the boxes of a dataset suit the levels of a detector",
     "benchmark": "time detection on this machine, from the image file to the boxes",
@@ -38,7 +39,14 @@ DISTRIBUTED = ("train", "evaluate")
 
 EXTRAS = {
     **{"timm": "timm", "safetensors": "timm", "av": "video"},
-    **{"onnx": "export", "onnxscript": "export", "onnxruntime": "export", "openvino": "openvino"},
+    **{
+        "onnx": "export",
+        "onnxscript": "export",
+        "onnxruntime": "export",
+        "openvino": "openvino",
+        "nncf": "openvino",
+    },
+    **dict.fromkeys(("fastapi", "prometheus_client", "python_multipart", "uvicorn"), "serve"),
 }
 """Optional dependency -> the extra that installs it; all others are in ``train``."""
 

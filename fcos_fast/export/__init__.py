@@ -9,6 +9,10 @@ from fcos_fast._lazy import lazy_names
 
 if TYPE_CHECKING:
     from .onnx_file import onnx_model as onnx_model
+    from .quantized import export_int8 as export_int8
     from .run import export as export
 else:
-    __getattr__, __dir__, __all__ = lazy_names(__name__, {"onnx_file": ["onnx_model"], "run": ["export"]})
+    __getattr__, __dir__, __all__ = lazy_names(
+        __name__,
+        {"onnx_file": ["onnx_model"], "quantized": ["export_int8"], "run": ["export"]},
+    )

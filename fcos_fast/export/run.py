@@ -25,6 +25,7 @@ from fcos_fast.inference.openvino import OpenVinoEngine
 from fcos_fast.inference.torch_engine import TorchEngine
 from fcos_fast.models import Detector
 from fcos_fast.models.optional import import_optional
+from fcos_fast.serialize import check_field_names
 from fcos_fast.suggest import unknown_name
 
 MAX_CHECKED = 8
@@ -86,10 +87,7 @@ def export(
     output: str | Path | None = None,
     format: str = "onnx",
     images: Sequence[str | Path] = (),
-    *,
-    score_threshold: float | None = None,
-    nms_threshold: float | None = None,
-    max_detections: int | None = None,
+    **overrides: Any,
 ) -> Path:
     """Write the detector of a checkpoint as a file that other runtimes read.
 
@@ -103,37 +101,22 @@ def export(
         output: file to write; by default the checkpoint with the suffix of the format.
         format: a name of :data:`FORMATS`.
         images: image files for the check, of which at most 8 are used; by default images are generated.
-        score_threshold, nms_threshold, max_detections: of the configuration, by default as in the checkpoint; they are
-            fixed in the file.
+        **overrides: fields of the configuration that change what is detected, such as ``score_threshold``.
 
     Returns:
         ``output``.
 
     Raises:
-        ValueError: unknown format, wrong suffix, number out of range, or a model that cannot be exported.
+        ValueError: unknown format or field, wrong suffix, or a model that cannot be exported.
         ExportError: the exported detector differs from the checkpoint.
         ModuleNotFoundError: a package of the extra is not installed.
         FileNotFoundError, DataError, WriteError: a file cannot be read or written.
     """
-    if format not in FORMATS:
-        raise unknown_name("format", format, FORMATS)
-    chosen = FORMATS[format]
-    output = Path(checkpoint).with_suffix(chosen.suffix) if output is None else Path(output)
-    if output.suffix != chosen.suffix:
-        raise ValueError(f"{output}: a file of the format {format} has the suffix {chosen.suffix}")
-    for package in chosen.packages:
-        import_optional(package, f"the format {format} needs", chosen.extra)
-    pixels = _read(images) if images else _generate()
-    model, categories = model_from_checkpoint(load_checkpoint(checkpoint))
-    rules = {
-        "score_threshold": score_threshold,
-        "nms_threshold": nms_threshold,
-        "max_detections": max_detections,
-    }
-    given: dict[str, Any] = {name: value for name, value in rules.items() if value is not None}
-    model.config = replace(model.config, **given)
+    output = check_output(checkpoint, output, format)
+    pixels = read_images(images) if images else _generate()
+    model, categories = read_checkpoint(checkpoint, overrides)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with chosen.writing(model, categories, output) as exported:
+    with FORMATS[format].writing(model, categories, output) as exported:
         compared = check_export(TorchEngine(model, categories), exported, pixels)
     print(f"{output}: {compared} detections on {len(pixels)} images are those of {checkpoint}", flush=True)
     if compared == 0:
@@ -143,7 +126,28 @@ def export(
     return output
 
 
-def _read(files: Sequence[str | Path]) -> dict[str, np.ndarray]:
+def check_output(checkpoint: str | Path, output: str | Path | None, format: str) -> Path:
+    """The file to write, if the format is known, fits its suffix, and its packages are installed."""
+    if format not in FORMATS:
+        raise unknown_name("format", format, FORMATS)
+    chosen = FORMATS[format]
+    output = Path(checkpoint).with_suffix(chosen.suffix) if output is None else Path(output)
+    if output.suffix != chosen.suffix:
+        raise ValueError(f"{output}: a file of the format {format} has the suffix {chosen.suffix}")
+    for package in chosen.packages:
+        import_optional(package, f"the format {format} needs", chosen.extra)
+    return output
+
+
+def read_checkpoint(checkpoint: str | Path, overrides: dict[str, Any]) -> tuple[Detector, Categories]:
+    """The model of a checkpoint with other values in its configuration, and its classes."""
+    model, categories = model_from_checkpoint(load_checkpoint(checkpoint))
+    check_field_names(type(model.config), overrides)
+    model.config = replace(model.config, **overrides)
+    return model, categories
+
+
+def read_images(files: Sequence[str | Path]) -> dict[str, np.ndarray]:
     """Some of the images, evenly spaced, by name."""
     step = -(-len(files) // MAX_CHECKED)
     return {str(file): read_pixels(file) for file in files[::step]}

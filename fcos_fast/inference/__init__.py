@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fcos_fast._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .detections import Detection as Detection
     from .detections import Detections as Detections
     from .engine import Engine as Engine
     from .engine import RawDetections as RawDetections
@@ -17,7 +18,7 @@ else:
     __getattr__, __dir__, __all__ = lazy_names(
         __name__,
         {
-            "detections": ["Detections"],
+            "detections": ["Detection", "Detections"],
             "engine": ["Engine", "RawDetections"],
             "loading": ["load"],
             "predictor": ["Predictor"],

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
+from fcos_fast.inference.engine import Engine
 from fcos_fast.inference.exported import ExportedEngine
+from fcos_fast.inference.fastest import FastestEngine
 from fcos_fast.inference.predictor import Predictor
+from fcos_fast.inference.runtimes import RUNTIMES, exported_copy, runtime_engine
 from fcos_fast.models.config import DetectorConfig
-from fcos_fast.precision import Precision
+from fcos_fast.precision import EngineName, Precision
+from fcos_fast.suggest import unknown_name
 
 EXPORTED_SUFFIXES = (".onnx", ".xml")
 """Suffixes of exported detectors."""
@@ -21,21 +27,33 @@ def is_exported(path: str | Path) -> bool:
 
 
 def exported_engine(
-    path: str | Path, device: str = "auto", precision: Precision = "auto", threads: int | None = None
+    path: str | Path,
+    device: str = "auto",
+    precision: Precision = "auto",
+    threads: int | None = None,
+    runtime: str | None = None,
 ) -> ExportedEngine:
-    """The engine of a file of ``fcos-fast export``; see :func:`load`. ``threads``: of one call; None: one per core."""
+    """The engine of a file of ``fcos-fast export``; see :func:`load`.
+
+    Args:
+        path: the file.
+        device: ``auto`` or ``cpu``.
+        precision: ``auto`` or ``float32``.
+        threads: of one call; None: one per core.
+        runtime: ``onnxruntime`` or ``openvino``; by default that of the format.
+
+    Raises:
+        ValueError: it does not run there.
+    """
     if device not in ("auto", "cpu") or precision not in ("auto", "float32"):
         raise ValueError(
             f"{path} is an exported detector, which runs on the CPU in float32; got device {device!r} and "
             f"precision {precision!r}"
         )
-    if Path(path).suffix == ".xml":
-        from fcos_fast.inference.openvino import OpenVinoEngine
-
-        return OpenVinoEngine(path, threads)
-    from fcos_fast.inference.onnx import OnnxEngine
-
-    return OnnxEngine(path, threads)
+    own = "openvino" if Path(path).suffix == ".xml" else "onnxruntime"
+    if runtime == "torch" or (own == "openvino" and runtime == "onnxruntime"):
+        raise ValueError(f"{path} does not run in {runtime}; choose another engine or load the checkpoint")
+    return runtime_engine(runtime or own, Path(path), threads)
 
 
 def load(
@@ -46,6 +64,8 @@ def load(
     lowest_score: float | None = None,
     iou_threshold: float | None = None,
     max_detections: int | None = None,
+    engine: EngineName = "default",
+    threads: int | None = None,
 ) -> Predictor:
     """Load a checkpoint for detection, with its model optimized for inference, or an exported detector.
 
@@ -58,43 +78,95 @@ def load(
         iou_threshold: IoU above which a box suppresses one with a lower score, in place of the model's
             ``nms_threshold``.
         max_detections: maximum number of detections per image, in place of the model's.
+        engine: ``torch``, ``onnxruntime`` or ``openvino``; ``auto``: the fastest of those that are installed, found by
+            timing them on the first batch of each size, see
+            :class:`~fcos_fast.inference.fastest.FastestEngine`. By default a checkpoint runs in torch, and an exported
+            detector in the runtime of its format. A checkpoint that runs in another engine than torch is
+            exported once, into ``~/.cache/fcos_fast``.
+        threads: CPU threads of one call; by default ``OMP_NUM_THREADS``, or one per core. In torch it applies to the
+            whole process.
 
     Raises:
         FileNotFoundError, ValueError: the file does not exist, or is neither; an option is out of range, or an exported
             detector cannot change it.
         ModuleNotFoundError: the runtime of the exported detector is not installed.
     """
-    given = (lowest_score, iou_threshold, max_detections)
-    if is_exported(path):
-        return Predictor(_load_exported(path, device, precision, *given))
+    wanted = Wanted(lowest_score, iou_threshold, max_detections)
+    if engine not in get_args(EngineName):
+        raise unknown_name("engine", engine, get_args(EngineName))
+    build = _exported if is_exported(path) else _checkpoint
+    return Predictor(build(Path(path), device, precision, engine, threads, wanted))
+
+
+class Wanted(NamedTuple):
+    """The options of :func:`load` that change what is detected."""
+
+    lowest_score: float | None
+    iou_threshold: float | None
+    max_detections: int | None
+
+    def changes(self, config: DetectorConfig) -> dict[str, Any]:
+        """The fields of ``config`` with another value."""
+        lowest = None if self.lowest_score is None else min(self.lowest_score, config.score_threshold)
+        fields = {
+            "score_threshold": lowest,
+            "nms_threshold": self.iou_threshold,
+            "max_detections": self.max_detections,
+        }
+        return {name: value for name, value in fields.items() if value not in (None, getattr(config, name))}
+
+
+def _checkpoint(
+    path: Path, device: str, precision: Precision, engine: EngineName, threads: int | None, wanted: Wanted
+) -> Engine:
+    import torch
+
     from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
     from fcos_fast.inference.torch_engine import TorchEngine
     from fcos_fast.precision import choose_device
 
     target = choose_device(device)
     model, categories = model_from_checkpoint(load_checkpoint(path))
-    model.config = replace(model.config, **_changes(model.config, *given))
-    return Predictor(TorchEngine(model.to(target).optimize_for_inference(precision), categories))
+    changes = wanted.changes(model.config)
+    model.config = replace(model.config, **changes)
 
+    def in_torch() -> Engine:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return TorchEngine(model.to(target).optimize_for_inference(precision), categories)
 
-def _changes(
-    config: DetectorConfig,
-    lowest_score: float | None,
-    iou_threshold: float | None,
-    max_detections: int | None,
-) -> dict[str, Any]:
-    """The fields of ``config`` that the options of :func:`load` change."""
-    lowest = None if lowest_score is None else min(lowest_score, config.score_threshold)
-    wanted = {"score_threshold": lowest, "nms_threshold": iou_threshold, "max_detections": max_detections}
-    return {name: value for name, value in wanted.items() if value not in (None, getattr(config, name))}
-
-
-def _load_exported(path: str | Path, device: str, precision: Precision, *given: Any) -> ExportedEngine:
-    """The engine of an exported detector, if it is what the options of :func:`load` ask for."""
-    engine = exported_engine(path, device, precision)
-    for name, value in _changes(engine.config, *given).items():
+    if engine in ("default", "torch"):
+        return in_torch()
+    runtimes = RUNTIMES if engine == "auto" else (engine,)
+    if target.type != "cpu" or precision == "bfloat16":
         raise ValueError(
-            f"{path}: its {name} is {getattr(engine.config, name)} and cannot be changed to {value}; export the "
+            f"engine={engine!r} runs on the CPU, and {' and '.join(RUNTIMES)} in float32; got device {target} and "
+            f"precision {precision!r}"
+        )
+
+    def in_runtime(runtime: str) -> Callable[[], Engine]:
+        return lambda: runtime_engine(runtime, exported_copy(path, changes), threads)
+
+    if engine != "auto":
+        return in_runtime(engine)()
+    candidates = {"torch": in_torch} | {name: in_runtime(name) for name in runtimes if find_spec(name)}
+    return FastestEngine(candidates, model.config, categories, precision)
+
+
+def _exported(
+    path: Path, device: str, precision: Precision, engine: EngineName, threads: int | None, wanted: Wanted
+) -> Engine:
+    runtime = None if engine in ("default", "auto") else engine
+    chosen = exported_engine(path, device, precision, threads, runtime)
+    for name, value in wanted.changes(chosen.config).items():
+        raise ValueError(
+            f"{path}: its {name} is {getattr(chosen.config, name)} and cannot be changed to {value}; export the "
             f"checkpoint again with --{name} {value}"
         )
-    return engine
+    if engine != "auto" or path.suffix == ".xml" or not find_spec("openvino"):
+        return chosen
+    candidates: dict[str, Callable[[], Engine]] = {
+        "onnxruntime": lambda: chosen,
+        "openvino": lambda: runtime_engine("openvino", path, threads),
+    }
+    return FastestEngine(candidates, chosen.config, chosen.categories)

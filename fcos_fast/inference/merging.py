@@ -49,14 +49,42 @@ def batched_nms(
     Returns:
         int64 indices of the kept boxes, in descending score order.
     """
-    pending = np.argsort(-scores, kind="stable")
-    kept = []
-    while len(pending):
-        best, pending = pending[0], pending[1:]
-        kept.append(best)
-        suppressed = (_iou(boxes[best], boxes[pending]) > iou_threshold) & (labels[pending] == labels[best])
-        pending = pending[~suppressed]
+    neighbors = _Neighbors(boxes)
+    pending, kept = np.ones(len(boxes), dtype=bool), []
+    for best in np.argsort(-scores, kind="stable"):
+        if pending[best]:
+            kept.append(best)
+            pending[best] = False
+            near = neighbors.of(boxes[best])
+            near = near[pending[near] & (labels[near] == labels[best])]
+            pending[near[_iou(boxes[best], boxes[near]) > iou_threshold]] = False
     return np.array(kept, dtype=np.int64)
+
+
+class _Neighbors:
+    """Finds the boxes that may overlap a given one: of thousands of small boxes, a few.
+
+    Boxes are sorted by x1. A box that overlaps the given one begins left of its end, and not further left of its
+    beginning than the widest box is wide. Very wide boxes are in a group of their own, for the others' range is short.
+    """
+
+    def __init__(self, boxes: np.ndarray) -> None:
+        widths = boxes[:, 2] - boxes[:, 0]
+        is_wide = widths > 4 * np.median(widths) if len(widths) else np.zeros(0, dtype=bool)
+        by_x1 = np.argsort(boxes[:, 0])
+        self.groups = [
+            (group, boxes[group, 0], widths[group].max())
+            for group in (by_x1[~is_wide[by_x1]], by_x1[is_wide[by_x1]])
+            if len(group)
+        ]
+
+    def of(self, box: np.ndarray) -> np.ndarray:
+        """Indices of the boxes that may overlap ``box``."""
+        parts = []
+        for group, x1, widest in self.groups:
+            start, end = np.searchsorted(x1, (box[0] - widest - 1, box[2] + 1))  # 1 is more than rounding
+            parts.append(group[start:end])
+        return np.concatenate(parts)
 
 
 def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:

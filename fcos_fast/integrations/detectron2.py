@@ -156,17 +156,18 @@ class AcceleratedRetinaNet(RetinaNet):
     def forward_inference(
         self, images: ImageList, features: list[Tensor], predictions: Maps
     ) -> list[Instances]:
-        """As RetinaNet: ``pred_boxes``, ``scores`` and ``pred_classes`` of each image."""
+        """As RetinaNet: ``pred_boxes``, ``scores`` and ``pred_classes`` of each image. Boxes are clipped after NMS."""
         logits, deltas = ([x.detach() for x in maps] for maps in predictions)
         found = postprocess_anchors(
             [by_anchor(x, self.num_classes) for x in logits],
             [by_anchor(x, 4) for x in deltas],
             [level.tensor for level in self.anchor_generator(features)],
-            None,  # boxes are clipped when they are rescaled to the original image
+            torch.tensor(images.image_sizes, device=logits[0].device),
             score_threshold=self.test_score_thresh,
             topk_candidates=self.test_topk_candidates,
             iou_threshold=self.test_nms_thresh,
             max_detections=self.max_detections_per_image,
+            clip="after_nms",
             decode=self._decode,
         )
         return _instances(found, images)

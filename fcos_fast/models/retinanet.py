@@ -180,7 +180,7 @@ def postprocess_anchors(
     cls_logits: Sequence[Tensor],
     box_regression: Sequence[Tensor],
     anchors: Sequence[Tensor],
-    sizes: Tensor | None,
+    sizes: Tensor,
     *,
     score_threshold: float,
     topk_candidates: int,
@@ -188,6 +188,7 @@ def postprocess_anchors(
     max_detections: int,
     inclusive_boxes: bool = False,
     drop_empty: bool = False,
+    clip: str = "before_nms",
     decode: Callable[[Tensor, Tensor], Tensor] = decode_boxes,
 ) -> BatchDetections:
     """Detections of an anchor-based head: torchvision's rule, without waiting for the device.
@@ -196,13 +197,14 @@ def postprocess_anchors(
         cls_logits: (B, A, C) of each level.
         box_regression: (B, A, 4) of each level.
         anchors: (A, 4) of each level, xyxy in pixels.
-        sizes: (B, 2); height and width of each image, on the device. None: boxes are not clipped.
+        sizes: (B, 2); height and width of each image, on the device.
         score_threshold: detections score above it.
         topk_candidates: candidates per level that go to NMS.
         iou_threshold: IoU above which NMS drops the box with the lower score.
         max_detections: detections per image.
         inclusive_boxes: whether x2 and y2 name the last pixel inside.
         drop_empty: drop boxes without width or height before NMS.
+        clip: clip boxes to the image ``"before_nms"`` or ``"after_nms"``.
         decode: box regression (..., 4) and anchors to boxes.
     """
     levels = zip(cls_logits, box_regression, anchors, strict=True)
@@ -217,6 +219,7 @@ def postprocess_anchors(
         max_detections=max_detections,
         inclusive_boxes=inclusive_boxes,
         drop_empty=drop_empty,
+        clip=clip,
     )
 
 

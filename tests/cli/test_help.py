@@ -15,6 +15,7 @@ FIRST = {
     " --train.batch_size --optimizer.lr --train.device --train.name --resume",
     "evaluate": "--checkpoint --data.root --data.split --batch_size --device",
     "detect": "--checkpoint --score_threshold --classes --save_txt --save_json --save_crops --draw",
+    "serve": "--checkpoint --host --port --threads --device",
     "convert": "--checkpoint --output --to",
     "data stats": "--data.root --data.train --preset --model.min_size --model.max_size --images --output --config",
     "benchmark": "--checkpoint --images --preset --backbone",

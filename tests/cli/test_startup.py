@@ -20,7 +20,12 @@ HELP = [
         ["export", "--help"],
     ),
     *(["convert", "--help"], ["data", "--help"], ["data", "stats", "--help"], ["benchmark", "--help"]),
-    *(["demo", "--help"], ["info", "--help"], ["train", "--preset", "torchvision-retinanet", "--help"]),
+    *(
+        ["serve", "--help"],
+        ["demo", "--help"],
+        ["info", "--help"],
+        ["train", "--preset", "torchvision-retinanet", "--help"],
+    ),
 ]
 MISTAKES = [
     *(
@@ -45,6 +50,8 @@ MISTAKES = [
         ["detect", "--checkpoint", "x"],
         ["export", "--checkpoint", "x", "--format", "onix"],
         ["convert"],
+        ["serve"],
+        ["serve", "--checkpoint", "x", "--port", "-1"],
     ),
     *(
         ["data", "stat"],

@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from fcos_fast.data import SyntheticConfig
+from fcos_fast.data import Categories, SyntheticConfig
 from fcos_fast.data.synthetic import synthetic_image
 from fcos_fast.engine.benchmark import make_talkative
 from fcos_fast.models import PRESETS, Detector, FCOSConfig, build_detector
 
-CLASSES = 3
+CATEGORIES = Categories(("cell", 'größe, "x"', "platelet"), ids=(7, 3, 90))
+CLASSES = len(CATEGORIES)
 
 
 class Body(nn.Module):
@@ -71,3 +74,12 @@ def photos(*sizes: tuple[int, int]) -> list[np.ndarray]:
         appearance = SyntheticConfig(size, object_size=(16, 60), max_objects=4)
         images.append(np.ascontiguousarray(synthetic_image(1, i, appearance).image.transpose(1, 2, 0)))
     return images
+
+
+def save_photos(folder: Path, *sizes: tuple[int, int]) -> list[Path]:
+    """Files of images of these sizes."""
+    paths = []
+    for i, image in enumerate(photos(*sizes)):
+        paths.append(folder / f"{i}.png")
+        Image.fromarray(image).save(paths[-1])
+    return paths

@@ -11,16 +11,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
-from PIL import Image
 
 import fcos_fast
 from fcos_fast.cli.main import main
-from fcos_fast.data import Categories
 from fcos_fast.data.synthetic import CATEGORIES as SHAPES
 from fcos_fast.data.synthetic import SyntheticConfig, write_voc
-from fcos_fast.engine.benchmark import make_talkative
-from fcos_fast.engine.checkpoint import describe_model, save_checkpoint
 from fcos_fast.export import export, onnx_model
 from fcos_fast.export import run as export_run
 from fcos_fast.export.check import difference
@@ -28,10 +23,7 @@ from fcos_fast.inference import RawDetections
 from fcos_fast.inference.onnx import OnnxEngine
 from fcos_fast.inference.openvino import OpenVinoEngine
 from fcos_fast.inference.torch_engine import TorchEngine
-from fcos_fast.models import build_detector
-from tests.export.models import photos, small_detector
-
-CATEGORIES = Categories(("cell", 'größe, "x"', "platelet"), ids=(7, 3, 90))
+from tests.export.models import CATEGORIES, photos, save_photos, small_detector
 
 EXPORTED = {
     "torchvision": {"fpn_upsampling": "bilinear"},  # its locations depend on the sizes of P6 and P7
@@ -39,14 +31,6 @@ EXPORTED = {
 }
 """An FCOS and a RetinaNet. An export takes ten seconds of a CPU, so the other presets are exported by `python -m
 benchmarks.export_parity`; test_graph.py compares all of them before the translation, test_operators.py all rules."""
-
-
-def files(folder: Path, *sizes: tuple[int, int]) -> list[Path]:
-    paths = []
-    for i, image in enumerate(photos(*sizes)):
-        paths.append(folder / f"{i}.png")
-        Image.fromarray(image).save(paths[-1])
-    return paths
 
 
 @pytest.mark.slow
@@ -85,30 +69,6 @@ def test_engines_detect_the_same(preset, tmp_path):
                 assert found.boxes.max() <= max(image.shape)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    """A checkpoint that loads: its backbone is a real one."""
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    config = small_detector("adelaidet-rt", num_classes=len(SHAPES)).config
-    image = torch.from_numpy(photos((96, 128))[0]).permute(2, 0, 1)
-    model = make_talkative(build_detector(config), image, 200)
-    state = {**describe_model(model, SHAPES), "model": model.state_dict()}
-    save_checkpoint(folder / "best.pt", state)
-    return folder / "best.pt"
-
-
-@pytest.fixture(scope="module")
-def exported(checkpoint) -> Path:
-    """The ONNX file that the command line writes."""
-    folder = checkpoint.parent / "images"
-    folder.mkdir()
-    files(folder, (96, 128), (120, 100))
-    command = ["export", "--checkpoint", str(checkpoint), "--images", str(folder), "--max_detections", "40"]
-    assert main(command) == 0
-    return checkpoint.with_suffix(".onnx")
-
-
 def test_the_file_describes_itself(exported, checkpoint):
     proto = onnx.load(exported)
     about = {entry.key: entry.value for entry in proto.metadata_props}
@@ -125,7 +85,7 @@ def test_the_file_describes_itself(exported, checkpoint):
 
 
 def test_load_predicts_from_it_without_torch(exported, checkpoint, tmp_path):
-    (image,) = files(tmp_path, (110, 150))
+    (image,) = save_photos(tmp_path, (110, 150))
     code = """
 import json, sys
 sys.modules["torch"] = sys.modules["onnx"] = None  # importing them fails
@@ -254,6 +214,8 @@ def test_mistakes_have_one_clear_error(exported, checkpoint, tmp_path):
         export(checkpoint, format="onx")
     with pytest.raises(ValueError, match="score_threshold=7"):
         export(checkpoint, score_threshold=7)
+    with pytest.raises(ValueError, match="score_treshold.*score_threshold"):
+        export(checkpoint, score_treshold=0.1)
     with pytest.raises(FileNotFoundError, match=r"none.onnx does not exist"):
         fcos_fast.load(tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_text("no model")

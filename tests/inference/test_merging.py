@@ -24,6 +24,18 @@ def test_the_same_boxes_as_the_operator(count, threshold):
     assert np.array_equal(batched_nms(boxes, scores, labels, threshold), expected.numpy())
 
 
+def test_thousands_of_boxes_of_very_different_sizes():
+    rng = np.random.default_rng(0)
+    sides = 2 ** rng.uniform(2, 11, (5000, 2))
+    corners = rng.uniform(-50, 2000, (5000, 2))
+    boxes = np.hstack((corners, corners + sides)).astype(np.float32)
+    scores = rng.random(5000, dtype=np.float32)
+    labels = rng.integers(0, 2, 5000)
+    expected = ops.batched_nms(torch.tensor(boxes), torch.tensor(scores), torch.tensor(labels), 0.3)
+    assert 1000 < len(expected) < 4000
+    assert np.array_equal(batched_nms(boxes, scores, labels, 0.3), expected.numpy())
+
+
 @pytest.mark.parametrize(("threshold", "kept"), [(0.6, [0]), (np.nextafter(0.6, 1), [0]), (0.61, [0, 1])])
 def test_iou_on_the_threshold(threshold, kept):
     """60 / 100 rounded to float32 is greater than 0.6."""

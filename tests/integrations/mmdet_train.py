@@ -93,7 +93,7 @@ def make_config(options: argparse.Namespace) -> Config:
     }
     config.default_hooks.logger.interval = 1
     config.default_hooks.checkpoint.interval = 10**6
-    config.randomness = {"seed": 0}
+    config.randomness = {"seed": options.seed}
     config.work_dir = str(options.work_dir)
     config.env_cfg.dist_cfg.backend = "gloo"
     if options.distributed:
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--channels", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--size", type=int, nargs=2, default=(96, 128), help="height and width")
     options = parser.parse_args()
