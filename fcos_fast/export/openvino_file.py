@@ -21,7 +21,8 @@ def convert(source: Path, target: Path) -> None:
     command = [sys.executable, "-m", __name__, str(source), str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise ExportError(f"OpenVINO cannot convert the ONNX model: {done.stderr.strip()}")
+        reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        raise ExportError(f"OpenVINO cannot convert the ONNX model: {reason}")
 
 
 def main(source: str, target: str) -> None:

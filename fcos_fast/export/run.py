@@ -19,7 +19,7 @@ from fcos_fast.engine.files import replacing
 from fcos_fast.export.check import check_export
 from fcos_fast.export.onnx_file import onnx_model
 from fcos_fast.export.openvino_file import convert
-from fcos_fast.inference import Engine
+from fcos_fast.inference.exported import ExportedEngine
 from fcos_fast.inference.onnx import OnnxEngine
 from fcos_fast.inference.openvino import OpenVinoEngine
 from fcos_fast.inference.torch_engine import TorchEngine
@@ -50,25 +50,25 @@ class Format:
     suffix: str
     extra: str
     packages: tuple[str, ...]
-    writing: Callable[[Detector, Categories, Path], AbstractContextManager[Engine]]
+    writing: Callable[[Detector, Categories, Path], AbstractContextManager[ExportedEngine]]
 
 
 @contextmanager
-def _writing_onnx(model: Detector, categories: Categories, output: Path) -> Iterator[Engine]:
+def _writing_onnx(model: Detector, categories: Categories, output: Path) -> Iterator[ExportedEngine]:
     with replacing(output) as temporary:
         temporary.write_bytes(onnx_model(model, categories).SerializeToString())
         yield OnnxEngine(temporary)
 
 
 @contextmanager
-def _writing_openvino(model: Detector, categories: Categories, output: Path) -> Iterator[Engine]:
+def _writing_openvino(model: Detector, categories: Categories, output: Path) -> Iterator[ExportedEngine]:
     with replacing(output) as temporary, replacing(output.with_suffix(".bin")) as weights:
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "model.onnx"
-            source.write_bytes(onnx_model(model, categories).SerializeToString())
-            convert(source, temporary)
         written = temporary.with_suffix(".bin")  # OpenVINO chooses the name
         try:
+            with tempfile.TemporaryDirectory() as folder:
+                source = Path(folder) / "model.onnx"
+                source.write_bytes(onnx_model(model, categories).SerializeToString())
+                convert(source, temporary)
             yield OpenVinoEngine(temporary)
             written.replace(weights)
         finally:
@@ -93,8 +93,8 @@ def export(
 
     The file contains the network and the post-processing with non-maximum suppression, for any batch size and image
     size, and describes itself: class names, configuration, inputs and outputs. Before it is kept, it is run on images
-    and must find what the checkpoint finds there: the same labels in the same order, boxes within 1e-3 pixel and scores
-    within 1e-5.
+    and must find what the checkpoint finds there: the same labels in the same order, boxes within 1e-3 pixel (or 1e-5
+    of their longer side) and scores within 1e-5.
 
     Args:
         checkpoint: as for ``fcos_fast.load``.

@@ -51,7 +51,7 @@ def test_a_checkpoint_detects_the_same_in_every_engine(engine, checkpoint, expor
     predictor = fcos_fast.load(checkpoint, precision="float32", max_detections=40, engine=engine)
     for found, wanted in zip(detect(predictor), expected, strict=True):
         assert len(found.scores) > 10
-        assert difference(wanted, found) is None
+        assert difference(wanted, found, 40) is None
     assert exported_once[0] == {"max_detections": 40}
     kinds = {"onnxruntime": OnnxEngine, "openvino": OpenVinoEngine, "auto": FastestEngine}
     assert type(predictor.engine) is kinds[engine]
@@ -67,7 +67,7 @@ def test_an_exported_file_in_every_engine(exported, capsys):
         predictor = fcos_fast.load(exported, engine=engine)
         assert type(predictor.engine) is kind
         for found, wanted in zip(detect(predictor), expected, strict=True):
-            assert difference(wanted, found) is None
+            assert difference(wanted, found, 40) is None
     assert "torch" not in capsys.readouterr().err
 
 
@@ -149,7 +149,7 @@ def test_threads_that_share_an_engine(engine, checkpoint, exported_once):
     with ThreadPoolExecutor(6) as pool:
         found = [pool.submit(detector.detect, [image]) for image in images * 8]
     for wanted, result in zip(expected * 8, found, strict=True):
-        assert difference(wanted, result.result()[0]) is None
+        assert difference(wanted, result.result()[0], 40) is None
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 import fcos_fast
 from fcos_fast.data import load_dataset
-from fcos_fast.data.synthetic import CATEGORIES as SHAPES
+from fcos_fast.data.synthetic import CATEGORIES
 from fcos_fast.errors import ExportError
 from fcos_fast.export import export_int8, int8, quantized
 from fcos_fast.inference.engine import RawDetections
@@ -22,7 +22,7 @@ def dataset(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("data")
     write_voc(root, {"val": 4}, config=SyntheticConfig(size=(96, 128), object_size=(24, 60), max_objects=3))
-    return load_dataset(root, "val", SHAPES)
+    return load_dataset(root, "val", CATEGORIES)  # those of the checkpoint
 
 
 def test_the_network_is_in_int8_and_the_rest_is_not(checkpoint, dataset, tmp_path, capsys):
