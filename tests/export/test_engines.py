@@ -11,7 +11,7 @@ import pytest
 
 import fcos_fast
 from fcos_fast.export.check import difference
-from fcos_fast.inference import fastest, runtimes
+from fcos_fast.inference import fastest, loading, runtimes
 from fcos_fast.inference.fastest import FastestEngine
 from fcos_fast.inference.onnx import OnnxEngine
 from fcos_fast.inference.openvino import OpenVinoEngine
@@ -35,9 +35,8 @@ def exported_once(exported, monkeypatch):
     """Exporting a checkpoint returns the file that was exported before."""
     changes = []
     monkeypatch.setattr(
-        runtimes, "exported_copy", lambda path, digest, changed: changes.append(changed) or exported
+        loading, "exported_copy", lambda path, digest, changed: changes.append(changed) or exported
     )
-    monkeypatch.setattr("fcos_fast.inference.loading.exported_copy", runtimes.exported_copy)
     return changes
 
 
