@@ -17,7 +17,7 @@ from fcos_fast.integrations.cuda_graphs import forget_graphs
 from fcos_fast.integrations.detector import AcceleratedDetector, Acceleration, check_names, check_parts
 from fcos_fast.integrations.layers import Replaced, fold_reversibly, fuse_group_norms, undo
 from fcos_fast.integrations.subclasses import accelerated_class
-from fcos_fast.models.winograd import use_winograd
+from fcos_fast.models.winograd import MIN_CHANNELS, use_winograd
 from fcos_fast.precision import choose_precision
 from fcos_fast.suggest import unknown_name
 
@@ -182,12 +182,26 @@ def _accelerate_classes(project: str, model: Model, winograd: bool) -> Model:
         restore(model)
     replaced, done = import_module(f"fcos_fast.integrations.{project}").replace_classes(model)
     if winograd:
-        convs = use_winograd(model)
+        try:
+            convs = _use_winograd(model)
+        except ValueError:
+            undo(replaced)
+            raise
         replaced += convs
         done.append(f"{len(convs)} convolutions by Winograd's method")
     model.acceleration = Acceleration(replaced=replaced)  # type: ignore[assignment]  # not a module or tensor
     print(f"fcos_fast.accelerate: {type(model).__name__}: {', '.join(done)}")
     return model
+
+
+def _use_winograd(model: nn.Module) -> Replaced:
+    convs = use_winograd(model)
+    if not convs:
+        raise ValueError(
+            f"accelerate: winograd=True, but the model has no 3x3 convolution of stride 1 with at least {MIN_CHANNELS} "
+            "channels; omit the option"
+        )
+    return convs
 
 
 def restore(model: Model) -> Model:
@@ -221,7 +235,7 @@ def _replace_layers(
     done = []
     try:
         if winograd:
-            convs = use_winograd(detector)
+            convs = _use_winograd(detector)
             replaced += convs
             done.append(f"{len(convs)} convolutions by Winograd's method")
         if fold_frozen_bn:

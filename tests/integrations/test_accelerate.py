@@ -108,6 +108,13 @@ def test_options_change_only_rounding(build, option, batch, monkeypatch):
     assert_same_step(train_step(model, batch), expected, 1e-9)
 
 
+def test_winograd_without_a_large_convolution_is_rejected():
+    model = small_fcos()
+    with pytest.raises(ValueError, match="winograd=True, but the model has no 3x3 convolution of stride 1"):
+        fcos_fast.accelerate(model, winograd=True)
+    assert type(model) is type(small_fcos())
+
+
 def test_winograd_with_folding(batch, monkeypatch):
     monkeypatch.setattr(winograd, "MIN_TILES", 1)
     model = prepare(resnet_fcos()).double()
