@@ -1,4 +1,4 @@
-"""Writes results as JSON and markdown: ``python -m benchmarks.report [--summary] RESULTS.json ...`` prints tables.
+"""Writes results as JSON and markdown: ``python -m benchmarks.report [OPTIONS] RESULTS.json ...`` prints tables.
 
 ``python -m benchmarks.report --update FILE.md ...`` rewrites the tables in markdown files, between the lines
 ``<!-- table: python -m benchmarks.report RESULTS.json -->`` and ``<!-- end of table -->``.
@@ -188,7 +188,10 @@ def generate(options: argparse.Namespace) -> str:
     for file in options.files:
         content = json.loads((file if file.exists() else ROOT / file).read_text())
         found = comparisons(content["results"])
-        text = comparison_table(summary(found) if options.summary else found, with_floor=options.details)
+        if options.rows:
+            text = all_rows(content["results"])
+        else:
+            text = comparison_table(summary(found) if options.summary else found, with_floor=options.details)
         tables.append(f"{describe(content['machine'])}:\n\n{text}" if options.details else text)
     return "\n\n".join(tables)
 
@@ -202,6 +205,7 @@ def parser() -> argparse.ArgumentParser:
         "files", nargs="+", type=Path, help="JSON files; paths are relative to here or to the project"
     )
     parser.add_argument("--summary", action="store_true", help="only the best, median and worst operator")
+    parser.add_argument("--rows", action="store_true", help="every row of every case")
     parser.add_argument("--details", action="store_true", help="add the machine, and the floor of each case")
     parser.add_argument(
         "--update", action="store_true", help="the files are markdown: rewrite the tables in them"
