@@ -82,13 +82,12 @@ def to_onnx(
     """A traced graph in standard ONNX operators; its tensors and dynamic axes get these names."""
     from fcos_fast.export.translations import OPSET, OPSET_OF_DEFORM_CONV, translations
 
-    is_deformable = any("deform_conv2d" in str(node.target) for node in traced.graph.nodes)
     with _quiet():
         program: Any = torch.onnx.export(
             traced,
             dynamo=True,
             custom_translation_table=translations(num_classes),
-            opset_version=OPSET_OF_DEFORM_CONV if is_deformable else OPSET,
+            opset_version=OPSET,
             input_names=inputs,
             output_names=outputs,
             dynamic_shapes=axes,
@@ -96,6 +95,11 @@ def to_onnx(
             verbose=False,
         )
     proto: onnx.ModelProto = program.model_proto
+    if any(node.op_type == "DeformConv" for node in proto.graph.node):
+        # PyTorch's exporter writes opset 18, and ONNX's converter to 19 gives up at an operator that 18 does not have.
+        # All others have the same meaning in both.
+        (standard,) = (entry for entry in proto.opset_import if entry.domain == "")
+        standard.version = OPSET_OF_DEFORM_CONV
     _strip(proto)
     return proto
 

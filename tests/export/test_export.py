@@ -69,6 +69,21 @@ def test_engines_detect_the_same(preset, tmp_path):
                 assert found.boxes.max() <= max(image.shape)
 
 
+@pytest.mark.slow
+def test_deformable_convolutions(tmp_path):
+    """They are newer than the other operators. Random offsets amplify rounding more than trained ones."""
+    model = small_detector("mmdetection-tricks", head_dcn="v2", max_level=5)
+    proto = onnx_model(model, CATEGORIES)
+    assert "DeformConv" in {node.op_type for node in proto.graph.node}
+    assert [(entry.domain, entry.version) for entry in proto.opset_import] == [("", 19)]
+    (tmp_path / "model.onnx").write_bytes(proto.SerializeToString())
+    image = photos((96, 128))
+    (expected,) = TorchEngine(model, CATEGORIES).detect(image)
+    (found,) = OnnxEngine(tmp_path / "model.onnx", 1).detect(image)
+    assert len(found.scores) == len(expected.scores) > 10
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
+
+
 def test_the_file_describes_itself(exported, checkpoint):
     proto = onnx.load(exported)
     about = {entry.key: entry.value for entry in proto.metadata_props}
