@@ -211,7 +211,7 @@ def test_wheel_contains_only_the_package(package):
     lib = package / "lib"
     assert [path.name for path in lib.iterdir()] == ["fcos_fast"]
     copied = {path.relative_to(lib).as_posix() for path in lib.rglob("*") if path.is_file()}
-    assert copied == files_below(ROOT / "fcos_fast", ".py", ".yaml") | {"fcos_fast/py.typed"}
+    assert copied == files_below(ROOT / "fcos_fast", ".py", ".yaml", ".html") | {"fcos_fast/py.typed"}
 
 
 def test_sdist_contains_what_building_and_testing_need(package):

@@ -3,11 +3,13 @@ import torch
 from torch.utils.data import DataLoader
 
 import fcos_fast
-from tests.integrations.detectors import small_fcos
 
+pytest.importorskip("torchvision")
 lightning = pytest.importorskip(
     "lightning", reason="Lightning is not installed; it comes with fcos_fast[interop]"
 )
+
+from tests.integrations.detectors import small_fcos
 
 
 class Task(lightning.LightningModule):
