@@ -5,11 +5,11 @@ from torch.utils.data import DataLoader
 import fcos_fast
 
 pytest.importorskip("torchvision")
+from tests.integrations.detectors import small_fcos
+
 lightning = pytest.importorskip(
     "lightning", reason="Lightning is not installed; it comes with fcos_fast[interop]"
 )
-
-from tests.integrations.detectors import small_fcos
 
 
 class Task(lightning.LightningModule):
