@@ -55,9 +55,9 @@ def sigmoid_focal_loss(
     op = "sigmoid_focal_loss"
     _check(op, inputs, targets, reduction, weight)
     _checks.check_focal(op, alpha, gamma)
-    targets = _ignore_weightless(targets, weight)
     if not use_native(inputs, targets):
         return reference.sigmoid_focal_loss(inputs, targets, alpha, gamma, reduction, weight)
+    targets = _ignore_weightless(targets, weight)
     return _call(op, inputs, targets, weight, (float(alpha), float(gamma)), reduction)
 
 
@@ -78,9 +78,9 @@ def sigmoid_focal_loss_star(
     _check(op, inputs, targets, reduction, weight)
     if not gamma > 0:
         raise ArgumentValueError(f"{op}: gamma={gamma}; expected a number > 0")
-    targets = _ignore_weightless(targets, weight)
     if not use_native(inputs, targets):
         return reference.sigmoid_focal_loss_star(inputs, targets, gamma, beta, reduction, weight)
+    targets = _ignore_weightless(targets, weight)
     return _call(op, inputs, targets, weight, (float(gamma), float(beta)), reduction)
 
 

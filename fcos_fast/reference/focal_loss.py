@@ -8,7 +8,9 @@ from fcos_fast.assignment import IGNORED
 from fcos_fast.reference.reduction import reduce
 
 
-def _prepare(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
+def _prepare(
+    inputs: Tensor, targets: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, torch.dtype]:
     """Logits and dense targets in the computation dtype, the mask of rows that are not ignored, and the result dtype.
 
     Class targets become one-hot rows; background and ignored rows are all zero.
@@ -20,7 +22,10 @@ def _prepare(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | 
         return x, targets.to(x.dtype), None, dtype
     classes = torch.arange(inputs.shape[-1], device=inputs.device)
     one_hot = (targets.unsqueeze(-1) == classes).to(x.dtype)
-    return x, one_hot, (targets != IGNORED).unsqueeze(-1), dtype
+    counted = targets != IGNORED
+    if weight is not None:
+        counted = counted & (weight != 0)
+    return x, one_hot, counted.unsqueeze(-1), dtype
 
 
 def _finish(
@@ -42,7 +47,7 @@ def sigmoid_focal_loss(
     weight: Tensor | None = None,
 ) -> Tensor:
     """See :func:`fcos_fast.ops.sigmoid_focal_loss`."""
-    x, y, counted, dtype = _prepare(inputs, targets)
+    x, y, counted, dtype = _prepare(inputs, targets, weight)
     p = torch.sigmoid(x)
     if counted is None:
         cross_entropy = F.binary_cross_entropy_with_logits(x, y, reduction="none")
@@ -69,6 +74,6 @@ def sigmoid_focal_loss_star(
     weight: Tensor | None = None,
 ) -> Tensor:
     """See :func:`fcos_fast.ops.sigmoid_focal_loss_star`."""
-    x, y, counted, dtype = _prepare(inputs, targets)
+    x, y, counted, dtype = _prepare(inputs, targets, weight)
     x_t = x * (2 * y - 1)
     return _finish(-F.logsigmoid(gamma * x_t + beta) / gamma, weight, counted, dtype, reduction)
