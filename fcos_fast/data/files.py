@@ -39,8 +39,8 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 def is_leftover(path: str | PurePath) -> bool:
     """Whether a path is metadata that macOS, Windows, Jupyter or a file server left among the data."""
-    path = PurePath(path)
-    return path.name.startswith("._") or not _METADATA.isdisjoint(path.parts)
+    parts = [part for part in str(path).split("/") if part not in ("", ".")]
+    return bool(parts) and (parts[-1].startswith("._") or not _METADATA.isdisjoint(parts))
 
 
 def is_hidden(name: str) -> bool:

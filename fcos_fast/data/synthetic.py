@@ -17,7 +17,8 @@ from PIL import Image, ImageDraw
 
 from .categories import Categories
 from .checks import DataError
-from .dataset import DetectionDataset, Record
+from .dataset import DetectionDataset
+from .records import Record
 
 _SUBPIXELS = 4  # per side of a pixel, for smooth edges
 _TRIES = 20

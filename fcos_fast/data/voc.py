@@ -18,11 +18,12 @@ import numpy as np
 
 from .categories import Categories
 from .checks import IMAGE_SUFFIXES, MAX_PIXELS, DataError, Report, check_boxes, read_flag
-from .dataset import DetectionDataset, Record
+from .dataset import DetectionDataset
 from .files import files_in, is_hidden
 from .images import image_size
 from .jpeg import count_truncated
 from .paths import composed
+from .records import Record
 from .text_files import read_list, read_xml
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")

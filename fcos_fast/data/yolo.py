@@ -17,11 +17,12 @@ import numpy as np
 
 from .categories import Categories
 from .checks import IMAGE_SUFFIXES, MAX_PIXELS, DataError, Report, brief, check_boxes
-from .dataset import DetectionDataset, Record
+from .dataset import DetectionDataset
 from .files import files_in
 from .images import image_size
 from .jpeg import count_truncated
 from .paths import PathFinder
+from .records import Record
 from .text_files import read_list, read_text, read_yaml
 
 _ALIASES = {"valid": "val", "validation": "val"}
