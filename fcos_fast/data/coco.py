@@ -74,6 +74,11 @@ def load_coco(
     return DetectionDataset(records, categories, report, max_pixels)
 
 
+def coco_splits(root: Path) -> list[str]:
+    """The names of the splits: those of their files."""
+    return list(_splits(root) or _loose_files(root))
+
+
 def _splits(root: Path) -> dict[str, Path]:
     """Split -> its file."""
     if root.is_file():
