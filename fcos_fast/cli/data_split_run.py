@@ -10,6 +10,7 @@ import numpy as np
 
 from fcos_fast.cli.data_split import SplitOptions
 from fcos_fast.data import Categories, DataError, DetectionDataset
+from fcos_fast.data.files import check_is_new
 from fcos_fast.data.image_names import paths_in_common_folder
 from fcos_fast.data.split_lists import write_splits
 from fcos_fast.data.stratify import class_counts, stratified
@@ -22,6 +23,7 @@ MOST_CLASSES = 30
 
 def run(options: SplitOptions) -> None:
     """Divide the dataset, write the new folder, and print what every split has."""
+    check_is_new(options.output)
     dataset = options.data.load(options.data.split)
     names = list(options.fractions)
     shares = list(options.fractions.values())

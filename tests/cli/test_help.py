@@ -9,7 +9,14 @@ import pytest
 from fcos_fast.cli.help import without_markup
 from fcos_fast.cli.main import SUBCOMMANDS, main
 
-COMMANDS = ["", *SUBCOMMANDS, "data stats", "train --preset torchvision-retinanet"]
+COMMANDS = [
+    "",
+    *SUBCOMMANDS,
+    "data stats",
+    "data split",
+    "data convert",
+    "train --preset torchvision-retinanet",
+]
 FIRST = {
     "train": "--config --data.root --data.train --data.val --preset --model.backbone --train.epochs"
     " --train.batch_size --optimizer.lr --train.device --train.name --resume",
@@ -18,6 +25,8 @@ FIRST = {
     "serve": "--checkpoint --host --port --threads --device",
     "convert": "--checkpoint --output --to",
     "data stats": "--data.root --data.train --preset --model.min_size --model.max_size --images --output --config",
+    "data split": "--data.root --output --fractions --group --group_file --data.split --seed --config",
+    "data convert": "--data.root --to --output --data.split --images --config",
     "benchmark": "--checkpoint --images --preset --backbone",
     "demo": "--images --epochs",
     "info": "--model --backbone",

@@ -19,7 +19,13 @@ HELP = [
         ["detect", "--help"],
         ["export", "--help"],
     ),
-    *(["convert", "--help"], ["data", "--help"], ["data", "stats", "--help"], ["benchmark", "--help"]),
+    *(
+        ["convert", "--help"],
+        ["data", "--help"],
+        ["data", "stats", "--help"],
+        ["data", "split", "--help"],
+        ["benchmark", "--help"],
+    ),
     *(
         ["serve", "--help"],
         ["demo", "--help"],
@@ -56,6 +62,8 @@ MISTAKES = [
     *(
         ["data", "stat"],
         ["data", "stats", "--images", "0"],
+        ["data", "split", "--output", "x", "--fractions", "{a: 0.5}"],
+        ["data", "convert", "--to", "x"],
         ["benchmark", "--sizes", "[8]"],
         ["demo", "--epoch=1"],
     ),
