@@ -41,8 +41,8 @@ MISTAKES = {
         "names of options start with --; did you mean '--train.epochs'?",
     ),
     "help": (
-        ["train", "--help", "optimiser"],
-        "--help optimiser: is no group and no option of fcos-fast train; did",
+        ["train", "--help", "optimzer"],
+        "--help optimzer: is no group and no option of fcos-fast train; did",
     ),
     "type": (["train", "--train.epochs", "many"], "--train.epochs cannot be 'many'; expected int"),
     "type of several": (
