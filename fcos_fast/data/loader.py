@@ -141,8 +141,8 @@ def repeat_factors(dataset: DetectionDataset, threshold: float) -> np.ndarray:
 
 def aspect_ratio_groups(dataset: DetectionDataset) -> np.ndarray:
     """(N,) int, the group of each image by aspect ratio: six groups between 1:2 and 2:1, and one beyond each end."""
-    ratios = [width / height for width, height in (record.size for record in dataset.records)]
-    return np.digitize(ratios, 2 ** np.linspace(-1, 1, 7))
+    width, height = dataset.records.sizes.T
+    return np.digitize(width / height, 2 ** np.linspace(-1, 1, 7))
 
 
 def train_loader(
