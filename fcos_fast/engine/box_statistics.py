@@ -183,3 +183,15 @@ def _kept(record: Record) -> np.ndarray:
 def _scaled(record: Record, config: FCOSConfig) -> np.ndarray:
     size = (record.size[1], record.size[0])
     return scale_boxes(torch.from_numpy(_kept(record)), size, input_size(size, config)).numpy()
+
+
+def options_for(config: FCOSConfig, better: FCOSConfig) -> list[str]:
+    """Options of ``fcos-fast train`` that apply the suggestion; empty if nothing changes."""
+    options = []
+    if better.rule != config.rule:
+        options += ["--model.rule.sizes_of_interest", str(list(better.rule.sizes_of_interest))]
+    if better.min_size != config.min_size:
+        options += ["--model.min_size", str(better.min_size)]
+        if better.max_size is not None:
+            options += ["--model.max_size", str(better.max_size)]
+    return options
