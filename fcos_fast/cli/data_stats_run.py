@@ -44,7 +44,7 @@ def statistics(dataset: DetectionDataset, config: FCOSConfig, images: int) -> di
         "better_ranges": _plain(better, level_statistics(records, better)),
         "sizes": [{"short_side": s.short_side, **_plain(s.config, s.levels)} for s in sizes],
         "suggested": _plain(final, level_statistics(records, final)),
-        "options": options_for(config, final),
+        "options": list(options_for(config, final)),
     }
 
 

@@ -15,7 +15,7 @@ import torch
 from fcos_fast import ops
 from fcos_fast.assignment import GroundTruth
 from fcos_fast.data import DetectionDataset, Record
-from fcos_fast.models import FCOSConfig
+from fcos_fast.models import DetectorConfig, FCOSConfig
 from fcos_fast.models.sizes import Size, padded, resized
 from fcos_fast.models.transform import scale_boxes
 
@@ -185,13 +185,13 @@ def _scaled(record: Record, config: FCOSConfig) -> np.ndarray:
     return scale_boxes(torch.from_numpy(_kept(record)), size, input_size(size, config)).numpy()
 
 
-def options_for(config: FCOSConfig, better: FCOSConfig) -> list[str]:
-    """Options of ``fcos-fast train`` that apply the suggestion; empty if nothing changes."""
-    options = []
-    if better.rule != config.rule:
+def options_for(config: DetectorConfig, better: DetectorConfig) -> tuple[str, ...]:
+    """Options of ``fcos-fast train`` that change the ranges and the size of ``config`` to those of ``better``."""
+    options: list[str] = []
+    if isinstance(config, FCOSConfig) and isinstance(better, FCOSConfig) and better.rule != config.rule:
         options += ["--model.rule.sizes_of_interest", str(list(better.rule.sizes_of_interest))]
     if better.min_size != config.min_size:
         options += ["--model.min_size", str(better.min_size)]
         if better.max_size is not None:
             options += ["--model.max_size", str(better.max_size)]
-    return options
+    return tuple(options)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
-from .finding import EXAMPLES, Finding, Split
+from .finding import EXAMPLES, Example, Finding, Split
 from .image_faults import counted
 
 SAME = 0.95
@@ -36,9 +37,11 @@ def find_box_faults(splits: Sequence[Split]) -> Iterator[Finding]:
         for split, (i, j, _) in zip(splits, pairs, strict=True)
     ]
     if any(map(len, mixed)):
-        examples = []
-        for split, (i, j, _), rows in zip(splits, pairs, mixed, strict=True):
-            examples += [split.example(int(split.owner[i[r]]), (i[r], j[r])) for r in rows[:EXAMPLES]]
+        examples = [
+            split.example(int(split.owner[i[r]]), (i[r], j[r]))
+            for split, (i, j, _), rows in zip(splits, pairs, mixed, strict=True)
+            for r in rows[:EXAMPLES].tolist()
+        ]
         count = sum(map(len, mixed))
         yield Finding(
             "two_classes",
@@ -146,11 +149,9 @@ def _of_boxes(
     detail: Callable[[Split, int], str] = lambda split, box: "",
 ) -> Finding:
     """A finding about some boxes of each split."""
-    examples = [
-        split.example(int(split.owner[box]), [box], detail(split, box))
-        for split, found in zip(splits, rows, strict=True)
-        for box in found[:EXAMPLES].tolist()
-    ]
+    examples: list[Example] = []
+    for split, found in zip(splits, rows, strict=True):
+        examples += split.examples(found, partial(detail, split))
     count = sum(map(len, rows))
     name, severity = kind
     return Finding(

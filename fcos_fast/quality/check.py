@@ -15,7 +15,7 @@ from fcos_fast.inference.detections import Detections
 
 from .box_faults import find_box_faults
 from .class_faults import find_class_faults
-from .finding import EXAMPLES, Example, Finding, Split, ranked
+from .finding import ALL, EXAMPLES, Example, Finding, Split, ranked
 from .fit import find_misfits
 from .image_faults import Collection, counted, find_image_faults
 from .images import scan_all
@@ -69,14 +69,9 @@ def check(config: Config, checkpoint: str | None = None) -> Checked:
     if findings:
         findings += _damaged_files(data, set(paths))
     if splits:
-        for part in (
-            find_image_faults(images),
-            find_reader_faults(splits),
-            find_box_faults(splits),
-            find_class_faults(splits),
-            find_misfits(splits, config),
-        ):
-            findings += part
+        findings += [*find_image_faults(images), *find_reader_faults(splits), *find_box_faults(splits)]
+    if splits and splits[0].name == (data.train or ALL):  # the others are compared with the training split
+        findings += [*find_class_faults(splits), *find_misfits(splits, config)]
     if splits and checkpoint:
         findings += _suspicious(splits, images, checkpoint, config.train.device)
     return Checked(data.root, splits, ranked(findings))
@@ -96,9 +91,9 @@ def _load(data: DataConfig) -> tuple[list[Split], list[Finding]]:
                     "error",
                     1,
                     1,
-                    f"Split {name or 'all'} cannot be loaded",
+                    f"Split {name or ALL} cannot be loaded",
                     "Training stops with this message. Correct it and check again: more may follow.",
-                    examples=(Example(name or "all", str(error)),),
+                    examples=(Example(name or ALL, str(error)),),
                 )
             )
     names = list(dict.fromkeys(name for dataset in loaded.values() for name in dataset.categories.names))

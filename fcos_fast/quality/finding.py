@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -16,6 +16,9 @@ Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """From the most serious on. An error makes training fail or its result wrong; a warning probably costs accuracy; a note
 is a fact to know."""
+
+ALL = "all"
+"""Name of the split without a name, of all images."""
 
 EXAMPLES = 12
 """Number of occurrences that a finding describes; it counts the others."""
@@ -32,6 +35,7 @@ class Example:
         boxes: (N, 4) float32 xyxy, the boxes to draw on it.
         texts: the text of each box.
         other: a second image to show beside it, of a duplicate.
+        count: how many occurrences it describes.
     """
 
     file: str
@@ -40,6 +44,7 @@ class Example:
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     texts: tuple[str, ...] = ()
     other: Path | None = None
+    count: int = 1
 
     def __str__(self) -> str:
         return f"{self.file}: {self.detail}" if self.detail else self.file
@@ -68,6 +73,10 @@ class Finding:
     advice: str
     options: tuple[str, ...] = ()
     examples: tuple[Example, ...] = ()
+
+    def more(self, shown: int) -> int:
+        """The number of occurrences that the first ``shown`` examples do not describe."""
+        return self.count - sum(example.count for example in self.examples[:shown])
 
     def to_plain(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -106,7 +115,7 @@ class Split:
     """
 
     def __init__(self, name: str, dataset: DetectionDataset, names: Sequence[str]) -> None:
-        self.name, self.dataset, self.names = name or "all", dataset, tuple(names)
+        self.name, self.dataset, self.names = name or ALL, dataset, tuple(names)
         records = dataset.records
         self.counts = np.array([len(record.boxes) for record in records], dtype=np.int64)
         self.owner = np.repeat(np.arange(len(records)), self.counts)
@@ -133,8 +142,18 @@ class Split:
         """The indices of an image's boxes."""
         return range(*np.searchsorted(self.owner, (image, image + 1)).tolist())
 
-    def example(self, image: int, boxes: Sequence[int] | np.ndarray = (), detail: str = "") -> Example:
+    def example(
+        self, image: int, boxes: Sequence[int] | np.ndarray = (), detail: str = "", count: int = 1
+    ) -> Example:
         """An image with some of its boxes, given by their indices among all boxes."""
         rows = list(boxes)
         texts = tuple(self.names[label] for label in self.labels[rows])
-        return Example(self.file(image), detail, self.path(image), self.boxes[rows], texts)
+        return Example(self.file(image), detail, self.path(image), self.boxes[rows], texts, count=count)
+
+    def examples(self, boxes: np.ndarray, detail: Callable[[int], str] = lambda box: "") -> list[Example]:
+        """An example for each image that has some of ``boxes`` (indices), in their order; ``detail`` of the first."""
+        by_image: dict[int, list[int]] = {}
+        for box in boxes.tolist():
+            by_image.setdefault(int(self.owner[box]), []).append(box)
+        chosen = list(by_image.items())[:EXAMPLES]
+        return [self.example(image, rows, detail(rows[0]), len(rows)) for image, rows in chosen]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
+from fcos_fast.data import Record
 from fcos_fast.engine.box_statistics import (
     ACCEPTED_LOSS,
     best_size,
@@ -20,14 +24,17 @@ from fcos_fast.models import DetectorConfig, FCOSConfig
 from fcos_fast.models.sizes import detection_size
 
 from .box_faults import overlapping_pairs
-from .finding import EXAMPLES, Finding, Split
+from .finding import EXAMPLES, Example, Finding, Split
 from .image_faults import counted
 
 SAMPLE = 2000
 """Images of the training split for which the levels are computed."""
 
-MIN_SIZE, MIN_SHARE = 1, 0.01
-"""A box is tiny if its shorter side is below so many strides of the finest level; fewer tiny boxes are a note."""
+MIN_SHARE = 0.01
+"""A smaller share of tiny boxes is only a note."""
+
+LARGEST_FACTOR = 3.0
+"""The input is enlarged at most so many times for tiny boxes."""
 
 
 def find_misfits(splits: Sequence[Split], config: Config) -> Iterator[Finding]:
@@ -35,10 +42,12 @@ def find_misfits(splits: Sequence[Split], config: Config) -> Iterator[Finding]:
     model, train = config.model, splits[0]
     if not len(train.boxes):
         return
-    advised = _sizes_for(train, model) if isinstance(model, FCOSConfig) else ()
-    yield from _tiny(splits, model, advised)
+    sides = [shorter_sides(split, model) for split in splits]
+    factor = float(2**model.min_level / np.percentile(np.concatenate(sides), 100 * MIN_SHARE))
+    larger = _enlarged(train, model, factor) if 1 < factor <= LARGEST_FACTOR else None
+    yield from _tiny(splits, sides, model, larger, factor)
     if isinstance(model, FCOSConfig):
-        yield from _unassigned(train, model, advised)
+        yield from _unassigned(train, model, larger)
     yield from _crowded(splits, model)
     yield from _suppressed(splits, model)
     if len(train) < config.train.batch_size:
@@ -53,43 +62,66 @@ def find_misfits(splits: Sequence[Split], config: Config) -> Iterator[Finding]:
         )
 
 
-def _sizes_for(train: Split, model: FCOSConfig) -> tuple[str, ...]:
-    """Options for the input size and level ranges that suit the boxes; empty if the current ones do."""
-    records = sample(train.dataset, SAMPLE)
-    if not any(len(record.boxes) for record in records):
-        return ()
-    best = best_size(size_statistics(records, suggest_ranges(records, model)))
-    return tuple(options_for(model, suggest_ranges(records, best.config)))
-
-
-def _tiny(splits: Sequence[Split], model: DetectorConfig, advised: tuple[str, ...]) -> Iterator[Finding]:
+def _tiny(
+    splits: Sequence[Split],
+    sides: Sequence[np.ndarray],
+    model: DetectorConfig,
+    larger: DetectorConfig | None,
+    factor: float,
+) -> Iterator[Finding]:
+    """Boxes between the locations of the finest level, which ``larger`` would not have in an input ``factor`` times as
+    large."""
     stride = 2**model.min_level
-    sides = [shorter_sides(split, model) for split in splits]
     tiny = [
-        np.flatnonzero((s < MIN_SIZE * stride) & ~split.ignore)
-        for split, s in zip(splits, sides, strict=True)
+        np.flatnonzero((side < stride) & ~split.ignore) for split, side in zip(splits, sides, strict=True)
     ]
     count, total = sum(map(len, tiny)), sum(len(split.boxes) for split in splits)
     if not count:
         return
-    examples = []
+    examples: list[Example] = []
     for split, rows, side in zip(splits, tiny, sides, strict=True):
-        for box in rows[np.argsort(side[rows])][:EXAMPLES].tolist():
-            width, height = split.boxes[box, 2:] - split.boxes[box, :2]
-            detail = f"{width:.0f}x{height:.0f} pixels, shorter side {side[box]:.1f} in the input"
-            examples.append(split.example(int(split.owner[box]), [box], detail))
-    enough = "The rest suits this input size; check that these are no slips. "
+        examples += split.examples(rows[np.argsort(side[rows])], partial(_describe, split, side))
+    few = count <= MIN_SHARE * total
+    if few:
+        remedy = "They are few; check that they are no slips."
+    elif larger:
+        remedy = "Larger images make them wider, but training and detection slower."
+    else:
+        remedy = f"Images would have to be {factor:.0f} times larger: cut them into tiles (detect --tile)."
     yield Finding(
         "tiny_boxes",
-        "warning" if count > MIN_SHARE * total else "note",
+        "note" if few else "warning",
         count,
         total,
-        f"{counted(count, 'box')} narrower than one stride of the finest level ({stride} pixels) at the input size",
-        "The detector has no two locations on such an object and rarely finds it. "
-        + ("Enlarge the images, or use tiles when detecting (detect --tile)." if advised else enough),
-        advised,
+        f"{counted(count, 'box')} narrower at the input size than the {stride} pixels between two locations",
+        f"At most one row of locations is on such an object, so it is rarely found. {remedy}",
+        options_for(model, larger) if larger and not few else (),
         tuple(examples[:EXAMPLES]),
     )
+
+
+def _describe(split: Split, sides: np.ndarray, box: int) -> str:
+    width, height = split.boxes[box, 2:] - split.boxes[box, :2]
+    return f"{width:.0f}x{height:.0f} pixels, shorter side {sides[box]:.1f} in the input"
+
+
+def _enlarged(train: Split, model: DetectorConfig, factor: float) -> DetectorConfig:
+    """``model`` with an input ``factor`` times as large, and the level ranges that suit it."""
+    size = model.min_size[-1] if isinstance(model.min_size, tuple) else model.min_size
+    size = size or int(np.median(train.sizes.min(axis=1)))
+    larger = replace(
+        model,
+        min_size=round_up(size * factor, model.size_divisor),
+        max_size=None if model.max_size is None else round_up(model.max_size * factor, model.size_divisor),
+    )
+    if isinstance(larger, FCOSConfig):
+        return suggest_ranges(sample(train.dataset, SAMPLE), larger)
+    return larger
+
+
+def round_up(value: float, divisor: int) -> int:
+    """``value`` rounded up to a multiple of ``divisor``."""
+    return math.ceil(value / divisor) * divisor
 
 
 def shorter_sides(split: Split, model: DetectorConfig) -> np.ndarray:
@@ -101,21 +133,32 @@ def shorter_sides(split: Split, model: DetectorConfig) -> np.ndarray:
     return (split.boxes[:, 2:] - split.boxes[:, :2]).min(axis=1) * scale[split.owner]
 
 
-def _unassigned(train: Split, model: FCOSConfig, advised: tuple[str, ...]) -> Iterator[Finding]:
-    levels = level_statistics(sample(train.dataset, SAMPLE), model)
+def _unassigned(train: Split, model: FCOSConfig, larger: DetectorConfig | None) -> Iterator[Finding]:
+    """Boxes without a location; ``larger`` is advised for tiny boxes, and then for these too."""
+    records = sample(train.dataset, SAMPLE)
+    levels = level_statistics(records, model)
     if levels.share_unassigned <= ACCEPTED_LOSS:
         return
+    options = options_for(model, larger or _better_levels(records, model))
     yield Finding(
         "boxes_on_no_level",
         "warning",
         levels.unassigned,
         levels.num_boxes,
-        f"{counted(levels.unassigned, 'box')} of {train.name} without a location on any level "
-        f"(of {levels.num_boxes:,} checked; median longer side {levels.lost_side:.0f} pixels in the input)",
-        "Nothing is learned from them: they are too small, or hidden by smaller boxes. fcos-fast data stats shows the "
-        "levels" + ("; these options assign more of them." if advised else "."),
-        advised,
+        f"{levels.unassigned:,} of {counted(levels.num_boxes, 'box')} of {train.name} without a location on any level",
+        f"Nothing is learned from them: they are too small, or hidden by smaller boxes. The median of their longer "
+        f"sides is {levels.lost_side:.0f} pixels in the input. fcos-fast data stats shows the levels"
+        + ("; these options assign more boxes." if options else "."),
+        options,
     )
+
+
+def _better_levels(records: Sequence[Record], model: FCOSConfig) -> FCOSConfig:
+    """``model`` with other level ranges and, if these are not enough, another input size."""
+    better = suggest_ranges(records, model)
+    if level_statistics(records, better).share_unassigned <= ACCEPTED_LOSS:
+        return better
+    return suggest_ranges(records, best_size(size_statistics(records, better)).config)
 
 
 def _crowded(splits: Sequence[Split], model: DetectorConfig) -> Iterator[Finding]:
@@ -133,7 +176,7 @@ def _crowded(splits: Sequence[Split], model: DetectorConfig) -> Iterator[Finding
         sum(map(len, splits)),
         f"{counted(len(full), 'image')} with more than {model.max_detections} boxes, the most that are detected",
         f"The largest number is {most}. Raise the limits, or the others always count as missed.",
-        ("--model.max_detections", str(-(-most * 3 // 2 // 100) * 100)),
+        ("--model.max_detections", str(round_up(1.5 * most, 100))),
         tuple(
             split.example(i, split.rows(i), counted(int(split.counts[i]), "box"))
             for split, i in full[:EXAMPLES]
@@ -149,9 +192,12 @@ def _suppressed(splits: Sequence[Split], model: DetectorConfig) -> Iterator[Find
         keep = (split.labels[i] == split.labels[j]) & (overlap <= 0.9)
         found += [(split, a, b, v) for a, b, v in zip(i[keep], j[keep], overlap[keep].tolist(), strict=True)]
     total = sum(len(split.boxes) for split in splits)
-    if len(found) <= 0.005 * total:
+    if len(found) <= 0.01 * total:
         return
     found.sort(key=lambda pair: -pair[3])
+    one_per_image = list(
+        {(s.name, int(s.owner[a])): (s, a, b, v) for s, a, b, v in reversed(found)}.values()
+    )[::-1]
     suited = min(0.9, float(np.ceil(np.percentile([v for *_, v in found], 90) * 20) / 20))
     yield Finding(
         "overlapping_objects",
@@ -163,5 +209,5 @@ def _suppressed(splits: Sequence[Split], model: DetectorConfig) -> Iterator[Find
         "Only one object of each pair can be detected. A higher threshold keeps both, at the price of more repeated "
         "detections.",
         ("--model.nms_threshold", f"{suited:g}"),
-        tuple(s.example(int(s.owner[a]), [a, b], f"IoU {v:.2f}") for s, a, b, v in found[:EXAMPLES]),
+        tuple(s.example(int(s.owner[a]), [a, b], f"IoU {v:.2f}") for s, a, b, v in one_per_image[:EXAMPLES]),
     )

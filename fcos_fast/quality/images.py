@@ -61,9 +61,9 @@ def scan(path: Path, max_pixels: int) -> ScannedImage:
             size, orientation = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
             small = Image.fromarray(to_rgb(upright(image))).resize((_REDUCED, _REDUCED), Image.Resampling.BOX)
     except DataError as error:
-        return ScannedImage(str(error))
+        return ScannedImage(str(error).removeprefix(f"{path}: "))
     except OSError as error:
-        return ScannedImage(f"{path}: cannot be read ({error.strerror or error})")
+        return ScannedImage(f"cannot be read ({error.strerror or error})")
     bits = np.packbits(phash(small).hash)
     thumbnail = small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     return ScannedImage(

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import shlex
+import textwrap
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -26,6 +27,8 @@ from .image_faults import counted
 NAMED = 3
 """Examples that the text names."""
 
+INDENT = " " * 9
+
 THUMBNAIL = 360
 """Longest side of an image on the page, in pixels."""
 
@@ -35,15 +38,19 @@ def to_text(checked: Checked) -> str:
     lines = [_splits(checked)]
     for finding in checked.findings:
         named = [printable(str(example)) for example in finding.examples[:NAMED]]
-        more = finding.count - len(named)
-        lines += ["", f"{finding.severity.upper():8} {printable(finding.what)}"]
-        lines += [f"         {text}" for text in named]
+        more = finding.more(NAMED)
+        lines += ["", *_indented(printable(finding.what), f"{finding.severity.upper():8} ")]
+        lines += [f"{INDENT}  {text}" for text in named]
         if named and more > 0:
-            lines.append(f"         and {more:,} more")
-        lines.append(f"         {printable(finding.advice)}")
+            lines.append(f"{INDENT}  and {more:,} more")
+        lines += _indented(printable(finding.advice))
         if finding.options:
-            lines.append(f"         fcos-fast train {shlex.join(finding.options)}")
+            lines.append(f"{INDENT}fcos-fast train {shlex.join(finding.options)}")
     return "\n".join([*lines, "", summary(checked)])
+
+
+def _indented(text: str, first: str = INDENT) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent=first, subsequent_indent=INDENT)
 
 
 def summary(checked: Checked) -> str:
@@ -97,7 +104,7 @@ def _article(finding: Finding, max_pixels: int) -> str:
             )
         else:
             listed.append(f"<li>{_escape(str(example))}</li>")
-    more = finding.count - len(finding.examples)
+    more = finding.more(len(finding.examples))
     return (
         f'<article class="{finding.severity}" id="{finding.kind}">'
         f'<h2><span class="severity {finding.severity}">{finding.severity}</span> {_escape(finding.what)}</h2>'
