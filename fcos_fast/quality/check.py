@@ -130,7 +130,7 @@ def _suspicious(splits: list[Split], images: Collection, checkpoint: str, device
     if not set(known) & set(splits[0].names):
         raise ValueError(
             f"{checkpoint}: its classes are {', '.join(known)}, those of the dataset {', '.join(splits[0].names)}; "
-            "give a detector that was trained on this dataset"
+            "give a detector that was trained on it"
         )
     readable = {
         member for member, found in zip(images.members, images.scanned, strict=True) if not found.error
