@@ -38,7 +38,7 @@ DISTRIBUTED = ("train", "evaluate")
 """Subcommands that run under torchrun."""
 
 EXTRAS = {
-    **{"timm": "timm", "safetensors": "timm", "av": "video"},
+    **{"imagehash": "check", "scipy": "check", "timm": "timm", "safetensors": "timm", "av": "video"},
     **{
         "onnx": "export",
         "onnxscript": "export",
