@@ -54,12 +54,14 @@ class Example:
         name: its file name.
         text: what is wrong.
         box: xyxy in pixels, where to look.
+        shows_object: the box surrounds a detection and the object that it should surround.
     """
 
     image: int
     name: str
     text: str
     box: tuple[float, float, float, float]
+    shows_object: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,7 @@ def analyze(
     """
     classes = dataset.categories.names
     m = match_detections(dataset.records, detections, len(classes))
-    counts = {
-        classes[label]: _count(m, label) for label in np.unique(m.objects.labels[~m.ignore]).tolist()
-    }
+    counts = {classes[label]: _count(m, label) for label in np.unique(m.objects.labels[~m.ignore]).tolist()}
     per_class = {name: curves([counts[name]] if name in counts else []) for name in classes}
     overall = curves(list(counts.values()))
     thresholds = _thresholds(per_class, overall)
@@ -283,7 +283,7 @@ def _badly_placed(outcome: Outcome, names: Sequence[str], classes: Sequence[str]
         low, high = m.found.boxes[d], m.objects.boxes[g]
         both = np.concatenate([np.minimum(low, high)[:2], np.maximum(low, high)[2:]])
         text = f"{classes[m.found.labels[d]]} {m.scores[d]:.2f}: IoU {iou[pair]:.2f} with its object"
-        examples.append(Example(image, names[image], text, _box(both)))
+        examples.append(Example(image, names[image], text, _box(both), shows_object=True))
     return tuple(examples)
 
 

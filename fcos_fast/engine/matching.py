@@ -94,8 +94,8 @@ def match_detections(
 
     Args:
         records: ground truth of each image.
-        detections: ``boxes`` (N, 4) xyxy in pixels, ``scores`` (N,) and ``labels`` (N,) in 0..C-1 of each image: arrays,
-            or tensors on the CPU.
+        detections: ``boxes`` (N, 4) xyxy in pixels, ``scores`` (N,) and ``labels`` (N,) in 0..C-1 of each image:
+            arrays, or tensors on the CPU.
         num_classes: number C of classes.
     """
     objects = _pack([(record.boxes, record.labels) for record in records])
@@ -115,7 +115,15 @@ def match_detections(
     real = ~ignore[obj]
     near = (det[real], obj[real], iou[real])
     return Matching(
-        len(records), num_classes, found, scores[order].astype(np.float64), objects, ignore, areas, match, near
+        len(records),
+        num_classes,
+        found,
+        scores[order].astype(np.float64),
+        objects,
+        ignore,
+        areas,
+        match,
+        near,
     )
 
 

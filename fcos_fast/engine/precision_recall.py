@@ -85,19 +85,22 @@ def count(scores: np.ndarray, true: np.ndarray, objects: int) -> Counts:
 def curves(counts: Sequence[Counts]) -> Curves:
     """The curves of one class, or the mean over several; without any, all NaN."""
     if not counts:
-        return Curves(0, *[math.nan] * 5, (), ())
+        return Curves(0, math.nan, math.nan, math.nan, math.nan, math.nan, (), ())
     precision, recall, f1, precisions = (
         np.mean([getattr(c, name) for c in counts], axis=0)
         for name in ("precision", "recall", "f1", "precisions")
     )
     at = _middle_of_best(f1)
-    at_best = (THRESHOLDS[at], f1[at], precision[at], recall[at]) if f1[at] > 0 else [math.nan] * 4
+    has_best = f1[at] > 0
     return Curves(
-        sum(c.objects for c in counts),
-        float(precisions.mean()),
-        *map(float, at_best),
-        tuple(precisions.tolist()),
-        tuple(f1[::10].tolist()),
+        objects=sum(c.objects for c in counts),
+        ap50=float(precisions.mean()),
+        threshold=float(THRESHOLDS[at]) if has_best else math.nan,
+        f1=float(f1[at]) if has_best else math.nan,
+        precision=float(precision[at]) if has_best else math.nan,
+        recall=float(recall[at]) if has_best else math.nan,
+        precisions=tuple(precisions.tolist()),
+        f1s=tuple(f1[::10].tolist()),
     )
 
 

@@ -86,9 +86,7 @@ def _nearest(size: int, det: np.ndarray, obj: np.ndarray, iou: np.ndarray) -> tu
     return best_iou, best
 
 
-def _mean_ap(
-    m: Matching, kept: np.ndarray, true: np.ndarray, labels: np.ndarray, count: np.ndarray
-) -> float:
+def _mean_ap(m: Matching, kept: np.ndarray, true: np.ndarray, labels: np.ndarray, count: np.ndarray) -> float:
     values = [
         ap50(m.scores[rows], true[rows], int(count[label]))
         for label in np.flatnonzero(count).tolist()
