@@ -23,6 +23,9 @@ STYLES = ("solid", "dashed", "dotted", "dashdot")
 NAMED = 8
 """Maximum number of lines that the legend names; of more, the others are thin and gray."""
 
+LONGEST = 24
+"""Maximum number of characters of a name in the legend."""
+
 Points: TypeAlias = tuple[Sequence[float], Sequence[float]]
 
 
@@ -100,4 +103,6 @@ def _inline(file: str, title: str) -> str:
 
 def _label(name: str) -> str:
     """A name as a legend shows it; matplotlib skips those that start with an underscore."""
-    return f" {printable(name)}" if name.startswith("_") else printable(name)
+    text = printable(name)
+    short = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return f" {short}" if short.startswith("_") else short

@@ -1,4 +1,4 @@
-"""Matching, curves, confusion matrix and error types against pycocotools and a slow implementation of the definitions."""
+"""Matching, curves, confusion matrix and error types against pycocotools and slow versions of their definitions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fcos_fast.engine.analysis import analyze, confusion_matrix
 from fcos_fast.engine.average_precision import average_precision
 from fcos_fast.engine.files import write_json
 from fcos_fast.engine.matching import match_detections, pairwise_iou
-from fcos_fast.engine.precision_recall import curves
 from fcos_fast.engine.precision_recall import count as count_curves
+from fcos_fast.engine.precision_recall import curves
 from fcos_fast.engine.tide import ERRORS
 
 NAMES = ("cat", "dog", "horse", "never")
