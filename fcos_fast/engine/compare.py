@@ -74,28 +74,23 @@ def read_run(folder: str | Path) -> RunResult:
     path = Path(folder)
     if not path.is_dir():
         raise ValueError(f"{path}: there is no such folder; give folders of fcos-fast train or evaluate")
-    analysis = _read(path / "analysis.json", lambda file: json.loads(file.read_text(encoding="utf-8"))) or {}
-    history = _read(path / "metrics.csv", read_metrics) or []
-    config = _read(path / "config.yaml", lambda file: yaml.safe_load(file.read_text(encoding="utf-8"))) or {}
-    if not (analysis or history):
+    analysis = _read(path / "analysis.json", _read_analysis)
+    history = _read(path / "metrics.csv", _read_history)
+    config = _read(path / "config.yaml", _read_config)
+    if analysis is None and not history:
         has = (
             "it has no finished epoch yet" if config else "it contains neither metrics.csv nor analysis.json"
         )
         raise ValueError(f"{path}: is not the folder of a run with results: {has}")
     weights = path / "best.pt"
-    try:
-        return RunResult(
-            name=str(folder),
-            config=dict(_flat(config)),
-            history=history,
-            seconds=sum(row.get("seconds", math.nan) for row in history) if history else math.nan,
-            megabytes=weights.stat().st_size / 1e6 if weights.is_file() else math.nan,
-            **(_of_analysis(analysis) if analysis else _of_history(history)),
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{path / 'analysis.json'}: is not that of a report ({error!r}); write it again"
-        ) from error
+    return RunResult(
+        name=str(folder),
+        config=config or {},
+        history=history or [],
+        seconds=sum(row.get("seconds", math.nan) for row in history) if history else math.nan,
+        megabytes=weights.stat().st_size / 1e6 if weights.is_file() else math.nan,
+        **(analysis or _of_history(history or [])),
+    )
 
 
 def _read(file: Path, read: Callable[[Path], Any]) -> Any:
@@ -103,11 +98,24 @@ def _read(file: Path, read: Callable[[Path], Any]) -> Any:
         return None
     try:
         return read(file)
-    except (ValueError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(f"{file}: cannot be read ({' '.join(str(error).split())})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        why = " ".join(repr(error).split())
+        raise ValueError(
+            f"{file}: is not a file of fcos-fast train or evaluate ({why}); write it again"
+        ) from error
 
 
-def _of_analysis(analysis: Mapping[str, Any]) -> dict[str, Any]:
+def _read_config(file: Path) -> dict[str, Any]:
+    return dict(_flat(yaml.safe_load(file.read_text(encoding="utf-8"))))
+
+
+def _read_history(file: Path) -> list[dict[str, float]]:
+    rows = read_metrics(file)
+    return [{"epoch": row["epoch"], **row} for row in rows]
+
+
+def _read_analysis(file: Path) -> dict[str, Any]:
+    analysis = json.loads(file.read_text(encoding="utf-8"))
     metrics, overall = analysis["average_precision"], analysis["overall"]
     return {
         "average_precision": {name: _number(metrics[name]) for name in MEASURES},
