@@ -16,8 +16,8 @@ MISTAKES = {
     "subcommand": (["trian"], "unknown subcommand 'trian'; did you mean 'train'?"),
     "far subcommand": (
         ["xyzzy"],
-        "unknown subcommand 'xyzzy'; choices: train, evaluate, detect, export, serve, convert, data, benchmark, demo, "
-        "info",
+        "unknown subcommand 'xyzzy'; choices: train, evaluate, compare, detect, export, serve, convert, data, "
+        "benchmark, demo, info",
     ),
     "option first": (
         ["--data.root", "x"],
