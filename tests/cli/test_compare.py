@@ -106,7 +106,10 @@ def test_page_in_a_browser(tmp_path):
         (lambda run: [file.unlink() for file in run.iterdir()], "contains neither metrics.csv nor analysis.json"),
         (lambda run: [(run / name).unlink() for name in ("metrics.csv", "analysis.json")], "no finished epoch"),
         (lambda run: (run / "analysis.json").write_text("{"), "analysis.json: is not a file of fcos-fast train"),
-        (lambda run: (run / "analysis.json").write_text('{"images": 3}'), "analysis.json: is not a file of fcos-fast train"),
+        (
+            lambda run: (run / "analysis.json").write_text('{"images": 3}'),
+            "analysis.json: is not a file of fcos-fast train",
+        ),
         (lambda run: (run / "analysis.json").write_text("[1]"), "analysis.json: is not a file of fcos-fast train"),
         (lambda run: (run / "metrics.csv").write_text("epoch\nx\n"), "metrics.csv: is not a file of fcos-fast train"),
         (lambda run: (run / "metrics.csv").write_text("a,b\n1,2\n"), "metrics.csv: is not a file of fcos-fast train"),
