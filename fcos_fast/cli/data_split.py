@@ -19,7 +19,7 @@ COMMON = ("data.root", "output", "fractions", "group", "group_file", "data.split
 class SplitOptions:
     """Divide a dataset into splits that all have their share of every class.
 
-      fcos-fast data split --data.root FOLDER --output FOLDER-split --fractions "{train: 0.7, val: 0.2, test: 0.1}"
+      fcos-fast data split --data.root cells --output cells-split --fractions "{train: 0.7, val: 0.2, test: 0.1}"
 
     The new folder contains lists of images in the dataset's own format, and links to the dataset, of which nothing is
     changed, moved or copied.

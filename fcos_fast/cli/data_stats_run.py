@@ -13,6 +13,7 @@ from fcos_fast.engine.box_statistics import (
     best_size,
     box_sizes,
     level_statistics,
+    options_for,
     sample,
     size_statistics,
     suggest_ranges,
@@ -43,7 +44,7 @@ def statistics(dataset: DetectionDataset, config: FCOSConfig, images: int) -> di
         "better_ranges": _plain(better, level_statistics(records, better)),
         "sizes": [{"short_side": s.short_side, **_plain(s.config, s.levels)} for s in sizes],
         "suggested": _plain(final, level_statistics(records, final)),
-        "options": _options(config, final),
+        "options": list(options_for(config, final)),
     }
 
 
@@ -54,18 +55,6 @@ def _plain(config: FCOSConfig, levels: LevelStatistics) -> dict[str, Any]:
         "max_size": config.max_size,
         **asdict(levels),
     }
-
-
-def _options(config: FCOSConfig, better: FCOSConfig) -> list[str]:
-    """Options of ``fcos-fast train`` that apply the suggestion; empty if nothing changes."""
-    options = []
-    if better.rule != config.rule:
-        options += ["--model.rule.sizes_of_interest", str(list(better.rule.sizes_of_interest))]
-    if better.min_size != config.min_size:
-        options += ["--model.min_size", str(better.min_size)]
-        if better.max_size is not None:
-            options += ["--model.max_size", str(better.max_size)]
-    return options
 
 
 def report(found: dict[str, Any]) -> str:

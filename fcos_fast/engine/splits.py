@@ -11,6 +11,7 @@ import numpy as np
 
 from fcos_fast.data import Categories, DetectionDataset
 from fcos_fast.engine.config import Config
+from fcos_fast.models.class_weights import balanced
 
 
 def with_absolute_root(config: Config) -> Config:
@@ -42,6 +43,16 @@ def load_splits(
             "label some or correct the flags"
         )
     return train_set, data.load(data.val, train_set.categories) if data.val else None
+
+
+def with_classes_of(train_set: DetectionDataset, config: Config) -> Config:
+    """The configuration with the dataset's number of classes, and its class weights if they are ``balanced``."""
+    model = replace(config.model, num_classes=len(train_set.categories))
+    if model.class_weights == "balanced":
+        labels = train_set.records.labels[~train_set.records.ignore]
+        counts = np.bincount(labels, minlength=model.num_classes)
+        model = replace(model, class_weights=balanced(counts.tolist()))
+    return replace(config, model=model)
 
 
 def fingerprint(dataset: DetectionDataset) -> dict[str, Any]:
