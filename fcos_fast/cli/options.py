@@ -15,11 +15,14 @@ from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-d
 
 from fcos_fast.cli.help import HelpFormatter, arrange_help, choices_of, type_of, without_markup
 from fcos_fast.cli.suggest import did_you_mean
-from fcos_fast.models import PRESETS
+from fcos_fast.engine.config import without_old_options
+from fcos_fast.models import PRESETS, SIZES
 
 Options = TypeVar("Options")
 
 Preset: TypeAlias = Literal[tuple(PRESETS)]  # type: ignore[valid-type]  # mypy wants the choices written out
+
+ModelSize: TypeAlias = Literal[tuple(SIZES)]  # type: ignore[valid-type]
 
 
 def parse_options(
@@ -94,7 +97,11 @@ class _ReadConfigFile(ActionConfigFile):
         self, parser: argparse.ArgumentParser, cfg: Any, values: Any, option_string: str | None = None
     ) -> None:
         recipes = parser.recipes if isinstance(parser, _Parser) else {}
-        super().__call__(parser, cfg, str(config_file(values, recipes)), option_string)
+        file = config_file(values, recipes)
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        present = without_old_options(content) if isinstance(content, dict) else content
+        text = str(file) if present == content else yaml.safe_dump(present)
+        super().__call__(parser, cfg, text, option_string)
 
 
 def _make_parser(

@@ -152,17 +152,6 @@ def test_model_weights_cannot_be_resumed(capsys, checkpoint):
     assert "contains only model weights and cannot be resumed; resume from" in capsys.readouterr().err
 
 
-def test_checkpoint_of_other_classes(capsys, tmp_path, monkeypatch, checkpoint, voc_root):
-    monkeypatch.chdir(tmp_path)
-    saved = torch.load(checkpoint, weights_only=True)
-    saved["categories"] = {"names": ["cat"], "ids": [1]}
-    save_checkpoint(tmp_path / "cats.pt", saved)
-    arguments = ["train", "--data.root", str(voc_root), "--train.batch_size", "1"]
-    assert main([*arguments, "--train.weights", "cats.pt", "--model.backbone", "resnet18"]) == 2
-    assert "cats.pt has 1 classes (cat), the dataset" in capsys.readouterr().err
-    assert [p.name for p in tmp_path.iterdir()] == ["cats.pt"]
-
-
 def test_debugging_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("FCOS_FAST_DEBUG", "1")
     with pytest.raises(ValueError, match="unknown option --data.rot"):
