@@ -38,7 +38,9 @@ def _seed():
 
 def _is_local(address: object) -> bool:
     host = address[0] if isinstance(address, tuple) else "localhost"  # a path: a socket of this machine
-    return host in ("", "localhost", socket.gethostname(), "0.0.0.0", "::", "::1") or str(host).startswith("127.")
+    return host in ("", "localhost", socket.gethostname(), "0.0.0.0", "::", "::1") or str(host).startswith(
+        "127."
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -16,13 +16,11 @@ from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-d
 from fcos_fast.cli.help import HelpFormatter, arrange_help, choices_of, type_of, without_markup
 from fcos_fast.cli.suggest import did_you_mean
 from fcos_fast.engine.config import without_old_options
-from fcos_fast.models import PRESETS, SIZES
+from fcos_fast.models import PRESETS
 
 Options = TypeVar("Options")
 
 Preset: TypeAlias = Literal[tuple(PRESETS)]  # type: ignore[valid-type]  # mypy wants the choices written out
-
-ModelSize: TypeAlias = Literal[tuple(SIZES)]  # type: ignore[valid-type]
 
 
 def parse_options(

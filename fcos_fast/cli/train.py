@@ -11,17 +11,26 @@ from typing import TypeVar
 import yaml
 
 import fcos_fast.configs
-from fcos_fast.cli.options import ModelSize, Preset, config_file, parse_options
+from fcos_fast.cli.options import Preset, config_file, parse_options
 from fcos_fast.engine.config import Config
 from fcos_fast.models import PRESETS, SIZES, DetectorConfig
 from fcos_fast.models.config import CONFIGS
+from fcos_fast.models.recommended import ModelSize
 
 RECIPES = {path.stem: path for path in sorted(Path(fcos_fast.configs.__path__[0]).glob("*.yaml"))}
 """Configurations that come with the package, by the name that ``--config`` accepts."""
 
 COMMON = (
     *("config", "data.root", "data.train", "data.val", "size", "preset", "model.backbone"),
-    *("train.weights", "train.epochs", "train.batch_size", "optimizer.lr", "train.device", "train.name", "resume"),
+    *(
+        "train.weights",
+        "train.epochs",
+        "train.batch_size",
+        "optimizer.lr",
+        "train.device",
+        "train.name",
+        "resume",
+    ),
 )
 """Options that the help lists first."""
 

@@ -235,15 +235,15 @@ def load_weights(model: Detector, path: str | Path, categories: Categories) -> s
         config, other = model.config.to_dict(), DetectorConfig.from_dict(state["model_config"]).to_dict()
         skipped = "num_classes" if theirs != ours else ""
         differences = [
-            f"{k} {other.get(k)} there, {v} here" for k, v in config.items() if v != other.get(k) and k != skipped
+            f"{k} {other.get(k)} there, {v} here"
+            for k, v in config.items()
+            if v != other.get(k) and k != skipped
         ]
         raise ValueError(f"{path} has another architecture: {_some(differences)}") from error
     return f"{path}; {classes}"
 
 
-def _matched_classes(
-    given: Tensor, own: Tensor, theirs: Sequence[str], ours: Sequence[str]
-) -> Tensor:
+def _matched_classes(given: Tensor, own: Tensor, theirs: Sequence[str], ours: Sequence[str]) -> Tensor:
     """``own`` with the rows of ``given`` for classes of the same name.
 
     Rows are ordered by anchor, if there are several, then by class.

@@ -66,7 +66,9 @@ def _unfit(model: Detector, name: str | None) -> str:
     """Why the published weights do not fit the model, and what to do; empty if they do."""
     config = model.config
     if name is None:
-        return f"neither torchvision nor timm has weights of {config.backbone}; to start from others give --weights FILE"
+        return (
+            f"neither torchvision nor timm has weights of {config.backbone}; for others give --weights FILE"
+        )
     if config.norm == "group":
         return f"{name} has batch norms; for it give --model.norm batch or frozen"
     if config.dcn != "none":
@@ -82,9 +84,7 @@ def _unfit_images(config: DetectorConfig, name: str) -> str:
     """How the images for the weights are to be normalized, if the model does so otherwise."""
     expected = tuple(chain(*normalization(name)))
     values = chain(config.image_mean, config.image_std)
-    is_near = all(
-        abs(x / config.pixel_range - y) < 1e-3 for x, y in zip(values, expected, strict=True)
-    )
+    is_near = all(abs(x / config.pixel_range - y) < 1e-3 for x, y in zip(values, expected, strict=True))
     if config.channel_order == "rgb" and is_near:
         return ""
     mean, std = (list(values) for values in normalization(name))

@@ -130,9 +130,10 @@ def _timm_config(name: str) -> Any:
     import timm
 
     model = name.removeprefix(TIMM_PREFIX)
-    if not timm.is_model_pretrained(model) or not timm.get_pretrained_cfg(model).hf_hub_id:
+    config = timm.get_pretrained_cfg(model)
+    if config is None or not timm.is_model_pretrained(model) or not config.hf_hub_id:
         raise ValueError(f"timm has no weights of {name}; timm.list_pretrained() lists all")
-    return timm.get_pretrained_cfg(model)
+    return config
 
 
 def _timm_file(repository: str, filename: str) -> Path:

@@ -1,12 +1,13 @@
 """Detectors by size, for one's own data: backbone, pyramid, head and input size that go together.
 
-They follow the preset ``official-improved``, except that boxes end at the edge of the image everywhere, small boxes count
-as much as large ones in the box loss, and images are normalized as for the weights of torchvision.
+They follow the preset ``official-improved``, except that boxes end at the edge of the image everywhere, every location
+of a box has the same weight in the box loss, and images are normalized as for the weights of torchvision.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal, TypeAlias
 
 from fcos_fast.models.config import FCOSConfig
 
@@ -24,6 +25,8 @@ _BASE = FCOSConfig(
     image_mean=IMAGENET_MEAN,
     image_std=IMAGENET_STD,
 )
+
+ModelSize: TypeAlias = Literal["nano", "small", "medium", "large"]
 
 SIZES: dict[str, FCOSConfig] = {
     "nano": replace(

