@@ -1,6 +1,6 @@
 """Parameters, multiply-adds and latency on a CPU of the detectors of ``--size``: ``python -m benchmarks.sizes``.
 
-A sample is one image of 3:4, from the array to the boxes, with the model of ``optimize_for_inference``; models in turns.
+A sample is one image of 3:4, from the array to the boxes, by the model of ``optimize_for_inference``; models in turns.
 Weights are random, with many candidates for NMS. ``OMP_NUM_THREADS`` sets the number of threads. ``--seconds 0`` times
 nothing and keeps the times in the file.
 """

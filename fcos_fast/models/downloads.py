@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,7 +91,7 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
         if not cached.is_file():
             check_connection(weights.url)
         with _socket_timeout():
-            return dict(weights.get_state_dict(progress=False, check_hash=True))
+            return dict(weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True))
     except (OSError, RuntimeError) as error:  # RuntimeError: torch.hub found another hash
         raise ConnectionError(
             f"{name} could not be downloaded ({error}); on a connected machine, download {weights.url}, then give the "
