@@ -59,13 +59,17 @@ def arrange_help(parser: ArgumentParser, common: Sequence[str]) -> None:
     for name, action in by_name.items():
         if name in nested:  # reads a YAML file for this group alone, which --config does too
             action.help = argparse.SUPPRESS
-        elif len(choices_of(action)) > MOST_CHOICES:
+        elif len(choices := choices_of(action)) > MOST_CHOICES:
             action.metavar = name.upper()
+        elif choices:
+            action.metavar = f"{{{','.join(choices)}}}"
 
 
 def choices_of(action: argparse.Action) -> list[str]:
     """The choices of an option; empty if any value of its type is accepted."""
     kind = getattr(action, "_typehint", None)
+    if type(None) in get_args(kind):  # optional
+        kind = next(iter(get_args(kind)), None)
     return list(map(str, get_args(kind))) if get_origin(kind) is Literal else []
 
 

@@ -23,7 +23,7 @@ MISTAKES = {
     ),
     "option": (["train", "--data.rot", "x"], "unknown option --data.rot; did you mean '--data.root'?"),
     "option=": (["train", "--train.epoch=3"], "unknown option --train.epoch; did you mean '--train.epochs'?"),
-    "no such option": (["train", "--zzzzzz"], "unknown option --zzzzzz; --help lists the choices"),
+    "no such option": (["train", "--qqqqqq"], "unknown option --qqqqqq; --help lists the choices"),
     "type": (["train", "--train.epochs", "many"], "--train.epochs cannot be 'many'; expected int"),
     "type of several": (
         ["train", "--data.workers", "x"],
@@ -47,7 +47,7 @@ MISTAKES = {
     ),
     "nothing to describe": (
         ["info", "--norm", "batch"],
-        "no model; give a preset or a checkpoint with --model",
+        "give the detector, either with --size or with --model",
     ),
     "no such checkpoint": (["info", "--model", "a/best.pt"], "checkpoint a/best.pt does not exist"),
     "pair": (["train", "--augment.size", "64"], "--augment.size cannot be '64'; expected [int, int] | null"),

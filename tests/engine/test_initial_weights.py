@@ -134,8 +134,10 @@ def test_a_name_is_loaded_as_given(published, capsys):
 
 
 def test_files_are_told_apart_by_their_content(capsys, tmp_path):
+    torch.manual_seed(1)  # not the model's
     torch.save(build_backbone("mobilenet_v2").state_dict(), tmp_path / "backbone.pth")
     assert line_of(NANO, str(tmp_path / "backbone.pth"), capsys).endswith("backbone.pth, for the backbone")
+    torch.manual_seed(1)
     model = build_detector(NANO)
     save_checkpoint(tmp_path / "best.pt", {**describe_model(model, CATS), "model": model.state_dict()})
     assert line_of(NANO, str(tmp_path / "best.pt"), capsys).endswith("best.pt; its 2 classes")
