@@ -115,12 +115,11 @@ class TrainConfig:
         ema_decay: decay of the moving average (EMA) of the weights. The averaged weights are evaluated and saved in
             best.pt. 0 disables EMA.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
-        weights: checkpoint to start from instead of random weights.
-        backbone_weights: initial weights of the backbone: a file of a classification model (``.pth``,
-            ``.safetensors``), or the name of weights to download: torchvision's
-            (``ResNet50_Weights.IMAGENET1K_V1``), timm's (``timm:resnet50.a1_in1k``), or ``timm`` for the default of a
-            timm backbone. For ``model.norm`` ``frozen`` or ``batch``.
-        new_classes: load all of ``weights`` except the classification layer, for a dataset with other classes.
+        weights: what the run starts from; ``--weights`` for short. ``auto``: the backbone's weights of torchvision or
+            timm, pretrained on ImageNet and downloaded once; or random weights, if none fit or the download fails.
+            ``none``: random weights. A file: a checkpoint, whose classes are matched by name, or a backbone's weights
+            (``.pth``, ``.safetensors``). A name: ``ResNet50_Weights.IMAGENET1K_V1`` (torchvision),
+            ``timm:resnet50.a1_in1k``.
         runs: parent of the run's folder.
         name: name of the run's folder; a number is appended if it exists.
         tensorboard: also write the metrics for TensorBoard.
@@ -139,17 +138,15 @@ class TrainConfig:
     channels_last: bool = _may_change(True)
     ema_decay: float = checked(0.998, lambda decay: 0 <= decay < 1, "at least 0 and below 1")
     evaluate_every: int = _may_change(positive(1))
-    weights: str | None = None
-    backbone_weights: str | None = None
-    new_classes: bool = False
+    weights: str = "auto"
     runs: str = "runs"
     name: str = "train"
     tensorboard: bool = _may_change(False)
 
     def __post_init__(self) -> None:
         check_fields(self, "train.")
-        if self.weights and self.backbone_weights:
-            raise ValueError("train.weights contains a backbone already; omit train.backbone_weights")
+        if not self.weights:
+            raise ValueError("train.weights is empty; expected auto, none, a file or the name of weights")
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the run."""
@@ -200,6 +197,18 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def without_old_options(values: dict[str, Any]) -> dict[str, Any]:
+    """The plain values of a :class:`Config` with ``train.weights`` in place of the three options of older versions."""
+    train = values.get("train")
+    if not isinstance(train, dict):
+        return values
+    train = dict(train)
+    backbone, _ = train.pop("backbone_weights", None), train.pop("new_classes", None)
+    if "weights" not in train and backbone is None:
+        return values | {"train": train}
+    return values | {"train": train | {"weights": train.get("weights") or backbone or "none"}}
 
 
 def save_config(config: Config, path: str | Path) -> None:

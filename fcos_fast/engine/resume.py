@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fcos_fast.engine.checkpoint import load_checkpoint
-from fcos_fast.engine.config import MAY_CHANGE, Config
+from fcos_fast.engine.config import MAY_CHANGE, Config, without_old_options
 from fcos_fast.engine.distributed import is_main
 from fcos_fast.engine.run import Run
 from fcos_fast.serialize import field_types, from_plain
@@ -25,7 +25,7 @@ def load_run(path: Path) -> tuple[dict[str, Any], Config]:
             f"{path} contains only model weights and cannot be resumed; resume from {path.with_name('last.pt')}"
         )
     try:
-        return saved, from_plain(Config, saved["config"])
+        return saved, from_plain(Config, without_old_options(saved["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: invalid configuration: {error!r}") from error
 
@@ -115,5 +115,5 @@ def _check_train_split(run: Run, saved: dict[str, Any], folder: Path) -> None:
 
 def _step_of_old_checkpoint(saved: dict[str, Any], steps_per_epoch: int) -> int:
     """The step of a checkpoint from before ``step`` was saved: it ended with an epoch or with the run."""
-    config = from_plain(Config, saved["config"])
+    config = from_plain(Config, without_old_options(saved["config"]))
     return min(saved["epoch"] * steps_per_epoch, config.train.total_steps(steps_per_epoch))

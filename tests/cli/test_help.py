@@ -14,8 +14,8 @@ from fcos_fast.cli.main import SUBCOMMANDS, main
 COMMANDS = ["", *SUBCOMMANDS, "data stats", "train --preset torchvision-retinanet"]
 LISTED = r"^  (?:-h TOPIC, )?(--[\w.]+)"
 FIRST = {
-    "train": "--config --data.root --data.train --data.val --preset --model.backbone --train.epochs"
-    " --train.batch_size --optimizer.lr --train.device --train.name --resume",
+    "train": "--config --data.root --data.train --data.val --size --preset --model.backbone --train.weights"
+    " --train.epochs --train.batch_size --optimizer.lr --train.device --train.name --resume",
     "evaluate": "--checkpoint --data.root --data.split --batch_size --device",
     "detect": "--checkpoint --score_threshold --classes --save_txt --save_json --save_crops --draw",
     "serve": "--checkpoint --host --port --threads --device",
@@ -23,7 +23,7 @@ FIRST = {
     "data stats": "--data.root --data.train --preset --model.min_size --model.max_size --images --output --config",
     "benchmark": "--checkpoint --images --preset --backbone",
     "demo": "--images --epochs",
-    "info": "--model --backbone",
+    "info": "--size --model --backbone",
 }
 
 

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 
 from fcos_fast.cli.main import main
-from fcos_fast.engine import distributed, evaluate, train
+from fcos_fast.data import Categories
+from fcos_fast.engine import distributed, evaluate, initial_weights, run, train
 from fcos_fast.engine.config import Config
 from fcos_fast.models import FCOS, Detector, fcos, retinanet
 from fcos_fast.models.presets import RETINANET_PRESETS
@@ -148,6 +149,21 @@ def train_run(config: Config, result: Path) -> None:
     outcome = train.train(config)
     ap = None if outcome.result is None else outcome.result.summary()
     torch.save((str(outcome.folder), ap, outcome.detections), result / f"{os.environ['RANK']}.pt")
+
+
+def initial_model(config: Config, categories: Categories, folder: Path) -> None:
+    """Save the state dict of a new model; ``asked`` lists the ranks that load the weights of its backbone, ones."""
+
+    def load(backbone: torch.nn.Module, name: str) -> None:
+        with (folder / "asked").open("a") as file:
+            print(distributed.rank(), file=file)
+        for parameter in backbone.parameters():
+            torch.nn.init.ones_(parameter)
+
+    initial_weights.load_pretrained = load
+    with distributed.processes():
+        state = run.initial_state(config, categories, torch.device("cpu"), is_new=True)
+        torch.save(state.model.state_dict(), folder / f"{distributed.rank()}.pt")
 
 
 def with_nan_on(bad: int, step: int, *arguments: str) -> int:

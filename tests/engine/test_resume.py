@@ -159,7 +159,7 @@ def test_a_relative_root_is_found_from_another_folder(steady, voc_root, tmp_path
         (["--preset", "torchvision"], "--model.fpn_channels 32 cannot become 256"),
         (["--data.train", "val"], "--data.train 'train' cannot become 'val'"),
         (["--data.val", "train"], "--data.val 'val' cannot become 'train'"),
-        (["--train.weights", "a.pt"], "--train.weights None cannot become 'a.pt'"),
+        (["--train.weights", "a.pt"], "--train.weights 'auto' cannot become 'a.pt'"),
         (["--train.runs", "elsewhere"], "--train.runs"),
     ],
 )
