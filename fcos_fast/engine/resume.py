@@ -25,9 +25,16 @@ def load_run(path: Path) -> tuple[dict[str, Any], Config]:
             f"{path} contains only model weights and cannot be resumed; resume from {path.with_name('last.pt')}"
         )
     try:
+        _update_old_config(saved["config"])
         return saved, from_plain(Config, saved["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: invalid configuration: {error!r}") from error
+
+
+def _update_old_config(config: dict[str, Any]) -> None:
+    """``train.tensorboard`` is now one of ``train.loggers``."""
+    if config["train"].pop("tensorboard", False):
+        config["train"]["loggers"] = ["tensorboard"]
 
 
 def check_resumable(before: Config, wanted: Config) -> None:
