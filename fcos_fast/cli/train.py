@@ -79,7 +79,7 @@ def run(
         outcome = resume(folder, lambda run: parse_train_options(arguments, run).config(), callbacks)
     if rank() == 0:
         with RunOutput(outcome.config.train.output) as output:
-            output.open(outcome.folder)
+            output.open(outcome.folder, is_start=False)
             present(outcome)
     return outcome
 

@@ -39,7 +39,8 @@ def with_batch_size(config: Config, train_set: DetectionDataset) -> Config:
     if options.batch_size != "auto":
         return config
     unit = world_size() * options.accumulate
-    most = max(1, len(train_set) // STEPS // unit)  # images of a process that are computed together
+    images = len(train_set) // unit
+    most = max(min(images, 2), images // STEPS, 1)  # of a process, computed together; batch norms need two
     device = own_device(options.device)
     if device.type == "cuda":
         share, why = largest_share(config, train_set, device, most)

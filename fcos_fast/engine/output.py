@@ -46,12 +46,13 @@ class RunOutput:
         sys.stderr.shows_progress = self.mode == "normal"
         return self
 
-    def open(self, folder: Path) -> None:
-        """Start writing ``folder/train.log``, after what earlier runs in the folder wrote."""
+    def open(self, folder: Path, is_start: bool = True) -> None:
+        """Start writing ``folder/train.log``, after what is in it, with the time if a run starts or resumes."""
         if not is_rank_0():
             return
         self._log = open(folder / LOG, "a", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
-        self._log.write(f"# {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}  {shlex.join(sys.argv)}\n")
+        if is_start:
+            self._log.write(f"# {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}  {shlex.join(sys.argv)}\n")
         self._log.writelines(self._before)
         self._before.clear()
 
