@@ -84,6 +84,7 @@ def test_a_run_with_a_callback(tmp_path, capsys):
         epochs=1,
         batch_size=4,
         val="",
+        size=[64, 96],
         runs=tmp_path,
         device="cpu",
         model={"fpn_channels": 32, "head_channels": 32, "min_size": None, "max_size": None},

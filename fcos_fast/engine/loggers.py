@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -80,9 +82,9 @@ class WandB(Logger):
     def on_start(self, run: Run) -> None:
         """Start a run of W&B, or continue that of the folder."""
         self.run = self.wandb.init(
-            project=self.wandb.setup().settings.project or PROJECT,
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=run.folder.name,
-            id=_kept(run.folder / "wandb.id", self.wandb.util.generate_id),
+            id=_kept(run.folder / "wandb.id", lambda: secrets.token_hex(4)),
             resume="allow",
             dir=str(run.folder),
             config=to_plain(run.config),
@@ -107,8 +109,7 @@ class MLflow(Logger):
     def on_start(self, run: Run) -> None:
         """Start a run of MLflow, or continue that of the folder."""
         self.client = self.mlflow.MlflowClient()
-        environment = import_optional("mlflow.environment_variables", "train.loggers mlflow needs", "loggers")
-        name = environment.MLFLOW_EXPERIMENT_NAME.get() or PROJECT
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         is_new = not (run.folder / "mlflow.id").exists()
 
         def create() -> str:
