@@ -132,8 +132,10 @@ def largest_image(config: Config, train_set: DetectionDataset) -> Size:
     if config.augment.size is not None:
         sizes = {config.augment.size}
     else:
-        sizes = {(height, width) for width, height in (record.size for record in train_set.records)}
+        sizes = {(height, width) for width, height in train_set.records.sizes.tolist()}
     min_size = max(model.min_size) if isinstance(model.min_size, tuple) else model.min_size
     if min_size is not None:
         sizes = {resized(size, min_size, model.max_size) for size in sizes}
+    scale = config.augment.multi_scale[1]
+    sizes = {(round(height * scale), round(width * scale)) for height, width in sizes}
     return max((padded(size, model.size_divisor) for size in sizes), key=lambda size: size[0] * size[1])

@@ -76,7 +76,7 @@ def batch_again(run: Run, number: int) -> tuple[list[str], ImageBatch, GroundTru
     loader: Any = run.loader
     keys = list(loader.batch_sampler)[number]
     images, gt = loader.collate_fn([loader.dataset[key] for key in keys])
-    names = [printable(run.train_set.records[index].name) for _, index in keys]
+    names = [printable(run.train_set.records[key.image].name) for key in keys]
     return names, images.to(run.device), gt.to(run.device)
 
 

@@ -30,7 +30,7 @@ from fcos_fast.engine.resume import check_resumable, load_run, restore
 from fcos_fast.engine.run import Run, how_to_continue, losses_in_words, metrics_columns
 from fcos_fast.engine.run_folder import locked
 from fcos_fast.engine.schedule import learning_rate_factor
-from fcos_fast.engine.splits import load_splits, with_absolute_root
+from fcos_fast.engine.splits import load_splits, with_absolute_root, with_classes_of
 from fcos_fast.engine.step import Tally
 from fcos_fast.models import Detector
 
@@ -89,7 +89,7 @@ def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
         output = stack.enter_context(RunOutput(config.train.output))
         config = with_absolute_root(config)
         train_set, val_set = load_splits(config)
-        config = replace(config, model=replace(config.model, num_classes=len(train_set.categories)))
+        config = with_classes_of(train_set, config)
         config = with_batch_size(config, train_set)
         run = Run(config, train_set, val_set, callbacks=callbacks, output=output)
         run.create_folder(stack)

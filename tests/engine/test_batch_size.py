@@ -109,21 +109,19 @@ def test_an_epoch_keeps_its_steps(tiny, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("size", "min_size", "expected"),
+    ("size", "min_size", "scale", "expected"),
     [
-        ((50, 90), None, (64, 96)),
-        (None, None, (64, 96)),
-        (None, 128, (128, 192)),
-        ((50, 50), (64, 100), (128, 128)),
+        ((50, 90), None, 1, (64, 96)),
+        (None, None, 1, (64, 96)),
+        (None, 128, 1, (128, 192)),
+        ((50, 50), (64, 100), 1, (128, 128)),
+        (None, None, 1.5, (96, 160)),
     ],
 )
-def test_the_largest_image(tiny, train_set, size, min_size, expected):
-    config = replace(
-        tiny,
-        augment=replace(tiny.augment, size=size),
-        model=replace(tiny.model, min_size=min_size, size_divisor=32),
-    )
-    assert largest_image(config, train_set) == expected
+def test_the_largest_image(tiny, train_set, size, min_size, scale, expected):
+    augment = replace(tiny.augment, size=size, multi_scale=(1.0, scale))
+    model = replace(tiny.model, min_size=min_size, size_divisor=32)
+    assert largest_image(replace(tiny, augment=augment, model=model), train_set) == expected
 
 
 def test_a_run_on_a_cpu_has_the_number_in_its_config(tiny, capsys):

@@ -100,7 +100,7 @@ def test_a_run_names_the_image(tiny, monkeypatch):
 
     def broken(self, key):
         image, target = real(self, key)
-        return (image * torch.nan if key[1] == 5 else image), target
+        return (image * torch.nan if key.image == 5 else image), target
 
     monkeypatch.setattr(AugmentedDataset, "__getitem__", broken)
     name = load_dataset(tiny.data.root, "train").records[5].name
