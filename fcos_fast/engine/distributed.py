@@ -95,6 +95,12 @@ def mean(tensor: Tensor) -> Tensor:
     return total / world_size()
 
 
+def all_agree(value: bool) -> bool:
+    """Whether ``value`` is true in every process."""
+    values = gather(value)
+    return broadcast(values is not None and all(values))
+
+
 @torch.no_grad()
 def broadcast_model(model: nn.Module) -> None:
     """Copy the parameters and buffers of rank 0 into ``model``.

@@ -20,3 +20,8 @@ class ProcessLostError(RuntimeError):
 def launched() -> bool:
     """Whether ``torchrun``, or a launcher that sets the same variables, started this process as one of several."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_rank_0() -> bool:
+    """Whether this process prints and writes files: the only one, or rank 0."""
+    return not launched() or os.environ["RANK"] == "0"
