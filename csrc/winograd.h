@@ -25,8 +25,8 @@ Work winograd_work(const char* op, const Tensor& map, int64_t begin, const Tenso
   work.height = map.size(2), work.width = map.size(3), work.channels = map.size(1);
   work.image_stride = map.stride(0), work.row_stride = map.stride(2), work.column_stride = map.stride(3);
   work.product_stride = squares.stride(0), work.tile_stride = squares.stride(1);
-  work.begin = begin, work.end = begin + squares.size(1);
   check_range(op, "begin", begin, 0, map.size(0) * work.down() * work.across() - squares.size(1));
+  work.begin = begin, work.end = begin + squares.size(1);
   return work;
 }
 

@@ -16,17 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fcos_fast import _extension
-from fcos_fast.ops._register import register_fake
-from fcos_fast.reference import winograd as reference
-from fcos_fast.reference.winograd import tiles_along
+from fcos_fast.ops.winograd import transforms
+from fcos_fast.reference.winograd import WEIGHT, tiles_along
 
-MIN_CHANNELS = 128
+MIN_CHANNELS = 64
 """With fewer channels, in or out, the transforms cost what the products save."""
 MIN_TILES = 48
-"""For fewer tiles, reading the transformed weights, four times as large, costs more than it saves."""
+"""For fewer tiles, transforming the weight costs more than it saves."""
 TILES_AT_ONCE = 512
 """Tiles per block: the intermediate results of a block should fit into the caches."""
+
 
 class WinogradConv2d(nn.Conv2d):
     """A 3x3 convolution that uses Winograd's method if that is faster; equal up to a few units in the last place.
@@ -35,7 +34,7 @@ class WinogradConv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not is_worth_it(x):
+        if not is_worth_it(x, MIN_TILES):
             return super()._conv_forward(x, weight, bias)
         return _Convolution.apply(x, weight, bias)
 
@@ -62,15 +61,15 @@ def gains(conv: nn.Conv2d) -> bool:
     )
 
 
-def is_worth_it(x: Tensor) -> bool:
-    """Whether an input is large enough, and its dtype and device fit."""
+def is_worth_it(x: Tensor, min_tiles: int) -> bool:
+    """Whether an input has at least this number of tiles, and its dtype and device fit."""
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and x.ndim == 4
-        and _tiles(x) >= MIN_TILES
+        and _tiles(x) >= min_tiles
     )
 
 
@@ -104,7 +103,7 @@ def convolve(x: Tensor, transformed: Tensor, bias: Tensor | None) -> Tensor:
         device=x.device,
         memory_format=torch.channels_last,
     )
-    x, operators = x.contiguous(memory_format=torch.channels_last), _operators(x)
+    x, operators = x.contiguous(memory_format=torch.channels_last), transforms(x)
     for begin, count in _blocks(x):
         squares = _squares(x, count)
         operators.winograd_input(x, begin, squares)
@@ -115,7 +114,7 @@ def convolve(x: Tensor, transformed: Tensor, bias: Tensor | None) -> Tensor:
 def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     """Inputs (B, C, H, W) and gradients of the outputs (B, K, H, W) to the gradient of the weight (K, C, 3, 3)."""
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
-    operators = _operators(x)
+    operators = transforms(x)
     total = x.new_zeros(36, x.shape[1], grad.shape[1])
     for begin, count in _blocks(x):
         of_inputs, of_products = _squares(x, count), _squares(grad, count)
@@ -135,14 +134,8 @@ def transform_weight(weight: Tensor) -> Tensor:
 
 def _weight_transform(like: Tensor) -> Tensor:
     """The matrix (36, 9) that transforms both the rows and the columns of flattened weights."""
-    matrix = torch.tensor(reference.WEIGHT, dtype=torch.float64, device=like.device)
+    matrix = torch.tensor(WEIGHT, dtype=torch.float64, device=like.device)
     return torch.kron(matrix, matrix).to(like)
-
-
-def _operators(x: Tensor) -> Any:
-    """The native transforms, or those in plain PyTorch, which are also for float64."""
-    native = x.dtype == torch.float32 and _extension.use_native(x)
-    return torch.ops.fcos_fast if native else reference
 
 
 def _tiles(x: Tensor) -> int:
@@ -162,8 +155,3 @@ def _blocks(x: Tensor) -> Iterator[tuple[int, int]]:
     for i in range(blocks):
         begin, end = tiles * i // blocks, tiles * (i + 1) // blocks
         yield begin, end - begin
-
-
-if _extension.cpu_error is None:
-    for name in ("winograd_input", "winograd_gradient", "winograd_output"):
-        register_fake(name)(lambda *args: None)
