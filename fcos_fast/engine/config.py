@@ -112,7 +112,7 @@ class TrainConfig:
         sync_batch_norm: with several processes on GPUs and ``model.norm`` ``batch``, compute the statistics of batch
             norm over the images of all processes. Otherwise each process normalizes its own images, and rank 0's
             running statistics are kept.
-        winograd: compute float32 3x3 convolutions with 128 channels or more on a CPU by Winograd's method, which needs
+        winograd: compute float32 3x3 convolutions with 64 channels or more on a CPU by Winograd's method, which needs
             fewer multiplications and changes the last digits.
         channels_last: store activations in channels-last memory format, which convolutions on CPUs and tensor cores
             prefer.
