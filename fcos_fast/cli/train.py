@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -58,12 +58,15 @@ def main(arguments: Sequence[str]) -> int:
 
     from fcos_fast.cli.outcome import present
     from fcos_fast.engine.distributed import rank
+    from fcos_fast.engine.restart import run_to_continue
     from fcos_fast.engine.train import resume, train
 
-    if folder is None:
-        outcome = train(config)
-    else:
+    if folder is not None:
         outcome = resume(folder, lambda run: parse_train_options(arguments, run=run).config())
+    elif restarted := run_to_continue(config):
+        outcome = resume(restarted, lambda run: replace(run, data=replace(run.data, root=config.data.root)))
+    else:
+        outcome = train(config)
     if rank() == 0:
         present(outcome)
     return 0

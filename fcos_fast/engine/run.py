@@ -30,6 +30,7 @@ from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.optimizer import build_optimizer
 from fcos_fast.engine.random_state import seed_everything
+from fcos_fast.engine.restart import record_agents
 from fcos_fast.engine.run_folder import MetricsTable, locked, new_run_folder
 from fcos_fast.engine.splits import fingerprint
 from fcos_fast.engine.state import TrainState
@@ -115,6 +116,7 @@ class Run:
             folder = new_run_folder(self.config.train.runs, self.config.train.name)
             stack.enter_context(locked(folder))
             self.save_start(folder)
+        record_agents(folder)
         self.folder = broadcast(folder)
 
     def save_start(self, folder: Path) -> None:
@@ -211,8 +213,9 @@ def initial_state(config: Config, categories: Categories, device: torch.device, 
         if device.type != "cuda":
             raise ValueError(f"train.sync_batch_norm needs GPUs, but the device is {device}; omit it")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if is_new:
+    if is_new and is_main():
         _load_initial_weights(model, config, categories)
+    broadcast_model(model)
     model.to(device).to(
         memory_format=torch.channels_last if options.channels_last else torch.contiguous_format
     )
