@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -93,12 +93,16 @@ def run(
     from fcos_fast.cli.outcome import present
     from fcos_fast.engine.distributed import rank
     from fcos_fast.engine.output import RunOutput
+    from fcos_fast.engine.restart import run_to_continue
     from fcos_fast.engine.train import resume, train
 
-    if folder is None:
-        outcome = train(config, callbacks)
-    else:
+    if folder is not None:
         outcome = resume(folder, lambda run: parse_train_options(arguments, run).config(), callbacks)
+    elif restarted := run_to_continue(config):
+        root = config.data.root
+        outcome = resume(restarted, lambda run: replace(run, data=replace(run.data, root=root)), callbacks)
+    else:
+        outcome = train(config, callbacks)
     if rank() == 0:
         with RunOutput(outcome.config.train.output) as output:
             output.open(outcome.folder, is_start=False)

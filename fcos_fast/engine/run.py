@@ -35,6 +35,7 @@ from fcos_fast.engine.optimizer import build_optimizer
 from fcos_fast.engine.output import JsonEvents, RunOutput
 from fcos_fast.engine.progress import RunClock
 from fcos_fast.engine.random_state import seed_everything
+from fcos_fast.engine.restart import record_agents
 from fcos_fast.engine.run_folder import MetricsTable, locked, new_run_folder
 from fcos_fast.engine.splits import fingerprint
 from fcos_fast.engine.state import TrainState
@@ -139,6 +140,7 @@ class Run:
             folder = new_run_folder(self.config.train.runs, self.config.train.name)
             stack.enter_context(locked(folder))
             self.save_start(folder)
+        record_agents(folder)
         self.folder = broadcast(folder)
 
     def save_start(self, folder: Path) -> None:
