@@ -20,7 +20,7 @@ from fcos_fast.engine.batch_size import with_batch_size
 from fcos_fast.engine.callbacks import Callback, ended_on_error
 from fcos_fast.engine.config import Config
 from fcos_fast.engine.diagnosis import diagnose
-from fcos_fast.engine.distributed import processes
+from fcos_fast.engine.distributed import is_main, processes
 from fcos_fast.engine.files import WriteError
 from fcos_fast.engine.optimizer import set_learning_rate
 from fcos_fast.engine.output import RunOutput
