@@ -20,8 +20,8 @@ is a fact to know."""
 ALL = "all"
 """Name of the split without a name, of all images."""
 
-EXAMPLES = 12
-"""Number of occurrences that a finding describes; it counts the others."""
+EXAMPLES = 1000
+"""Maximum number of occurrences that a finding describes; it counts the others."""
 
 
 @dataclass(frozen=True, eq=False)

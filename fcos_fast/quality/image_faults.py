@@ -214,17 +214,27 @@ def _repeated(images: Collection, groups: list[list[int]]) -> Finding:
         surplus,
         len(images),
         f"{counted(surplus, 'image')} repeated within a split ({same} identical, the others nearly)",
-        "They count several times in training and in the precision. Keep one of each; its labels may differ from those "
-        "of its copies, so compare them.",
-        examples=tuple(_pair(images, group[1], group[0]) for group in groups[:EXAMPLES]),
+        "They count several times in training and in the precision. Keep one of each, with the better labels.",
+        examples=tuple([_pair(images, i, group[0]) for group in groups for i in group[1:]][:EXAMPLES]),
     )
 
 
 def _pair(images: Collection, i: int, j: int) -> Example:
     (split, image), (other, known) = images.members[i], images.members[j]
     kind = "identical to" if images.scanned[i].digest == images.scanned[j].digest else "nearly the same as"
-    detail = f"{kind} {other.file(known)}"
+    detail = f"{kind} {other.file(known)}" + ("" if _same_labels(images, i, j) else ", with other labels")
     return Example(split.file(image), detail, split.path(image), other=other.path(known))
+
+
+def _same_labels(images: Collection, i: int, j: int) -> bool:
+    """Whether two images have the same boxes and classes, relative to their sizes and within a hundredth of these."""
+    found = []
+    for split, image in (images.members[i], images.members[j]):
+        rows = list(split.rows(image))
+        found.append((split.boxes[rows] / np.tile(split.sizes[image], 2), split.labels[rows]))
+    (a, a_labels), (b, b_labels) = found
+    near = (np.abs(a[:, None] - b[None]) < 0.01).all(axis=-1) & (a_labels[:, None] == b_labels[None])
+    return len(a) == len(b) and bool(near.any(axis=0).all() and near.any(axis=1).all())
 
 
 def counted(number: int, noun: str) -> str:

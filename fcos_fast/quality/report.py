@@ -27,6 +27,9 @@ from .image_faults import counted
 NAMED = 3
 """Examples that the text names."""
 
+SHOWN = 12
+"""Examples of a finding whose images the page shows; it lists the others."""
+
 INDENT = " " * 9
 
 THUMBNAIL = 360
@@ -95,8 +98,8 @@ def _article(finding: Finding, max_pixels: int) -> str:
         f"<code>fcos-fast train {_escape(shlex.join(finding.options))}</code>" if finding.options else ""
     )
     shown, listed = [], []
-    for example in finding.examples:
-        images = list(_images(example, max_pixels))
+    for number, example in enumerate(finding.examples):
+        images = list(_images(example, max_pixels)) if number < SHOWN else []
         if images:
             pair = ' class="pair"' if len(images) > 1 else ""
             shown.append(
@@ -110,10 +113,16 @@ def _article(finding: Finding, max_pixels: int) -> str:
         f'<h2><span class="severity {finding.severity}">{finding.severity}</span> {_escape(finding.what)}</h2>'
         f"<p>{_escape(finding.advice)}</p>{options}"
         + (f'<div class="images">{"".join(shown)}</div>' if shown else "")
-        + (f"<ul>{''.join(listed)}</ul>" if listed else "")
+        + (_list(listed) if listed else "")
         + (f'<p class="quiet">and {more:,} more</p>' if finding.examples and more > 0 else "")
         + "</article>"
     )
+
+
+def _list(items: list[str]) -> str:
+    """A list, folded if it is long."""
+    text = f"<ul>{''.join(items)}</ul>"
+    return text if len(items) <= SHOWN else f"<details><summary>{len(items)} more</summary>{text}</details>"
 
 
 def _images(example: Example, max_pixels: int) -> Iterator[str]:

@@ -70,7 +70,7 @@ def test_each_planted_fault_is_found(clean, kind, tmp_path, capsys):
     train[1] = Photo("cut.jpg", train[1].data[: len(train[1].data) * 2 // 3], train[1].boxes)
     train[2] = Photo("blank.jpg", encode(np.full((SIZE[1], SIZE[0], 3), 40, np.uint8)), train[2].boxes)
     train += [
-        Photo("same.jpg", train[20].data, train[20].boxes),
+        Photo("same.jpg", train[20].data, train[20].boxes[1:]),
         again(train[21], "nearly.jpg", 0.7, quality=60),
     ]
     val += [Photo("leak.jpg", train[22].data, train[22].boxes), again(train[23], "small_leak.jpg", 0.5)]
@@ -135,6 +135,11 @@ def test_each_planted_fault_is_found(clean, kind, tmp_path, capsys):
             "reader_box_outside_the_image",
         }
     assert found.keys() - expected.keys() <= extra
+    details = {example["file"]: example["detail"] for example in found["duplicates"]["examples"]}
+    assert details == {
+        "train/same.jpg": f"identical to train/{train[20].name}, with other labels",
+        "train/nearly.jpg": f"nearly the same as train/{train[21].name}",
+    }
     severities = [finding["severity"] for finding in found.values()]
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
 
