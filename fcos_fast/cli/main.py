@@ -24,6 +24,7 @@ from fcos_fast.text import printable
 SUBCOMMANDS = {
     "train": "train a detector, or resume a run",
     "evaluate": "measure the average precision of a checkpoint on a dataset",
+    "compare": "show runs side by side: options that differ, average precision, errors, time",
     "detect": "detect objects in images and videos; writes them drawn, and JSON",
     "export": "write a trained detector as a file for other runtimes: ONNX, OpenVINO",
     "serve": "serve a detector over HTTP: web page, JSON, drawn images",

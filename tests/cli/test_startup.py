@@ -16,6 +16,7 @@ HELP = [
         ["--version"],
         ["train", "--help"],
         ["evaluate", "--help"],
+        ["compare", "--help"],
         ["detect", "--help"],
         ["export", "--help"],
     ),
@@ -53,6 +54,8 @@ MISTAKES = [
     ),
     *(
         ["evaluate"],
+        ["compare", "one"],
+        ["compare", "none", "nowhere"],
         ["evaluate", "--checkpoint", "x", "--rot", "y"],
         ["detect", "--checkpoint", "x"],
         ["export", "--checkpoint", "x", "--format", "onix"],
