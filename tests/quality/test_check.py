@@ -212,6 +212,46 @@ def test_every_advised_option_is_one_of_train(tmp_path, capsys):
     status, found = run(root, tmp_path, "--data.val", "", *together, "--data.strict", "false")
     assert not found.keys() & {"crowded_images", "overlapping_objects", "few_images"}
 
+    _, found = run(root, tmp_path, "--data.val", "", "--model.min_size", "120", "--model.max_size", "160")
+    options = found["tiny_boxes"]["options"]
+    assert options[-4:] == ["--model.min_size", "256", "--model.max_size", "320"]  # both sides are doubled
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_imbalance(together, tmp_path, capsys):
+    """Classes of the same images are weighted; images of their own are repeated."""
+    pixels = np.random.default_rng(0).integers(0, 255, (20, SIZE[1], SIZE[0], 3), dtype=np.uint8)
+    many = tuple(("cell", (x, y, x + 14, y + 14)) for x in range(0, 140, 20) for y in range(0, 100, 20))
+    one = ("rare", (10.0, 103.0, 150.0, 119.0))
+    train = [
+        Photo(
+            f"{i}.jpg", encode(data), (*many, one) if together and i < 10 else (one,) if i < 10 else many * 2
+        )
+        for i, data in enumerate(pixels)
+    ]
+    train[10] = Photo("10.jpg", encode(pixels[10]), (one, *many * 2)) if not together else train[10]
+    root = write(tmp_path / "data", "yolo", {"train": train})
+    _, found = run(root, tmp_path, "--data.val", "")
+    options = found["class_imbalance"]["options"]
+    assert options == (
+        ["--model.class_weights", "balanced"] if together else ["--data.repeat_threshold", "1"]
+    )
+    parse_train_options(options)
+    assert "In train, cell has" in found["class_imbalance"]["advice"]
+
+
+def test_groups_keep_duplicates_together(clean, tmp_path, capsys):
+    train = clean["train"][:10]
+    train.append(Photo("same.jpg", train[4].data, train[4].boxes))
+    train.append(again(train[4], "nearly.jpg", 0.7))
+    train.append(Photo("broken.bmp", broken_bmp(), ()))
+    root = write(tmp_path / "data", "yolo", {"train": train})
+    run(root, tmp_path, "--data.val", "", "--groups", str(tmp_path / "groups.csv"))
+    group = dict(line.split(",") for line in (tmp_path / "groups.csv").read_text().splitlines())
+    assert group.keys() == {photo.name for photo in train}
+    assert group["same.jpg"] == group["nearly.jpg"] == group[train[4].name]
+    assert len(set(group.values())) == len(train) - 2
+
 
 def test_errors_are_one_line(clean, tmp_path, capsys, monkeypatch):
     root = write(tmp_path / "data", "yolo", clean)
