@@ -13,4 +13,4 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     hint = suggest.did_you_mean(wrong, known, most=1)
     if hint:
         return f"; {hint}"
-    return f"; choices: {', '.join(known)}" if len(known) <= 10 else "; --help lists the choices"
+    return f"; choices: {', '.join(known)}" if len(known) <= 15 else "; --help lists the choices"
