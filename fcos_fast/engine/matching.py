@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from fcos_fast.data.dataset import Record
+    from fcos_fast.data.records import Record
 
 IOU = 0.5
 """IoU from which on a detection finds an object of its class."""

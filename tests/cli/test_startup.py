@@ -20,8 +20,15 @@ HELP = [
         ["detect", "--help"],
         ["export", "--help"],
     ),
-    *(["convert", "--help"], ["data", "--help"], ["data", "stats", "--help"], ["benchmark", "--help"]),
     *(
+        ["convert", "--help"],
+        ["data", "--help"],
+        ["data", "stats", "--help"],
+        ["data", "check", "--help"],
+        ["benchmark", "--help"],
+    ),
+    *(
+        ["data", "show", "--help"],
         ["serve", "--help"],
         ["demo", "--help"],
         ["info", "--help"],
@@ -59,6 +66,9 @@ MISTAKES = [
     *(
         ["data", "stat"],
         ["data", "stats", "--images", "0"],
+        ["data", "check"],
+        ["data", "check", "--fail_on", "warnings"],
+        ["data", "show", "--images", "0"],
         ["benchmark", "--sizes", "[8]"],
         ["demo", "--epoch=1"],
     ),
