@@ -24,7 +24,6 @@ from statistics import quantiles
 from typing import Any
 
 import httpx
-import torch
 from PIL import Image
 
 import fcos_fast
@@ -58,8 +57,7 @@ def server(checkpoint: str, threads: int) -> Iterator[str]:
 
 def in_a_loop(checkpoint: str, files: list[Path], threads: int, seconds: float) -> dict[str, Any]:
     """One image after the other without a server: decoding and detection."""
-    torch.set_num_threads(threads)
-    detector = fcos_fast.load(checkpoint)
+    detector = fcos_fast.load(checkpoint, threads=threads)
     detector.predict(files[0])
     taken: list[float] = []
     start = time.perf_counter()
