@@ -11,6 +11,7 @@ import yaml
 from fcos_fast.cli.help import LONG, without_markup
 from fcos_fast.cli.main import SUBCOMMANDS, main
 
+LISTED = r"^  (?:-h TOPIC, )?(--[\w.]+)"
 COMMANDS = [
     "",
     *SUBCOMMANDS,
@@ -19,10 +20,9 @@ COMMANDS = [
     "data convert",
     "train --preset torchvision-retinanet",
 ]
-LISTED = r"^  (?:-h TOPIC, )?(--[\w.]+)"
 FIRST = {
-    "train": "--config --data.root --data.train --data.val --preset --model.backbone --train.epochs"
-    " --train.batch_size --optimizer.lr --train.device --train.name --resume",
+    "train": "--config --data.root --data.train --data.val --size --preset --model.backbone --train.weights"
+    " --train.epochs --train.batch_size --optimizer.lr --train.device --train.name --resume",
     "evaluate": "--checkpoint --data.root --data.split --batch_size --device",
     "detect": "--checkpoint --score_threshold --classes --save_txt --save_json --save_crops --draw",
     "serve": "--checkpoint --host --port --threads --device",
@@ -32,7 +32,7 @@ FIRST = {
     "data convert": "--data.root --to --output --data.split --images --config",
     "benchmark": "--checkpoint --images --preset --backbone",
     "demo": "--images --epochs",
-    "info": "--model --backbone",
+    "info": "--size --model --backbone",
 }
 
 

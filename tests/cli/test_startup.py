@@ -20,12 +20,13 @@ HELP = [
         ["detect", "--help"],
         ["export", "--help"],
     ),
-    *(["data", "split", "--help"], ["data", "convert", "--help"]),
     *(
         ["convert", "--help"],
         ["data", "--help"],
         ["data", "stats", "--help"],
         ["data", "check", "--help"],
+        ["data", "split", "--help"],
+        ["data", "convert", "--help"],
         ["benchmark", "--help"],
     ),
     *(
@@ -67,11 +68,11 @@ MISTAKES = [
     *(
         ["data", "stat"],
         ["data", "stats", "--images", "0"],
-        ["data", "split", "--output", "x", "--fractions", "{a: 0.5}"],
-        ["data", "convert", "--to", "x"],
         ["data", "check"],
         ["data", "check", "--fail_on", "warnings"],
         ["data", "show", "--images", "0"],
+        ["data", "split", "--output", "x", "--fractions", "{a: 0.5}"],
+        ["data", "convert", "--to", "x"],
         ["benchmark", "--sizes", "[8]"],
         ["demo", "--epoch=1"],
     ),
