@@ -165,7 +165,7 @@ def test_an_unfinished_folder_is_removed(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(synthetic, "_to_xml", interrupt)
+    monkeypatch.setattr(synthetic, "to_xml", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_voc(tmp_path / "shapes", {"train": 1})
     assert list(tmp_path.iterdir()) == []
