@@ -77,6 +77,7 @@ def test_files_metrics_and_result(whole_run):
         "config.yaml",
         "last.pt",
         "metrics.csv",
+        "train.log",
     ]
     rows = read_metrics(outcome.folder / "metrics.csv")
     assert [row["epoch"] for row in rows] == [1, 2]
@@ -220,7 +221,7 @@ def test_without_validation_average_and_bfloat16(tiny):
             ema_decay=0,
             precision="float32",
             channels_last=False,
-            tensorboard=True,
+            loggers=("tensorboard",),
         ),
     )
     outcome = train(config)
