@@ -31,7 +31,9 @@ def of_command(*arguments: str) -> Config:
 
 
 def test_the_same_as_the_command_line(meant):
-    by_name = meant("DATA", config="small", epochs=20, lr=0.5, size=[64, 96], seed=3, val="", steps=None)
+    by_name = meant(
+        "DATA", config="small", epochs=20, lr=0.5, **{"augment.size": [64, 96]}, seed=3, val="", steps=None
+    )
     command = ["--config", "small", "--data.root", "DATA", "--train.epochs", "20", "--optimizer.lr", "0.5"]
     command += ["--augment.size", "[64,96]", "--train.seed", "3", "--data.val", "", "--train.steps", "null"]
     assert by_name == of_command(*command)
@@ -84,7 +86,7 @@ def test_a_run_with_a_callback(tmp_path, capsys):
         epochs=1,
         batch_size=4,
         val="",
-        size=[64, 96],
+        augment={"size": [64, 96]},
         runs=tmp_path,
         device="cpu",
         model={"fpn_channels": 32, "head_channels": 32, "min_size": None, "max_size": None},
