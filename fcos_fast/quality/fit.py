@@ -50,7 +50,8 @@ def find_misfits(splits: Sequence[Split], config: Config) -> Iterator[Finding]:
         yield from _unassigned(train, model, larger)
     yield from _crowded(splits, model)
     yield from _suppressed(splits, model)
-    if len(train) < config.train.batch_size:
+    batch = config.train.batch_size
+    if isinstance(batch, int) and len(train) < batch:
         yield Finding(
             "few_images",
             "error",
