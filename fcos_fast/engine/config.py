@@ -112,7 +112,7 @@ class TrainConfig:
         sync_batch_norm: with several processes on GPUs and ``model.norm`` ``batch``, compute the statistics of batch
             norm over the images of all processes. Otherwise each process normalizes its own images, and rank 0's
             running statistics are kept.
-        winograd: compute float32 3x3 convolutions with 128 channels or more on a CPU by Winograd's method, which needs
+        winograd: compute float32 3x3 convolutions with 64 channels or more on a CPU by Winograd's method, which needs
             fewer multiplications and changes the last digits.
         channels_last: store activations in channels-last memory format, which convolutions on CPUs and tensor cores
             prefer.
@@ -120,12 +120,11 @@ class TrainConfig:
             best.pt. 0 disables EMA.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
         patience: stop after this many evaluations in a row without a better average precision; 0 or null: never.
-        weights: checkpoint to start from instead of random weights.
-        backbone_weights: initial weights of the backbone: a file of a classification model (``.pth``,
-            ``.safetensors``), or the name of weights to download: torchvision's
-            (``ResNet50_Weights.IMAGENET1K_V1``), timm's (``timm:resnet50.a1_in1k``), or ``timm`` for the default of a
-            timm backbone. For ``model.norm`` ``frozen`` or ``batch``.
-        new_classes: load all of ``weights`` except the classification layer, for a dataset with other classes.
+        weights: what the run starts from; ``--weights`` for short. ``auto``: the backbone's weights of torchvision or
+            timm, pretrained on ImageNet and downloaded once; or random weights, if none fit or the download fails.
+            ``none``: random weights. A file: a checkpoint, whose classes are matched by name, or a backbone's weights
+            (``.pth``, ``.safetensors``). A name: ``ResNet50_Weights.IMAGENET1K_V1`` (torchvision),
+            ``timm:resnet50.a1_in1k``.
         runs: parent of the run's folder.
         name: name of the run's folder; a number is appended if it exists.
         loggers: also log losses and metrics to ``tensorboard`` (in the run's folder), ``wandb`` or ``mlflow``, for
@@ -152,9 +151,7 @@ class TrainConfig:
     ema_decay: float = checked(0.998, lambda decay: 0 <= decay < 1, "at least 0 and below 1")
     evaluate_every: int = _may_change(positive(1))
     patience: int | None = _may_change(checked(None, lambda n: n is None or n >= 0, "0 or more, or None"))
-    weights: str | None = None
-    backbone_weights: str | None = None
-    new_classes: bool = False
+    weights: str = "auto"
     runs: str = "runs"
     name: str = "train"
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = _may_change(())
@@ -162,8 +159,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "train.")
-        if self.weights and self.backbone_weights:
-            raise ValueError("train.weights contains a backbone already; omit train.backbone_weights")
+        if not self.weights:
+            raise ValueError("train.weights is empty; expected auto, none, a file or the name of weights")
 
     @property
     def images_per_step(self) -> int:
@@ -225,6 +222,21 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def without_old_options(values: dict[str, Any]) -> dict[str, Any]:
+    """The plain values of a :class:`Config` with ``train.weights`` in place of the three options of older versions, and
+    ``train.loggers`` in place of ``train.tensorboard``."""
+    train = values.get("train")
+    if not isinstance(train, dict):
+        return values
+    train = dict(train)
+    if train.pop("tensorboard", False):
+        train["loggers"] = ["tensorboard"]
+    backbone, _ = train.pop("backbone_weights", None), train.pop("new_classes", None)
+    if "weights" not in train and backbone is None:
+        return values | {"train": train}
+    return values | {"train": train | {"weights": train.get("weights") or backbone or "none"}}
 
 
 def save_config(config: Config, path: str | Path) -> None:

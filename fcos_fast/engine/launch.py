@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 class ProcessLostError(RuntimeError):
@@ -15,6 +16,21 @@ class ProcessLostError(RuntimeError):
     def __init__(self, message: str, repeated: bool = False) -> None:
         super().__init__(message)
         self.repeated = repeated
+
+
+def attempt() -> str:
+    """How often ``torchrun`` has restarted the processes; ``0`` without it."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def agent() -> str | None:
+    """The ``torchrun`` that started this process and restarts it: host, process and its start. None without one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    parent = os.getppid()
+    # after the name, which can contain spaces, in parentheses
+    started = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    return f"{os.uname().nodename} {parent} {started}"
 
 
 def launched() -> bool:

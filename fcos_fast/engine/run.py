@@ -15,7 +15,7 @@ from fcos_fast.data import Categories, DetectionDataset, train_loader
 from fcos_fast.data.loader import close_mosaic
 from fcos_fast.engine.average_precision import AveragePrecision
 from fcos_fast.engine.callbacks import Callback, Callbacks
-from fcos_fast.engine.checkpoint import describe_model, load_weights, save_checkpoint
+from fcos_fast.engine.checkpoint import describe_model, save_checkpoint
 from fcos_fast.engine.config import Config, save_config
 from fcos_fast.engine.distributed import (
     advise,
@@ -29,17 +29,18 @@ from fcos_fast.engine.distributed import (
 )
 from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.evaluate import evaluate
+from fcos_fast.engine.initial_weights import load_initial_weights
 from fcos_fast.engine.loggers import build_loggers
 from fcos_fast.engine.optimizer import build_optimizer
 from fcos_fast.engine.output import JsonEvents, RunOutput
 from fcos_fast.engine.progress import RunClock
 from fcos_fast.engine.random_state import seed_everything
+from fcos_fast.engine.restart import record_agents
 from fcos_fast.engine.run_folder import MetricsTable, locked, new_run_folder
 from fcos_fast.engine.splits import fingerprint
 from fcos_fast.engine.state import TrainState
 from fcos_fast.engine.step import TrainStep
-from fcos_fast.models import BatchPacker, Detector, build_detector
-from fcos_fast.models.pretrained import load_pretrained
+from fcos_fast.models import BatchPacker, build_detector
 from fcos_fast.models.winograd import use_winograd
 from fcos_fast.precision import choose_precision
 from fcos_fast.serialize import to_plain
@@ -60,7 +61,7 @@ class Run:
         config: configuration of the run; ``model.num_classes`` is that of ``train_set``.
         train_set: training split.
         val_set: validation split; None disables evaluation.
-        is_new: load ``train.weights`` and ``train.backbone_weights``; a resumed run has its own weights.
+        is_new: load ``train.weights``; a resumed run has its own weights.
         callbacks: called by rank 0, after the loggers of the configuration.
         output: writes the log of the run; None: nothing is logged.
 
@@ -139,6 +140,7 @@ class Run:
             folder = new_run_folder(self.config.train.runs, self.config.train.name)
             stack.enter_context(locked(folder))
             self.save_start(folder)
+        record_agents(folder)
         self.folder = broadcast(folder)
 
     def save_start(self, folder: Path) -> None:
@@ -266,23 +268,18 @@ def initial_state(config: Config, categories: Categories, device: torch.device, 
         if device.type != "cuda":
             raise ValueError(f"train.sync_batch_norm needs GPUs, but the device is {device}; omit it")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if is_new:
-        _load_initial_weights(model, config, categories)
+    if is_new and is_main():  # of several processes only one downloads
+        with torch.random.fork_rng(devices=[]):
+            load_initial_weights(model, options.weights, categories)
     model.to(device).to(
         memory_format=torch.channels_last if options.channels_last else torch.contiguous_format
     )
+    if is_new:
+        broadcast_model(model)
     if options.winograd:
         use_winograd(model)
     ema = ExponentialMovingAverage(model, options.ema_decay) if options.ema_decay else None
     return TrainState(model, build_optimizer(model, config.optimizer), ema)
-
-
-def _load_initial_weights(model: Detector, config: Config, categories: Categories) -> None:
-    options = config.train
-    if options.backbone_weights:
-        load_pretrained(model.backbone.body, options.backbone_weights)
-    if options.weights:
-        load_weights(model, options.weights, categories, options.new_classes)
 
 
 def how_to_continue(folder: Path) -> str:

@@ -26,9 +26,8 @@ from fcos_fast.engine.optimizer import set_learning_rate
 from fcos_fast.engine.output import RunOutput
 from fcos_fast.engine.prefetch import prefetch
 from fcos_fast.engine.progress import Progress, memory_in_use, readable_time
-from fcos_fast.engine.resume import check_resumable, load_run, restore
+from fcos_fast.engine.resume import check_resumable, open_run, restore
 from fcos_fast.engine.run import Run, how_to_continue, losses_in_words, metrics_columns
-from fcos_fast.engine.run_folder import locked
 from fcos_fast.engine.schedule import learning_rate_factor
 from fcos_fast.engine.splits import load_splits, with_absolute_root, with_classes_of
 from fcos_fast.engine.step import Tally
@@ -109,7 +108,7 @@ def resume(
     follows the schedule of the longer run.
 
     Args:
-        path: the folder, or ``last.pt`` in it.
+        path: the folder, or ``last.pt`` in it. Only rank 0 reads it.
         revise: returns the configuration to continue with, given that of the run, for example
             ``lambda run: replace(run, train=replace(run.train, epochs=100))``. Only fields that do not change the
             result can change: the place of the dataset, the length of the run, device, workers, what is recorded.
@@ -120,14 +119,8 @@ def resume(
         ValueError: another field or the training split changed.
         RunInUseError: another process is training in the folder.
     """
-    path = Path(path)
     with processes(), ExitStack() as stack:
-        if not path.exists():
-            raise FileNotFoundError(f"run {path} does not exist; give the folder of a run")
-        path = path / "last.pt" if path.is_dir() else path
-        if path.is_file() and is_main():
-            stack.enter_context(locked(path.parent))
-        saved, before = load_run(path)
+        folder, saved, before = open_run(Path(path), stack)
         config = before if revise is None else revise(before)
         config = replace(config, model=replace(config.model, num_classes=before.model.num_classes))
         config = with_absolute_root(config)
@@ -135,7 +128,7 @@ def resume(
         output = stack.enter_context(RunOutput(config.train.output))
         train_set, val_set = load_splits(config, Categories.from_dict(saved["categories"]))
         run = Run(config, train_set, val_set, is_new=False, callbacks=callbacks, output=output)
-        restore(run, saved, path.parent)
+        restore(run, saved, folder)
         return _train(run)
 
 
