@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import yaml
 
@@ -17,10 +17,6 @@ from fcos_fast.engine.config import Config
 from fcos_fast.models import PRESETS, SIZES, DetectorConfig
 from fcos_fast.models.config import CONFIGS
 from fcos_fast.models.recommended import ModelSize
-
-if TYPE_CHECKING:
-    from fcos_fast.engine.callbacks import Callback
-    from fcos_fast.engine.train import TrainResult
 
 RECIPES = {path.stem: path for path in sorted(Path(fcos_fast.configs.__path__[0]).glob("*.yaml"))}
 """Configurations that come with the package, by the name that ``--config`` accepts."""
@@ -82,36 +78,17 @@ AnyTrainOptions = TypeVar("AnyTrainOptions", bound=TrainOptions)
 
 def main(arguments: Sequence[str]) -> int:
     """Run ``fcos-fast train``."""
-    run(arguments)
+    config = None if run_to_resume(arguments) else parse_train_options(arguments).config()
+
+    from fcos_fast.cli.train_run import run
+
+    run(arguments, config)
     return 0
 
 
-def run(
-    arguments: Sequence[str], base: Config | None = None, callbacks: Sequence[Callback] = ()
-) -> TrainResult:
-    """Train with the options in ``arguments``, whose defaults are those of ``base``, and present the result."""
-    folder = dict(_choices_in(arguments)).get("resume")
-    if folder is None:
-        config = parse_train_options(arguments, base).config()
-
-    from fcos_fast.cli.outcome import present
-    from fcos_fast.engine.distributed import rank
-    from fcos_fast.engine.output import RunOutput
-    from fcos_fast.engine.restart import run_to_continue
-    from fcos_fast.engine.train import resume, train
-
-    if folder is not None:
-        outcome = resume(folder, lambda run: parse_train_options(arguments, run).config(), callbacks)
-    elif restarted := run_to_continue(config):
-        root = config.data.root
-        outcome = resume(restarted, lambda run: replace(run, data=replace(run.data, root=root)), callbacks)
-    else:
-        outcome = train(config, callbacks)
-    if rank() == 0:
-        with RunOutput(outcome.config.train.output) as output:
-            output.open(outcome.folder, is_start=False)
-            present(outcome)
-    return outcome
+def run_to_resume(arguments: Sequence[str]) -> str | None:
+    """The folder that ``--resume`` names."""
+    return dict(_choices_in(arguments)).get("resume")
 
 
 def parse_train_options(arguments: Sequence[str], run: Config | None = None) -> TrainOptions:
