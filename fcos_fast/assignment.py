@@ -156,7 +156,8 @@ class Level:
         """The locations (x, y) in pixels: (height * width, 2) float32."""
         y = self.offset[0] + self.step[0] * torch.arange(self.height, dtype=torch.float32, device=device)
         x = self.offset[1] + self.step[1] * torch.arange(self.width, dtype=torch.float32, device=device)
-        return torch.cartesian_prod(y, x).flip(1) if self.height * self.width else y.new_zeros((0, 2))
+        # cartesian_prod would fix a side of 1 in torch.export
+        return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)
 
 
 @dataclass(frozen=True)

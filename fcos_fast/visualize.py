@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -12,8 +12,9 @@ from fcos_fast.inference.images import ImageLike, as_array
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-    from PIL import Image
-    from torch import Tensor
+    from PIL import Image, ImageDraw
+
+LineStyle: TypeAlias = Literal["solid", "dashed", "dotted"]
 
 
 def class_color(label: int) -> tuple[int, int, int]:
@@ -30,6 +31,48 @@ def to_pil(image: ImageLike) -> Image.Image:
     if pixels.dtype != np.uint8:
         pixels = (pixels.clip(0, 1) * 255).round().astype(np.uint8)
     return Image.fromarray(pixels)
+
+
+FOUND = (86, 180, 233)
+"""Color of what is right in the drawing of an evaluation."""
+
+
+class Mark(NamedTuple):
+    """A box to draw.
+
+    Attributes:
+        box: x1, y1, x2, y2 in the image's pixels.
+        text: its label; empty for none.
+        color: RGB, 0 to 255.
+        style: line style.
+        edge: draw a black edge around the line, so that it stands out on any background.
+    """
+
+    box: Sequence[float]
+    text: str
+    color: tuple[int, int, int]
+    style: LineStyle = "solid"
+    edge: bool = False
+
+
+def true_positive(box: Sequence[float], text: str) -> Mark:
+    """The mark of a correct detection, or of an object that is found: blue, solid."""
+    return Mark(box, text, FOUND, "solid", edge=True)
+
+
+def missed(box: Sequence[float], text: str) -> Mark:
+    """The mark of an object that is not found: yellow, dashed."""
+    return Mark(box, text, (240, 228, 66), "dashed", edge=True)
+
+
+def false_positive(box: Sequence[float], text: str) -> Mark:
+    """The mark of a wrong detection: red, dotted."""
+    return Mark(box, text, (255, 90, 54), "dotted", edge=True)
+
+
+def labeled(box: Sequence[float], text: str) -> Mark:
+    """The mark of an object beside a detection that misplaces it: white, solid."""
+    return Mark(box, text, (255, 255, 255), "solid", edge=True)
 
 
 def draw_boxes(
@@ -50,35 +93,111 @@ def draw_boxes(
         scores: (N,) in 0..1, or None for ground truth.
         scale: factor by which the image is resized first; the size of lines and text depends on the result.
     """
+    rows = _rows(boxes, labels, names, scores)
+    return draw_marks(image, [Mark(box, text, class_color(label)) for box, text, label in rows], scale)
+
+
+def draw_marks(image: ImageLike, marks: Sequence[Mark], scale: float = 1.0) -> Image.Image:
+    """Draw marks on a copy of an image, the last on top; labels do not overlap if there is space at the boxes.
+
+    Args:
+        image: any image; an array (H, W, 3) or a tensor (3, H, W), for example.
+        marks: the boxes.
+        scale: factor by which the image is resized first; the size of lines and text depends on the result.
+    """
     from PIL import ImageDraw, ImageFont
 
-    boxes, labels = np.asarray(boxes), np.asarray(labels)
-    scores = None if scores is None else np.asarray(scores)
     canvas = to_pil(image)
     canvas = canvas.resize([max(1, round(side * scale)) for side in canvas.size])
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=max(10, min(canvas.size) // 32))
-    thickness = max(2, min(canvas.size) // 200)
-    order = np.arange(len(boxes)) if scores is None else np.argsort(scores)
-    for i in order.tolist():
-        label = int(labels[i])
-        color = class_color(label)
-        x1, y1, x2, y2 = (boxes[i] * scale).tolist()
-        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=color, width=thickness)
-        text = names[label] if scores is None else f"{names[label]} {100 * float(scores[i]):.0f}"
-        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-        width, height = right - left + 2, bottom - top + 2
-        x = max(0, min(x1, canvas.width - width))
-        y = y1 - height if y1 >= height else y1  # above the box, or inside it at the top of the image
-        draw.rectangle((x, y, x + width, y + height), fill=color)
-        draw.text((x + 1 - left, y + 1 - top), text, fill=(0, 0, 0), font=font)
+    font = ImageFont.load_default(size=max(11, min(canvas.size) // 28))
+    thickness = max(2, min(canvas.size) // 160)
+    boxes = np.array([mark.box for mark in marks], np.float64).reshape(-1, 4) * scale
+    boxes[:, 2:] = np.maximum(boxes[:, :2], boxes[:, 2:])
+    for mark, box in zip(marks, boxes.tolist(), strict=True):
+        _outline(draw, box, mark, thickness + mark.edge)
+    extents = np.array([draw.textbbox((0, 0), mark.text, font=font) for mark in marks]).reshape(-1, 4)
+    sizes = extents[:, 2:] - extents[:, :2] + 2
+    places = place_labels(boxes[::-1], sizes[::-1], canvas.size)[::-1]  # the mark on top chooses first
+    for mark, (x, y), (width, height), extent in zip(marks, places, sizes, extents, strict=True):
+        if mark.text:
+            draw.rectangle((x, y, x + width, y + height), fill=mark.color)
+            draw.text((x + 1 - extent[0], y + 1 - extent[1]), mark.text, fill=(0, 0, 0), font=font)
     return canvas
 
 
+def place_labels(boxes: np.ndarray, sizes: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+    """Choose where to write the label of each box: at its edges, inside the canvas, off the labels placed before.
+
+    Args:
+        boxes: (N, 4) xyxy in pixels; the first choose first.
+        sizes: (N, 2) width and height of the labels in pixels.
+        canvas: width and height in pixels.
+
+    Returns:
+        (N, 2) left upper corners. A label overlaps others if every place at its box does; then as little as possible.
+    """
+    placed = np.zeros((len(boxes), 4))
+    for i, (box, size) in enumerate(zip(boxes, sizes, strict=True)):
+        corners = _places(box, size).clip(0, np.maximum(0, canvas - size - 1))
+        low = np.maximum(corners[:, None], placed[:i, :2])
+        high = np.minimum(corners[:, None] + size + 1, placed[:i, 2:])
+        overlap = (high - low).clip(0).prod(axis=2).sum(axis=1)
+        best = corners[overlap.argmin()]  # the first of the best
+        placed[i] = (*best, *(best + size + 1))
+    return placed[:, :2]
+
+
+def _places(box: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Left upper corners of a label at a box, the usual ones first; (K, 2)."""
+    x1, y1, x2, y2 = box
+    width, height = size + 1
+    columns = (x1, x2 - width, (x1 + x2 - width) / 2)
+    rows = (y1 - height, y1, y2, y2 - height)  # above, inside, below, inside
+    steps = np.arange(y1 + height, y2 - 2 * height, height)[:20]  # along the left and right side
+    along = [(x, y) for y in steps.tolist() for x in columns[:2]]
+    return np.array([*((x, y) for y in rows for x in columns), *along])
+
+
+def _outline(draw: ImageDraw.ImageDraw, box: Sequence[float], mark: Mark, thickness: int) -> None:
+    """Draw the four sides inside the box, as a rectangle or as dashes."""
+    x1, y1, x2, y2 = box
+    if mark.edge:
+        width = 1 if mark.style == "solid" else thickness + 1  # black between the dashes, too
+        draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), outline=(0, 0, 0), width=width)
+    if mark.style == "solid":
+        draw.rectangle((x1, y1, x2, y2), outline=mark.color, width=thickness)
+        return
+    dash, gap = (5 * thickness, 3 * thickness) if mark.style == "dashed" else (2 * thickness, thickness)
+    inner = thickness - 1
+    for x in np.arange(x1, x2, dash + gap).tolist():
+        end = min(x + dash - 1, x2)
+        draw.rectangle((x, y1, end, y1 + inner), fill=mark.color)
+        draw.rectangle((x, max(y1, y2 - inner), end, y2), fill=mark.color)
+    for y in np.arange(y1, y2, dash + gap).tolist():
+        end = min(y + dash - 1, y2)
+        draw.rectangle((x1, y, x1 + inner, end), fill=mark.color)
+        draw.rectangle((max(x1, x2 - inner), y, x2, end), fill=mark.color)
+
+
+def _rows(
+    boxes: ArrayLike, labels: ArrayLike, names: Sequence[str], scores: ArrayLike | None
+) -> list[tuple[list[float], str, int]]:
+    """Box, text and label of each box, in ascending order of scores."""
+    rows = list(zip(np.asarray(boxes).tolist(), np.asarray(labels).tolist(), strict=True))
+    if scores is None:
+        return [(box, names[label], label) for box, label in rows]
+    values = np.asarray(scores)
+    return [
+        (*rows[i][:1], f"{names[rows[i][1]]} {100 * values[i]:.0f}", rows[i][1])
+        for i in np.argsort(values).tolist()
+    ]
+
+
 def sheet(
-    images: Sequence[Tensor],
-    targets: Sequence[dict[str, Tensor]],
-    detections: Sequence[dict[str, Tensor]],
+    images: Sequence[ImageLike],
+    targets: Sequence[Mapping[str, ArrayLike]],
+    detections: Sequence[Mapping[str, ArrayLike]],
     names: Sequence[str],
     columns: int = 2,
     width: int = 400,
@@ -87,9 +206,10 @@ def sheet(
     """Pairs of images, with ground truth on the left and detections on the right.
 
     Args:
-        images: (3, H, W) tensors.
-        targets: ``boxes`` and ``labels`` of each image.
-        detections: ``boxes``, ``labels`` and ``scores`` of each image.
+        images: any images.
+        targets: ``boxes`` and ``labels`` of each image. With ``found``, (N,) bool, found and missed objects differ in
+            color and line style; otherwise colors are those of the classes.
+        detections: ``boxes``, ``labels`` and ``scores`` of each image; with ``correct``, (N,) bool, the same.
         names: the class names.
         columns: pairs per row.
         width: width of each image in pixels. Images taller than twice the width are scaled down to that height.
@@ -111,7 +231,12 @@ def sheet(
     page = Image.new("RGB", (columns * stride, header + sum(h + gap for h in heights)), (255, 255, 255))
     draw = ImageDraw.Draw(page)
     font = ImageFont.load_default(size=16)
-    titles = ("ground truth", f"detections (score from {score_threshold:g})")
+    titles = [
+        "ground truth" + (": found solid, missed dashed" if "found" in targets[0] else ""),
+        "detections: correct solid, false positives dotted"
+        if "correct" in detections[0]
+        else f"detections (score from {score_threshold:g})",
+    ]
     for x in range(gap, page.width, stride):
         for place, title in zip((x, x + width + gap), titles, strict=True):
             draw.text((place, 4), title, fill=(0, 0, 0), font=font)
@@ -125,18 +250,41 @@ def sheet(
 
 
 def _pair(
-    image: Tensor,
-    target: dict[str, Tensor],
-    detection: dict[str, Tensor],
+    image: ImageLike,
+    target: Mapping[str, ArrayLike],
+    detection: Mapping[str, ArrayLike],
     names: Sequence[str],
     width: int,
     score_threshold: float,
 ) -> tuple[Image.Image, Image.Image]:
     """An image with its ground truth and with its detections, scaled to ``width`` or twice that height."""
-    scale = min(width / image.shape[-1], 2 * width / image.shape[-2])
-    keep = detection["scores"] >= score_threshold
-    boxes, labels, scores = (detection[name][keep] for name in ("boxes", "labels", "scores"))
-    return (
-        draw_boxes(image, target["boxes"], target["labels"], names, scale=scale),
-        draw_boxes(image, boxes, labels, names, scores, scale),
-    )
+    canvas = to_pil(image)
+    scale = min(width / canvas.width, 2 * width / canvas.height)
+    keep = np.asarray(detection["scores"]) >= score_threshold
+    kept = {name: np.asarray(values)[keep] for name, values in detection.items()}
+    if "found" in target:
+        left = draw_marks(canvas, target_marks(target, names), scale)
+    else:
+        left = draw_boxes(canvas, target["boxes"], target["labels"], names, scale=scale)
+    if "correct" in kept:
+        right = draw_marks(canvas, detection_marks(kept, names), scale)
+    else:
+        right = draw_boxes(canvas, kept["boxes"], kept["labels"], names, kept["scores"], scale)
+    return left, right
+
+
+def target_marks(target: Mapping[str, ArrayLike], names: Sequence[str]) -> list[Mark]:
+    """The marks of ``boxes`` (N, 4) and ``labels`` (N,), as ``found`` (N,) says."""
+    rows = zip(*(np.asarray(target[name]).tolist() for name in ("boxes", "labels", "found")), strict=True)
+    return [(true_positive if found else missed)(box, names[label]) for box, label, found in rows]
+
+
+def detection_marks(detection: Mapping[str, ArrayLike], names: Sequence[str]) -> list[Mark]:
+    """The marks of ``boxes`` (N, 4), ``labels`` (N,) and ``scores`` (N,), as ``correct`` (N,) says."""
+    scores = np.asarray(detection["scores"])
+    rows = _rows(detection["boxes"], detection["labels"], names, scores)
+    correct = np.asarray(detection["correct"])[np.argsort(scores)].tolist()
+    return [
+        (true_positive if is_true else false_positive)(box, text)
+        for (box, text, _), is_true in zip(rows, correct, strict=True)
+    ]

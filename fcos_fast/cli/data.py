@@ -1,58 +1,27 @@
-"""``fcos-fast data stats``: how the boxes of a dataset suit the levels of a detector."""
+"""``fcos-fast data``: runs the subcommand for datasets that its next word names."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from importlib import import_module
 
 from fcos_fast.cli.suggest import did_you_mean
-from fcos_fast.cli.train import TrainOptions, parse_with_model
-from fcos_fast.fields import check_fields, positive
-from fcos_fast.models import FCOSConfig
 
 SUBCOMMANDS = {
-    "stats": "show box sizes and boxes per level of the pyramid; suggest level ranges and an input size"
+    "stats": "show box sizes and boxes per level of the pyramid; suggest level ranges and an input size",
+    "check": "find faults of images, labels and splits; writes an HTML page",
+    "show": "draw images with their labels, as training sees them, on one sheet",
+    "split": "divide a dataset into splits, balanced by class and by group",
+    "convert": "write a dataset in another format: VOC, COCO, YOLO",
 }
-
-COMMON = (
-    "data.root",
-    "data.train",
-    "preset",
-    "model.min_size",
-    "model.max_size",
-    "images",
-    "output",
-    "config",
-)
-"""Options that the help lists first."""
-
-
-@dataclass(frozen=True)
-class StatsOptions(TrainOptions):
-    """Show how the boxes of the training split suit a detector. Accepts all options of ``fcos-fast train``.
-
-      fcos-fast data stats --data.root FOLDER
-
-    Attributes:
-        images: maximum number of images to read, evenly spaced over the split.
-        output: JSON file for the statistics.
-    """
-
-    images: int = positive(5000)
-    output: str | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self, "--")
+"""Name -> its help. The subcommand ``stats`` is ``main`` in the module ``data_stats`` beside this file."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run ``fcos-fast data``."""
     subcommand, *rest = arguments or ["--help"]
     if subcommand in ("-h", "--help"):
-        print(
-            f"usage: fcos-fast data SUBCOMMAND [options]\n\n  stats  {SUBCOMMANDS['stats']}\n\n"
-            "fcos-fast data SUBCOMMAND --help lists the options."
-        )
+        print(_usage())
         return 0
     if subcommand.startswith("-"):
         raise ValueError(
@@ -60,21 +29,12 @@ def main(arguments: Sequence[str]) -> int:
         )
     if subcommand not in SUBCOMMANDS:
         raise ValueError(f"unknown subcommand {subcommand!r}{did_you_mean(subcommand, SUBCOMMANDS)}")
-    options = parse_with_model(StatsOptions, "data stats", rest, COMMON)
-    if not isinstance(options.model, FCOSConfig):
-        raise ValueError(
-            f"--preset {options.preset} is not an FCOS and has no level ranges; give an FCOS preset"
-        )
+    status: int = import_module(f"fcos_fast.cli.data_{subcommand}").main(rest)
+    return status
 
-    if not options.data.root:
-        raise ValueError("no dataset; give its folder with --data.root")
 
-    from fcos_fast.cli.data_stats import report, statistics
-    from fcos_fast.engine.files import write_json
-
-    dataset = options.data.load(options.data.train)
-    found = statistics(dataset, options.model, options.images)
-    print(report(found))
-    if options.output is not None:
-        write_json(options.output, found)
-    return 0
+def _usage() -> str:
+    width = max(map(len, SUBCOMMANDS))
+    subcommands = "\n".join(f"  {subcommand:{width}}  {what}" for subcommand, what in SUBCOMMANDS.items())
+    more = "fcos-fast data SUBCOMMAND --help lists the options."
+    return f"usage: fcos-fast data SUBCOMMAND [options]\n\n{subcommands}\n\n{more}"

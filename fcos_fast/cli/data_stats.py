@@ -1,116 +1,62 @@
-"""The part of ``fcos-fast data stats`` that needs torch."""
+"""``fcos-fast data stats``: how the boxes of a dataset suit the levels of a detector."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from fcos_fast.data import DetectionDataset
-from fcos_fast.engine.box_statistics import (
-    PERCENTILES,
-    LevelStatistics,
-    best_size,
-    box_sizes,
-    level_statistics,
-    sample,
-    size_statistics,
-    suggest_ranges,
-)
+from fcos_fast.cli.train import TrainOptions, parse_with_model
+from fcos_fast.fields import check_fields, positive
 from fcos_fast.models import FCOSConfig
-from fcos_fast.text import printable
+
+COMMON = (
+    "data.root",
+    "data.train",
+    "preset",
+    "model.min_size",
+    "model.max_size",
+    "images",
+    "output",
+    "config",
+)
+"""Options that the help lists first."""
 
 
-def statistics(dataset: DetectionDataset, config: FCOSConfig, images: int) -> dict[str, Any]:
-    """Everything that the subcommand reports, in plain values."""
-    records = sample(dataset, images)
-    names = dataset.categories.names
-    counts = Counter(names[label] for record in records for label in record.labels.tolist())
-    if not counts:
-        raise ValueError("the images have no boxes; give a split with labeled images as --data.train")
-    better = suggest_ranges(records, config)
-    sizes = size_statistics(records, better)
-    best = best_size(sizes)
-    final = suggest_ranges(records, best.config)  # another input size has other ranges
-    return {
-        "images": len(records),
-        "of": len(dataset),
-        "without_boxes": sum(len(record.boxes) == 0 for record in records),
-        "boxes_per_class": {name: counts[name] for name in names},
-        "box_sizes": box_sizes(records, config),
-        "strides": config.strides,
-        "now": _plain(config, level_statistics(records, config)),
-        "better_ranges": _plain(better, level_statistics(records, better)),
-        "sizes": [{"short_side": s.short_side, **_plain(s.config, s.levels)} for s in sizes],
-        "suggested": _plain(final, level_statistics(records, final)),
-        "options": _options(config, final),
-    }
+@dataclass(frozen=True)
+class StatsOptions(TrainOptions):
+    """Show how the boxes of the training split suit a detector. Accepts all options of ``fcos-fast train``.
+
+      fcos-fast data stats --data.root FOLDER
+
+    Attributes:
+        images: maximum number of images to read, evenly spaced over the split.
+        output: JSON file for the statistics.
+    """
+
+    images: int = positive(5000)
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "--")
 
 
-def _plain(config: FCOSConfig, levels: LevelStatistics) -> dict[str, Any]:
-    return {
-        "sizes_of_interest": list(config.rule.sizes_of_interest),
-        "min_size": config.min_size,
-        "max_size": config.max_size,
-        **asdict(levels),
-    }
+def main(arguments: Sequence[str]) -> int:
+    """Run ``fcos-fast data stats``."""
+    options = parse_with_model(StatsOptions, "data stats", arguments, COMMON)
+    if not isinstance(options.model, FCOSConfig):
+        raise ValueError(
+            f"--preset {options.preset} is not an FCOS and has no level ranges; give an FCOS preset"
+        )
 
+    if not options.data.root:
+        raise ValueError("no dataset; give its folder with --data.root")
 
-def _options(config: FCOSConfig, better: FCOSConfig) -> list[str]:
-    """Options of ``fcos-fast train`` that apply the suggestion; empty if nothing changes."""
-    options = []
-    if better.rule != config.rule:
-        options += ["--model.rule.sizes_of_interest", str(list(better.rule.sizes_of_interest))]
-    if better.min_size != config.min_size:
-        options += ["--model.min_size", str(better.min_size)]
-        if better.max_size is not None:
-            options += ["--model.max_size", str(better.max_size)]
-    return options
+    from fcos_fast.cli.data_stats_run import report, statistics
+    from fcos_fast.engine.files import write_json
 
-
-def report(found: dict[str, Any]) -> str:
-    """The statistics as text."""
-    now, ranges = found["now"], found["better_ranges"]
-    levels = [f"P{stride.bit_length() - 1}" for stride in found["strides"]]
-    lines = [
-        f"{found['images']} of {found['of']} images, {found['without_boxes']} of them without boxes; "
-        f"{now['num_boxes']} boxes",
-        ", ".join(f"{printable(name)} {count}" for name, count in found["boxes_per_class"].items()),
-        "",
-        f"{'in pixels of the input':22}" + "".join(f"{f'p{p}':>8}" for p in PERCENTILES),
-        *(f"{name:22}" + "".join(f"{v:8.0f}" for v in values) for name, values in found["box_sizes"].items()),
-        "",
-        f"{'boxes per level':34}" + "".join(f"{level:>8}" for level in levels) + f"{'none':>8}",
-        _level_row(f"current, bounds {_bounds(now)}", now),
-        _level_row(f"suggested, {_bounds(ranges)}", ranges),
-        "",
-        f"{'input size, suggested bounds':34}{'p5, shorter side':>20}{'boxes on no level':>20}",
-        *(
-            f"{_size(size):34}{size['short_side']:20.0f}{size['unassigned'] / max(1, size['num_boxes']):20.2%}"
-            for size in found["sizes"]
-        ),
-        "",
-    ]
-    if found["options"]:
-        pairs = zip(found["options"][::2], found["options"][1::2], strict=True)
-        given = " ".join(f'{name} "{value}"' if " " in value else f"{name} {value}" for name, value in pairs)
-        lines += [
-            _level_row(f"with both, {_bounds(found['suggested'])}", found["suggested"]),
-            f"suggested: {given}",
-        ]
-    else:
-        lines.append("the current ranges and input size suit these boxes")
-    return "\n".join(lines)
-
-
-def _bounds(found: dict[str, Any]) -> str:
-    return " ".join(f"{bound:g}" for bound in found["sizes_of_interest"])
-
-
-def _size(found: dict[str, Any]) -> str:
-    longest = "" if found["max_size"] is None else f", longer at most {found['max_size']}"
-    return f"shorter side {found['min_size']}{longest}"
-
-
-def _level_row(title: str, found: dict[str, Any]) -> str:
-    return f"{title:34}" + "".join(f"{n:8}" for n in found["on_level"]) + f"{found['unassigned']:8}"
+    dataset = options.data.load(options.data.train)
+    found = statistics(dataset, options.model, options.images)
+    print(report(found))
+    if options.output is not None:
+        write_json(options.output, found)
+    return 0

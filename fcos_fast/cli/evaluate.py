@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
     if is_main():
         title = f"{options.checkpoint} on {data.root}, split {data.val}"
         folder = new_run_folder(options.runs, options.name)
-        present_evaluation(folder, title, dataset, detections, result, options.output)
+        present_evaluation(folder, title, dataset, detections, result, options.output, about)
     return 0
 
 

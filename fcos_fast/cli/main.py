@@ -24,11 +24,12 @@ from fcos_fast.text import printable
 SUBCOMMANDS = {
     "train": "train a detector, or resume a run",
     "evaluate": "measure the average precision of a checkpoint on a dataset",
+    "compare": "show runs side by side: options that differ, average precision, errors, time",
     "detect": "detect objects in images and videos; writes them drawn, and JSON",
     "export": "write a trained detector as a file for other runtimes: ONNX, OpenVINO",
     "serve": "serve a detector over HTTP: web page, JSON, drawn images",
     "convert": "convert checkpoints from and to other implementations",
-    "data": "data stats: show how the boxes of a dataset suit the levels of a detector",
+    "data": "datasets: stats, check, show, split, convert",
     "benchmark": "time detection on this machine, from the image file to the boxes",
     "demo": "train a small detector on generated images",
     "info": "show versions, GPUs and which operators are native; --model NAME: describe a model",
@@ -38,7 +39,7 @@ DISTRIBUTED = ("train", "evaluate")
 """Subcommands that run under torchrun."""
 
 EXTRAS = {
-    **{"timm": "timm", "safetensors": "timm", "av": "video"},
+    **{"imagehash": "check", "scipy": "check", "timm": "timm", "safetensors": "timm", "av": "video"},
     **{
         "onnx": "export",
         "onnxscript": "export",

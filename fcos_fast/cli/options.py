@@ -8,13 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_origin
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]  # __all__ is computed
 
-from fcos_fast.cli.help import HelpFormatter, arrange_help, choices_of, type_of, without_markup
-from fcos_fast.cli.suggest import did_you_mean
+from fcos_fast.cli.help import Help
+from fcos_fast.cli.option_list import Option, groups_of, options_of
+from fcos_fast.cli.suggest import did_you_mean, did_you_mean_option
 from fcos_fast.models import PRESETS
 
 Options = TypeVar("Options")
@@ -34,7 +35,8 @@ def parse_options(
 ) -> Options:
     """Parse ``arguments`` into the dataclass ``kind``. Fields of a nested dataclass become dotted options.
 
-    ``--config`` reads options from a YAML file; options after it on the command line override the file.
+    ``--config`` reads options from a YAML file; options after it on the command line override the file. ``--help``
+    prints the common options and ends the program, ``--help TOPIC`` others; see :meth:`fcos_fast.cli.help.Help.text`.
 
     Args:
         kind: a dataclass.
@@ -48,18 +50,24 @@ def parse_options(
     Raises:
         ValueError: an unknown option, with the nearest known one, or an invalid value.
     """
-    parser = _make_parser(kind, subcommand, positional, common, recipes or {}, defaults or {})
-    known = [name for action in parser._actions for name in action.option_strings]
-    for argument in itertools.takewhile("--".__ne__, arguments):
+    defaults, recipes = defaults or {}, recipes or {}
+    page = _help_of(kind, subcommand, positional, common, recipes, defaults)
+    given = list(itertools.takewhile("--".__ne__, arguments))
+    if wanted := [i for i, argument in enumerate(given) if re.match(r"(-h|--help)(=|$)", argument)]:
+        print(page.text(_topic(given[wanted[0] :])), end="")
+        raise SystemExit(0)
+    known = [option.name for option in page.options]
+    for argument in given:
         name = argument.split("=")[0]
-        if argument.startswith("--") and name not in known:
-            raise ValueError(f"unknown option {name}{did_you_mean(name, known)}")
+        if re.match("--?[A-Za-z]", argument) and name not in [*page.flags, "--print_config"]:
+            raise ValueError(f"unknown option {name}{did_you_mean_option(name, known)}")
+    parser = _make_parser(kind, positional, recipes, defaults)
     try:
         values = vars(parser.instantiate(parser.parse_args(arguments)))
     except RecursionError as error:
         raise ValueError("an option or the YAML file is nested too deeply") from error
     except (argparse.ArgumentError, TypeError) as error:
-        raise ValueError(_readable(str(error), parser, known)) from error
+        raise ValueError(_readable(str(error), page.options)) from error
     values.pop("config")
     return kind(**values)
 
@@ -97,53 +105,73 @@ class _ReadConfigFile(ActionConfigFile):
         super().__call__(parser, cfg, str(config_file(values, recipes)), option_string)
 
 
-def _make_parser(
+def _help_of(
     kind: type[Any],
     subcommand: str,
     positional: tuple[str, str] | None,
     common: Sequence[str],
     recipes: Mapping[str, Path],
     defaults: Mapping[str, Any],
-) -> _Parser:
-    usage = f"fcos-fast {subcommand} [options]" + (f" {positional[0].upper()} ..." if positional else "")
-    description = cleandoc(kind.__doc__ or "").split("\n\nAttributes:")[0]
-    parser = _Parser(
-        usage=usage,
-        description=without_markup(description),
-        formatter_class=HelpFormatter,
-        exit_on_error=False,
-    )
-    parser.recipes = recipes
+) -> Help:
     recipe = f", or one of the recipes {', '.join(recipes)}" if recipes else ""
-    parser.add_argument(
-        "--config", action=_ReadConfigFile, help=f"YAML file with any of these options{recipe}"
+    config = Option("config", Path, f"YAML file with any of these options{recipe}")
+    values = positional[0] if positional else ""
+    options = [*(option for option in options_of(kind, defaults) if option.name != values), config]
+    return Help(
+        subcommand,
+        positional,
+        cleandoc(kind.__doc__ or "").split("\n\nAttributes:")[0],
+        options,
+        groups_of(kind, defaults),
+        common,
     )
+
+
+def _topic(arguments: Sequence[str]) -> str | None:
+    """What ``--help``, the first of the arguments, shall explain."""
+    _, equals, topic = arguments[0].partition("=")
+    if equals:
+        return topic
+    return next((word for word in arguments[1:2] if not word.startswith("-")), None)
+
+
+def _make_parser(
+    kind: type[Any],
+    positional: tuple[str, str] | None,
+    recipes: Mapping[str, Path],
+    defaults: Mapping[str, Any],
+) -> _Parser:
+    parser = _Parser(exit_on_error=False)
+    parser.recipes = recipes
+    parser.add_argument("--config", action=_ReadConfigFile)
     if positional:
-        parser.add_argument(positional[0], nargs="*", type=str, default=[], help=positional[1])
+        parser.add_argument(positional[0], nargs="*", type=str, default=[])
     parser.add_class_arguments(kind, skip={*([positional[0]] if positional else []), *defaults})
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
-    arrange_help(parser, common)
     return parser
 
 
-def _readable(message: str, parser: _Parser, known: Sequence[str]) -> str:
-    """A message of the parser, with the options' names on the command line and the nearest ``known`` one."""
+def _readable(message: str, options: Sequence[Option]) -> str:
+    """A message of the parser, with the options' names on the command line and the nearest known one."""
+    known = [option.name for option in options]
     unknown = re.match(r"(?:Group '(.+?)' does not accept o|O)ption '(.+?)'", message)
     if unknown:
         name = "--" + ".".join(filter(None, unknown.groups()))
-        return f"unknown option {name} in the YAML file{did_you_mean(name, known)}"
+        return f"unknown option {name} in the YAML file{did_you_mean_option(name, known)}"
     missing = re.match(r"the following arguments are required: (.*)", message)
     if missing:
         return f"missing options: {', '.join(f'--{name}' for name in missing[1].split(', '))}"
     surplus = re.match(r"unrecognized arguments: (.*)", message)
     if surplus:
-        return f"unexpected argument {surplus[1]!r}; the names of options start with --"
+        name, equals, _ = surplus[1].partition("=")
+        hint = did_you_mean_option(name, known) if equals else ""
+        return f"unexpected argument {surplus[1]!r}; the names of options start with --{hint}"
     invalid = re.match(r'Parser key "(.+?)":.*(?:Got|Given) value: (.*)', message, flags=re.DOTALL)
-    action = next((a for a in parser._actions if invalid and a.dest == invalid[1]), None)
-    if invalid is None or action is None:
+    option = next((option for option in options if invalid and option.name == invalid[1]), None)
+    if invalid is None or option is None:
         return re.sub(r'Parser key "(.+?)":', r"--\1:", message)
-    choices = choices_of(action)
-    kind = action.metavar if "{" in str(action.metavar) else type_of(action)
-    expected = did_you_mean(invalid[2], choices) if choices else f"; expected {kind}"
-    return f"--{invalid[1]} cannot be {invalid[2]!r}{expected}"
+    # a misspelled choice is suggested, but nothing is near to true and false
+    choices = option.choices if get_origin(option.type) is Literal else []
+    expected = did_you_mean(invalid[2], choices) if choices else f"; expected {option.expects}"
+    return f"{option.flag} cannot be {invalid[2]!r}{expected}"

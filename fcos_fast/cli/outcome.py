@@ -24,7 +24,9 @@ def present(outcome: TrainResult) -> None:
         config = (folder / "config.yaml").read_text(encoding="utf-8")
         title = f"{type(outcome.model).__name__} on {outcome.config.data.root}"
         page = write_report(
-            folder, title, outcome.val_set, outcome.detections, outcome.result, {"Configuration": config}
+            *(folder, title, outcome.val_set, outcome.detections, outcome.result, {"Configuration": config}),
+            about=outcome.model.title,
+            parameters=sum(p.numel() for p in outcome.model.parameters()),
         )
         print(f"\n{outcome.result.table()}\n\nreport   {page}\nsheet    {folder / 'sheet.png'}")
     print(f"detect   fcos-fast detect --checkpoint {checkpoint} IMAGES_OR_FOLDERS")
@@ -37,6 +39,7 @@ def present_evaluation(
     detections: Sequence[dict[str, Tensor]],
     result: AveragePrecision,
     output: str | None,
+    about: str = "",
 ) -> None:
     """Write metrics, report and detections of an evaluation; print its average precision and the files.
 
@@ -47,9 +50,10 @@ def present_evaluation(
         detections: detections of each of its images.
         result: average precision of the detections.
         output: file for the detections; by default ``results.json`` in ``folder``.
+        about: the model and what it ran on, in words.
     """
     write_json(folder / "metrics.json", asdict(result))
     results = Path(output or folder / "results.json")
     write_json(results, coco_results(dataset, detections))
-    page = write_report(folder, title, dataset, detections, result, {})
+    page = write_report(folder, title, dataset, detections, result, {}, about=about)
     print(f"\n{result.table()}\n\nreport   {page}\nsheet    {folder / 'sheet.png'}\nresults  {results}")

@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from .checks import DataError as DataError
     from .checks import Report as Report
     from .coco import load_coco as load_coco
+    from .conversion import convert as convert
     from .dataset import DetectionDataset as DetectionDataset
-    from .dataset import Record as Record
     from .loader import EpochBatchSampler as EpochBatchSampler
     from .loader import collate as collate
     from .loader import eval_loader as eval_loader
     from .loader import train_loader as train_loader
     from .readers import READERS as READERS
     from .readers import Reader as Reader
+    from .readers import dataset_splits as dataset_splits
     from .readers import load_dataset as load_dataset
+    from .records import Record as Record
     from .synthetic import SyntheticConfig as SyntheticConfig
     from .synthetic import synthetic_dataset as synthetic_dataset
     from .synthetic import synthetic_image as synthetic_image
@@ -42,9 +44,11 @@ else:
             "categories": ["COCO", "VOC", "Categories"],
             "checks": ["DataError", "IMAGE_SUFFIXES", "MAX_PIXELS", "Report"],
             "coco": ["load_coco"],
-            "dataset": ["DetectionDataset", "Record"],
+            "conversion": ["convert"],
+            "dataset": ["DetectionDataset"],
             "loader": ["EpochBatchSampler", "collate", "eval_loader", "train_loader"],
-            "readers": ["READERS", "Reader", "load_dataset"],
+            "readers": ["READERS", "Reader", "dataset_splits", "load_dataset"],
+            "records": ["Record"],
             "synthetic": ["SyntheticConfig", "synthetic_image", "synthetic_dataset", "write_voc"],
             "tensors": ["read_image"],
             "transforms": ["AugmentedDataset"],

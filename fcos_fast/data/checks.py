@@ -7,7 +7,6 @@ An invalid box is skipped, or clipped to the image, and counted in a :class:`Rep
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from .dataset import Record
+    from .records import Records
 
 EXAMPLES = 3
 """Number of occurrences of a fault that a report names; it counts the others."""
@@ -79,12 +78,12 @@ class Report:
         if len(examples) < EXAMPLES:
             examples.append(f"{file}: {value}")
 
-    def count(self, records: Sequence[Record]) -> None:
+    def count(self, records: Records) -> None:
         """Count the images and boxes that were loaded."""
         self.images = len(records)
-        self.empty_images = sum(len(record.boxes) == 0 for record in records)
-        self.boxes = sum(len(record.boxes) for record in records)
-        self.ignored = sum(int(record.ignore.sum()) for record in records)
+        self.empty_images = int((np.diff(records.offsets) == 0).sum())
+        self.boxes = len(records.boxes)
+        self.ignored = int(records.ignore.sum())
 
     def __str__(self) -> str:
         ignored = f" ({self.ignored} difficult or crowds, ignored)" if self.ignored else ""

@@ -7,20 +7,21 @@ the object as small, medium or large. Images are not decoded, because the file c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .categories import Categories
 from .checks import MAX_PIXELS, DataError, Report, brief, check_boxes
-from .coco_content import LISTS, area_of, boxed_annotations, by_id, is_crowd, read_content
-from .dataset import DetectionDataset, Record
+from .coco_content import LISTS, Content, read_content
+from .dataset import DetectionDataset
 from .files import LEFTOVER, files_in, is_hidden, is_leftover
 from .jpeg import count_truncated
 from .paths import PathFinder
+from .records import Records, Strings, packed_ids
 from .text_files import read_text
 
 ROBOFLOW = "_annotations.coco.json"
@@ -65,14 +66,17 @@ def load_coco(
         root = root.parent.parent if root.parent.name == "annotations" else root.parent
     report = Report.of_split(root, split, strict)
     content = read_content(file, report)
-    images = by_id(content["images"], file, "image")
-    annotations = boxed_annotations(content["annotations"], images, file, report)
-    categories, label_of_id = _labels(content["categories"], categories, annotations, file)
-    paths = _find_images(root, file, images, PathFinder(root, allow_outside), report)
-    _check_pixels(images, paths, max_pixels, file)
+    categories, label_of_id = _labels(content, categories, file)
+    paths = _find_images(root, file, content.names, PathFinder(root, allow_outside), report)
+    _check_pixels(content.sizes, paths, max_pixels, file)
     count_truncated(paths.values(), report)
-    records = _records(images, annotations, categories, label_of_id, paths, file, report)
+    records = _records(content, categories, label_of_id, paths, file, report)
     return DetectionDataset(records, categories, report, max_pixels)
+
+
+def coco_splits(root: Path) -> list[str]:
+    """The names of the splits: those of their files."""
+    return list(_splits(root) or _loose_files(root))
 
 
 def _splits(root: Path) -> dict[str, Path]:
@@ -126,21 +130,11 @@ def _file_of_split(root: Path, split: str | None) -> Path:
     return near[0]
 
 
-def _labels(
-    listed: Sequence[dict[str, Any]],
-    categories: Categories | None,
-    annotations: Sequence[dict[str, Any]],
-    file: Path,
-) -> tuple[Categories, dict[Any, int]]:
+def _labels(content: Content, categories: Categories | None, file: Path) -> tuple[Categories, dict[int, int]]:
     """The classes, and the map from category id to label."""
-    entry_of = by_id(listed, file, "category")
-    for annotation in annotations:
-        number = annotation.get("category_id")
-        if not isinstance(number, int) or number not in entry_of:
-            raise DataError(
-                f"{file}: annotations have the category id {brief(number)}, which is not listed; add the category"
-            )
-    used = {annotation["category_id"] for annotation in annotations}
+    entry_of = content.categories
+    listed = list(entry_of.values())
+    used = set(np.unique(content.category_ids).tolist())
     if categories is None:
         kept = [
             entry_of[i] for i in sorted(entry_of) if i in used or not _is_roboflows_root(entry_of[i], listed)
@@ -185,33 +179,30 @@ def _is_roboflows_root(category: dict[str, Any], listed: Sequence[dict[str, Any]
 
 
 def _find_images(
-    root: Path, file: Path, images: dict[Any, dict[str, Any]], finder: PathFinder, report: Report
-) -> dict[Any, Path]:
-    """Image id -> file. All images are in the folder that contains the first."""
-    names = _image_names(images, file, report)
-    folder = _image_folder(root, file, next(iter(names.values())), finder)
-    found = {number: finder.find([(folder, name)], file) for number, name in names.items()}
-    missing = [names[number] for number, place in found.items() if place is None]
+    root: Path, file: Path, names: Sequence[str], finder: PathFinder, report: Report
+) -> dict[int, Path]:
+    """Index of an image -> its file. Leftovers of operating systems are omitted. All images are in the folder that
+    contains the first."""
+    kept = dict(_without_leftovers(names, file, report))
+    if not kept:
+        raise DataError(f"{file}: lists no images; add some")
+    folder = _image_folder(root, file, next(iter(kept.values())), finder)
+    found = {i: finder.find([(folder, name)], file) for i, name in kept.items()}
+    missing = [kept[i] for i, place in found.items() if place is None]
     if missing:
         raise DataError(
-            f"{file}: {len(missing)} of {len(names)} images are not in {folder}, the first is {brief(missing[0])}; "
+            f"{file}: {len(missing)} of {len(kept)} images are not in {folder}, the first is {brief(missing[0])}; "
             "add them, or remove them from the file"
         )
-    return {number: place[1] for number, place in found.items() if place is not None}
+    return {i: place[1] for i, place in found.items() if place is not None}
 
 
-def _image_names(images: dict[Any, dict[str, Any]], file: Path, report: Report) -> dict[Any, str]:
-    """Image id -> file name, without leftovers of operating systems."""
-    names = {}
-    for number, entry in images.items():
-        name = entry["file_name"]
-        if is_leftover(PurePath(name.replace("\\", "/"))):
+def _without_leftovers(names: Sequence[str], file: Path, report: Report) -> Iterator[tuple[int, str]]:
+    for i, name in enumerate(names):
+        if is_leftover(name.replace("\\", "/")):
             report.add(LEFTOVER, file, brief(name))
         else:
-            names[number] = name
-    if not names:
-        raise DataError(f"{file}: lists no images; add some")
-    return names
+            yield i, name
 
 
 def _image_folder(root: Path, file: Path, first: str, finder: PathFinder) -> Path:
@@ -229,80 +220,77 @@ def _image_folder(root: Path, file: Path, first: str, finder: PathFinder) -> Pat
     return found[0]
 
 
-def _check_pixels(
-    images: dict[Any, dict[str, Any]], paths: dict[Any, Path], max_pixels: int, file: Path
-) -> None:
-    for number, path in paths.items():
-        width, height = images[number]["width"], images[number]["height"]
-        if width * height > max_pixels:
+def _check_pixels(sizes: np.ndarray, paths: dict[int, Path], max_pixels: int, file: Path) -> None:
+    for i in np.flatnonzero(sizes.prod(axis=1) > max_pixels).tolist():
+        if i in paths:
+            width, height = sizes[i]
             raise DataError(
-                f"{file}: {path.name} has {width}x{height} pixels, more than {max_pixels}; raise "
+                f"{file}: {paths[i].name} has {width}x{height} pixels, more than {max_pixels}; raise "
                 "max_pixels (--data.max_pixels) or remove the image"
             )
 
 
 def _records(
-    images: dict[Any, dict[str, Any]],
-    annotations: Sequence[dict[str, Any]],
+    content: Content,
     categories: Categories,
-    label_of_id: dict[Any, int],
-    paths: dict[Any, Path],
+    label_of_id: dict[int, int],
+    paths: dict[int, Path],
     file: Path,
     report: Report,
-) -> list[Record]:
-    labels = np.array([label_of_id[a["category_id"]] for a in annotations], dtype=np.int64)
-    crowd = np.array([is_crowd(a, file, report) for a in annotations], dtype=bool)
-    boxes, areas = _boxes_and_areas(annotations, file, report)
-    records = []
-    for (number, entry), own in zip(images.items(), _rows_by_image(images, annotations), strict=True):
-        if number not in paths:
+) -> Records:
+    """The images that have a path, with their valid boxes."""
+    labels = _mapped(content.category_ids, label_of_id)
+    boxes, areas = _boxes_and_areas(content)
+    order = np.argsort(content.owner, kind="stable")
+    offsets = np.searchsorted(content.owner[order], np.arange(len(content.ids) + 1))
+    valid = _are_valid(boxes, content.sizes[content.owner])
+    kept = np.zeros(len(content.ids), dtype=bool)
+    kept[list(paths)] = True
+    for i in np.unique(content.owner[~valid]).tolist():
+        if not kept[i]:
             continue
-        name, size = entry["file_name"], (int(entry["width"]), int(entry["height"]))
-        valid, rows = _valid_boxes(boxes[own], labels[own], categories, size, f"{file}, {name}", report)
-        own = own[rows]
-        records.append(
-            Record(name, size, valid, labels[own], crowd[own], paths[number], areas[own], entry["id"])
-        )
-    return records
+        rows = order[offsets[i] : offsets[i + 1]]
+        names = [categories.names[label] for label in labels[rows]]
+        size = (int(content.sizes[i, 0]), int(content.sizes[i, 1]))
+        clipped, good = check_boxes(boxes[rows], names, size, f"{file}, {content.names[i]}", report)
+        boxes[rows[good]] = clipped
+        valid[rows[good]] = True
+    rows = order[(valid & kept[content.owner])[order]]
+    counts = np.bincount(content.owner[rows], minlength=len(content.ids))[kept]
+    return Records(
+        names=Strings(content.names[i] for i in paths),
+        sizes=content.sizes[kept],
+        offsets=np.concatenate(([0], np.cumsum(counts))),
+        boxes=boxes[rows].astype(np.float32),
+        labels=labels[rows],
+        ignore=content.crowd[rows],
+        areas=areas[rows],
+        files=Strings(map(str, paths.values())),
+        image_ids=packed_ids([content.ids[i] for i in paths]),
+    )
 
 
-def _rows_by_image(
-    images: dict[Any, dict[str, Any]], annotations: Sequence[dict[str, Any]]
-) -> list[np.ndarray]:
-    """The indices of each image's annotations, in the order of the file."""
-    position = {number: i for i, number in enumerate(images)}
-    owner = np.array([position[a["image_id"]] for a in annotations], dtype=np.int64)
-    order = np.argsort(owner, kind="stable")
-    return np.split(order, np.searchsorted(owner[order], np.arange(1, len(images))))
+def _mapped(category_ids: np.ndarray, label_of_id: dict[int, int]) -> np.ndarray:
+    """(A,) int64 labels."""
+    ids, index = np.unique(category_ids, return_inverse=True)
+    return np.array([label_of_id[i] for i in ids.tolist()], dtype=np.int64)[index]
 
 
-def _boxes_and_areas(
-    annotations: Sequence[dict[str, Any]], file: Path, report: Report
-) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (N, 4) float64 xyxy and areas (N,) float32 of the objects."""
-    xywh = np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4)
-    given = np.array([area_of(a, file, report) for a in annotations], dtype=np.float64)
+def _boxes_and_areas(content: Content) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (A, 4) float64 xyxy and areas (A,) float32 of the objects."""
+    xywh = content.boxes
     with np.errstate(invalid="ignore", over="ignore"):  # check_boxes counts infinities and NaN
         boxes = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
-        areas = np.where(np.isnan(given), xywh[:, 2] * xywh[:, 3], given).astype(np.float32)
-    return boxes, areas
+        areas = np.where(np.isnan(content.areas), xywh[:, 2] * xywh[:, 3], content.areas)
+        return boxes, areas.astype(np.float32)
 
 
-def _valid_boxes(
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    categories: Categories,
-    size: tuple[int, int],
-    where: str,
-    report: Report,
-) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`check_boxes`, with a fast path for valid boxes."""
+def _are_valid(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(A,) bool, whether a box has an area and lies inside its image: then :func:`check_boxes` need not look."""
     with np.errstate(over="ignore"):
-        single = boxes.astype(np.float32)
-    if (
-        (single[:, 2:] > single[:, :2]).all()
-        and (single[:, :2] >= 0).all()
-        and (single[:, 2:] <= np.array(size, dtype=np.float32)).all()
-    ):
-        return single, np.arange(len(boxes))
-    return check_boxes(boxes, [categories.names[label] for label in labels], size, where, report)
+        single: np.ndarray = boxes.astype(np.float32)
+    return np.asarray(
+        (single[:, 2:] > single[:, :2]).all(axis=1)
+        & (single[:, :2] >= 0).all(axis=1)
+        & (single[:, 2:] <= sizes.astype(np.float32)).all(axis=1)
+    )

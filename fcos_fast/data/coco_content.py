@@ -1,9 +1,10 @@
-"""The content of a COCO file: parsed, and every entry checked."""
+"""The content of a COCO file in columns: parsed, and every entry checked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,75 @@ from .checks import DataError, Report, brief, read_flag
 from .text_files import read_json
 
 LISTS = ("images", "annotations", "categories")
-_LARGEST_AREA = float(np.finfo(np.float32).max)
+LARGEST_AREA = float(np.finfo(np.float32).max)
 
 
-def read_content(file: Path, report: Report) -> dict[str, list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class Content:
+    """I images and the A annotations that have a box.
+
+    Attributes:
+        ids: I image ids.
+        names: I file names.
+        sizes: (I, 2) int64, width and height in pixels.
+        categories: category id -> its entry, in the order of the file.
+        owner: (A,) int64, the index of each annotation's image.
+        category_ids: (A,) int64, all of them listed.
+        boxes: (A, 4) float64, xywh in pixels; may be NaN, infinite or outside the image.
+        areas: (A,) float64, areas of the objects in pixels; NaN stands for that of the box.
+        crowd: (A,) bool.
+    """
+
+    ids: Sequence[int | str]
+    names: Sequence[str]
+    sizes: np.ndarray
+    categories: dict[int, dict[str, Any]]
+    owner: np.ndarray
+    category_ids: np.ndarray
+    boxes: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+
+
+def read_content(file: Path, report: Report) -> Content:
+    """The content of a COCO file.
+
+    A file that is not entirely regular is read again, entry by entry, to find and report what is wrong.
+
+    Raises:
+        DataError: an entry cannot be used.
+    """
+    from .coco_regular import read_regular  # imports msgspec, which only this format needs
+
+    return read_regular(file) or _checked(_read_lists(file, report), file, report)
+
+
+def _checked(lists: dict[str, list[dict[str, Any]]], file: Path, report: Report) -> Content:
+    images = by_id(lists["images"], file, "image")
+    annotations = boxed_annotations(lists["annotations"], images, file, report)
+    categories = by_id(lists["categories"], file, "category")
+    for annotation in annotations:
+        number = annotation.get("category_id")
+        if not isinstance(number, int) or number not in categories:
+            raise DataError(
+                f"{file}: annotations have the category id {brief(number)}, which is not listed; add the category"
+            )
+    position = {number: i for i, number in enumerate(images)}
+    entries = images.values()
+    return Content(
+        ids=[entry["id"] for entry in entries],
+        names=[entry["file_name"] for entry in entries],
+        sizes=np.array([(int(e["width"]), int(e["height"])) for e in entries], dtype=np.int64),
+        categories=categories,
+        owner=np.array([position[a["image_id"]] for a in annotations], dtype=np.int64),
+        category_ids=np.array([a["category_id"] for a in annotations], dtype=np.int64),
+        boxes=np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4),
+        crowd=np.array([is_crowd(a, file, report) for a in annotations], dtype=bool),
+        areas=np.array([area_of(a, file, report) for a in annotations], dtype=np.float64),
+    )
+
+
+def _read_lists(file: Path, report: Report) -> dict[str, list[dict[str, Any]]]:
     """The lists of a COCO file; each contains objects only."""
     content = read_json(file, report)
     for key in LISTS:
@@ -112,7 +178,7 @@ def area_of(annotation: dict[str, Any], file: Path, report: Report) -> float:
     area = annotation.get("area")
     if area is None:
         return math.nan
-    if _is_number(area) and 0 <= area <= _LARGEST_AREA:
+    if _is_number(area) and 0 <= area <= LARGEST_AREA:
         return float(area)
     fault = "area that is not a number of pixels, replaced by the box's"
     report.add(fault, _where(annotation, file), brief(area))

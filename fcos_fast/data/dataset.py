@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,36 +12,8 @@ from torch.utils.data import Dataset
 
 from .categories import Categories
 from .checks import MAX_PIXELS, DataError, Report
+from .records import Record, Records
 from .tensors import read_image
-
-
-@dataclass(frozen=True)
-class Record:
-    """One image and its ground truth.
-
-    Arrays are NumPy's because datasets are sent to worker processes, where every tensor would need a file handle.
-
-    Attributes:
-        name: file name of the image.
-        size: (width, height) in pixels, upright.
-        boxes: (N, 4) float32, xyxy in pixels, inside the image and not empty.
-        labels: (N,) int64, 0..C-1.
-        ignore: (N,) bool; training skips these boxes, and evaluation counts them neither as missed nor as false
-            positives (VOC's ``difficult``, COCO's crowds).
-        image: the file, or the image itself, uint8 (3, H, W) RGB.
-        areas: (N,) float32, areas of the objects in pixels, which decide whether evaluation counts them as small,
-            medium or large; None uses the areas of the boxes.
-        image_id: id in a COCO file, which its results use; None is the image's index in the dataset.
-    """
-
-    name: str
-    size: tuple[int, int]
-    boxes: np.ndarray
-    labels: np.ndarray
-    ignore: np.ndarray
-    image: Path | np.ndarray
-    areas: np.ndarray | None = None
-    image_id: int | str | None = None
 
 
 class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
@@ -56,7 +26,7 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
     An image is decoded at each access. A cache would save only the decoding, 1 or 2 ms for a 640x480 JPEG.
 
     Attributes:
-        records: one per image.
+        records: one per image, in packed arrays; a list of :class:`Record` is packed when it is assigned.
         categories: the classes.
         report: what loading found; None for generated images.
         max_pixels: images with more pixels are not decoded.
@@ -69,12 +39,21 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         report: Report | None = None,
         max_pixels: int = MAX_PIXELS,
     ):
-        self.records = list(records)
+        self.records = records
         self.categories = categories
         self.report = report
         self.max_pixels = max_pixels
         if report is not None:
             report.count(self.records)
+
+    @property
+    def records(self) -> Records:
+        """One record per image."""
+        return self._records
+
+    @records.setter
+    def records(self, records: Sequence[Record]) -> None:
+        self._records = records if isinstance(records, Records) else Records.of(records)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -109,9 +88,8 @@ class DetectionDataset(Dataset[tuple[Tensor, dict[str, Any]]]):
         for image_id, record in enumerate(self.records):
             width, height = record.size
             images.append({"id": image_id, "file_name": record.name, "width": width, "height": height})
-            sides = record.boxes[:, 2:] - record.boxes[:, :2]
-            areas = sides.prod(axis=1) if record.areas is None else record.areas
-            columns = (record.boxes, record.labels, record.ignore, areas)
+            assert record.areas is not None  # packing has filled them in
+            columns = (record.boxes, record.labels, record.ignore, record.areas)
             for (x1, y1, x2, y2), label, ignore, area in zip(*(c.tolist() for c in columns), strict=True):
                 annotations.append(
                     {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import BinaryIO
 
@@ -39,8 +41,8 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 def is_leftover(path: str | PurePath) -> bool:
     """Whether a path is metadata that macOS, Windows, Jupyter or a file server left among the data."""
-    path = PurePath(path)
-    return path.name.startswith("._") or not _METADATA.isdisjoint(path.parts)
+    parts = [part for part in str(path).split("/") if part not in ("", ".")]
+    return bool(parts) and (parts[-1].startswith("._") or not _METADATA.isdisjoint(parts))
 
 
 def is_hidden(name: str) -> bool:
@@ -68,6 +70,24 @@ def files_in(folder: Path, suffixes: Sequence[str], recursive: bool = False) -> 
             elif entry.name.lower().endswith(tuple(suffixes)):
                 found.append(Path(entry.path))
     return sorted(found)
+
+
+@contextmanager
+def new_folder(root: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``root``; if the block succeeds, it becomes ``root``.
+
+    Raises:
+        DataError: ``root`` exists and is not an empty folder.
+    """
+    root = Path(root)
+    if root.is_symlink() or (root.exists() and (not root.is_dir() or any(root.iterdir()))):
+        raise DataError(f"{root}: already exists; remove it or choose another folder")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as unfinished:
+        folder = Path(unfinished) / root.name
+        folder.mkdir()
+        yield folder
+        os.replace(folder, root)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

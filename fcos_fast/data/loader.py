@@ -13,13 +13,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .augment import AugmentConfig
 from .dataset import DetectionDataset
-from .transforms import AugmentedDataset
+from .transforms import AugmentedDataset, SampleKey
 
 if TYPE_CHECKING:
     from fcos_fast.models import BatchPacker
 
 PREFETCH = 2
 """Batches that each worker prefetches."""
+
+_PARTS = 1024  # of a repeat, which is a whole number of them, so that sums are exact
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
@@ -30,8 +32,8 @@ def collate(samples: list[tuple[Tensor, dict[str, Any]]]) -> Batch:
     return list(images), list(targets)
 
 
-class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of ``(epoch, index)`` in an order that depends only on the seed and the epoch.
+class EpochBatchSampler(Sampler[list[SampleKey]]):
+    """Batches of :class:`SampleKey` in an order that depends only on the seed and the epoch.
 
     The epoch is part of the key because persistent workers cannot be told when a new one starts. Each rank gets its
     slice of every batch: together, the ranks see what a single process sees. The last incomplete batch is dropped; its
@@ -45,6 +47,9 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
             group forms batches with the rest of its neighbors. None: no groups.
         rank: rank of this process.
         world_size: number of processes.
+        repeats: (count,) float, how many times each sample is drawn per epoch on average; in every epoch this number
+            rounded up or down at random. None: once.
+        scale: range of the random factor of the input size of each batch.
 
     Raises:
         ValueError: the batch cannot be split evenly among the ranks, or there are fewer samples than one batch.
@@ -58,6 +63,8 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         groups: np.ndarray | None = None,
         rank: int = 0,
         world_size: int = 1,
+        repeats: np.ndarray | None = None,
+        scale: tuple[float, float] = (1.0, 1.0),
     ):
         if batch_size % world_size:
             raise ValueError(
@@ -69,6 +76,8 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
                 f"train_loader: batch_size is {batch_size} but the dataset has {count} images; use at most {count}"
             )
         self.count = count
+        self.repeats = None if repeats is None else np.round(repeats * _PARTS).astype(np.int64)
+        self.scale = scale
         self.batch_size = batch_size
         self.seed = seed
         self.groups = groups
@@ -81,28 +90,59 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.count // self.batch_size
+        samples = self.count if self.repeats is None else int(self.repeats.sum()) // _PARTS
+        return samples // self.batch_size
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch = self.epoch
-        return ([(epoch, index) for index in batch[self.slice].tolist()] for batch in self._batches())
+        low, high = self.scale
+        # a key that no sample has
+        scales = np.random.default_rng([self.seed, epoch, 2**40]).uniform(low, high, len(self)).tolist()
+        return (
+            [SampleKey(epoch, index, repeat, scale) for index, repeat in batch[self.slice].tolist()]
+            for batch, scale in zip(self._batches(), scales, strict=True)
+        )
 
     def _batches(self) -> np.ndarray:
-        """The batches of the epoch over all ranks, (number of batches, batch size)."""
+        """(number of batches, batch size, 2): index and repeat of the epoch's samples over all ranks."""
         rng = np.random.default_rng([self.seed, self.epoch])
-        order = rng.permutation(self.count)[: len(self) * self.batch_size]
+        order = self._samples(rng)[: len(self) * self.batch_size]
         if self.groups is None:
-            return order.reshape(-1, self.batch_size)
-        members = [order[self.groups[order] == group] for group in np.unique(self.groups)]
+            return order.reshape(-1, self.batch_size, 2)
+        members = [order[self.groups[order[:, 0]] == group] for group in np.unique(self.groups)]
         filled = [len(group) // self.batch_size * self.batch_size for group in members]
         whole, rest = zip(*map(np.split, members, [[n] for n in filled]), strict=True)
-        return rng.permutation(np.concatenate(whole + rest).reshape(-1, self.batch_size))
+        return rng.permutation(np.concatenate(whole + rest).reshape(-1, self.batch_size, 2))
+
+    def _samples(self, rng: np.random.Generator) -> np.ndarray:
+        """(N, 2): index and repeat of each sample of the epoch, in random order."""
+        order = rng.permutation(self.count)
+        if self.repeats is None:
+            return np.stack((order, np.zeros_like(order)), axis=1)
+        # Systematic sampling: on a line of all repeats, whole numbers are drawn. So their count hardly varies.
+        ends = rng.integers(_PARTS) + np.cumsum(self.repeats[order])
+        times = np.diff(ends // _PARTS, prepend=0)
+        starts = np.cumsum(times) - times
+        repeats = np.arange(times.sum()) - np.repeat(starts, times)
+        return rng.permutation(np.stack((np.repeat(order, times), repeats), axis=1))
+
+
+def repeat_factors(dataset: DetectionDataset, threshold: float) -> np.ndarray:
+    """(N,) float, how often repeat-factor sampling shows each image (LVIS, Gupta et al., 2019, arXiv:1908.03195).
+
+    The largest ``max(1, sqrt(threshold / f))`` of its classes, where ``f`` is the fraction of images with a box of the
+    class. Ignored boxes do not count; an image without boxes is shown once.
+    """
+    classes = [np.unique(record.labels[~record.ignore]) for record in dataset.records]
+    images = np.bincount(np.concatenate(classes), minlength=len(dataset.categories))  # of each class
+    factors = np.sqrt(threshold * len(classes) / np.maximum(images, 1)).clip(min=1)
+    return np.array([factors[labels].max(initial=1) for labels in classes])
 
 
 def aspect_ratio_groups(dataset: DetectionDataset) -> np.ndarray:
     """(N,) int, the group of each image by aspect ratio: six groups between 1:2 and 2:1, and one beyond each end."""
-    ratios = [width / height for width, height in (record.size for record in dataset.records)]
-    return np.digitize(ratios, 2 ** np.linspace(-1, 1, 7))
+    width, height = dataset.records.sizes.T
+    return np.digitize(width / height, 2 ** np.linspace(-1, 1, 7))
 
 
 def train_loader(
@@ -116,6 +156,7 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | None = None,
+    repeat_threshold: float = 0.0,
 ) -> DataLoader[Any]:
     """Batches for training: shuffled and augmented differently in each epoch; the last incomplete batch is dropped.
 
@@ -135,21 +176,48 @@ def train_loader(
         world_size: number of processes.
         device: device that uses the batches; decides on pinned memory and the default of ``workers``. None: a GPU if
             available.
+        repeat_threshold: threshold of :func:`repeat_factors`; 0 shows every image once per epoch.
 
     Raises:
-        ValueError: the batch cannot be split evenly among the ranks, or the dataset has fewer images than one batch.
+        ValueError: the batch cannot be split evenly among the ranks, the dataset has fewer images than one batch, or
+            ``augment.multi_scale`` without ``packer``, which resizes the images.
     """
     augment = augment or AugmentConfig()
     if group_by_aspect_ratio is None:
         group_by_aspect_ratio = augment.size is None
     groups = aspect_ratio_groups(dataset) if group_by_aspect_ratio else None
+    repeats = repeat_factors(dataset, repeat_threshold) if repeat_threshold else None
+    if packer is None and augment.multi_scale != (1.0, 1.0):
+        raise ValueError(
+            f"augment.multi_scale={augment.multi_scale} needs a packer, which resizes the images"
+        )
     return _loader(
         AugmentedDataset(dataset, augment, seed, None if packer is None else packer.resize),
-        EpochBatchSampler(len(dataset), batch_size, seed, groups, rank, world_size),
+        EpochBatchSampler(
+            len(dataset), batch_size, seed, groups, rank, world_size, repeats, augment.multi_scale
+        ),
         workers,
         collate if packer is None else packer.collate,
         device,
     )
+
+
+def close_mosaic(loader: DataLoader[Any], epochs: int) -> None:
+    """End mosaic and copy-paste before the last ``augment.close_mosaic`` of the ``epochs``.
+
+    Raises:
+        ValueError: none of the epochs would have them.
+    """
+    dataset = loader.dataset
+    assert isinstance(dataset, AugmentedDataset)
+    config = dataset.config
+    dataset.mixed_epochs = epochs - config.close_mosaic
+    for name in ("mosaic", "copy_paste"):
+        if getattr(config, name) and dataset.mixed_epochs <= 0:
+            raise ValueError(
+                f"augment.{name}={getattr(config, name)} in no epoch: the run has {epochs}, and augment.close_mosaic "
+                f"is {config.close_mosaic}; give fewer, or more train.epochs"
+            )
 
 
 def eval_loader(

@@ -34,6 +34,7 @@ class PathFinder:
         self.root = os.path.abspath(root)
         self.allow_outside = allow_outside
         self._listings: dict[str, dict[str, str]] = {}
+        self._folders: dict[str, tuple[str, bool]] = {}
 
     def find(self, places: Sequence[tuple[Path, str]], source: Path) -> tuple[Path, Path] | None:
         """The first of ``places`` that exists, as (its folder, the file or folder on disk); None if none exists.
@@ -51,8 +52,12 @@ class PathFinder:
         outside = None
         for folder, path in places:
             for spelled in dict.fromkeys((path, path.replace("\\", "/"))):
-                place = os.path.normpath(os.path.join(folder, os.path.expanduser(spelled)))
-                if not (self.allow_outside or self._is_inside(place)):
+                parent, name = os.path.split(os.path.join(folder, os.path.expanduser(spelled)))
+                if name in ("", ".", ".."):
+                    parent, name = os.path.join(parent, name), ""
+                parent, is_inside = self._resolved(parent)
+                place = os.path.join(parent, name) if name else parent
+                if not (self.allow_outside or is_inside or os.path.abspath(place) == self.root):
                     outside = path
                 elif (found := self.present(place)) is not None:
                     return folder, found
@@ -74,8 +79,12 @@ class PathFinder:
             return Path(folder, found)
         return Path(path) if os.path.exists(path) else None  # its folder may be accessible but not readable
 
-    def _is_inside(self, place: str) -> bool:
-        return os.path.commonpath((self.root, os.path.abspath(place))) == self.root
+    def _resolved(self, folder: str) -> tuple[str, bool]:
+        """``folder`` without ``..``, and whether it is in the dataset's folder; cached, since most images share one."""
+        if folder not in self._folders:
+            inside = os.path.commonpath((self.root, os.path.abspath(folder))) == self.root
+            self._folders[folder] = os.path.normpath(folder), inside
+        return self._folders[folder]
 
 
 def _listing(folder: str) -> dict[str, str]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from .categories import Categories
 from .checks import MAX_PIXELS, DataError
-from .coco import is_coco, is_loose_coco, load_coco
+from .coco import coco_splits, is_coco, is_loose_coco, load_coco
 from .dataset import DetectionDataset
-from .voc import is_loose_voc, is_voc, load_voc
-from .yolo import is_yolo, load_yolo
+from .voc import is_loose_voc, is_voc, load_voc, voc_splits
+from .yolo import is_yolo, load_yolo, yolo_splits
 
 
 @dataclass(frozen=True)
@@ -22,26 +22,37 @@ class Reader:
         name: name of the format.
         looks_for: what a folder in this format contains, for the error message.
         recognizes: whether a folder or file is in this format.
+        splits: the names of the splits of a folder or file; empty if it has none.
         load: ``(root, split, categories, strict, allow_outside, max_pixels) -> DetectionDataset``.
     """
 
     name: str
     looks_for: str
     recognizes: Callable[[Path], bool]
+    splits: Callable[[Path], list[str]]
     load: Callable[[Path, str | None, Categories | None, bool, bool, int], DetectionDataset]
 
 
 READERS = (
-    Reader("VOC", "folders Annotations and JPEGImages", is_voc, load_voc),
+    Reader("VOC", "folders Annotations and JPEGImages", is_voc, voc_splits, load_voc),
     Reader(
         "COCO",
         "annotations/*.json, or _annotations.coco.json in the folder of a split",
         is_coco,
+        coco_splits,
         load_coco,
     ),
-    Reader("YOLO", "a data.yaml with names and train or val", is_yolo, load_yolo),
-    Reader("VOC", "annotations/*.xml and images, or xml files beside their images", is_loose_voc, load_voc),
-    Reader("COCO", "a COCO file of any name beside a folder of images", is_loose_coco, load_coco),
+    Reader("YOLO", "a data.yaml with names and train or val", is_yolo, yolo_splits, load_yolo),
+    Reader(
+        "VOC",
+        "annotations/*.xml and images, or xml files beside their images",
+        is_loose_voc,
+        voc_splits,
+        load_voc,
+    ),
+    Reader(
+        "COCO", "a COCO file of any name beside a folder of images", is_loose_coco, coco_splits, load_coco
+    ),
 )
 """All dataset formats. The first that recognizes a folder reads it."""
 
@@ -74,12 +85,31 @@ def load_dataset(
         DataError: the folder does not exist, its format is not recognized, or the dataset cannot be used. The message
             is one line with the file, the value and the remedy.
     """
+    reader, root = find_reader(root)
+    return reader.load(root, split, categories, strict, allow_outside, max_pixels)
+
+
+def dataset_splits(root: str | Path) -> list[str]:
+    """The names of a dataset's splits; empty if it has none, and then ``load_dataset(root)`` reads all images.
+
+    PASCAL VOC's lists of one class are not splits, and neither is ``trainval`` beside ``train`` and ``val``.
+
+    Raises:
+        DataError: as :func:`load_dataset`.
+    """
+    reader, root = find_reader(root)
+    splits = reader.splits(root)
+    return [name for name in splits if name != "trainval" or not {"train", "val"} <= set(splits)]
+
+
+def find_reader(root: str | Path) -> tuple[Reader, Path]:
+    """The reader that recognizes ``root``, and ``root`` with ``~`` expanded; errors as for :func:`load_dataset`."""
     root = Path(root).expanduser()
     if not root.exists():
         raise DataError(f"{root}: does not exist; give the folder of a dataset")
     for reader in READERS:
         if reader.recognizes(root):
-            return reader.load(root, split, categories, strict, allow_outside, max_pixels)
+            return reader, root
     wanted = "; ".join(f"{reader.name}: {reader.looks_for}" for reader in READERS)
     if not root.is_dir():
         raise DataError(f"{root}: is not the folder, data.yaml or JSON file of a dataset ({wanted})")

@@ -5,19 +5,18 @@ Image ``index`` of series ``seed`` is the same bit for bit in every process and 
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from .categories import Categories
-from .checks import DataError
-from .dataset import DetectionDataset, Record
+from .dataset import DetectionDataset
+from .files import new_folder
+from .records import Record
+from .voc_writer import to_xml
 
 _SUBPIXELS = 4  # per side of a pixel, for smooth edges
 _TRIES = 20
@@ -255,12 +254,7 @@ def write_voc(
     Raises:
         DataError: ``root`` exists and is not an empty folder.
     """
-    root = Path(root)
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise DataError(f"{root}: already exists; remove it or choose another folder")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as unfinished:
-        folder = Path(unfinished) / root.name
+    with new_folder(root) as folder:
         for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
             (folder / name).mkdir(parents=True)
         first = 0
@@ -271,37 +265,15 @@ def write_voc(
                 names.append(record.name)
                 file = folder / "JPEGImages" / f"{record.name}{suffix}"
                 save_image(record, file)
-                _to_xml(record, file.name).write(folder / "Annotations" / f"{record.name}.xml")
+                xml = to_xml(record, CATEGORIES.names, file.name)
+                xml.write(folder / "Annotations" / f"{record.name}.xml")
             (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(
                 "".join(f"{name}\n" for name in names)
             )
             first += count
-        os.replace(folder, root)
 
 
 def save_image(record: Record, file: Path) -> None:
     """Write a generated image in the format of the file's suffix."""
     assert isinstance(record.image, np.ndarray)  # a path only for images that were read
     Image.fromarray(record.image.transpose(1, 2, 0)).save(file, quality=92)
-
-
-def _to_xml(record: Record, file_name: str) -> ElementTree.ElementTree:
-    def add(parent: ElementTree.Element, tag: str, text: object = None) -> ElementTree.Element:
-        element = ElementTree.SubElement(parent, tag)
-        element.text = None if text is None else str(text)
-        return element
-
-    root = ElementTree.Element("annotation")
-    add(root, "filename", file_name)
-    size = add(root, "size")
-    for tag, value in zip(("width", "height", "depth"), (*record.size, 3), strict=True):
-        add(size, tag, value)
-    for box, label in zip(record.boxes.tolist(), record.labels.tolist(), strict=True):
-        item = add(root, "object")
-        add(item, "name", CATEGORIES.names[label])
-        add(item, "difficult", 0)
-        corners = add(item, "bndbox")
-        for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
-            add(corners, tag, int(value))
-    ElementTree.indent(root)
-    return ElementTree.ElementTree(root)

@@ -35,6 +35,19 @@ _EXTENSIONS = {
 }
 
 
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            return file.read()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def read_text(path: Path, report: Report | None = None) -> str:
     """The text of a file, with newlines as ``\\n``.
 
@@ -44,7 +57,7 @@ def read_text(path: Path, report: Report | None = None) -> str:
     Raises:
         DataError: the file cannot be read or is not text.
     """
-    return _decoded(_read_bytes(path), path, report)
+    return _decoded(read_bytes(path), path, report)
 
 
 def read_xml(path: Path, report: Report | None = None) -> ElementTree.Element:
@@ -53,7 +66,7 @@ def read_xml(path: Path, report: Report | None = None) -> ElementTree.Element:
     Raises:
         DataError: the file cannot be read or is not valid XML.
     """
-    data = _read_bytes(path)
+    data = read_bytes(path)
     declared = _DECLARATION.match(data)
     try:
         encoding = None if declared is None else _codec(declared[1].decode("ascii"))
@@ -118,14 +131,6 @@ def read_list(path: Path, report: Report) -> list[str]:
         else:
             names.append(line)
     return names
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        with open_regular(path) as file:
-            return file.read()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _decoded(data: bytes, path: Path, report: Report | None) -> str:

@@ -18,14 +18,16 @@ import numpy as np
 
 from .categories import Categories
 from .checks import IMAGE_SUFFIXES, MAX_PIXELS, DataError, Report, check_boxes, read_flag
-from .dataset import DetectionDataset, Record
+from .dataset import DetectionDataset
 from .files import files_in, is_hidden
 from .images import image_size
 from .jpeg import count_truncated
 from .paths import composed
-from .text_files import read_list, read_xml
+from .records import Record
+from .text_files import read_list, read_text, read_xml
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_LISTS = Path("ImageSets", "Main")
 _ALIASES = {"val": "valid", "valid": "val"}
 _FLAGS_OF_A_CLASS = ("-1", "0", "1")  # in PASCAL's lists of one class: absent, difficult, present
 
@@ -38,6 +40,13 @@ def is_voc(root: Path) -> bool:
 def is_loose_voc(root: Path) -> bool:
     """Whether ``root`` contains VOC's XML files in other folders; see :func:`load_voc`."""
     return root.is_dir() and bool(_places(root))
+
+
+def voc_splits(root: Path) -> list[str]:
+    """The names of the splits: those of the lists in ``ImageSets/Main`` or of the folders."""
+    places = _places(root)
+    lists = [name for name, file in _lists(root).items() if not _is_of_one_class(file)]
+    return [name for name in places if name is not None] + (lists if None in places else [])
 
 
 def load_voc(
@@ -132,8 +141,7 @@ def _find_split(root: Path, split: str | None, report: Report) -> tuple[_Place, 
     places = _places(root) if root.is_dir() else {}
     if not places:
         raise DataError(f"{root}: has no folder Annotations; a VOC dataset has Annotations and JPEGImages")
-    folder = root / "ImageSets" / "Main"
-    lists = {path.stem: path for path in files_in(folder, [".txt"])} if folder.is_dir() else {}
+    lists = _lists(root)
     known = ", ".join([*filter(None, places), *lists])
     if split is None:
         if None not in places and len(places) > 1:
@@ -146,7 +154,19 @@ def _find_split(root: Path, split: str | None, report: Report) -> tuple[_Place, 
             return places[None], _lines(lists[name], report)
     if not known:
         raise DataError(f'{root}: has no splits; use all images with an empty name (--data.train "")')
-    raise DataError(f"{folder / split}.txt: unknown split; this dataset has {known}")
+    raise DataError(f"{root / _LISTS / split}.txt: unknown split; this dataset has {known}")
+
+
+def _lists(root: Path) -> dict[str, Path]:
+    """Name -> list of images in ``ImageSets/Main``."""
+    folder = root / _LISTS
+    return {path.stem: path for path in files_in(folder, [".txt"])} if folder.is_dir() else {}
+
+
+def _is_of_one_class(file: Path) -> bool:
+    """Whether a list is one of PASCAL's of one class, which have a second column."""
+    lines = [line.split() for line in read_text(file).split("\n") if line.strip()]
+    return bool(lines) and all(len(line) > 1 and line[-1] in _FLAGS_OF_A_CLASS for line in lines)
 
 
 def _lines(file: Path, report: Report) -> list[str]:

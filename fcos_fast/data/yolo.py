@@ -17,15 +17,16 @@ import numpy as np
 
 from .categories import Categories
 from .checks import IMAGE_SUFFIXES, MAX_PIXELS, DataError, Report, brief, check_boxes
-from .dataset import DetectionDataset, Record
+from .dataset import DetectionDataset
 from .files import files_in
 from .images import image_size
 from .jpeg import count_truncated
 from .paths import PathFinder
+from .records import Record
 from .text_files import read_list, read_text, read_yaml
 
-_ALIASES = {"valid": "val", "validation": "val"}
-_SPLITS = ("train", "val", "test")
+SPLIT_ALIASES = {"valid": "val", "validation": "val"}
+SPLITS = ("train", "val", "test")
 _YAML_SUFFIXES = (".yaml", ".yml")
 
 LARGEST = 2.0
@@ -35,6 +36,12 @@ LARGEST = 2.0
 def is_yolo(root: Path) -> bool:
     """Whether ``root`` is or contains a YAML file that names classes and splits."""
     return _find_yaml(root) is not None
+
+
+def yolo_splits(root: Path) -> list[str]:
+    """The splits that the YAML file names."""
+    file = _find_yaml(root)
+    return [] if file is None else _named_splits(read_yaml(file), file)
 
 
 def load_yolo(
@@ -73,11 +80,11 @@ def load_yolo(
     if not images:
         suffixes = ", ".join(IMAGE_SUFFIXES)
         raise DataError(f"{file}: split {split} has no images ({suffixes}); add some")
-    labels = [finder.present(_label_file(image)) for image in images]
+    labels = [finder.present(label_file(image)) for image in images]
     if not any(labels):
         raise DataError(
             f"{file}: none of the {len(images)} images of split {split} has a label file; the first would be "
-            f"{_label_file(images[0])}. Add the label files (an empty one if the image is empty)"
+            f"{label_file(images[0])}. Add the label files (an empty one if the image is empty)"
         )
     count_truncated(images, report)
     records = [
@@ -99,7 +106,7 @@ def _find_yaml(root: Path) -> Path | None:
             if path.stem == "data" or path == root:
                 raise
             continue
-        if isinstance(content, dict) and "names" in content and content.keys() & set(_SPLITS):
+        if isinstance(content, dict) and "names" in content and content.keys() & set(SPLITS):
             return path
     return None
 
@@ -124,24 +131,28 @@ def _names(content: dict[str, Any], file: Path) -> list[str]:
 def _images(
     file: Path, content: dict[str, Any], split: str | None, finder: PathFinder, report: Report
 ) -> Iterator[Path]:
-    entries = {name: _paths(content.get(name)) for name in _SPLITS}
-    named = [name for name in _SPLITS if entries[name]]
-    if not named:
-        raise DataError(f"{file}: names no folder of images; add one as train or val")
+    named = _named_splits(content, file)
     if split is None:
         if len(named) > 1:
             raise DataError(f"{file}: has several splits; choose one of {', '.join(named)}")
         split = named[0]
-    split = _ALIASES.get(split, split)
+    split = SPLIT_ALIASES.get(split, split)
     if split not in named:
         raise DataError(f"{file}: unknown split {split}; this dataset has {', '.join(named)}")
     base = file.parent / os.path.expanduser("".join(_paths(content.get("path"))[:1]))
-    for entry in entries[split]:
+    for entry in _paths(content.get(split)):
         place = _place(file, base, entry, finder)
         if place.is_dir():
             yield from files_in(place, IMAGE_SUFFIXES, recursive=True)
         else:
             yield from _listed(place, (place.parent, base, file.parent), finder, report)
+
+
+def _named_splits(content: dict[str, Any], file: Path) -> list[str]:
+    named = [name for name in SPLITS if _paths(content.get(name))]
+    if not named:
+        raise DataError(f"{file}: names no folder of images; add one as train or val")
+    return named
 
 
 def _paths(value: Any) -> list[str]:
@@ -173,7 +184,7 @@ def _listed(listing: Path, folders: Sequence[Path], finder: PathFinder, report: 
         yield found[1]
 
 
-def _label_file(image: Path) -> Path:
+def label_file(image: Path) -> Path:
     """The path with its last folder ``images`` replaced by ``labels``; without one, the text file beside the image."""
     parts = list(image.parts)
     for i in range(len(parts) - 2, -1, -1):

@@ -27,6 +27,7 @@ class AveragePrecision:
         ar_small, ar_medium, ar_large: average recall by area, at most 100 detections per image.
         per_class: class name to ``ap``, in the order of the categories.
         per_class50: class name to ``ap50``.
+        images_per_second: speed of the evaluation, from the image files to the detections; NaN if it was not measured.
     """
 
     ap: float
@@ -43,10 +44,11 @@ class AveragePrecision:
     ar_large: float
     per_class: dict[str, float] = field(default_factory=dict)
     per_class50: dict[str, float] = field(default_factory=dict)
+    images_per_second: float = math.nan
 
     def summary(self) -> dict[str, float]:
         """Name to value of the metrics over all classes."""
-        return {k: v for k, v in vars(self).items() if isinstance(v, float)}
+        return {k: v for k, v in vars(self).items() if isinstance(v, float) and k != "images_per_second"}
 
     def table(self) -> str:
         """The metrics as text: one line for all classes, then one per class."""

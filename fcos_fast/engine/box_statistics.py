@@ -15,7 +15,7 @@ import torch
 from fcos_fast import ops
 from fcos_fast.assignment import GroundTruth
 from fcos_fast.data import DetectionDataset, Record
-from fcos_fast.models import FCOSConfig
+from fcos_fast.models import DetectorConfig, FCOSConfig
 from fcos_fast.models.sizes import Size, padded, resized
 from fcos_fast.models.transform import scale_boxes
 
@@ -183,3 +183,15 @@ def _kept(record: Record) -> np.ndarray:
 def _scaled(record: Record, config: FCOSConfig) -> np.ndarray:
     size = (record.size[1], record.size[0])
     return scale_boxes(torch.from_numpy(_kept(record)), size, input_size(size, config)).numpy()
+
+
+def options_for(config: DetectorConfig, better: DetectorConfig) -> tuple[str, ...]:
+    """Options of ``fcos-fast train`` that change the ranges and the size of ``config`` to those of ``better``."""
+    options: list[str] = []
+    if isinstance(config, FCOSConfig) and isinstance(better, FCOSConfig) and better.rule != config.rule:
+        options += ["--model.rule.sizes_of_interest", str(list(better.rule.sizes_of_interest))]
+    if better.min_size != config.min_size:
+        options += ["--model.min_size", str(better.min_size)]
+        if better.max_size is not None:
+            options += ["--model.max_size", str(better.max_size)]
+    return tuple(options)

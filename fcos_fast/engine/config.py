@@ -17,7 +17,7 @@ from fcos_fast.data import AugmentConfig
 from fcos_fast.data.checks import MAX_PIXELS
 from fcos_fast.engine.files import write_text
 from fcos_fast.engine.schedule import ScheduleConfig
-from fcos_fast.fields import at_least, check_fields, checked, positive
+from fcos_fast.fields import at_least, between, check_fields, checked, positive
 from fcos_fast.models.config import DetectorConfig, FCOSConfig
 from fcos_fast.precision import Precision
 from fcos_fast.serialize import to_plain
@@ -53,6 +53,9 @@ class DataConfig:
             default 0 without a GPU; with one, the number of available CPU cores, at most 8.
         group_by_aspect_ratio: batch images of similar aspect ratio, which need little padding. By default
             true unless ``augment.size`` gives all images one size.
+        repeat_threshold: show images of rare classes several times per epoch (repeat-factor sampling of LVIS): those of
+            a class that is in less than this fraction of the images, on average ``sqrt(repeat_threshold / fraction)``
+            times. LVIS: 0.001. 0 shows every image once.
     """
 
     root: str = _may_change("")
@@ -64,6 +67,7 @@ class DataConfig:
     max_pixels: int = _may_change(positive(MAX_PIXELS))
     workers: int | None = _may_change(None)
     group_by_aspect_ratio: bool | None = None
+    repeat_threshold: float = between(0.0, 0, 1)
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import zip_longest
 
 import torch
@@ -62,6 +64,7 @@ def _evaluate(
 ) -> tuple[AveragePrecision, list[dict[str, Tensor]]]:
     loader = eval_loader(dataset, batch_size, workers, rank=rank(), world_size=world_size(), device=device)
     batches: list[list[dict[str, Tensor]]] = []
+    start = time.perf_counter()
     with Progress(len(loader), "evaluate", images=batch_size * world_size()) as progress:
         for batch in detect(images for images, _ in loader):
             batches.append(batch)
@@ -70,8 +73,9 @@ def _evaluate(
     if shares is None:
         return broadcast(None), []
     detections = [found for turn in zip_longest(*shares, fillvalue=[]) for batch in turn for found in batch]
+    speed = len(dataset) / max(time.perf_counter() - start, 1e-9)  # the clock can stand still
     result = average_precision(dataset.coco_ground_truth(), detections, dataset.categories)
-    return broadcast(result), detections
+    return broadcast(replace(result, images_per_second=speed)), detections
 
 
 def detect_batches(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fcos_fast.data import Categories, DetectionDataset, train_loader
+from fcos_fast.data.loader import close_mosaic
 from fcos_fast.engine.average_precision import AveragePrecision
 from fcos_fast.engine.checkpoint import describe_model, load_weights, save_checkpoint
 from fcos_fast.engine.config import Config, save_config
@@ -94,9 +95,11 @@ class Run:
             rank=rank(),
             world_size=world_size(),
             device=self.device,
+            repeat_threshold=config.data.repeat_threshold,
         )
         self.total_steps = options.total_steps(len(self.loader))
         self.total_epochs = options.total_epochs(len(self.loader))
+        close_mosaic(self.loader, self.total_epochs)
         self.schedule = config.schedule.in_steps(self.total_steps, len(self.loader))
         self.state = initial_state(config, train_set.categories, self.device, is_new)
         self.about = {

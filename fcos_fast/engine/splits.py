@@ -11,6 +11,7 @@ import numpy as np
 
 from fcos_fast.data import Categories, DetectionDataset
 from fcos_fast.engine.config import Config
+from fcos_fast.models.class_weights import balanced
 
 
 def with_absolute_root(config: Config) -> Config:
@@ -44,18 +45,21 @@ def load_splits(
     return train_set, data.load(data.val, train_set.categories) if data.val else None
 
 
+def with_classes_of(train_set: DetectionDataset, config: Config) -> Config:
+    """The configuration with the dataset's number of classes, and its class weights if they are ``balanced``."""
+    model = replace(config.model, num_classes=len(train_set.categories))
+    if model.class_weights == "balanced":
+        labels = np.concatenate([record.labels[~record.ignore] for record in train_set.records])
+        counts = np.bincount(labels, minlength=model.num_classes)
+        model = replace(model, class_weights=balanced(counts.tolist()))
+    return replace(config, model=model)
+
+
 def fingerprint(dataset: DetectionDataset) -> dict[str, Any]:
     """Number of images and boxes, and a hash of all sizes, boxes and labels; the same in any folder."""
     records = dataset.records
-    arrays = [
-        np.array([record.size for record in records]),
-        np.array([len(record.boxes) for record in records]),
-    ]
-    arrays += [
-        np.concatenate([getattr(record, name) for record in records])
-        for name in ("boxes", "labels", "ignore")
-    ]
+    arrays = [records.sizes, np.diff(records.offsets), records.boxes, records.labels, records.ignore]
     hasher = hashlib.blake2b(digest_size=16)
     for array in arrays:
         hasher.update(array.tobytes())
-    return {"images": len(records), "boxes": len(arrays[2]), "digest": hasher.hexdigest()}
+    return {"images": len(records), "boxes": len(records.boxes), "digest": hasher.hexdigest()}

@@ -25,7 +25,7 @@ from fcos_fast.engine.resume import check_resumable, load_run, restore
 from fcos_fast.engine.run import Run, how_to_continue, metrics_columns
 from fcos_fast.engine.run_folder import locked
 from fcos_fast.engine.schedule import learning_rate_factor
-from fcos_fast.engine.splits import load_splits, with_absolute_root
+from fcos_fast.engine.splits import load_splits, with_absolute_root, with_classes_of
 from fcos_fast.engine.step import Tally
 from fcos_fast.models import Detector
 
@@ -81,7 +81,7 @@ def train(config: Config) -> TrainResult:
     with processes(), ExitStack() as stack:
         config = with_absolute_root(config)
         train_set, val_set = load_splits(config)
-        config = replace(config, model=replace(config.model, num_classes=len(train_set.categories)))
+        config = with_classes_of(train_set, config)
         run = Run(config, train_set, val_set)
         run.create_folder(stack)
         return _train(run)

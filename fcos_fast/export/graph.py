@@ -54,7 +54,7 @@ class DetectionGraph(nn.Module):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         fold_batch_norms(self.model.backbone, conv_norm_pairs(self.model.backbone))
 
-    def forward(self, images: Tensor, sizes: Tensor) -> BatchDetections:
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
         """Detect objects in a batch.
 
         Args:
@@ -62,14 +62,15 @@ class DetectionGraph(nn.Module):
             sizes: (B, 2) int64, height and width of each image; pixels beyond them are ignored.
 
         Returns:
-            Boxes (B, D, 4), scores (B, D), labels (B, D), counts (B,), as :class:`BatchDetections` defines them; boxes
-            are xyxy in pixels of ``images``, in the convention that the network learns.
+            Boxes (B, D, 4), scores (B, D), labels (B, D), counts (B,), as :class:`BatchDetections` defines them (a
+            plain tuple: a saved program has no classes); boxes are xyxy in pixels of ``images``, in the convention that
+            the network learns.
         """
         outputs = self.model.network(self._normalize(images, sizes))
         if isinstance(self.model, RetinaNet):
-            return self._detect_by_anchors(self.model, RetinaNetOutputs(*outputs), images, sizes)
+            return tuple(self._detect_by_anchors(self.model, RetinaNetOutputs(*outputs), images, sizes))
         assert isinstance(self.model, FCOS)  # there are two detectors
-        return self._detect_by_locations(self.model, HeadOutputs(*outputs), images, sizes)
+        return tuple(self._detect_by_locations(self.model, HeadOutputs(*outputs), images, sizes))
 
     def _normalize(self, images: Tensor, sizes: Tensor) -> Tensor:
         x = self.model.transform._normalize(images)

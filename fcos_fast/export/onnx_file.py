@@ -2,55 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.export import Dim
 
 from fcos_fast import __version__
-from fcos_fast._extension import cpu_error
 from fcos_fast.data.categories import Categories
-from fcos_fast.export.graph import DetectionGraph
+from fcos_fast.export.tracing import DYNAMIC, quiet, trace
 from fcos_fast.inference.exported import INPUTS, OUTPUTS, describe
 from fcos_fast.models import Detector
 
 if TYPE_CHECKING:
     import onnx
-
-
-DYNAMIC = {"images": {0: "batch", 2: "height", 3: "width"}, "sizes": {0: "batch"}}
-"""Input -> its dynamic axes with their names."""
-
-
-def trace(model: Detector) -> torch.export.ExportedProgram:
-    """:class:`DetectionGraph` of a model on the CPU, with dynamic batch size, height and width.
-
-    Raises:
-        ValueError: the model has a layer that cannot be traced.
-    """
-    if cpu_error is not None:
-        raise cpu_error
-    graph = DetectionGraph(model).cpu().float()
-    # Any size is possible in ONNX. While tracing, no level may have a single row or column: torch would fix it.
-    least = model.config.strides[-1] + 1
-    dims = {
-        "batch": Dim("batch", max=2**16),
-        **{n: Dim(n, min=least, max=2**16) for n in ("height", "width")},
-    }
-    shapes = {name: {i: dims[axis] for i, axis in axes.items()} for name, axes in DYNAMIC.items()}
-    with torch.no_grad(), _quiet():
-        return torch.export.export(graph, _example(least), dynamic_shapes=shapes)
-
-
-def _example(least: int) -> tuple[Tensor, Tensor]:
-    side = 2 * least
-    return torch.zeros(2, 3, side, side + 32), torch.tensor([[side, side + 32], [side - 1, side]])
 
 
 def onnx_model(model: Detector, categories: Categories) -> onnx.ModelProto:
@@ -82,7 +46,7 @@ def to_onnx(
     """A traced graph in standard ONNX operators; its tensors and dynamic axes get these names."""
     from fcos_fast.export.translations import OPSET, OPSET_OF_DEFORM_CONV, translations
 
-    with _quiet():
+    with quiet():
         program: Any = torch.onnx.export(
             traced,
             dynamo=True,
@@ -118,17 +82,3 @@ def _strip(proto: onnx.ModelProto) -> None:
     ):
         del part.metadata_props[:]
         part.ClearField("doc_string")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's progress and its warnings, which are about its own code."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

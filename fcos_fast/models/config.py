@@ -64,6 +64,8 @@ class DetectorConfig:
         dcn_stages: the ResNet stages (2 to 5) with deformable convolutions, if ``dcn`` is not none.
         average_totals: whether the processes all-reduce the normalizers of their losses, so that the mean of the losses
             equals the loss of one process with all images.
+        class_weights: factor of each class's classification loss, in the order of the labels; ``balanced``: inversely
+            proportional to the number of boxes in the training split, with mean 1 over the boxes.
         score_threshold: only detections with a higher score are kept.
         topk_candidates: maximum number of candidates for NMS per level, or per image (``topk_over``).
         nms_threshold: IoU above which a box suppresses one with a lower score.
@@ -108,6 +110,11 @@ class DetectorConfig:
     dcn: Literal["none", "v1", "v2"] = "none"
     dcn_stages: tuple[Literal[2, 3, 4, 5], ...] = (3, 4, 5)
     average_totals: bool = True
+    class_weights: tuple[float, ...] | Literal["balanced"] | None = checked(
+        None,
+        lambda weights: isinstance(weights, (str, type(None))) or all(map(is_positive, weights)),
+        "positive numbers, one per class, balanced, or None",
+    )
     score_threshold: float = between(0.05, 0, 1)
     topk_candidates: int = positive(1000)
     nms_threshold: float = between(0.6, 0, 1)

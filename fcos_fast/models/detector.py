@@ -15,6 +15,7 @@ from fcos_fast.assignment import GroundTruth
 from fcos_fast.boxes import has_area
 from fcos_fast.models.backbones import backbone_options, build_backbone
 from fcos_fast.models.checks import check_images, check_packed, check_targets
+from fcos_fast.models.class_weights import class_weights
 from fcos_fast.models.config import DetectorConfig
 from fcos_fast.models.deform_conv import DeformConv2d
 from fcos_fast.models.folding import conv_norm_pairs, fold_batch_norms
@@ -55,12 +56,14 @@ class Detector(nn.Module):
     """
 
     head: nn.Module
+    class_weights: Tensor | None
     LOSSES: ClassVar[tuple[str, ...]]
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
         self.transform = Transform(config)
+        self.register_buffer("class_weights", class_weights(config), persistent=False)
         self.backbone = _build_pyramid(config)
         self.inference_dtype: torch.dtype | None = None
         self._compiled_losses: Callable[[Tensor, Any], dict[str, Tensor]] | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from fcos_fast import ops
 from fcos_fast.assignment import BACKGROUND, GroundTruth, Level, Targets
+from fcos_fast.models.class_weights import weighted_sum
 from fcos_fast.models.config import FCOSConfig, configure
 from fcos_fast.models.detector import Detector
 from fcos_fast.models.head import FCOSHead, HeadOutputs
@@ -60,9 +63,9 @@ class FCOS(Detector):
         cls_logits, box_regression, centerness = self.network(images)
         if reduction is not None:
             reduction.wait()
-        config = self.config
-        return ops.detection_loss(
-            cls_logits,
+        config, normalizers, weights = self.config, self._normalizers(targets), self.class_weights
+        losses = ops.detection_loss(
+            cls_logits if weights is None else [x.detach() for x in cls_logits],
             box_regression,
             centerness,
             targets,
@@ -73,8 +76,33 @@ class FCOS(Detector):
             box_loss_smooth=config.box_loss_smooth,
             centerness_weighted=config.centerness_weighted,
             quality=config.quality,
-            normalizers=self._normalizers(targets),
+            normalizers=normalizers,
         )
+        if weights is not None:
+            divisor = targets.num_positive.clamp(min=1) if normalizers is None else normalizers[0]
+            losses["classification"] = self._weighted_classification_loss(
+                cls_logits, targets.labels, weights, divisor
+            )
+        return losses
+
+    def _weighted_classification_loss(
+        self, cls_logits: Sequence[Tensor], labels: Tensor, weights: Tensor, divisor: Tensor
+    ) -> Tensor:
+        """The focal loss with a weight per class; slower than :func:`fcos_fast.ops.detection_loss`, which has none.
+
+        Args:
+            cls_logits: (B, C, H, W) of each level.
+            labels: (B, P) of all locations.
+            weights: (C,).
+            divisor: normalizer, a scalar or (B,).
+        """
+        loss = partial(ops.sigmoid_focal_loss, alpha=self.config.focal_alpha, gamma=self.config.focal_gamma)
+        by_level = labels.split([x.shape[2] * x.shape[3] for x in cls_logits], dim=1)
+        sums = [
+            weighted_sum(loss, x.flatten(2).transpose(1, 2), of_level, weights)
+            for x, of_level in zip(cls_logits, by_level, strict=True)
+        ]
+        return (torch.stack(sums).sum(dim=0) / divisor).sum()
 
     def postprocess(self, outputs: HeadOutputs, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """As :meth:`Detector.postprocess`."""

@@ -31,9 +31,12 @@ class BatchPacker:
         self.config = config
         self.transform = Transform(config)
 
-    def resize(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Resize one sample for training; if the model has several sizes, torch's generator draws one."""
-        small = self.transform.resize(image)
+    def resize(
+        self, image: Tensor, target: dict[str, Any], scale: float = 1.0
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Resize one sample for training to ``scale`` times the model's input size; if it has several, torch's
+        generator draws one."""
+        small = self.transform.resize(image, scale)
         return small, learned_target(target, image_size(image), image_size(small), self.config)
 
     def collate(self, samples: Sequence[tuple[Tensor, dict[str, Any]]]) -> tuple[ImageBatch, GroundTruth]:

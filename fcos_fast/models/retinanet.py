@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from fcos_fast import ops
 from fcos_fast.assignment import GroundTruth
 from fcos_fast.detections import BatchDetections
 from fcos_fast.models.anchors import Anchors, decode_boxes, encode_boxes, matched_box_loss
+from fcos_fast.models.class_weights import weighted_sum
 from fcos_fast.models.config import RetinaNetConfig, configure
 from fcos_fast.models.detector import Detector
 from fcos_fast.models.retinanet_head import RetinaNetHead, RetinaNetOutputs
@@ -114,10 +116,18 @@ class RetinaNet(Detector):
 
     def _focal_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The sum of the loss of logits (..., C) with labels (...)."""
+        if self.class_weights is not None:
+            loss = partial(self._unweighted_loss, reduction="none")
+            return weighted_sum(loss, logits, labels, self.class_weights).sum()
+        return self._unweighted_loss(logits, labels, "sum")
+
+    def _unweighted_loss(self, logits: Tensor, labels: Tensor, reduction: str) -> Tensor:
         config = self.config
         if config.classification_loss == "focal_star":
-            return ops.sigmoid_focal_loss_star(logits, labels, config.focal_gamma, config.focal_beta, "sum")
-        return ops.sigmoid_focal_loss(logits, labels, config.focal_alpha, config.focal_gamma, "sum")
+            return ops.sigmoid_focal_loss_star(
+                logits, labels, config.focal_gamma, config.focal_beta, reduction
+            )
+        return ops.sigmoid_focal_loss(logits, labels, config.focal_alpha, config.focal_gamma, reduction)
 
     def _box_loss(self, deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
         """(N,) of encoded boxes (N, 4), their anchors and their target boxes."""

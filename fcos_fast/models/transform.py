@@ -100,9 +100,13 @@ class Transform(nn.Module):
         """Normalize and resize one RGB image (3, H, W), float in [0, 1] or uint8, without padding."""
         return self._resize(self._normalize(image), self._draw_size(image_size(image)))
 
-    def resize(self, image: Tensor) -> Tensor:
-        """As :meth:`forward`, but an image that keeps its size is not normalized: the device does that later."""
-        size = self._draw_size(image_size(image))
+    def resize(self, image: Tensor, scale: float = 1.0) -> Tensor:
+        """As :meth:`forward`, but an image that keeps its size is not normalized: the device does that later.
+
+        ``scale`` is a factor of the size.
+        """
+        height, width = self._draw_size(image_size(image))
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
         return image if size == image_size(image) else self._resize(self._normalize(image), size)
 
     def pack(self, images: Sequence[Tensor]) -> ImageBatch:

@@ -37,7 +37,7 @@ def test_errors_are_one_line(voc_root, capsys):
         (["data", "stat"], "fcos-fast data: unknown subcommand 'stat'; did you mean 'stats'?"),
         (
             ["data", "--rot", "x"],
-            "fcos-fast data: unknown option --rot; options follow the subcommand: stats",
+            "fcos-fast data: unknown option --rot; options follow the subcommand: stats, check",
         ),
         (["data", "stats", "--rot", "x"], "unknown option --rot; did you mean '--data.root'?"),
         (["data", "stats", "--images", "0"], "--images=0; expected a positive integer"),

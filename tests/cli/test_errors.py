@@ -16,8 +16,8 @@ MISTAKES = {
     "subcommand": (["trian"], "unknown subcommand 'trian'; did you mean 'train'?"),
     "far subcommand": (
         ["xyzzy"],
-        "unknown subcommand 'xyzzy'; choices: train, evaluate, detect, export, serve, convert, data, benchmark, demo, "
-        "info",
+        "unknown subcommand 'xyzzy'; choices: train, evaluate, compare, detect, export, serve, convert, data, "
+        "benchmark, demo, info",
     ),
     "option first": (
         ["--data.root", "x"],
@@ -26,6 +26,24 @@ MISTAKES = {
     "option": (["train", "--data.rot", "x"], "unknown option --data.rot; did you mean '--data.root'?"),
     "option=": (["train", "--train.epoch=3"], "unknown option --train.epoch; did you mean '--train.epochs'?"),
     "no such option": (["train", "--zzzzzz"], "unknown option --zzzzzz; --help lists the choices"),
+    "last part": (["train", "--lr", "1"], "unknown option --lr; did you mean '--optimizer.lr'?"),
+    "dashes": (["train", "--batch-size", "1"], "--batch-size; did you mean '--train.batch_size'?"),
+    "two of that name": (["train", "--name", "x"], "did you mean '--optimizer.name' or '--train.name'?"),
+    "other word": (["train", "--imgsz=640"], "unknown option --imgsz; did you mean '--model.min_size'?"),
+    "other word of few": (
+        ["evaluate", "--batch", "2"],
+        "unknown option --batch; did you mean '--batch_size'?",
+    ),
+    "short": (["detect", "-c", "x.pt"], "unknown option -c"),
+    "group": (["train", "--data", "x.yaml"], "unknown option --data; did you mean '--data.root'?"),
+    "without dashes": (
+        ["train", "epochs=3"],
+        "names of options start with --; did you mean '--train.epochs'?",
+    ),
+    "help": (
+        ["train", "--help", "optimzer"],
+        "--help optimzer: is no group and no option of fcos-fast train; did",
+    ),
     "type": (["train", "--train.epochs", "many"], "--train.epochs cannot be 'many'; expected int"),
     "type of several": (
         ["train", "--data.workers", "x"],

@@ -10,15 +10,18 @@ from torch.utils.data import DataLoader
 
 from fcos_fast.data import (
     AugmentConfig,
+    Categories,
     DataError,
+    DetectionDataset,
     EpochBatchSampler,
+    Record,
     collate,
     eval_loader,
     load_voc,
     synthetic_dataset,
     train_loader,
 )
-from fcos_fast.data.loader import default_workers
+from fcos_fast.data.loader import default_workers, repeat_factors
 from fcos_fast.models import BatchPacker, FCOSConfig
 
 AUGMENT = AugmentConfig((60, 80), (0.5, 1.5), iou_crop=0.5)
@@ -49,7 +52,7 @@ def test_collate_keeps_sizes():
 
 
 def indices(sampler: EpochBatchSampler) -> list[list[int]]:
-    return [[index for _, index in batch] for batch in sampler]
+    return [[key.image for key in batch] for batch in sampler]
 
 
 def test_every_epoch_has_another_permutation():
@@ -58,8 +61,8 @@ def test_every_epoch_has_another_permutation():
     for epoch in (0, 1, 0):
         sampler.set_epoch(epoch)
         batches = list(sampler)
-        assert {(len(batch), e) for batch in batches for e, _ in batch} == {(4, epoch)}
-        orders.append([i for batch in batches for _, i in batch])
+        assert {(len(batch), key.epoch) for batch in batches for key in batch} == {(4, epoch)}
+        orders.append([key.image for batch in batches for key in batch])
         assert sorted(orders[-1]) == list(range(100))
     assert orders[0] == orders[2] != orders[1]
     assert indices(EpochBatchSampler(100, 4, seed=4)) != indices(EpochBatchSampler(100, 4, seed=3))
@@ -101,6 +104,64 @@ def test_batches_of_groups():
         first.add(GROUPS[batches[0]][0])
     assert seen == set(range(30))  # other images are dropped each time, also of the smallest group
     assert len(first) > 2  # groups are shuffled
+
+
+REPEATS = np.array([1.0] * 20 + [2.5] * 8 + [1.3] * 2)  # 42.6 samples per epoch
+
+
+@pytest.mark.parametrize("groups", [None, GROUPS])
+def test_repeats(groups):
+    """Each sample comes its number of times, rounded up or down; on average exactly."""
+    whole = EpochBatchSampler(30, 4, seed=1, groups=groups, repeats=REPEATS)
+    shards = [EpochBatchSampler(30, 4, 1, groups, rank, 2, REPEATS) for rank in range(2)]
+    counts = []
+    for epoch in range(400):
+        for sampler in (whole, *shards):
+            sampler.set_epoch(epoch)
+        batches = list(whole)
+        assert len(batches) == len(whole) == 10
+        keys = list(chain(*batches))
+        assert len(set(keys)) == 40  # those of one image differ in repeat, so they are augmented differently
+        drawn = np.bincount([key.image for key in keys], minlength=30)
+        assert (drawn <= np.ceil(REPEATS)).all()
+        assert {key.repeat for key in keys} <= {0, 1, 2}
+        counts.append(drawn)
+        if epoch < 3:
+            assert [list(chain(*parts)) for parts in zip(*shards, strict=True)] == batches
+    # 40 of 42 or 43 samples; the standard error of a mean is at most 0.025
+    np.testing.assert_allclose(np.mean(counts, axis=0), REPEATS * 40 / REPEATS.sum(), atol=0.1)
+
+
+def test_repeats_of_one_are_a_permutation():
+    keys = list(chain(*EpochBatchSampler(30, 5, repeats=np.ones(30))))
+    assert sorted(key.image for key in keys) == list(range(30))
+    assert {key.repeat for key in keys} == {0}
+
+
+def test_repeat_factors():
+    """Classes a, b, c are in 10, 4 and 1 of 10 images; the ignored box of c in the second image does not count."""
+    labels = [[0]] * 6 + [[0, 1]] * 3 + [[0, 1, 2, 2]]
+    labels[1] = [0, 2]
+    records = [
+        Record(
+            "x",
+            (9, 9),
+            np.zeros((len(a), 4)),
+            np.array(a),
+            np.array([i == 1 and x == 2 for x in a]),
+            np.zeros(1),
+        )
+        for i, a in enumerate(labels)
+    ]
+    records.append(
+        Record("empty", (9, 9), np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool), np.zeros(1))
+    )
+    data = DetectionDataset(records, Categories(("a", "b", "c", "never")))
+    expected = [1.0] * 6 + [(0.5 * 11 / 4) ** 0.5] * 3 + [(0.5 * 11) ** 0.5, 1.0]
+    np.testing.assert_allclose(repeat_factors(data, 0.5), expected)
+    assert (repeat_factors(data, 0.01) == 1).all()
+    loader = train_loader(data, 2, repeat_threshold=0.5)
+    assert len(loader) == int(sum(expected)) // 2
 
 
 def test_images_are_grouped_unless_they_have_a_fixed_size():

@@ -24,7 +24,9 @@ MODELS = {
 def test_four_photographs_are_overfitted(bccd, tmp_path, monkeypatch, name):
     whole = load_voc(bccd, "trainval")
     four = DetectionDataset(whole.records[3:7], whole.categories)  # each has platelets, the smallest class
-    often = DetectionDataset(four.records * 10, whole.categories)  # fewer epochs and so fewer checkpoints
+    often = DetectionDataset(
+        list(four.records) * 10, whole.categories
+    )  # fewer epochs and so fewer checkpoints
     monkeypatch.setattr(train_module, "load_splits", lambda config: (often, four))
     outcome = train(
         Config(

@@ -1,18 +1,24 @@
-"""Drawn boxes, sheets, curves and reports."""
+"""Drawn boxes, sheets and curves."""
 
 from __future__ import annotations
-
-import base64
-import io
-import re
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from fcos_fast.engine.report import plot_curves, write_report
-from fcos_fast.visualize import class_color, draw_boxes, sheet, to_pil
+from fcos_fast.engine.report import plot_curves, training_plots
+from fcos_fast.visualize import (
+    class_color,
+    draw_boxes,
+    draw_marks,
+    false_positive,
+    labeled,
+    missed,
+    place_labels,
+    sheet,
+    to_pil,
+    true_positive,
+)
 
 
 def test_box_is_drawn_in_the_color_of_its_class():
@@ -72,23 +78,81 @@ def test_sheet_of_a_strip_is_bounded_on_both_sides(size):
     assert page.height <= 28 + 800 + 8
 
 
+def test_labels_do_not_overlap_where_boxes_crowd():
+    """Twenty boxes that overlap, nested ones and ones at all borders: each label is at its box, none on another."""
+    rng = np.random.default_rng(0)
+    corner = rng.random((14, 2)) * (500, 340)
+    boxes = np.concatenate([corner, corner + 60 + rng.random((14, 2)) * 60], axis=1)
+    nested = [[100, 100, 300, 300], [102, 101, 290, 290], [101, 103, 280, 280], [0, 0, 640, 480]]
+    boxes = np.concatenate([boxes, nested, [[0, 0, 60, 60], [580, 420, 640, 480]]])
+    sizes = np.tile([[46, 13]], (20, 1))
+    corners = place_labels(boxes, sizes, (640, 480))
+    ends = corners + sizes + 1
+    assert (corners >= 0).all()
+    assert (ends <= (640, 480)).all()
+    for i in range(20):
+        gap = np.maximum(corners[i], boxes[i, :2]) - np.minimum(ends[i], boxes[i, 2:])
+        assert (gap <= 1).all(), "not at its box"
+        for j in range(i):
+            low, high = np.maximum(corners[i], corners[j]), np.minimum(ends[i], ends[j])
+            assert not (low < high).all(), (i, j)
+
+
+def test_a_label_is_above_its_box_unless_there_is_no_space():
+    above, inside = place_labels(
+        np.array([[50.0, 40, 90, 80], [50, 3, 90, 80]]), np.array([[20, 10]] * 2), (200, 100)
+    )
+    assert above.tolist() == [50, 29]
+    assert inside.tolist() == [50, 0]
+
+
+def test_outcomes_differ_in_color_and_line_style():
+    image, box = np.full((120, 160, 3), 128, np.uint8), [20, 30, 140, 110]
+    colors, shares = [], []
+    for mark in (true_positive(box, ""), missed(box, ""), false_positive(box, ""), labeled(box, "")):
+        drawn = np.asarray(draw_marks(image, [mark]))
+        side = (drawn[31, 24:136] == mark.color).all(axis=1)
+        colors.append(mark.color)
+        shares.append(round(side.mean(), 1))
+        runs = np.diff(np.flatnonzero(np.diff(side)))
+        assert (len(runs) > 5) == (mark.style != "solid")
+        assert not (drawn[50:90, 40:120] != 128).any()
+    assert len(set(colors)) == 4
+    assert shares[0] == shares[3] == 1
+    assert 0.5 < shares[1] < 0.8
+    assert 0.5 < shares[2] < 0.8
+
+
+def test_sheet_of_outcomes():
+    target = {"boxes": np.array([[5, 5, 35, 25]]), "labels": [0], "found": [False]}
+    detection = {"boxes": np.array([[5, 5, 35, 25]]), "labels": [1], "scores": [0.9], "correct": [False]}
+    page = np.asarray(sheet([np.zeros((40, 40, 3), np.uint8)], [target], [detection], ("a", "b"), width=200))
+    for color, columns in (
+        (missed([], "").color, slice(8, 208)),
+        (false_positive([], "").color, slice(216, 416)),
+    ):
+        assert (page[28:, columns] == color).all(axis=2).sum() > 100
+
+
 def test_curves_of_missing_values():
     rows = [{"epoch": 1, "loss": 2.0, "lr": 0.1}, {"epoch": 2, "loss": 1.0, "ap": 0.5, "lr": 0.1}]
     assert plot_curves(rows).size == (1200, 360)
 
 
-def test_report_is_one_page_with_everything_in_it(whole_run, tmp_path):
-    _, outcome = whole_run
-    (tmp_path / "metrics.csv").write_bytes((outcome.folder / "metrics.csv").read_bytes())
-    page = write_report(
-        tmp_path, "A <title>", outcome.val_set, outcome.detections, outcome.result, {"Notes": "a < b"}
-    )
-    text = page.read_text(encoding="utf-8")
-    assert "A &lt;title&gt;" in text
-    assert "a &lt; b" in text
-    assert "circle" in text
-    assert "http" not in text  # no external resources
-    embedded = re.findall(r"data:image/png;base64,([^']+)'", text)
-    sizes = [Image.open(io.BytesIO(base64.b64decode(data))).size for data in embedded]
-    files = [tmp_path / "sheet.png", tmp_path / "curves.png"]
-    assert sizes == [Image.open(file).size for file in files]
+def test_centerness_has_curves_of_its_own():
+    rows = [
+        {
+            "epoch": 1,
+            "loss": 2.0,
+            "loss_classification": 1.0,
+            "loss_bbox_ctrness": 0.7,
+            "ap_cat": 0.1,
+            "ap_small": 0,
+        }
+    ]
+    panels = {panel.title: list(panel.lines) for panel in training_plots(rows)}
+    assert panels == {
+        "Loss": ["loss", "classification"],
+        "Centerness loss": ["bbox_ctrness"],
+        "AP per class": ["cat"],
+    }

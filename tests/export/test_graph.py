@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fcos_fast.detections import BatchDetections
 from fcos_fast.export.graph import DetectionGraph
 from fcos_fast.models import PRESETS
 from tests.export.models import photos, small_detector
@@ -23,7 +24,7 @@ def test_every_preset_detects_the_same(preset):
         row[:, : image.shape[1], : image.shape[2]] = image / 255
     sizes = torch.tensor([image.shape[1:] for image in images])
     with torch.no_grad():
-        found, expected = DetectionGraph(model)(padded, sizes).split(), model(images)
+        found, expected = BatchDetections(*DetectionGraph(model)(padded, sizes)).split(), model(images)
     for mine, theirs in zip(found, expected, strict=True):
         assert len(theirs["labels"]) >= 5
         assert torch.equal(mine["labels"], theirs["labels"])

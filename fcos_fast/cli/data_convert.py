@@ -1,0 +1,55 @@
+"""``fcos-fast data convert``: a dataset in another format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fcos_fast.cli.data_source import SourceConfig
+from fcos_fast.cli.options import parse_options
+from fcos_fast.text import printable
+
+COMMON = ("data.root", "to", "output", "data.split", "images", "config")
+"""Options that the help lists first."""
+
+
+@dataclass(frozen=True)
+class ConvertDataOptions:
+    """Write a dataset in another format: VOC, COCO or YOLO.
+
+      fcos-fast data convert --data.root FOLDER --to yolo --output FOLDER-yolo
+
+    Boxes, classes and splits are kept, and read back exactly as they were. A line each says what the format does not
+    hold, such as crowds in YOLO. Segmentations are not carried over.
+
+    Attributes:
+        to: format to write: coco, voc or yolo.
+        output: folder to create.
+        data: the dataset to read.
+        images: how images come into the new folder: hardlink needs no space but one file system for both, symlink
+            needs the old folder to stay, copy needs neither.
+    """
+
+    to: Literal["coco", "voc", "yolo"]
+    output: str
+    data: SourceConfig = field(default_factory=SourceConfig)
+    images: Literal["hardlink", "symlink", "copy"] = "hardlink"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run ``fcos-fast data convert``."""
+    options = parse_options(ConvertDataOptions, "data convert", arguments, common=COMMON)
+    if not options.data.root:
+        raise ValueError("no dataset; give its folder with --data.root")
+
+    from fcos_fast.data import convert, dataset_splits
+
+    names = [options.data.split] if options.data.split else dataset_splits(options.data.root) or [""]
+    splits = {name: options.data.load(name) for name in names}
+    for line in convert(splits, options.to, options.output, options.images):
+        print(line)
+    print(
+        f"{printable(options.output)}: {options.to.upper()}, {', '.join(filter(None, names)) or 'all images'}"
+    )
+    return 0

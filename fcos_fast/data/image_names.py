@@ -1,0 +1,50 @@
+"""Names of a dataset's images in another dataset: relative, unique, and readable in every format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, count
+from pathlib import PurePath
+
+from .checks import IMAGE_SUFFIXES, DataError
+from .paths import composed
+
+
+def relative_names(files: Sequence[str]) -> list[str]:
+    """The paths relative to the folder that all files have in common, each part printable and not hidden.
+
+    Raises:
+        DataError: a suffix that only COCO files may name.
+    """
+    common = os.path.commonpath([os.path.dirname(file) for file in files])
+    for file in files:
+        if not file.lower().endswith(IMAGE_SUFFIXES):
+            raise DataError(
+                f"{file}: has none of the suffixes {', '.join(IMAGE_SUFFIXES)}; rename the image and its entry"
+            )
+    return ["/".join(map(_safe, PurePath(os.path.relpath(file, common)).parts)) for file in files]
+
+
+def unique_names(candidates: Iterable[Sequence[str]], key: Callable[[str], str]) -> list[str]:
+    """For each image the first of its candidates whose key no earlier one has; at worst the last with a number."""
+    names, used = [], set()
+    for choice in candidates:
+        stem, suffix = os.path.splitext(choice[-1])
+        numbered = (f"{stem}_{number}{suffix}" for number in count(2))
+        name = next(name for name in chain(choice, numbered) if key(name) not in used)
+        used.add(key(name))
+        names.append(name)
+    return names
+
+
+def stem(name: str) -> str:
+    """The name without its suffix: what VOC and YOLO, whose annotations are files beside the images, tell apart."""
+    return composed(os.path.splitext(name)[0])
+
+
+def _safe(part: str) -> str:
+    """A file or folder name that readers do not skip, and that is unchanged on a line of a text file."""
+    printable = "".join(letter if letter.isprintable() else "_" for letter in part)
+    visible = f"_{printable[1:]}" if printable.startswith(".") else printable
+    return visible.strip().replace("\\", "_") or "_"

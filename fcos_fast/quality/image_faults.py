@@ -1,0 +1,233 @@
+"""Faults of image files: damaged, duplicate, rotated by EXIF, blank, of another size than annotated."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import numpy as np
+
+from fcos_fast.data import Report
+
+from .duplicates import near_duplicates
+from .finding import EXAMPLES, Example, Finding, Severity, Split
+from .images import ScannedImage
+
+BLANK = 2.0
+"""Largest standard deviation of the thumbnail of a blank image, of 255."""
+
+Member = tuple[Split, int]
+"""An image: its split, and its index there."""
+
+
+class Collection:
+    """The images of all splits and what scanning found, in the same order."""
+
+    def __init__(self, splits: Sequence[Split], scanned: Sequence[ScannedImage]) -> None:
+        self.members: list[Member] = [
+            (split, image) for split in splits for image in range(len(split)) if split.path(image)
+        ]
+        self.scanned = list(scanned)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def select(self, rows: Sequence[int] | np.ndarray, details: Sequence[str] = ()) -> tuple[Example, ...]:
+        """The first of some images as examples."""
+        chosen = [self.members[i] for i in rows[:EXAMPLES]]
+        texts = [*details[:EXAMPLES], *[""] * (len(chosen) - len(details[:EXAMPLES]))]
+        return tuple(
+            split.example(image, (), text) for (split, image), text in zip(chosen, texts, strict=True)
+        )
+
+
+def find_image_faults(images: Collection) -> Iterator[Finding]:
+    """All findings about the files themselves."""
+    yield from _damaged(images)
+    yield from _blank(images)
+    yield from _sizes(images)
+    yield from _duplicates(images)
+
+
+def _damaged(images: Collection) -> Iterator[Finding]:
+    rows = [i for i, found in enumerate(images.scanned) if found.error]
+    if rows:
+        examples = tuple(
+            Example(images.members[i][0].file(images.members[i][1]), images.scanned[i].error)
+            for i in rows[:EXAMPLES]
+        )
+        yield Finding(
+            "unreadable_images",
+            "error",
+            len(rows),
+            len(images),
+            f"{counted(len(rows), 'image')} cannot be decoded",
+            "Training stops at such an image. Replace the files, or remove them and their labels.",
+            examples=examples,
+        )
+
+
+def _blank(images: Collection) -> Iterator[Finding]:
+    rows = [i for i, s in enumerate(images.scanned) if s.thumbnail is not None and is_blank(s.thumbnail)]
+    if rows:
+        yield Finding(
+            "blank_images",
+            "warning",
+            len(rows),
+            len(images),
+            f"{counted(len(rows), 'image')} of a single color",
+            "Nothing can be seen on them. Export them again, or remove them and their labels.",
+            examples=images.select(rows),
+        )
+
+
+def is_blank(thumbnail: np.ndarray) -> bool:
+    """Whether nothing can be seen on the image of a thumbnail (H, W, 3)."""
+    return float(thumbnail.reshape(-1, 3).std(axis=0).max()) < BLANK
+
+
+def _sizes(images: Collection) -> Iterator[Finding]:
+    """Images whose stored or upright size is not the annotated one."""
+    turned: list[int] = []
+    wrong: list[int] = []
+    rotated: list[int] = []
+    for i, ((split, image), found) in enumerate(zip(images.members, images.scanned, strict=True)):
+        if found.error:
+            continue
+        annotated = tuple(split.sizes[image].tolist())
+        if annotated != found.upright_size:
+            (turned if annotated == found.size else wrong).append(i)
+        elif found.orientation != 1:
+            rotated.append(i)
+    stated = sum(_unrotated_in(split.dataset.report) for split in dict.fromkeys(s for s, _ in images.members))
+    if stated and rotated:  # VOC: the sizes in the XML files are only compared with those of the images
+        turned, rotated = turned + rotated, []
+    if turned:
+        yield Finding(
+            "exif_rotation",
+            "error",
+            len(turned),
+            len(images),
+            f"{counted(len(turned), 'image')} rotated by EXIF, but annotated for the stored, unrotated image",
+            "Images are read upright, as viewers show them, so these boxes are in wrong places. Rotate the pixels and "
+            "remove the EXIF orientation (exiftran -ai, jhead -autorot), or label the upright image.",
+            examples=images.select(turned, [_orientation(images.scanned[i]) for i in turned]),
+        )
+    if wrong:
+        details = [
+            "annotated as {}x{}, has {}x{} pixels".format(
+                *images.members[i][0].sizes[images.members[i][1]], *images.scanned[i].upright_size
+            )
+            for i in wrong[:EXAMPLES]
+        ]
+        yield Finding(
+            "image_sizes",
+            "error",
+            len(wrong),
+            len(images),
+            f"{counted(len(wrong), 'image')} of another size than annotated",
+            "The boxes are for other pixels. Restore the original images, or scale the labels with them.",
+            examples=images.select(wrong, details),
+        )
+    if rotated:
+        yield Finding(
+            "exif_orientation",
+            "note",
+            len(rotated),
+            len(images),
+            f"{counted(len(rotated), 'image')} stored rotated (EXIF orientation) and read upright",
+            "Check on these images that the boxes fit: some labeling tools show the unrotated image.",
+            examples=tuple(
+                split.example(image, split.rows(image), _orientation(images.scanned[i]))
+                for i in rotated[:EXAMPLES]
+                for split, image in [images.members[i]]
+            ),
+        )
+
+
+def _orientation(found: ScannedImage) -> str:
+    return f"EXIF orientation {found.orientation}, stored as {found.size[0]}x{found.size[1]}"
+
+
+def _unrotated_in(report: Report | None) -> int:
+    """The number of annotations that state the size of the image with its sides exchanged, among the examples of the
+    reader's report."""
+    lines = [] if report is None else chain.from_iterable(report.examples.values())
+    sizes = [re.search(r": (\d+)x(\d+), but .* has (\d+)x(\d+) pixels$", line) for line in lines]
+    return sum(found is not None and found.groups()[:2] == found.groups()[:1:-1] for found in sizes)
+
+
+def _duplicates(images: Collection) -> Iterator[Finding]:
+    usable = [
+        i for i, s in enumerate(images.scanned) if s.thumbnail is not None and not is_blank(s.thumbnail)
+    ]
+    if not usable:
+        return
+    hashes = np.array([images.scanned[i].hash for i in usable], dtype=np.uint64)
+    thumbnails = np.stack(
+        [s.thumbnail for s in (images.scanned[i] for i in usable) if s.thumbnail is not None]
+    )
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i, number in zip(usable, near_duplicates(hashes, thumbnails).tolist(), strict=True):
+        groups[number].append(i)
+    several = [members for members in groups.values() if len(members) > 1]
+    across = [m for m in several if len({images.members[i][0].name for i in m}) > 1]
+    within = [m for m in several if len({images.members[i][0].name for i in m}) == 1]
+    if across:
+        yield _leak(images, across)
+    if within:
+        yield _repeated(images, within)
+
+
+def _leak(images: Collection, groups: list[list[int]]) -> Finding:
+    """Groups with images of several splits."""
+    reference = images.members[0][0]  # the training split
+    pairs = []
+    for group in groups:
+        known = next((i for i in group if images.members[i][0] is reference), group[0])
+        pairs += [(i, known) for i in group if images.members[i][0] is not images.members[known][0]]
+    same = sum(images.scanned[i].digest == images.scanned[j].digest for i, j in pairs)
+    other = images.members[pairs[0][0]][0].name
+    total = sum(split is not reference for split, _ in images.members)
+    return Finding(
+        "duplicates_across_splits",
+        "error",
+        len(pairs),
+        total,
+        f"{counted(len(pairs), 'image')} of {other} also in {reference.name} ({same} identical, the others nearly)",
+        "The model is evaluated on images that it was trained on, so its precision is overestimated. Remove them from "
+        "one split, or split again by group: one group per scene, patient or video.",
+        examples=tuple(_pair(images, i, j) for i, j in pairs[:EXAMPLES]),
+    )
+
+
+def _repeated(images: Collection, groups: list[list[int]]) -> Finding:
+    """Groups within one split."""
+    surplus = sum(len(group) - 1 for group in groups)
+    same = sum(len(group) - len({images.scanned[i].digest for i in group}) for group in groups)
+    severity: Severity = "warning" if same or surplus > 0.05 * len(images) else "note"
+    return Finding(
+        "duplicates",
+        severity,
+        surplus,
+        len(images),
+        f"{counted(surplus, 'image')} repeated within a split ({same} identical, the others nearly)",
+        "They count several times in training and in the precision. Keep one of each; its labels may differ from those "
+        "of its copies, so compare them.",
+        examples=tuple(_pair(images, group[1], group[0]) for group in groups[:EXAMPLES]),
+    )
+
+
+def _pair(images: Collection, i: int, j: int) -> Example:
+    (split, image), (other, known) = images.members[i], images.members[j]
+    kind = "identical to" if images.scanned[i].digest == images.scanned[j].digest else "nearly the same as"
+    detail = f"{kind} {other.file(known)}"
+    return Example(split.file(image), detail, split.path(image), other=other.path(known))
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 image``, ``1,200 images``, ``3 boxes``, ``2 classes``."""
+    plural = noun + ("es" if noun.endswith(("x", "s")) else "s")
+    return f"{number:,} {noun if number == 1 else plural}"

@@ -1,0 +1,219 @@
+"""``fcos-fast data check`` finds each planted fault in every format, and nothing in clean data."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from itertools import chain
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcos_fast.cli.main import main
+from fcos_fast.cli.train import parse_train_options
+from tests.quality.conftest import FORMATS, SIZE, SMALL, Photo, encode, write
+
+
+def run(root, tmp_path, *options):
+    """Exit status and findings by kind."""
+    output = tmp_path / "check.json"
+    arguments = ["--data.root", str(root), *SMALL, "--json", str(output), *options]
+    status = main(["data", "check", *arguments])
+    found = json.loads(output.read_text())["findings"] if output.exists() else []
+    output.unlink(missing_ok=True)
+    return status, {finding["kind"]: finding for finding in found}
+
+
+def files(finding) -> set[str]:
+    return {example["file"] for example in finding["examples"]}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_clean_data_have_no_finding(clean, kind, tmp_path, capsys):
+    root = write(tmp_path / "data", kind, clean)
+    status, found = run(root, tmp_path, "--fail_on", "warning")
+    assert (status, found) == (0, {})
+    printed = capsys.readouterr().out
+    assert printed.startswith("train: 45 images, ")
+    assert printed.rstrip().endswith("Nothing found.")
+
+
+def broken_bmp() -> bytes:
+    """An image file whose header is intact, so that reading the size succeeds."""
+    data = encode(np.random.default_rng(0).integers(0, 255, (SIZE[1], SIZE[0], 3), dtype=np.uint8), "BMP")
+    return data[: len(data) // 3]
+
+
+def again(photo: Photo, name: str, scale: float = 1.0, **options) -> Photo:
+    """A photo saved again under another name, in another size."""
+    image = Image.open(io.BytesIO(photo.data))
+    size = tuple(round(side * scale) for side in image.size)
+    boxes = tuple((label, tuple(v * scale for v in box)) for label, box in photo.boxes)
+    return Photo(name, encode(image.resize(size), **options), boxes, size)
+
+
+def turned(photo: Photo, name: str) -> Photo:
+    """A photo stored rotated by a quarter turn, whose labels are for the stored pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return Photo(name, encode(Image.open(io.BytesIO(photo.data)), exif=exif, quality=92), photo.boxes)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_each_planted_fault_is_found(clean, kind, tmp_path, capsys):
+    train, val = clean["train"], clean["val"]
+    box = train[10].boxes[0]
+    name, (x1, y1, x2, y2) = box
+    train[0] = Photo("broken.bmp", broken_bmp(), train[0].boxes)
+    train[1] = Photo("cut.jpg", train[1].data[: len(train[1].data) * 2 // 3], train[1].boxes)
+    train[2] = Photo("blank.jpg", encode(np.full((SIZE[1], SIZE[0], 3), 40, np.uint8)), train[2].boxes)
+    train += [
+        Photo("same.jpg", train[20].data, train[20].boxes),
+        again(train[21], "nearly.jpg", 0.7, quality=60),
+    ]
+    val += [Photo("leak.jpg", train[22].data, train[22].boxes), again(train[23], "small_leak.jpg", 0.5)]
+    train[4] = Photo("empty.jpg", train[4].data, ())
+    train[5] = turned(train[5], "turned.jpg")
+    train[10] = train[10].add((name, (x1, y1, x2 - 0.2, y2)))
+    other = next(label for photo in train for label, _ in photo.boxes if label != train[11].boxes[0][0])
+    train[11] = train[11].add((other, train[11].boxes[0][1]))
+    train[12] = train[12].add((name, (0, 0, *SIZE)))
+    train[13] = train[13].add((name, (5, 60, 155, 66)))
+    train[14] = train[14].add((name, (100, 100, 104, 103)))
+    train[15] = train[15].add((name, (100, 20, 170, 80)))
+    train[16] = train[16].add((name, (100, 20, 100, 80)))
+    train[17] = train[17].add(("rare", (10, 10, 50, 50)))
+    val[1] = val[1].add(("never seen", (10, 10, 50, 50)))
+    train[18] = train[18].add((f" {name.upper()}", (10, 10, 50, 50)))
+
+    root = write(tmp_path / "data", kind, clean)
+    status, found = run(root, tmp_path)
+    assert status == 1
+    capsys.readouterr()
+
+    expected = {
+        "unreadable_images": ("error", 1, {"train/broken.bmp"}),
+        "reader_truncated_jpeg": ("warning", 1, {"train/cut.jpg"}),
+        "blank_images": ("warning", 1, {"train/blank.jpg"}),
+        "duplicates_across_splits": ("error", 2, {"val/leak.jpg", "val/small_leak.jpg"}),
+        "duplicates": ("warning", 2, {"train/same.jpg", "train/nearly.jpg"}),
+        "images_without_boxes": ("note", 1, {"train/empty.jpg"}),
+        "repeated_boxes": ("warning", 1, {f"train/{train[10].name}"}),
+        "two_classes": ("warning", 1, {f"train/{train[11].name}"}),
+        "whole_image_boxes": ("warning", 1, {f"train/{train[12].name}"}),
+        "long_boxes": ("warning", 1, {f"train/{train[13].name}"}),
+        "tiny_boxes": ("warning", 2, {f"train/{train[13].name}", f"train/{train[14].name}"}),
+        "reader_box_partly_outside_the_image": ("warning", 1, {f"train/{train[15].name}"}),
+        "reader_box_without_area": ("warning", 1, {f"train/{train[16].name}"}),
+        "class_spelling": ("error", 1, None),
+        "classes_never_trained": ("error", 1, {"never seen"}),
+        "rare_classes": ("warning", 2, {"rare", f" {name.upper()}" if kind != "voc" else name.upper()}),
+        "classes_never_evaluated": (
+            "warning",
+            2,
+            {"rare", f" {name.upper()}" if kind != "voc" else name.upper()},
+        ),
+    }
+    if kind == "yolo":  # its files state no size, so the stored image cannot be told from the upright one
+        expected["exif_orientation"] = ("note", 1, {"train/turned.jpg"})
+    else:
+        expected["exif_rotation"] = ("error", 1, {"train/turned.jpg"})
+    assert expected.keys() <= found.keys()
+    if kind == "voc":  # its reader clips the boxes of the rotated image, too
+        del expected["reader_box_partly_outside_the_image"]
+    for what, (severity, count, where) in expected.items():
+        finding = found[what]
+        assert (finding["severity"], finding["count"]) == (severity, count), what
+        assert where is None or files(finding) == where, what
+    extra = {"boxes_on_no_level"}  # the tiny ones
+    if kind == "voc":
+        extra |= {
+            "reader_annotation_for_another_image_size",
+            "reader_box_partly_outside_the_image",
+            "reader_box_outside_the_image",
+        }
+    assert found.keys() - expected.keys() <= extra
+    severities = [finding["severity"] for finding in found.values()]
+    assert severities == sorted(severities, key=["error", "warning", "note"].index)
+
+
+def test_exit_status(clean, tmp_path, capsys):
+    clean["train"][3] = Photo("empty.jpg", clean["train"][3].data, ())
+    clean["train"].append(Photo("copy.jpg", clean["train"][7].data, clean["train"][7].boxes))
+    root = write(tmp_path / "data", "yolo", clean)
+    statuses = {
+        fail_on: run(root, tmp_path, "--fail_on", fail_on)[0] for fail_on in ("error", "warning", "never")
+    }
+    assert statuses == {"error": 0, "warning": 1, "never": 0}
+    printed = capsys.readouterr().out
+    assert "1 warning, 1 note." in printed
+    assert "train/copy.jpg: identical to train/" in printed
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_split_that_cannot_be_loaded_is_a_finding(clean, kind, tmp_path, capsys):
+    for i in (3, 7):
+        clean["train"][i] = Photo(f"text{i}.jpg", b"no image", clean["train"][i].boxes)
+    root = write(tmp_path / "data", kind, clean)
+    if kind == "coco":  # loading does not open the images
+        file = root / "annotations" / "train.json"
+        file.write_text(file.read_text().replace('"category_id": 1,', '"category_id": 99,'))
+    status, found = run(root, tmp_path)
+    assert status == 1
+    assert "split_not_loaded" in found
+    damaged = files(found["unreadable_files"])
+    assert {name.rpartition("/")[2] for name in damaged} == {
+        "text3.jpg",
+        "text7.jpg",
+    }  # both, not only the first
+    assert "val: 15 images" in capsys.readouterr().out
+
+
+def crowded(name: str, rng: np.random.Generator) -> Photo:
+    """A photo with 120 boxes, each overlapping its neighbor by half."""
+    pixels = rng.integers(0, 255, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+    corners = [(x, y) for y in range(0, 100, 20) for x in range(0, 144, 6)]
+    return Photo(name, encode(pixels), tuple(("cell", (x, y, x + 16, y + 18)) for x, y in corners))
+
+
+def test_every_advised_option_is_one_of_train(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    tiny = tuple(("cell", (x, y, x + 4, y + 5)) for x in (10, 50, 90) for y in (10, 50, 90))
+    images = [encode(rng.integers(0, 255, (SIZE[1], SIZE[0], 3), dtype=np.uint8)) for _ in range(4)]
+    train = [Photo(f"{i}.jpg", data, tiny) for i, data in enumerate(images)]
+    train[0] = train[0].add(("cell", (10, 10, 10, 30)))
+    train.append(crowded("crowd.jpg", rng))
+    root = write(tmp_path / "data", "coco", {"train": train})
+    status, found = run(root, tmp_path, "--data.val", "", "--model.nms_threshold", "0.4")
+    assert status == 1
+    advised = {kind: finding["options"] for kind, finding in found.items() if finding["options"]}
+    assert advised.keys() == {
+        *("tiny_boxes", "boxes_on_no_level", "crowded_images", "overlapping_objects", "few_images"),
+        "reader_box_without_area",
+    }
+    for options in advised.values():
+        parse_train_options(["--data.root", str(root), *options])  # raises for an unknown option or value
+    together = [*SMALL, *chain.from_iterable(advised.values())]
+    chosen = parse_train_options(together)
+    assert chosen.model.max_detections >= 120
+    assert chosen.model.nms_threshold > 0.4
+    assert chosen.train.batch_size <= len(train)
+    assert chosen.model.min_size > SIZE[1]
+    printed = capsys.readouterr().out
+    assert f"fcos-fast train --train.batch_size {chosen.train.batch_size}\n" in printed
+
+    status, found = run(root, tmp_path, "--data.val", "", *together, "--data.strict", "false")
+    assert not found.keys() & {"crowded_images", "overlapping_objects", "few_images"}
+
+
+def test_errors_are_one_line(clean, tmp_path, capsys, monkeypatch):
+    root = write(tmp_path / "data", "yolo", clean)
+    assert main(["data", "check", "--data.root", str(tmp_path / "none")]) == 2
+    assert "does not exist; give the folder of a dataset" in capsys.readouterr().err
+    assert main(["data", "check"]) == 2
+    assert "no dataset; give its folder with --data.root" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "imagehash", None)
+    assert main(["data", "check", "--data.root", str(root)]) == 2
+    assert "fcos_fast[check]" in capsys.readouterr().err
