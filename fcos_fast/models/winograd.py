@@ -2,9 +2,9 @@
 
 F(4x4, 3x3): a tile of 4x4 outputs is computed from 6x6 inputs with 36 products per pair of channels instead of 144.
 The products of all tiles are 36 matrix products, which run at peak speed; the transforms, operators in C++, cost little
-if there are many channels. The gradient of the input is such a convolution with the flipped weight; the gradient of the weight sums the
-products of transformed inputs and output gradients over all tiles. For CPUs in float32: the transforms need more than
-16 bits.
+if there are many channels. The gradient of the input is such a convolution with the flipped weight; the gradient of the
+weight sums the products of transformed inputs and output gradients over all tiles. For CPUs in float32: the transforms
+need more than 16 bits.
 """
 
 from __future__ import annotations
