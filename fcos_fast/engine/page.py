@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
+from itertools import zip_longest
 from string import Template
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -76,7 +77,12 @@ def tiles(values: Mapping[str, str]) -> str:
 
 def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
     """A table, which scrolls in itself if it is wider than the screen; the first cell of a row names it."""
-    head = "".join(f'<th scope="col">{html(name)}</th>' for name in header)
+    rows = list(rows)
+    is_text = [any(type(cell) is str for cell in column) for column in zip(*rows, strict=True)]
+    head = "".join(
+        f'<th scope="col"{" class=text" if left else ""}>{html(name)}</th>'
+        for name, left in zip_longest(header, is_text)
+    )
     body = "\n".join(
         f'<tr><th scope="row">{html(str(first))}</th>{"".join(map(_cell, cells))}</tr>'
         for first, *cells in rows
