@@ -18,7 +18,7 @@ COMMON = ("data.root", "to", "output", "data.split", "images", "config")
 class ConvertDataOptions:
     """Write a dataset in another format: VOC, COCO or YOLO.
 
-      fcos-fast data convert --data.root FOLDER --to yolo --output FOLDER-yolo
+      fcos-fast data convert --data.root cells --to yolo --output cells-yolo
 
     Boxes, classes and splits are kept, and read back exactly as they were. A line each says what the format does not
     hold, such as crowds in YOLO. Segmentations are not carried over.

@@ -15,11 +15,15 @@ COMMON = ("data.root", "output", "fractions", "group", "group_file", "data.split
 """Options that the help lists first."""
 
 
+DUPLICATES = "duplicates"
+"""The value of ``group`` that is no regular expression."""
+
+
 @dataclass(frozen=True)
 class SplitOptions:
     """Divide a dataset into splits that all have their share of every class.
 
-      fcos-fast data split --data.root FOLDER --output FOLDER-split --fractions "{train: 0.7, val: 0.2, test: 0.1}"
+      fcos-fast data split --data.root cells --output cells-split --fractions "{train: 0.7, val: 0.2, test: 0.1}"
 
     The new folder contains lists of images in the dataset's own format, and links to the dataset, of which nothing is
     changed, moved or copied.
@@ -30,7 +34,8 @@ class SplitOptions:
         fractions: name of each split and its share of the images; the sum is 1.
         group: regular expression for the path of an image, relative to the folder of all images. Images for which it
             finds the same text (that of its first group, if it has one) stay in one split: ``"^(patient\\d+)_"``,
-            ``"^(.*)/"`` for the frames of a folder.
+            ``"^(.*)/"`` for the frames of a folder. ``duplicates`` keeps near-duplicates together, found as by
+            ``fcos-fast data check``.
         group_file: file with a line ``image,group`` for every image, instead of ``group``.
         seed: another seed divides differently.
     """

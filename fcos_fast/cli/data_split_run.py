@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fcos_fast.cli.data_split import SplitOptions
+from fcos_fast.cli.data_split import DUPLICATES, SplitOptions
 from fcos_fast.data import Categories, DataError, DetectionDataset
 from fcos_fast.data.files import check_is_new
 from fcos_fast.data.image_names import paths_in_common_folder
@@ -54,6 +54,8 @@ def _grouped(options: SplitOptions) -> bool:
 def _units(dataset: DetectionDataset, options: SplitOptions) -> np.ndarray:
     """(I,) int64, the group of each image: each its own by default."""
     paths = paths_in_common_folder(dataset.records.files[:])
+    if options.group == DUPLICATES:
+        return _near_duplicates(dataset)
     if options.group is not None:
         keys = _matched(paths, options.group)
     elif options.group_file is not None:
@@ -61,6 +63,22 @@ def _units(dataset: DetectionDataset, options: SplitOptions) -> np.ndarray:
     else:
         return np.arange(len(paths))
     numbers: np.ndarray = np.unique(keys, return_inverse=True)[1]
+    return numbers
+
+
+def _near_duplicates(dataset: DetectionDataset) -> np.ndarray:
+    from fcos_fast.quality.duplicates import near_duplicates
+    from fcos_fast.quality.images import scan_all
+
+    files = [Path(file) for file in dataset.records.files]
+    scanned = scan_all(files, dataset.max_pixels)
+    thumbnails = []
+    for file, found in zip(files, scanned, strict=True):
+        if found.thumbnail is None:
+            raise DataError(f"{file}: {found.error}; correct or remove it")
+        thumbnails.append(found.thumbnail)
+    hashes = np.array([found.hash for found in scanned], dtype=np.uint64)
+    numbers: np.ndarray = np.unique(near_duplicates(hashes, np.stack(thumbnails)), return_inverse=True)[1]
     return numbers
 
 

@@ -8,6 +8,9 @@ import numpy as np
 
 from .records import Records
 
+EXCHANGES, CANDIDATES = 2000, 500
+"""Units for which an exchange is looked for, and units among which."""
+
 
 def stratified(
     counts: np.ndarray, images: np.ndarray, fractions: Sequence[float], seed: int = 0
@@ -16,7 +19,7 @@ def stratified(
 
     Iterative stratification of multi-label data (Sechidis et al., 2011): the rarest class goes first, and each of its
     units goes to the split that lacks most of that class. A split that has all its images gets no more, so that without
-    groups the sizes are exact.
+    groups the sizes are exact. What is then left to the last, most frequent classes is evened out by exchanging units.
 
     Args:
         counts: (U, C) boxes of each class in each unit.
@@ -48,6 +51,7 @@ def stratified(
             result[unit] = split
             missing[split] -= counts[unit]
             room[split] -= images[unit]
+    _even_out(result, counts, images, np.array(fractions), rng)
     return result
 
 
@@ -56,6 +60,29 @@ def class_counts(records: Records, classes: int) -> np.ndarray:
     owner = np.repeat(np.arange(len(records)), np.diff(records.offsets))
     cells = np.bincount(owner * classes + records.labels, minlength=len(records) * classes)
     return cells.reshape(len(records), classes)
+
+
+def _even_out(
+    split: np.ndarray, counts: np.ndarray, images: np.ndarray, fractions: np.ndarray, rng: np.random.Generator
+) -> None:
+    """Exchange units of the same number of images between splits while the shares of the classes get closer to the
+    fractions, by the sum of squares over splits and classes."""
+    weights = counts / np.maximum(counts.sum(axis=0), 1)  # share of each unit in each class
+    excess = np.stack([weights[split == s].sum(axis=0) - f for s, f in enumerate(fractions)])
+    for _ in range(EXCHANGES):
+        unit = int(rng.integers(len(split)))
+        others = rng.integers(len(split), size=CANDIDATES)
+        others = others[(split[others] != split[unit]) & (images[others] == images[unit])]
+        if not len(others):
+            continue
+        moved = weights[others] - weights[unit]  # what the unit's split gains and the other one loses
+        change = (moved * (excess[split[unit]] - excess[split[others]] + moved)).sum(axis=1)
+        best = int(change.argmin())
+        if change[best] < 0:
+            other = others[best]
+            excess[split[unit]] += moved[best]
+            excess[split[other]] -= moved[best]
+            split[unit], split[other] = split[other], split[unit]
 
 
 def _best(fits: np.ndarray, missing: np.ndarray, room: np.ndarray, draw: np.ndarray) -> int:

@@ -78,7 +78,7 @@ def with_classes_of(train_set: DetectionDataset, config: Config) -> Config:
     """The configuration with the dataset's number of classes, and its class weights if they are ``balanced``."""
     model = replace(config.model, num_classes=len(train_set.categories))
     if model.class_weights == "balanced":
-        labels = np.concatenate([record.labels[~record.ignore] for record in train_set.records])
+        labels = train_set.records.labels[~train_set.records.ignore]
         counts = np.bincount(labels, minlength=model.num_classes)
         model = replace(model, class_weights=balanced(counts.tolist()))
     return replace(config, model=model)

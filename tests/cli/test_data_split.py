@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fcos_fast.cli.main import main
 from fcos_fast.data import convert, dataset_splits, load_dataset
@@ -78,6 +80,27 @@ def test_groups(voc_root, tmp_path, capsys):
         assert train
         assert val
         assert not train & val
+
+
+def test_near_duplicates_stay_together(voc_root, tmp_path):
+    pytest.importorskip("imagehash", reason="finds near-duplicates; install fcos_fast[check]")
+    root = tmp_path / "voc"
+    shutil.copytree(voc_root, root)
+    images, xmls = root / "JPEGImages", root / "Annotations"
+    stems = [path.stem for path in sorted(images.iterdir())]
+    for stem in stems:  # each image twice, the second time darker
+        with Image.open(images / f"{stem}.jpg") as image:
+            image.point(lambda value: value * 0.95).save(images / f"{stem}-dark.jpg")
+        shutil.copy(xmls / f"{stem}.xml", xmls / f"{stem}-dark.xml")
+    assert (
+        split(root, tmp_path / "out", "--group", "duplicates", "--fractions", "{train: 0.5, val: 0.5}") == 0
+    )
+    for name in ("train", "val"):
+        found = (tmp_path / "out" / "ImageSets" / "Main" / f"{name}.txt").read_text().split()
+        assert {stem.removesuffix("-dark") for stem in found if "-dark" in stem} == {
+            stem for stem in found if "-dark" not in stem
+        }
+        assert len(found) == 12
 
 
 def test_the_seed_decides(voc_root, tmp_path):

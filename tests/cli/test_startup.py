@@ -26,6 +26,7 @@ HELP = [
         ["data", "stats", "--help"],
         ["data", "check", "--help"],
         ["data", "split", "--help"],
+        ["data", "convert", "--help"],
         ["benchmark", "--help"],
     ),
     *(

@@ -277,3 +277,14 @@ def test_pascals_lists_of_one_class_are_no_splits(make_voc):
     images = {"a": [("cat", (1, 2, 30, 20))], "b": []}
     root = make_voc(images, train=["a"], val=["b"], trainval=["a", "b"], cat_train=["a  1", "b -1"])
     assert dataset_splits(root) == ["train", "val"]
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_bccd(bccd, tmp_path, to):
+    origin = loaded(bccd)
+    convert(origin, to, tmp_path / "out", "symlink")
+    there = loaded(tmp_path / "out")
+    assert {name: len(dataset) for name, dataset in there.items()} == {"train": 205, "val": 87, "test": 72}
+    for name, dataset in there.items():
+        assert dataset.report.faults == {}
+        assert contents(dataset) == contents(origin[name])
