@@ -138,7 +138,7 @@ def test_each_planted_fault_is_found(clean, kind, tmp_path, capsys):
     details = {example["file"]: example["detail"] for example in found["duplicates"]["examples"]}
     assert details == {
         "train/same.jpg": f"identical to train/{train[20].name}, with other labels",
-        "train/nearly.jpg": f"nearly the same as train/{train[21].name}",
+        "train/nearly.jpg": f"nearly identical to train/{train[21].name}",
     }
     severities = [finding["severity"] for finding in found.values()]
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
