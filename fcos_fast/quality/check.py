@@ -11,6 +11,7 @@ from typing import Any
 from fcos_fast.data import IMAGE_SUFFIXES, Categories, DataError
 from fcos_fast.data.files import files_in
 from fcos_fast.engine.config import Config, DataConfig
+from fcos_fast.engine.progress import Progress
 from fcos_fast.inference import load
 from fcos_fast.inference.detections import Detections
 
@@ -147,6 +148,9 @@ def _suspicious(splits: list[Split], images: Collection, checkpoint: str, device
     }
 
     def detect(paths: list[Path]) -> Iterator[Detections]:
-        return predictor.stream(paths, score_threshold=0.0) if paths else iter(())
+        with Progress(len(paths), "detect") as progress:
+            for found in predictor.stream(paths, score_threshold=0.0) if paths else ():
+                yield found
+                progress.update()
 
     yield from find_suspicious_labels(splits, lambda *member: member in readable, detect, known)
