@@ -206,7 +206,8 @@ def _leak(images: Collection, groups: list[list[int]]) -> Finding:
         total,
         f"{counted(len(pairs), 'image')} of {other} {_copies(len(pairs), same)} to images of {reference.name}",
         "The model is evaluated on images that it was trained on, or on other frames of the same scene, so its "
-        "precision is overestimated. Remove them from one split, or divide the dataset again with fcos-fast data split and the file that --groups writes.",
+        "precision is overestimated. Remove them from one split, or divide the dataset again with "
+        "fcos-fast data split and the file that --groups writes.",
         examples=tuple(_pair(images, i, j) for i, j in pairs[:EXAMPLES]),
     )
 
