@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 FIGURE_WIDTH = 480
 """Width in pixels of the images in the page, and largest side of the crops."""
 
+SIZE_COLUMNS = ("ap_small", "ap_medium", "ap_large")
+"""Columns of ``metrics.csv`` that begin like the AP of a class."""
+
 CONFUSED = 15
 """Maximum number of classes in the page's confusion matrix."""
 
@@ -155,20 +158,19 @@ def score_option(thresholds: Mapping[str, float]) -> str:
 
 def _errors(analysis: Analysis) -> str:
     most = max([*analysis.lost_precision.values(), 1e-9])
+    rows = [
+        (name, lost, Bar(lost / most), analysis.errors[name], ERRORS[name])
+        for name, lost in analysis.lost_precision.items()
+    ]
     return table(
         "What AP50 would gain if all errors of one type were corrected, at any score; and the number of such errors at "
         "the best thresholds",
         ("error", "AP50 lost", "", "number", "meaning"),
-        (
-            (name, lost, Bar(lost / most), analysis.errors[name], meaning)
-            for name, meaning in ERRORS.items()
-            for lost in [analysis.lost_precision[name]]
-        ),
+        rows,
+        text_columns=("meaning",),
     ) + paragraph(
-        Html(
-            "The types are those of TIDE (Bolya et al. 2020). A detection is well placed from IoU 0.5 on, and near an "
-            "object from 0.1 on. The gains do not add up to what AP50 lacks."
-        )
+        "The types are those of TIDE (Bolya et al. 2020). A detection is well placed from IoU 0.5 on, and near an "
+        "object from 0.1 on. The gains do not add up to what AP50 lacks."
     )
 
 
@@ -202,7 +204,8 @@ def _images(
     figures = []
     for i, image, target, detection in zip(rows, images, targets, detections, strict=True):
         counts = f"{target['found'].sum()} of {len(target['found'])} objects found"
-        wrong = f"{(~detection['correct']).sum()} false positives"
+        number_wrong = int((~detection["correct"]).sum())
+        wrong = f"{number_wrong} false positive{'' if number_wrong == 1 else 's'}"
         name = dataset.records[i].name
         scale = min(FIGURE_WIDTH / image.shape[-1], 2 * FIGURE_WIDTH / image.shape[-2])
         left = draw_marks(image, target_marks(target, names), scale)
@@ -366,15 +369,13 @@ def training_plots(rows: Sequence[Mapping[str, float]]) -> list[Plot]:
     The loss of the centerness has a plot of its own: its targets are not 0 or 1, so its minimum is not 0.
     """
     columns = dict.fromkeys(name for row in rows for name in row)
-    losses = [name for name in columns if name.startswith("loss") and "ctrness" not in name]
-    center = [name for name in columns if name.startswith("loss") and "ctrness" in name]
-    classes = [
-        name
-        for name in columns
-        if name.startswith("ap_") and name not in ("ap_small", "ap_medium", "ap_large")
-    ]
+    losses = [name for name in columns if name.startswith("loss")]
+    center = [
+        name for name in losses if "ctrness" in name
+    ]  # with its lowest possible value, if that was recorded
+    classes = [name for name in columns if name.startswith("ap_") and name not in SIZE_COLUMNS]
     panels = {
-        "Loss": (losses, ("loss",), (0, None)),
+        "Loss": ([n for n in losses if n not in center and not n.endswith("_floor")], ("loss",), (0, None)),
         "Centerness loss": (center, (), (None, None)),
         "Average precision": (["ap", "ap50", "ap75"], ("ap",), (0, 1)),
         "AP per class": (classes, (), (0, 1)),
@@ -382,11 +383,16 @@ def training_plots(rows: Sequence[Mapping[str, float]]) -> list[Plot]:
     }
     plotted = []
     for title, (names, bold, limits) in panels.items():
-        lines = {name.removeprefix("loss_").removeprefix("ap_"): _series(rows, name) for name in names}
-        lines = {name: points for name, points in lines.items() if points[0]}
+        lines = {name: _series(rows, name) for name in names}
+        lines = {_line_name(name): points for name, points in lines.items() if points[0]}
         if lines:
             plotted.append(Plot(title, "epoch", "", lines, bold, limits))
     return plotted
+
+
+def _line_name(column: str) -> str:
+    name = column.removeprefix("loss_").removeprefix("ap_")
+    return f"{name.removesuffix('_floor')} at its lowest" if name.endswith("_floor") else name
 
 
 def _series(rows: Sequence[Mapping[str, float]], column: str) -> tuple[list[float], list[float]]:
