@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 # Processes of pytest-xdist share the cores. Set before torch is imported; subprocesses of the tests inherit it.
 if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+# Tests, and their subprocesses, download nothing. Set before huggingface_hub is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
@@ -30,6 +34,36 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+def _is_local(address: object) -> bool:
+    host = address[0] if isinstance(address, tuple) else "localhost"  # a path: a socket of this machine
+    return host in ("", "localhost", socket.gethostname(), "0.0.0.0", "::", "::1") or str(host).startswith(
+        "127."
+    )
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """Fail a test that asks another machine, also if it handles the error."""
+    asked, connect, resolve = [], socket.socket.connect, socket.getaddrinfo
+
+    def guarded(function, address):
+        if not _is_local(address):
+            asked.append(address)
+            raise OSError(f"a test must not connect to {address}")
+        return function()
+
+    monkeypatch.setattr(
+        socket.socket, "connect", lambda self, address: guarded(lambda: connect(self, address), address)
+    )
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *rest, **named: guarded(lambda: resolve(host, *rest, **named), (host or "",)),
+    )
+    yield
+    assert not asked, f"the test tried to connect to {asked}"
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -43,26 +44,27 @@ WAYS: dict[str, dict[str, bool] | None] = {
 """Name -> options of ``accelerate``; None is without it."""
 
 
-def build(num_classes: int) -> FCOS:
+def build(num_classes: int, size: tuple[int, int] = SIZE) -> FCOS:
     """torchvision's FCOS; its labels start at 1."""
     layers = {f"layer{i}": str(i) for i in (2, 3, 4)}
     backbone = BackboneWithFPN(resnet18(weights=None), layers, [128, 256, 512], 128, LastLevelP6P7(128, 128))
     head = FCOSHead(128, 1, num_classes + 1, num_convs=2)
     # A low threshold, since average precision includes uncertain detections.
-    return FCOS(backbone, num_classes + 1, head=head, min_size=SIZE[0], max_size=SIZE[1], score_thresh=0.05)
+    return FCOS(backbone, num_classes + 1, head=head, min_size=size[0], max_size=size[1], score_thresh=0.05)
 
 
-def train(model: FCOS, dataset: DetectionDataset, seed: int, epochs: int) -> list[float]:
-    """Train, and return the mean loss of each epoch. Order and augmentation of the images only depend on the seed."""
+def train(
+    model: FCOS, dataset: DetectionDataset, seed: int, epochs: int, size: tuple[int, int] = SIZE
+) -> Iterator[float]:
+    """Train; yields the mean loss of each epoch. Order and augmentation of the images only depend on the seed."""
     augmented = AugmentedDataset(
-        dataset, AugmentConfig(size=SIZE, scale=(0.8, 1.25), vertical_flip=0.5), seed
+        dataset, AugmentConfig(size=size, scale=(0.8, 1.25), vertical_flip=0.5), seed
     )
     steps = len(augmented) // BATCH
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, epochs * steps)
-    curve = []
-    model.train()
     for epoch in range(epochs):
+        model.train()
         order = torch.randperm(len(augmented), generator=torch.Generator().manual_seed(1000 * seed + epoch))
         total = 0.0
         for rows in order[: steps * BATCH].view(steps, BATCH).tolist():
@@ -75,8 +77,7 @@ def train(model: FCOS, dataset: DetectionDataset, seed: int, epochs: int) -> lis
             optimizer.step()
             schedule.step()
             total += loss.item() / steps
-        curve.append(total)
-    return curve
+        yield total
 
 
 @torch.no_grad()
@@ -98,9 +99,9 @@ def run(data: Path, seed: int, epochs: int, options: dict[str, bool] | None) -> 
     model = build(len(train_set.categories))
     if options is not None:
         fcos_fast.accelerate(model, **options)
-    curve = train(model, train_set, seed, epochs)
+    *_, loss = train(model, train_set, seed, epochs)
     result = evaluate(model, test_set)
-    return {"ap": result.ap, "ap50": result.ap50, "loss": curve[-1]}
+    return {"ap": result.ap, "ap50": result.ap50, "loss": loss}
 
 
 def main() -> None:

@@ -44,7 +44,13 @@ def configuration(preset: str, data: Path, epochs: int, seed: int, runs: Path) -
         optimizer=OptimizerConfig(lr=1e-3),
         schedule=ScheduleConfig(kind="onecycle"),
         train=TrainConfig(
-            epochs=epochs, batch_size=8, seed=seed, evaluate_every=epochs, runs=str(runs), name=preset
+            epochs=epochs,
+            batch_size=8,
+            seed=seed,
+            evaluate_every=epochs,
+            weights="none",
+            runs=str(runs),
+            name=preset,
         ),
     )
 

@@ -175,6 +175,21 @@ def comparison_table(found: list[dict[str, Result]], with_floor: bool = False) -
     return table(head, lines, left=2)
 
 
+def size_table(sizes: list[Result]) -> str:
+    """The detectors of ``--size``, one per line. Columns that were not measured for any of them are omitted."""
+    columns: Columns = {
+        "largest input": lambda r: "x".join(map(str, r["image_size"])),
+        "M parameters": lambda r: f"{r['parameters'] / 1e6:.1f}",
+        "G multiply-adds": lambda r: number(r["multiply_adds"] / 1e9),
+        "ms per image (p20 / p50 / p80)": percentiles,
+    }
+    measured = [name for name in columns if name.startswith("ms") <= any("p50_ms" in r for r in sizes)]
+    lines = (
+        [f"`{r['size']}`", f"`{r['backbone']}`", *(columns[name](r) for name in measured)] for r in sizes
+    )
+    return table(["`--size`", "backbone", *measured], lines, left=2)
+
+
 def describe(machine: dict[str, Any]) -> str:
     """Device, versions and commit."""
     device = machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']} ({machine['simd']})"
@@ -187,6 +202,9 @@ def generate(options: argparse.Namespace) -> str:
     tables = []
     for file in options.files:
         content = json.loads((file if file.exists() else ROOT / file).read_text())
+        if "sizes" in content:
+            tables.append(size_table(content["sizes"]))
+            continue
         found = comparisons(content["results"])
         if options.rows:
             text = all_rows(content["results"])

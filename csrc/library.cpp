@@ -65,6 +65,11 @@ STABLE_TORCH_LIBRARY(fcos_fast, m) {
       "group_norm_relu_backward(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias) -> "
       "(Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
 
+  // math/winograd.h; only on the CPU
+  m.def("winograd_input(Tensor x, int begin, Tensor(a!) squares) -> ()");
+  m.def("winograd_gradient(Tensor grad, int begin, Tensor(a!) squares) -> ()");
+  m.def("winograd_output(Tensor squares, Tensor? bias, int begin, Tensor(a!) out) -> ()");
+
   // math/nms.h
   m.def("nms(Tensor boxes, Tensor scores, Tensor? idxs, float iou_threshold) -> Tensor");
   m.def(

@@ -194,6 +194,12 @@ class Targets:
     centerness: Tensor
     totals: Tensor
 
+    def part(self, images: slice) -> Targets:
+        """The targets of some of the images, with the totals of all."""
+        tensors = (self.labels, self.matched, self.ltrb, self.centerness)
+        labels, matched, ltrb, centerness = (tensor[images] for tensor in tensors)
+        return Targets(labels, matched, ltrb, centerness, self.totals)
+
     @property
     def num_positive(self) -> Tensor:
         """Number of positive locations: float32 scalar on the device."""

@@ -223,6 +223,8 @@ def test_the_binary_has_exactly_the_schemas_of_the_sources():
 @pytest.mark.parametrize("key", ["CPU", "CUDA", "Meta"])
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_every_schema_has_a_kernel(name, key):
+    if key == "CUDA" and name.startswith("winograd"):
+        pytest.skip("only for CPUs")
     if key == "CUDA" and _extension.cuda_error is not None:
         pytest.skip(f"no CUDA operators: {_extension.cuda_error}")
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fcos_fast::{name}", key)

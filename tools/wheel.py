@@ -1,7 +1,8 @@
-"""Build an sdist and a manylinux wheel into dist/, and test the wheel with the oldest and the newest torch.
+"""Build an sdist and a manylinux wheel into dist/, and test the wheel in empty environments.
 
 ``make wheel`` runs it in .venv, whose torch compiles the extensions. The wheel is built from the sdist, which
-tests both. auditwheel chooses the oldest manylinux tag that the symbols of the binaries allow.
+tests both. auditwheel chooses the oldest manylinux tag that the symbols of the binaries allow. The environments have
+the oldest torch, the newest one, and none.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ ROOT = Path(__file__).parent.parent
 DIST = ROOT / "dist"
 BUILT = ROOT / "build" / "wheel"
 TORCH = ("torch==2.10.*", "torch")
+FOR_ONNX = ("numpy", "pillow", "onnxruntime")
+"""What predicting from an ONNX file needs."""
+
 NOT_BUNDLED = ("libtorch*", "libc10*", "libcuda*", "libcudart*")
 """Libraries that come with torch or the driver."""
 
@@ -64,12 +68,28 @@ def build() -> Path:
 def check(wheel: Path, torch: str) -> None:
     """Install the wheel beside this torch, and nothing else, into an empty environment and test it there."""
     with tempfile.TemporaryDirectory(dir=BUILT) as folder:
-        venv.create(folder, with_pip=True)
-        python = Path(folder) / "bin" / "python"
-        run(python, "-I", "-m", "pip", "install", "--quiet", torch, wheel)
+        python = environment(folder, torch, wheel)
         run(python, "-I", "-m", "pip", "check")
         (empty := Path(folder) / "empty").mkdir()
         run(python, "-I", ROOT / "tools" / "smoke_test.py", cwd=empty)
+
+
+def check_without_torch(wheel: Path) -> None:
+    """Install the wheel beside what ONNX files need, and predict from one there."""
+    with tempfile.TemporaryDirectory(dir=BUILT) as folder, tempfile.TemporaryDirectory(dir=BUILT) as files:
+        test = ROOT / "tools" / "onnx_smoke_test.py"
+        run(sys.executable, test, "write", files)
+        python = environment(folder, *FOR_ONNX)
+        run(python, "-I", "-m", "pip", "install", "--quiet", "--no-deps", wheel)
+        run(python, "-I", test, "read", files, cwd=Path(files))
+
+
+def environment(folder: str, *requirements: str | Path) -> Path:
+    """The Python of a new environment with these requirements and nothing else."""
+    venv.create(folder, with_pip=True)
+    python = Path(folder) / "bin" / "python"
+    run(python, "-I", "-m", "pip", "install", "--quiet", *requirements)
+    return python
 
 
 def main() -> None:
@@ -84,6 +104,8 @@ def main() -> None:
     for torch in arguments.torch:
         print(f"== {wheel.name} with {torch}", flush=True)
         check(wheel, torch)
+    print(f"== {wheel.name} without torch", flush=True)
+    check_without_torch(wheel)
     print(
         f"== {wheel.relative_to(ROOT)}: {wheel.stat().st_size / 1e6:.1f} MB, {time.monotonic() - begin:.0f} s"
     )

@@ -6,13 +6,20 @@
 #include "match_anchors_kernel.h"
 #include "nms_kernel.h"
 #include "postprocess_kernel.h"
+#include "winograd_kernel.h"
 
 namespace fcos_fast::FCOS_SIMD_NAMESPACE {
 
 template <class T>
 constexpr Kernels kernels_for() {
-  return {focal_span<T>,  box_loss_span<T>,        centerness_span<T>,      overlaps_any<vec_t<T>>,
-          find_logits<T>, group_norm_kernels<T>(), {match_box, claim_equal}};
+  return {focal_span<T>,
+          box_loss_span<T>,
+          centerness_span<T>,
+          overlaps_any<vec_t<T>>,
+          find_logits<T>,
+          group_norm_kernels<T>(),
+          {match_box, claim_equal},
+          {winograd_read<math::WinogradInput>, winograd_read<math::WinogradGradient>, winograd_write}};
 }
 
 #define FCOS_STRING(x) #x

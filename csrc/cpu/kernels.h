@@ -7,6 +7,7 @@
 #include "../math/box_loss.h"
 #include "../math/focal_loss.h"
 #include "../math/group_norm_relu.h"
+#include "../math/winograd.h"
 
 namespace fcos_fast {
 
@@ -98,6 +99,13 @@ struct MatchKernels {
   void (*claim_equal)(const AnchorBlock&, const float* box, int32_t row, float iou, int32_t* claims);
 };
 
+// The tiles [begin, end), which are in the range of the work.
+struct WinogradKernels {
+  void (*input)(const WinogradRead&, int64_t begin, int64_t end);
+  void (*gradient)(const WinogradRead&, int64_t begin, int64_t end);
+  void (*output)(const WinogradWrite&, int64_t begin, int64_t end);
+};
+
 struct Kernels {
   FocalKernel focal;
   BoxLossKernel box_loss;
@@ -106,6 +114,7 @@ struct Kernels {
   FindLogits find_logits;
   GroupNormKernels group_norm_relu;
   MatchKernels match_anchors;  // always float32
+  WinogradKernels winograd;    // always float32
 };
 
 // The kernels of one instruction set.

@@ -10,7 +10,7 @@ from fcos_fast.cli.train import TrainOptions, parse_with_model
 from fcos_fast.fields import check_fields
 
 COMMON = (
-    *("data.root", "data.train", "data.val", "checkpoint", "output", "json", "fail_on", "preset"),
+    *("data.root", "data.train", "data.val", "checkpoint", "output", "json", "groups", "fail_on", "preset"),
     *("model.min_size", "model.max_size", "config"),
 )
 """Options that the help lists first."""
@@ -31,12 +31,15 @@ class CheckOptions(TrainOptions):
             nothing.
         output: HTML file for the findings with their images.
         json: JSON file for the findings.
+        groups: file for ``fcos-fast data split --group_file``, which then keeps duplicates in one split. Check the
+            split that you divide: ``--data.train "" --data.val ""`` for all images.
         fail_on: severity from which findings make the exit status 1.
     """
 
     checkpoint: str | None = None
     output: str | None = None
     json: str | None = None
+    groups: str | None = None
     fail_on: Literal["error", "warning", "never"] = "error"
 
     def __post_init__(self) -> None:
@@ -60,5 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"page     {options.output}")
     if options.json is not None:
         write_json(options.json, checked.to_plain())
+    if options.groups is not None:
+        write_text(options.groups, checked.groups())
     failing = {"error": ("error",), "warning": ("error", "warning"), "never": ()}[options.fail_on]
     return int(any(checked.count(severity) for severity in failing))

@@ -44,7 +44,9 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError("no dataset; give its folder with --data.root")
 
     from fcos_fast.data import convert, dataset_splits
+    from fcos_fast.data.files import check_is_new
 
+    check_is_new(options.output)
     names = [options.data.split] if options.data.split else dataset_splits(options.data.root) or [""]
     splits = {name: options.data.load(name) for name in names}
     for line in convert(splits, options.to, options.output, options.images):

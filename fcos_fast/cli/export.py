@@ -12,7 +12,7 @@ from fcos_fast.cli.evaluate import EvaluateDataConfig, data_config
 from fcos_fast.cli.options import parse_options
 from fcos_fast.fields import check_fields, checked
 
-ExportFormat = Literal["onnx", "openvino"]
+ExportFormat = Literal["onnx", "openvino", "torch-export", "aoti"]
 ExportPrecision = Literal["float32", "int8"]
 
 MAX_AP_DROP = 0.5
@@ -31,7 +31,8 @@ class ExportOptions:
     Attributes:
         checkpoint: ``best.pt`` or ``last.pt`` of a run, or a checkpoint that ``fcos-fast convert`` reads.
         format: ``onnx``: for ONNX Runtime, OpenVINO and others. ``openvino``: OpenVINO's own, two files, ``.xml`` and
-            ``.bin``.
+            ``.bin``. ``torch-export``: a program for torch with the operators of fcos_fast, ``.pt2``. ``aoti``: the
+            same, compiled for processors like this one, ``.pt2``; it needs a C++ compiler.
         output: file to write; by default the checkpoint with the suffix of the format.
         precision: ``int8``: with ``openvino``; faster on CPUs, and a quarter of the size. It needs a
             dataset, see ``data``.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import fcos_fast.info
+from fcos_fast.models.recommended import ModelSize
 
 if TYPE_CHECKING:
     from fcos_fast.models import DetectorConfig
@@ -20,24 +21,28 @@ if TYPE_CHECKING:
 class InfoOptions:
     """Show what is installed and which operators are native.
 
-    With --model: show the configuration of a detector, and the parameters and multiply-adds of its parts.
+    With --size or --model: show the configuration of a detector, and the parameters and multiply-adds of its parts.
 
       fcos-fast info
+      fcos-fast info --size small
       fcos-fast info --model official-improved
 
     Attributes:
-        model: a preset or the file of a checkpoint; needed by the other options.
+        size: a detector by its size; this or ``model`` is needed by the other options.
+        model: a preset or the file of a checkpoint.
         backbone: backbone to use instead of the model's own.
         num_classes: number of classes to use instead of the model's own.
         norm: norm of the backbone. Published parameter counts are for frozen norms, which have no parameters.
-        size: ``[height, width]`` in pixels of the padded image whose multiply-adds are counted.
+        image_size: ``[height, width]`` in pixels of the padded image whose multiply-adds are counted; by default the
+            largest that the model's ``min_size`` and ``max_size`` allow.
     """
 
+    size: ModelSize | None = None
     model: str = ""
     backbone: str | None = None
     num_classes: int | None = None
     norm: Literal["frozen", "batch", "group"] = "frozen"
-    size: tuple[int, int] = (800, 1344)
+    image_size: tuple[int, int] | None = None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -48,8 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     from fcos_fast.cli.options import parse_options
 
     options = parse_options(InfoOptions, "info", arguments)
-    if min(options.size) < 1:
-        raise ValueError(f"--size is {list(options.size)}; expected a positive height and width in pixels")
+    if options.image_size and min(options.image_size) < 1:
+        given = list(options.image_size)
+        raise ValueError(f"--image_size is {given}; expected a positive height and width in pixels")
     print(describe(options))
     return 0
 
@@ -60,22 +66,26 @@ def describe(options: InfoOptions) -> str:
 
     from fcos_fast.models import build_detector
     from fcos_fast.models.cost import cost, cost_table
+    from fcos_fast.models.sizes import largest_size
 
     config = _config(options)
     with torch.device("meta"):
         model = build_detector(config).eval()
-    height, width = options.size
+    height, width = options.image_size or largest_size(config) or (800, 1344)
     table = cost_table(cost(model, (height, width)))
     return f"{config}\n\nfor one image of {height}x{width} pixels, as input of the backbone\n{table}"
 
 
 def _config(options: InfoOptions) -> DetectorConfig:
-    from fcos_fast.models import PRESETS, DetectorConfig
+    from fcos_fast.models import PRESETS, SIZES, DetectorConfig
     from fcos_fast.suggest import unknown_name
 
-    if not options.model:
-        raise ValueError("no model; give a preset or a checkpoint with --model")
-    if options.model in PRESETS:
+    config: DetectorConfig
+    if (options.size is None) == (not options.model):
+        raise ValueError("give the detector, either with --size or with --model, a preset or a checkpoint")
+    if options.size is not None:
+        config = SIZES[options.size]
+    elif options.model in PRESETS:
         config = PRESETS[options.model]
     elif Path(options.model).is_file():
         from fcos_fast.engine.checkpoint import load_checkpoint

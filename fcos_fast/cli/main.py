@@ -47,6 +47,7 @@ EXTRAS = {
         "openvino": "openvino",
         "nncf": "openvino",
     },
+    **dict.fromkeys(("wandb", "mlflow"), "loggers"),
     **dict.fromkeys(("fastapi", "prometheus_client", "python_multipart", "uvicorn"), "serve"),
 }
 """Optional dependency -> the extra that installs it; all others are in ``train``."""

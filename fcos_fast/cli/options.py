@@ -16,6 +16,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-d
 from fcos_fast.cli.help import Help
 from fcos_fast.cli.option_list import Option, groups_of, options_of
 from fcos_fast.cli.suggest import did_you_mean, did_you_mean_option
+from fcos_fast.engine.config import without_old_options
 from fcos_fast.models import PRESETS
 
 Options = TypeVar("Options")
@@ -102,7 +103,11 @@ class _ReadConfigFile(ActionConfigFile):
         self, parser: argparse.ArgumentParser, cfg: Any, values: Any, option_string: str | None = None
     ) -> None:
         recipes = parser.recipes if isinstance(parser, _Parser) else {}
-        super().__call__(parser, cfg, str(config_file(values, recipes)), option_string)
+        file = config_file(values, recipes)
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        present = without_old_options(content) if isinstance(content, dict) else content
+        text = str(file) if present == content else yaml.safe_dump(present)
+        super().__call__(parser, cfg, text, option_string)
 
 
 def _help_of(

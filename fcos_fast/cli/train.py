@@ -4,42 +4,68 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import yaml
 
 import fcos_fast.configs
 from fcos_fast.cli.options import Preset, config_file, parse_options
 from fcos_fast.engine.config import Config
-from fcos_fast.models import PRESETS, DetectorConfig
+from fcos_fast.models import PRESETS, SIZES, DetectorConfig
 from fcos_fast.models.config import CONFIGS
+from fcos_fast.models.recommended import ModelSize
+
+if TYPE_CHECKING:
+    from fcos_fast.engine.callbacks import Callback
+    from fcos_fast.engine.train import TrainResult
 
 RECIPES = {path.stem: path for path in sorted(Path(fcos_fast.configs.__path__[0]).glob("*.yaml"))}
 """Configurations that come with the package, by the name that ``--config`` accepts."""
 
 COMMON = (
-    *("config", "data.root", "data.train", "data.val", "preset", "model.backbone", "train.epochs"),
-    *("train.batch_size", "optimizer.lr", "train.device", "train.name", "resume"),
+    *("config", "data.root", "data.train", "data.val", "size", "preset", "model.backbone"),
+    *(
+        "train.weights",
+        "train.epochs",
+        "train.batch_size",
+        "optimizer.lr",
+        "train.device",
+        "train.name",
+        "resume",
+    ),
 )
 """Options that the help lists first."""
+
+SHORT = {"--weights": "--train.weights"}
+"""Short forms of options on the command line."""
+
+DEFAULT_SIZE = "small"
+"""The detector if neither ``--size`` nor ``--preset`` is given."""
+
+OF_A_SIZE = ("backbone", "fpn_channels", "head_channels", "head_convs", "min_size", "max_size")
+"""Fields of the model by which sizes differ."""
 
 
 @dataclass(frozen=True)
 class TrainOptions(Config):
     """Train a detector, or resume a run.
 
-      fcos-fast train --config small --data.root FOLDER
+      fcos-fast train --size small --data.root FOLDER
       fcos-fast train --resume runs/train
 
     Attributes:
-        preset: published detector whose values are the defaults of the ``model`` options.
+        size: detector whose values are the defaults of the ``model`` options: backbone, head and input size that go
+            together. Without this and ``preset`` it is the detector of a checkpoint given as ``train.weights``, or
+            small.
+        preset: published detector whose values are the defaults instead.
         resume: folder of a run to continue with its own configuration. The only other options accepted are those that
             do not change its result, such as ``data.root``, ``train.epochs``, ``train.device`` and ``data.workers``.
     """
 
-    preset: Preset = "official-improved"
+    size: ModelSize | None = None
+    preset: Preset | None = None
     resume: str | None = None
 
     def config(self) -> Config:
@@ -52,21 +78,36 @@ AnyTrainOptions = TypeVar("AnyTrainOptions", bound=TrainOptions)
 
 def main(arguments: Sequence[str]) -> int:
     """Run ``fcos-fast train``."""
+    run(arguments)
+    return 0
+
+
+def run(
+    arguments: Sequence[str], base: Config | None = None, callbacks: Sequence[Callback] = ()
+) -> TrainResult:
+    """Train with the options in ``arguments``, whose defaults are those of ``base``, and present the result."""
     folder = dict(_choices_in(arguments)).get("resume")
     if folder is None:
-        config = parse_train_options(arguments).config()
+        config = parse_train_options(arguments, base).config()
 
     from fcos_fast.cli.outcome import present
     from fcos_fast.engine.distributed import rank
+    from fcos_fast.engine.output import RunOutput
+    from fcos_fast.engine.restart import run_to_continue
     from fcos_fast.engine.train import resume, train
 
-    if folder is None:
-        outcome = train(config)
+    if folder is not None:
+        outcome = resume(folder, lambda run: parse_train_options(arguments, run).config(), callbacks)
+    elif restarted := run_to_continue(config):
+        root = config.data.root
+        outcome = resume(restarted, lambda run: replace(run, data=replace(run.data, root=root)), callbacks)
     else:
-        outcome = resume(folder, lambda run: parse_train_options(arguments, run=run).config())
+        outcome = train(config, callbacks)
     if rank() == 0:
-        present(outcome)
-    return 0
+        with RunOutput(outcome.config.train.output) as output:
+            output.open(outcome.folder, is_start=False)
+            present(outcome)
+    return outcome
 
 
 def parse_train_options(arguments: Sequence[str], run: Config | None = None) -> TrainOptions:
@@ -88,25 +129,62 @@ def parse_with_model(
         kind, subcommand, arguments, common: see :func:`fcos_fast.cli.options.parse_options`.
         run: configuration that replaces the defaults.
     """
-    run = run or Config()
+    arguments = _in_full(arguments)
+    run = run or Config(model=SIZES[DEFAULT_SIZE])
     defaults = {field.name: getattr(run, field.name) for field in fields(Config)}
     defaults["model"] = _default_model(arguments, run.model)
     return parse_options(kind, subcommand, arguments, common=common, recipes=RECIPES, defaults=defaults)
 
 
+def _in_full(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the full names of :data:`SHORT` options."""
+    parts = [argument.partition("=") for argument in arguments]
+    return [SHORT.get(name, name) + equals + value for name, equals, value in parts]
+
+
 def _default_model(arguments: Sequence[str], model: DetectorConfig) -> DetectorConfig:
     """The configuration that the options under ``model`` change. Its type decides which options there are, so it must
-    be known before they are parsed."""
-    for name, value in _choices_in(arguments):
-        if name == "preset":
+    be known before they are parsed.
+
+    Raises:
+        ValueError: a size beside a preset, or beside a file whose model has another one.
+    """
+    choices = _choices_in(arguments)
+    given = dict(choices)
+    if "size" in given and "preset" in given:
+        raise ValueError(
+            f"--size {given['size']} and --preset {given['preset']} both choose the detector; give one of them"
+        )
+    if "size" in given and given.get("fields"):
+        raise ValueError(
+            f"--size {given['size']} and a file with {given['fields']} both choose the detector; give one of them"
+        )
+    if "weights" in given and not given.keys() & {"size", "preset", "detector", "fields", "resume"}:
+        model = _model_of_checkpoint(given["weights"]) or model
+    for name, value in choices:
+        if name == "size":
+            model = SIZES.get(value, model)
+        elif name == "preset":
             model = PRESETS.get(value, model)
         elif name == "detector" and value in CONFIGS and not isinstance(model, CONFIGS[value]):
             model = CONFIGS[value]()
     return model
 
 
+def _model_of_checkpoint(weights: str) -> DetectorConfig | None:
+    """The configuration of the detector in the file ``weights``; None if it is no file, or has a backbone only."""
+    if not Path(weights).is_file():
+        return None
+    from fcos_fast.engine.checkpoint import is_detector, read_checkpoint  # needs torch
+
+    if not is_detector(weights):
+        return None
+    return DetectorConfig.from_dict(read_checkpoint(weights)[0]["model_config"])
+
+
 def _choices_in(arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """The presets, detectors and runs to resume that the command line and its YAML files name, in order."""
+    """The sizes, presets, detectors, weights and runs to resume that the command line and its YAML files name, in
+    order; and as ``fields`` the model's fields in a file that a size contradicts."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
 
     def add(option: str, read: Callable[[str], list[tuple[str, str]]]) -> None:
@@ -114,7 +192,9 @@ def _choices_in(arguments: Sequence[str]) -> list[tuple[str, str]]:
             option, dest="choices", action="extend", nargs="?", const=[], default=[], type=read
         )
 
+    add("--size", lambda value: [("size", value)])
     add("--preset", lambda value: [("preset", value)])
+    add("--train.weights", lambda value: [("weights", value)])
     add("--resume", lambda value: [("resume", value)])
     add("--model.detector", lambda value: [("detector", value)])
     add("--config", _choices_in_file)
@@ -128,7 +208,12 @@ def _choices_in_file(name: str) -> list[tuple[str, str]]:
     except (yaml.YAMLError, RecursionError, ValueError):
         return []  # the parser of the options says what is wrong
     content = content if isinstance(content, dict) else {}
-    model = content.get("model")
-    named = {"preset": content.get("preset"), "resume": content.get("resume")}
-    named["detector"] = model.get("detector") if isinstance(model, dict) else None
+    model, train = (
+        group if isinstance(group, dict) else {} for group in map(content.get, ("model", "train"))
+    )
+    named = {name: content.get(name) for name in ("size", "preset", "resume")}
+    named["detector"] = model.get("detector")
+    named["weights"] = train.get("weights")
+    if named["size"] is None:
+        named["fields"] = ", ".join(f"model.{name}" for name in OF_A_SIZE if name in model) or None
     return [(name, str(value)) for name, value in named.items() if value is not None]

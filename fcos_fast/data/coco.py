@@ -61,7 +61,7 @@ def load_coco(
         DataError: the dataset cannot be used.
     """
     root = Path(root).expanduser()
-    file = _file_of_split(root, split)
+    file = file_of_split(root, split)
     if root.is_file():
         root = root.parent.parent if root.parent.name == "annotations" else root.parent
     report = Report.of_split(root, split, strict)
@@ -110,7 +110,12 @@ def _has_lists(file: Path) -> bool:
     return all(f'"{key}"' in text for key in LISTS)
 
 
-def _file_of_split(root: Path, split: str | None) -> Path:
+def file_of_split(root: Path, split: str | None) -> Path:
+    """The COCO file of a split; None if there is only one.
+
+    Raises:
+        DataError: there is no such split.
+    """
     splits = _splits(root) or _loose_files(root)
     if not splits:
         raise DataError(

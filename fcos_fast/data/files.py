@@ -72,6 +72,13 @@ def files_in(folder: Path, suffixes: Sequence[str], recursive: bool = False) -> 
     return sorted(found)
 
 
+def check_is_new(root: str | Path) -> None:
+    """Raise DataError if ``root`` exists and is not an empty folder."""
+    root = Path(root)
+    if root.is_symlink() or (root.exists() and (not root.is_dir() or any(root.iterdir()))):
+        raise DataError(f"{root}: already exists; remove it or choose another folder")
+
+
 @contextmanager
 def new_folder(root: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``root``; if the block succeeds, it becomes ``root``.
@@ -80,8 +87,7 @@ def new_folder(root: str | Path) -> Iterator[Path]:
         DataError: ``root`` exists and is not an empty folder.
     """
     root = Path(root)
-    if root.is_symlink() or (root.exists() and (not root.is_dir() or any(root.iterdir()))):
-        raise DataError(f"{root}: already exists; remove it or choose another folder")
+    check_is_new(root)
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as unfinished:
         folder = Path(unfinished) / root.name

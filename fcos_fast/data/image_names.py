@@ -11,19 +11,24 @@ from .checks import IMAGE_SUFFIXES, DataError
 from .paths import composed
 
 
+def paths_in_common_folder(files: Sequence[str]) -> list[str]:
+    """The paths relative to the folder that all files have in common."""
+    common = os.path.commonpath([os.path.dirname(file) for file in files])
+    return [os.path.relpath(file, common) for file in files]
+
+
 def relative_names(files: Sequence[str]) -> list[str]:
-    """The paths relative to the folder that all files have in common, each part printable and not hidden.
+    """:func:`paths_in_common_folder` with printable parts, none of them hidden.
 
     Raises:
         DataError: a suffix that only COCO files may name.
     """
-    common = os.path.commonpath([os.path.dirname(file) for file in files])
     for file in files:
         if not file.lower().endswith(IMAGE_SUFFIXES):
             raise DataError(
                 f"{file}: has none of the suffixes {', '.join(IMAGE_SUFFIXES)}; rename the image and its entry"
             )
-    return ["/".join(map(_safe, PurePath(os.path.relpath(file, common)).parts)) for file in files]
+    return ["/".join(map(_safe, PurePath(path).parts)) for path in paths_in_common_folder(files)]
 
 
 def unique_names(candidates: Iterable[Sequence[str]], key: Callable[[str], str]) -> list[str]:

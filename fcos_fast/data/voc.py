@@ -157,6 +157,16 @@ def _find_split(root: Path, split: str | None, report: Report) -> tuple[_Place, 
     raise DataError(f"{root / _LISTS / split}.txt: unknown split; this dataset has {known}")
 
 
+def folders_of_split(root: Path, split: str | None) -> tuple[Path, Path]:
+    """The folders of the XML files and of the images, which may be the same.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    place, _ = _find_split(root, split, Report.of_split(root, split, strict=False))
+    return place.annotations, place.images
+
+
 def _lists(root: Path) -> dict[str, Path]:
     """Name -> list of images in ``ImageSets/Main``."""
     folder = root / _LISTS

@@ -35,12 +35,12 @@ LARGEST = 2.0
 
 def is_yolo(root: Path) -> bool:
     """Whether ``root`` is or contains a YAML file that names classes and splits."""
-    return _find_yaml(root) is not None
+    return find_yaml(root) is not None
 
 
 def yolo_splits(root: Path) -> list[str]:
     """The splits that the YAML file names."""
-    file = _find_yaml(root)
+    file = find_yaml(root)
     return [] if file is None else _named_splits(read_yaml(file), file)
 
 
@@ -65,7 +65,7 @@ def load_yolo(
         DataError: the dataset cannot be used.
     """
     root = Path(root).expanduser()
-    file = _find_yaml(root)
+    file = find_yaml(root)
     if file is None:
         raise DataError(f"{root}: has no data.yaml with names and train or val; a YOLO dataset has one")
     report = Report.of_split(root, split, strict)
@@ -94,7 +94,8 @@ def load_yolo(
     return DetectionDataset(records, categories, report, max_pixels)
 
 
-def _find_yaml(root: Path) -> Path | None:
+def find_yaml(root: Path) -> Path | None:
+    """The YAML file that names classes and splits; None if there is none."""
     if root.is_dir():
         candidates = sorted(files_in(root, _YAML_SUFFIXES), key=lambda path: path.stem != "data")
     else:

@@ -21,7 +21,7 @@ from fcos_fast.engine.distributed import is_main
 from fcos_fast.engine.files import replacing
 from fcos_fast.engine.foreign import read_foreign
 from fcos_fast.models import Detector, DetectorConfig, build_detector
-from fcos_fast.models.checkpoint_formats import CLASSES
+from fcos_fast.models.checkpoint_formats import CLASSES, recognize, without_wrapping
 
 FORMAT = "fcos_fast checkpoint 1"
 OWN = "checkpoint of fcos_fast"
@@ -187,41 +187,75 @@ def model_from_checkpoint(state: dict[str, Any]) -> tuple[Detector, Categories]:
     return model.eval(), Categories.from_dict(state["categories"])
 
 
-def load_weights(
-    model: Detector, path: str | Path, categories: Categories, new_classes: bool = False
-) -> None:
-    """Load the weights of a checkpoint into ``model``, to train from them.
-
-    Args:
-        model: model of the same architecture.
-        path: path of the checkpoint.
-        categories: classes of ``model``.
-        new_classes: keep the classification layer of ``model``, the only one that depends on the classes.
+def is_detector(path: str | Path) -> bool:
+    """Whether a file is the checkpoint of a detector, of this project or another, rather than a backbone's weights.
 
     Raises:
-        ValueError: the checkpoint has other classes or another architecture.
+        ValueError: it is damaged, or no file of torch.
+    """
+    if Path(path).suffix == ".safetensors":
+        return False
+    state = _read(Path(path))
+    return "format" in state or "model_config" in state or recognize(without_wrapping(state)) is not None
+
+
+def load_weights(model: Detector, path: str | Path, categories: Categories) -> str:
+    """Load the weights of a checkpoint into ``model``, to train from them.
+
+    Classes are matched by name: a class that both have keeps its weights in the classification layer, a new one the
+    weights that ``model`` has.
+
+    Args:
+        model: model of the same architecture, for any classes.
+        path: path of the checkpoint.
+        categories: classes of ``model``.
+
+    Returns:
+        What was loaded, in one line.
+
+    Raises:
+        ValueError: the checkpoint has another architecture.
     """
     state = load_checkpoint(path)
-    weights = _weights(state)
-    theirs = Categories.from_dict(state["categories"])
-    if new_classes:
-        print(
-            f"{path}: its layer for {len(theirs)} classes is skipped, the layer for {len(categories)} keeps its random "
-            "weights"
-        )
-        own = model.state_dict()
-        weights = {k: own[k] if k.startswith(CLASSES) and k in own else v for k, v in weights.items()}
-    elif theirs.names != categories.names:
-        raise ValueError(
-            f"{path} has {len(theirs)} classes ({_some(theirs.names)}), the dataset {len(categories)} "
-            f"({_some(categories.names)}); to train a new classification layer give --train.new_classes true"
-        )
+    weights, own = _weights(state), model.state_dict()
+    theirs, ours = Categories.from_dict(state["categories"]).names, categories.names
+    classes = f"its {len(ours)} classes"
+    if theirs != ours:
+        weights = {
+            name: _matched_classes(value, own[name], theirs, ours)
+            if name.startswith(CLASSES) and name in own
+            else value
+            for name, value in weights.items()
+        }
+        kept, new = ([n for n in ours if (n in theirs) is known] for known in (True, False))
+        classes = f"classes with their weights: {_some(kept) or 'none'}; new: {_some(new) or 'none'}"
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        ours, other = model.config.to_dict(), DetectorConfig.from_dict(state["model_config"]).to_dict()
-        differences = [f"{k} {other.get(k)} there, {v} here" for k, v in ours.items() if v != other.get(k)]
+        config, other = model.config.to_dict(), DetectorConfig.from_dict(state["model_config"]).to_dict()
+        skipped = "num_classes" if theirs != ours else ""
+        differences = [
+            f"{k} {other.get(k)} there, {v} here"
+            for k, v in config.items()
+            if v != other.get(k) and k != skipped
+        ]
         raise ValueError(f"{path} has another architecture: {_some(differences)}") from error
+    return f"{path}; {classes}"
+
+
+def _matched_classes(given: Tensor, own: Tensor, theirs: Sequence[str], ours: Sequence[str]) -> Tensor:
+    """``own`` with the rows of ``given`` for classes of the same name.
+
+    Rows are ordered by anchor, if there are several, then by class.
+    """
+    rows = [(ours.index(name), theirs.index(name)) for name in ours if name in theirs]
+    anchors = len(own) // len(ours)
+    if given.shape[1:] != own.shape[1:] or len(given) != anchors * len(theirs):
+        return given  # of another architecture
+    result = own.clone().unflatten(0, (anchors, len(ours)))
+    for to, row in rows:
+        result[:, to] = given.unflatten(0, (anchors, len(theirs)))[:, row]
+    return result.flatten(0, 1)
 
 
 def _weights(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -96,7 +96,11 @@ class TrainConfig:
         epochs: passes over the training split; a resumed run can have more.
         steps: optimizer steps, instead of ``epochs``; the last epoch may be partial.
         batch_size: images per step, over all processes together. Learning rate, schedule and number of steps do not
-            depend on the number of processes.
+            depend on the number of processes. ``auto``: on a GPU, the largest batch that fits 80 % of its free memory,
+            found by trial steps; on a CPU 8, because larger ones are not faster there. An epoch then has at least 16
+            steps, if the images suffice.
+        accumulate: compute each batch in this many equal parts, one after the other, which needs less memory. The
+            gradient is that of the whole batch; only batch norms (``model.norm`` ``batch``) see each part by itself.
         seed: seed of the initial weights, the order of the images and their augmentation.
         device: ``auto`` (CUDA if available), ``cpu``, ``cuda`` or ``cuda:1``.
         precision: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 on devices with fast bfloat16, otherwise
@@ -108,27 +112,34 @@ class TrainConfig:
         sync_batch_norm: with several processes on GPUs and ``model.norm`` ``batch``, compute the statistics of batch
             norm over the images of all processes. Otherwise each process normalizes its own images, and rank 0's
             running statistics are kept.
-        winograd: compute float32 3x3 convolutions with 128 channels or more on a CPU by Winograd's method, which needs
+        winograd: compute float32 3x3 convolutions with 64 channels or more on a CPU by Winograd's method, which needs
             fewer multiplications and changes the last digits.
         channels_last: store activations in channels-last memory format, which convolutions on CPUs and tensor cores
             prefer.
         ema_decay: decay of the moving average (EMA) of the weights. The averaged weights are evaluated and saved in
             best.pt. 0 disables EMA.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
-        weights: checkpoint to start from instead of random weights.
-        backbone_weights: initial weights of the backbone: a file of a classification model (``.pth``,
-            ``.safetensors``), or the name of weights to download: torchvision's
-            (``ResNet50_Weights.IMAGENET1K_V1``), timm's (``timm:resnet50.a1_in1k``), or ``timm`` for the default of a
-            timm backbone. For ``model.norm`` ``frozen`` or ``batch``.
-        new_classes: load all of ``weights`` except the classification layer, for a dataset with other classes.
+        patience: stop after this many evaluations in a row without a better average precision; 0 or null: never.
+        weights: what the run starts from; ``--weights`` for short. ``auto``: the backbone's weights of torchvision or
+            timm, pretrained on ImageNet and downloaded once; or random weights, if none fit or the download fails.
+            ``none``: random weights. A file: a checkpoint, whose classes are matched by name, or a backbone's weights
+            (``.pth``, ``.safetensors``). A name: ``ResNet50_Weights.IMAGENET1K_V1`` (torchvision),
+            ``timm:resnet50.a1_in1k``.
         runs: parent of the run's folder.
         name: name of the run's folder; a number is appended if it exists.
-        tensorboard: also write the metrics for TensorBoard.
+        loggers: also log losses and metrics to ``tensorboard`` (in the run's folder), ``wandb`` or ``mlflow``, for
+            example ``[tensorboard,wandb]``. The last two are configured by their own environment variables and need
+            the extra ``loggers``.
+        output: ``normal``, ``quiet`` (only warnings and errors) or ``json`` (one JSON object per line on stdout). The
+            run's folder has everything in ``train.log``.
     """
 
     epochs: int = _may_change(positive(50))
     steps: int | None = _may_change(checked(None, lambda n: n is None or n > 0, "a positive integer or None"))
-    batch_size: int = positive(8)
+    batch_size: int | Literal["auto"] = checked(
+        8, lambda n: n == "auto" or n > 0, "a positive integer or auto"
+    )
+    accumulate: int = positive(1)
     seed: int = 0
     device: str = _may_change("auto")
     precision: Precision = "auto"
@@ -139,17 +150,28 @@ class TrainConfig:
     channels_last: bool = _may_change(True)
     ema_decay: float = checked(0.998, lambda decay: 0 <= decay < 1, "at least 0 and below 1")
     evaluate_every: int = _may_change(positive(1))
-    weights: str | None = None
-    backbone_weights: str | None = None
-    new_classes: bool = False
+    patience: int | None = _may_change(checked(None, lambda n: n is None or n >= 0, "0 or more, or None"))
+    weights: str = "auto"
     runs: str = "runs"
     name: str = "train"
-    tensorboard: bool = _may_change(False)
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = _may_change(())
+    output: Literal["normal", "quiet", "json"] = _may_change("normal")
 
     def __post_init__(self) -> None:
         check_fields(self, "train.")
-        if self.weights and self.backbone_weights:
-            raise ValueError("train.weights contains a backbone already; omit train.backbone_weights")
+        if not self.weights:
+            raise ValueError("train.weights is empty; expected auto, none, a file or the name of weights")
+
+    @property
+    def images_per_step(self) -> int:
+        """``batch_size`` as a number, which every run has after its start.
+
+        Raises:
+            ValueError: it is still ``auto``.
+        """
+        if self.batch_size == "auto":
+            raise ValueError("train.batch_size is auto; fcos_fast.engine.train.train replaces it by a number")
+        return self.batch_size
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the run."""
@@ -200,6 +222,21 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def without_old_options(values: dict[str, Any]) -> dict[str, Any]:
+    """The plain values of a :class:`Config` with ``train.weights`` in place of the three options of older versions, and
+    ``train.loggers`` in place of ``train.tensorboard``."""
+    train = values.get("train")
+    if not isinstance(train, dict):
+        return values
+    train = dict(train)
+    if train.pop("tensorboard", False):
+        train["loggers"] = ["tensorboard"]
+    backbone, _ = train.pop("backbone_weights", None), train.pop("new_classes", None)
+    if "weights" not in train and backbone is None:
+        return values | {"train": train}
+    return values | {"train": train | {"weights": train.get("weights") or backbone or "none"}}
 
 
 def save_config(config: Config, path: str | Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from fcos_fast.engine.launch import ProcessLostError, launched
+from fcos_fast.engine.launch import ProcessLostError, attempt, launched
 from fcos_fast.precision import choose_device
 
 TIMEOUT = timedelta(minutes=10)
@@ -93,6 +93,12 @@ def mean(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     dist.all_reduce(total)
     return total / world_size()
+
+
+def all_agree(value: bool) -> bool:
+    """Whether ``value`` is true in every process."""
+    values = gather(value)
+    return broadcast(values is not None and all(values))
 
 
 @torch.no_grad()
@@ -169,6 +175,9 @@ def _join() -> Store:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+        store = PrefixStore(
+            f"attempt {attempt()}", store
+        )  # torchrun keeps the store when it restarts processes
         dist.init_process_group(
             backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=TIMEOUT
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 class ProcessLostError(RuntimeError):
@@ -17,6 +18,26 @@ class ProcessLostError(RuntimeError):
         self.repeated = repeated
 
 
+def attempt() -> str:
+    """How often ``torchrun`` has restarted the processes; ``0`` without it."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def agent() -> str | None:
+    """The ``torchrun`` that started this process and restarts it: host, process and its start. None without one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    parent = os.getppid()
+    # after the name, which can contain spaces, in parentheses
+    started = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    return f"{os.uname().nodename} {parent} {started}"
+
+
 def launched() -> bool:
     """Whether ``torchrun``, or a launcher that sets the same variables, started this process as one of several."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_rank_0() -> bool:
+    """Whether this process prints and writes files: the only one, or rank 0."""
+    return not launched() or os.environ["RANK"] == "0"

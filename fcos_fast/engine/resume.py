@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from fcos_fast.engine.checkpoint import load_checkpoint
-from fcos_fast.engine.config import MAY_CHANGE, Config
-from fcos_fast.engine.distributed import is_main
+from fcos_fast.engine.config import MAY_CHANGE, Config, without_old_options
+from fcos_fast.engine.distributed import broadcast, is_main
 from fcos_fast.engine.run import Run
+from fcos_fast.engine.run_folder import locked
 from fcos_fast.serialize import field_types, from_plain
+
+
+def open_run(path: Path, stack: ExitStack) -> tuple[Path, dict[str, Any], Config]:
+    """The folder of a run, locked until ``stack`` closes, the content of its ``last.pt``, and the configuration in it.
+
+    Rank 0 reads the file and sends it to all: other machines need not have the folder.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+        ValueError: not a checkpoint, or one that cannot be resumed.
+        RunInUseError: another process is training in the folder.
+    """
+    content = None
+    if is_main():
+        if not path.exists():
+            raise FileNotFoundError(f"run {path} does not exist; give the folder of a run")
+        path = path / "last.pt" if path.is_dir() else path
+        if path.is_file():
+            stack.enter_context(locked(path.parent))
+        content = path.parent, *load_run(path)
+    result: tuple[Path, dict[str, Any], Config] = broadcast(content)
+    return result
 
 
 def load_run(path: Path) -> tuple[dict[str, Any], Config]:
@@ -25,7 +49,7 @@ def load_run(path: Path) -> tuple[dict[str, Any], Config]:
             f"{path} contains only model weights and cannot be resumed; resume from {path.with_name('last.pt')}"
         )
     try:
-        return saved, from_plain(Config, saved["config"])
+        return saved, from_plain(Config, without_old_options(saved["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: invalid configuration: {error!r}") from error
 
@@ -115,5 +139,5 @@ def _check_train_split(run: Run, saved: dict[str, Any], folder: Path) -> None:
 
 def _step_of_old_checkpoint(saved: dict[str, Any], steps_per_epoch: int) -> int:
     """The step of a checkpoint from before ``step`` was saved: it ended with an epoch or with the run."""
-    config = from_plain(Config, saved["config"])
+    config = from_plain(Config, without_old_options(saved["config"]))
     return min(saved["epoch"] * steps_per_epoch, config.train.total_steps(steps_per_epoch))

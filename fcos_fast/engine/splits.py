@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,26 @@ import numpy as np
 
 from fcos_fast.data import Categories, DetectionDataset
 from fcos_fast.engine.config import Config
+from fcos_fast.engine.distributed import broadcast
 from fcos_fast.models.class_weights import balanced
 
 
 def with_absolute_root(config: Config) -> Config:
-    """The configuration with an absolute ``data.root``, so that a resumed run finds it from any working folder."""
+    """The configuration with an absolute ``data.root``, so that a resumed run finds it from any working folder.
+
+    Environment variables such as ``$SCRATCH`` in it are replaced, on each machine by its own.
+
+    Raises:
+        ValueError: a variable is not set.
+    """
     if not config.data.root:
         return config
-    root = str(Path(config.data.root).expanduser().absolute())
+    root = os.path.expandvars(config.data.root)
+    if "$" in root and not Path(root).exists():
+        raise ValueError(
+            f"data.root={config.data.root}: an environment variable in it is not set on {os.uname().nodename}"
+        )
+    root = str(Path(root).expanduser().absolute())
     return replace(config, data=replace(config.data, root=root))
 
 
@@ -28,7 +41,8 @@ def load_splits(
     """The training split, and the validation split unless ``data.val`` is empty.
 
     Raises:
-        ValueError: no ``data.root``, an invalid dataset, or a training split without a box to train on.
+        ValueError: no ``data.root``, an invalid dataset, a training split without a box to train on, or another dataset
+            than that of rank 0.
     """
     data = config.data
     if not data.root:
@@ -42,7 +56,22 @@ def load_splits(
             f"{report.source}: no box to train on ({report.boxes} boxes, all of them difficult or crowds); "
             "label some or correct the flags"
         )
-    return train_set, data.load(data.val, train_set.categories) if data.val else None
+    val_set = data.load(data.val, train_set.categories) if data.val else None
+    for dataset in (train_set, val_set):
+        if dataset is not None:
+            _check_same_on_all_ranks(dataset, data.root)
+    return train_set, val_set
+
+
+def _check_same_on_all_ranks(dataset: DetectionDataset, root: str) -> None:
+    """Raise a ValueError unless rank 0 has the same images and boxes; their folder may be another."""
+    own = fingerprint(dataset)
+    main = broadcast(own)
+    if own != main:
+        raise ValueError(
+            f"{root} on {os.uname().nodename} has {own['images']} images with {own['boxes']} boxes, rank 0 "
+            f"{main['images']} with {main['boxes']}, or other sizes, boxes or labels; give every process the same data"
+        )
 
 
 def with_classes_of(train_set: DetectionDataset, config: Config) -> Config:

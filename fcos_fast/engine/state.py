@@ -23,6 +23,7 @@ class TrainState:
         epoch: number of finished epochs; the last may have been partial.
         step: number of optimizer steps.
         best: best average precision so far.
+        stale: number of evaluations since then.
     """
 
     model: Detector
@@ -31,6 +32,7 @@ class TrainState:
     epoch: int = 0
     step: int = 0
     best: float = 0.0
+    stale: int = 0
 
     @property
     def averaged(self) -> Detector:
@@ -46,6 +48,7 @@ class TrainState:
             "epoch": self.epoch,
             "step": self.step,
             "best": self.best,
+            "stale": self.stale,
             "rng": random_state(),
         }
 
@@ -56,4 +59,5 @@ class TrainState:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.epoch, self.step, self.best = state["epoch"], state["step"], state["best"]
+        self.stale = state.get("stale", 0)  # older checkpoints have none
         set_random_state(state["rng"])

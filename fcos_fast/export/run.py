@@ -19,9 +19,11 @@ from fcos_fast.engine.files import replacing
 from fcos_fast.export.check import check_export
 from fcos_fast.export.onnx_file import onnx_model
 from fcos_fast.export.openvino_file import convert
+from fcos_fast.export.torch_file import save_compiled, save_program
 from fcos_fast.inference.exported import ExportedEngine
 from fcos_fast.inference.onnx import OnnxEngine
 from fcos_fast.inference.openvino import OpenVinoEngine
+from fcos_fast.inference.program import ProgramEngine
 from fcos_fast.inference.torch_engine import TorchEngine
 from fcos_fast.models import Detector
 from fcos_fast.models.optional import import_optional
@@ -35,6 +37,9 @@ GENERATED = ((480, 640), (640, 480), (333, 500), (480, 640))
 """(height, width) of the images that are generated for the check if none are given."""
 
 
+Writing = Callable[[Detector, Categories, Path], AbstractContextManager[ExportedEngine]]
+
+
 @dataclass(frozen=True)
 class Format:
     """A file format.
@@ -42,7 +47,7 @@ class Format:
     Attributes:
         suffix: of its files.
         extra: the extra that installs ``packages``.
-        packages: what writing and checking needs.
+        packages: what writing and checking needs beyond torch.
         writing: writes a detector with its classes; the context is the engine of the file, which is kept if the block
             succeeds.
     """
@@ -50,7 +55,7 @@ class Format:
     suffix: str
     extra: str
     packages: tuple[str, ...]
-    writing: Callable[[Detector, Categories, Path], AbstractContextManager[ExportedEngine]]
+    writing: Writing
 
 
 @contextmanager
@@ -75,9 +80,21 @@ def _writing_openvino(model: Detector, categories: Categories, output: Path) -> 
             written.unlink(missing_ok=True)
 
 
+def _writing_program(save: Callable[[Detector, Categories, Path], None]) -> Writing:
+    @contextmanager
+    def writing(model: Detector, categories: Categories, output: Path) -> Iterator[ExportedEngine]:
+        with replacing(output) as temporary:
+            save(model, categories, temporary)
+            yield ProgramEngine(temporary)
+
+    return writing
+
+
 FORMATS = {
     "onnx": Format(".onnx", "export", ("onnx", "onnxscript", "onnxruntime"), _writing_onnx),
     "openvino": Format(".xml", "openvino", ("onnx", "onnxscript", "openvino"), _writing_openvino),
+    "torch-export": Format(".pt2", "train", (), _writing_program(save_program)),
+    "aoti": Format(".pt2", "train", (), _writing_program(save_compiled)),
 }
 """Name to format."""
 

@@ -35,7 +35,10 @@ def trace(model: Detector) -> torch.export.ExportedProgram:
     # Otherwise torch decides by the example that no side is 1; the highest level of a small image has such a side.
     size_oblivious = symbolic.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
     with torch.no_grad(), quiet(), size_oblivious:
-        return torch.export.export(graph, _example(model.config.strides[-1]), dynamic_shapes=shapes)
+        program = torch.export.export(graph, _example(model.config.strides[-1]), dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    return program
 
 
 def _example(stride: int) -> tuple[Tensor, Tensor]:

@@ -12,18 +12,15 @@ from fcos_fast.inference.engine import Engine
 from fcos_fast.inference.exported import ExportedEngine
 from fcos_fast.inference.fastest import FastestEngine
 from fcos_fast.inference.predictor import Predictor
-from fcos_fast.inference.runtimes import RUNTIMES, exported_copy, file_digest, runtime_engine
+from fcos_fast.inference.runtimes import RUNTIMES, RUNTIMES_OF, exported_copy, file_digest, runtime_engine
 from fcos_fast.models.config import DetectorConfig
 from fcos_fast.precision import EngineName, Precision
 from fcos_fast.suggest import unknown_name
 
-EXPORTED_SUFFIXES = (".onnx", ".xml")
-"""Suffixes of exported detectors."""
-
 
 def is_exported(path: str | Path) -> bool:
     """Whether ``path`` is named as a file of ``fcos-fast export``, and not as a checkpoint."""
-    return Path(path).suffix in EXPORTED_SUFFIXES
+    return Path(path).suffix in RUNTIMES_OF
 
 
 def exported_engine(
@@ -40,7 +37,7 @@ def exported_engine(
         device: ``auto`` or ``cpu``.
         precision: ``auto`` or ``float32``.
         threads: of one call; None: one per core.
-        runtime: ``onnxruntime`` or ``openvino``; by default that of the format.
+        runtime: ``onnxruntime``, ``openvino`` or ``torch``; by default that of the format.
 
     Raises:
         ValueError: it does not run there.
@@ -50,10 +47,10 @@ def exported_engine(
             f"{path} is an exported detector, which runs on the CPU in float32; got device {device!r} and "
             f"precision {precision!r}"
         )
-    own = "openvino" if Path(path).suffix == ".xml" else "onnxruntime"
-    if runtime == "torch" or (own == "openvino" and runtime == "onnxruntime"):
+    runtimes = RUNTIMES_OF[Path(path).suffix]
+    if runtime not in (None, *runtimes):
         raise ValueError(f"{path} does not run in {runtime}; choose another engine or load the checkpoint")
-    return runtime_engine(runtime or own, Path(path), threads)
+    return runtime_engine(runtime or runtimes[0], Path(path), threads)
 
 
 def load(
@@ -71,7 +68,8 @@ def load(
 
     Args:
         path: a ``best.pt`` or ``last.pt`` of ``fcos-fast train``, or a checkpoint of another implementation; or a file
-            of ``fcos-fast export``, ``model.onnx`` or ``model.xml`` (OpenVINO), which is run without torch.
+            of ``fcos-fast export``: ``model.onnx`` or ``model.xml`` (OpenVINO), which run without torch, or
+            ``model.pt2``.
         device: ``auto``, ``cpu``, ``cuda``, ...; ``auto`` or ``cpu`` for an exported detector.
         precision: ``auto``: bfloat16 if the device is fast at it; ``auto`` or ``float32`` for an exported detector.
         lowest_score: find detections down to this score: lowers the ``score_threshold`` of the model if that is higher.
@@ -166,7 +164,7 @@ def _exported(
             f"{path}: its {name} is {getattr(chosen.config, name)} and cannot be changed to {value}; export the "
             f"checkpoint again with --{name} {value}"
         )
-    if engine != "auto" or path.suffix == ".xml" or not find_spec("openvino"):
+    if engine != "auto" or "openvino" not in RUNTIMES_OF[path.suffix][1:] or not find_spec("openvino"):
         return chosen
     candidates: dict[str, Callable[[], Engine]] = {
         "onnxruntime": lambda: chosen,

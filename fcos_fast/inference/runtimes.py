@@ -15,14 +15,21 @@ from fcos_fast.inference.exported import ExportedEngine
 from fcos_fast.inference.fastest import cache_folder
 
 RUNTIMES = ("onnxruntime", "openvino")
-"""Packages that run exported detectors."""
+"""Packages that run the exported file of a checkpoint."""
+
+RUNTIMES_OF = {".onnx": ("onnxruntime", "openvino"), ".xml": ("openvino",), ".pt2": ("torch",)}
+"""Suffix of an exported detector -> packages that run it, the format's own first."""
 
 KEPT_EXPORTS = 10
 """Exported checkpoints in the cache; those that were not used for longest are deleted."""
 
 
 def runtime_engine(runtime: str, path: Path, threads: int | None = None) -> ExportedEngine:
-    """The engine of a file of ``fcos-fast export`` in one of :data:`RUNTIMES`; ``threads`` as for :func:`load`."""
+    """The engine of a file of ``fcos-fast export`` in one of :data:`RUNTIMES_OF`; ``threads`` as for :func:`load`."""
+    if runtime == "torch":
+        from fcos_fast.inference.program import ProgramEngine
+
+        return ProgramEngine(path, threads)
     if threads is None and os.environ.get("OMP_NUM_THREADS", "").isdecimal():
         threads = int(os.environ["OMP_NUM_THREADS"])
     if runtime == "openvino":

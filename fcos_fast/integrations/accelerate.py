@@ -98,7 +98,7 @@ def accelerate(
             ``convert_sync_batchnorm`` before.
         fuse_group_norm: run every group norm and the ReLU after it in an ``nn.Sequential`` as one operator. Sums are in
             another order; under autocast the result has the dtype of its input and is rounded once.
-        winograd: on a CPU in float32, use Winograd's method for 3x3 convolutions of stride 1 with at least 128
+        winograd: on a CPU in float32, use Winograd's method for 3x3 convolutions of stride 1 with at least 64
             channels, forward and backward: a quarter of the multiplications. Results differ by a few units in the last
             place of the largest terms (measured relative to the norm: 2e-6 forward, 4e-6 for gradients). No effect on a
             GPU, in other dtypes and in compiled code; cuDNN chooses its own method.

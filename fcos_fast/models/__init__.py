@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .head import HeadOutputs as HeadOutputs
     from .packing import BatchPacker as BatchPacker
     from .presets import PRESETS as PRESETS
+    from .recommended import SIZES as SIZES
     from .retinanet import RetinaNet as RetinaNet
     from .retinanet import retinanet as retinanet
     from .retinanet_head import RetinaNetOutputs as RetinaNetOutputs
@@ -44,6 +45,7 @@ else:
             "head": ["HeadOutputs"],
             "packing": ["BatchPacker"],
             "presets": ["PRESETS"],
+            "recommended": ["SIZES"],
             "retinanet": ["RetinaNet", "retinanet"],
             "retinanet_head": ["RetinaNetOutputs"],
             "transform": ["ImageBatch"],

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fcos_fast.models.backbone import Backbone, register_backbone
 from fcos_fast.models.norm import NORMS, conv_norm
+from fcos_fast.models.tensor_order import in_order
 
 SLOPE = 0.1
 
@@ -85,15 +86,4 @@ def read_in_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     with torch.device("meta"):
         own = DarkNet19("frozen").state_dict()
-    given = [(name, value) for name, value in tensors.items() if not name.endswith("num_batches_tracked")]
-    if len(given) < len(own):
-        raise ValueError(
-            f"DarkNet19 has {len(own)} tensors in 18 layers of convolution and batch norm; got {len(given)}"
-        )
-    for (key, like), (name, value) in zip(own.items(), given, strict=False):
-        if value.shape != like.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)}; expected {tuple(like.shape)}, the shape of {key}: "
-                "the tensors are read in the order of DarkNet19's layers"
-            )
-    return {key: value for key, (_, value) in zip(own, given, strict=False)}
+    return in_order(tensors, own, "DarkNet19")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fcos_fast.assignment import GroundTruth
 from fcos_fast.boxes import has_area
+from fcos_fast.models.assigned import AssignedTargets
 from fcos_fast.models.backbones import backbone_options, build_backbone
 from fcos_fast.models.checks import check_images, check_packed, check_targets
 from fcos_fast.models.class_weights import class_weights
@@ -45,7 +46,7 @@ class Detector(nn.Module):
     dict per image: ``boxes`` (N, 4) float32 xyxy in pixels and ``labels`` (N,) int64 in 0..C-1; N may be 0.
 
     Training also accepts the output of :class:`BatchPacker`, on the model's device: an :class:`ImageBatch` and its
-    :class:`GroundTruth`.
+    :class:`GroundTruth`, or the output of :meth:`assign_batch` for it.
 
     A subclass adds the ``head``, from [P_min, ..., P_max] to a tuple of lists with one tensor (B, channels, H, W) per
     level, and implements :meth:`assign`, :meth:`losses` and :meth:`postprocess` for it.
@@ -98,7 +99,7 @@ class Detector(nn.Module):
     def forward(
         self,
         images: Sequence[Tensor] | ImageBatch,
-        targets: Sequence[dict[str, Tensor]] | GroundTruth | None = None,
+        targets: Sequence[dict[str, Tensor]] | GroundTruth | AssignedTargets | None = None,
     ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
         """Losses in training mode, detections in evaluation mode.
 
@@ -107,6 +108,8 @@ class Detector(nn.Module):
         """
         device = self.transform.mean.device
         if isinstance(images, ImageBatch):
+            if isinstance(targets, AssignedTargets):
+                return self._losses_of(self.transform.normalize(images), targets)
             gt = check_packed(images, targets, self.training, device)
             return self._losses(self.transform.normalize(images), gt)
         check_images(images, device)
@@ -126,14 +129,43 @@ class Detector(nn.Module):
         boxes, labels = ([target[name] for target in learned] for name in ("boxes", "labels"))
         return self.transform.batch(resized), GroundTruth.pack(boxes, labels)
 
-    def _losses(self, batch: ImageBatch, gt: GroundTruth) -> dict[str, Tensor]:
+    def assign_batch(self, images: ImageBatch, gt: GroundTruth) -> AssignedTargets:
+        """The targets of a batch of :class:`BatchPacker`, with which the model can be called instead of ``gt``.
+
+        Their totals, which normalize the losses, are being summed over the processes.
+
+        Raises:
+            ValueError, TypeError: as :meth:`forward`.
+        """
+        return self._assigned(images, check_packed(images, gt, self.training, self.transform.mean.device))
+
+    def loss_floors(self, targets: Any) -> dict[str, Tensor]:
+        """The lower bound of each loss that cannot reach 0, by name: float32 scalars on the device.
+
+        Args:
+            targets: output of :meth:`assign` for a batch whose losses were just computed.
+        """
+        return {}
+
+    def _assigned(self, batch: ImageBatch, gt: GroundTruth) -> AssignedTargets:
         targets = self.assign(batch, gt)
-        reduction = self._sum_totals(targets)  # overlaps with the forward pass
+        return AssignedTargets(targets, self._sum_totals(targets))  # overlaps with the forward pass
+
+    def _losses(self, batch: ImageBatch, gt: GroundTruth) -> dict[str, Tensor]:
+        return self._losses_of(batch, self._assigned(batch, gt))
+
+    def _losses_of(self, batch: ImageBatch, assigned: AssignedTargets) -> dict[str, Tensor]:
+        targets, reduction = assigned.targets, assigned.reduction
         if self._compiled_losses is None:
-            return self.losses(batch.tensor, targets, reduction)
-        if reduction is not None:
-            reduction.wait()
-        return self._compiled_losses(batch.tensor, targets)
+            losses = self.losses(batch.tensor, targets, reduction)
+        else:
+            if reduction is not None:
+                reduction.wait()
+            losses = self._compiled_losses(batch.tensor, targets)
+        if assigned.parts > 1 and getattr(self.config, "normalizer", None) == "image":
+            # a mean over the images of the part, not a sum divided by the totals of the batch
+            return {name: loss / assigned.parts for name, loss in losses.items()}
+        return losses
 
     def compile_losses(self) -> None:
         """Compute network and losses in one graph of ``torch.compile``.

@@ -104,6 +104,24 @@ class FCOS(Detector):
         ]
         return (torch.stack(sums).sum(dim=0) / divisor).sum()
 
+    def loss_floors(self, targets: Targets) -> dict[str, Tensor]:
+        """As :meth:`Detector.loss_floors`: cross-entropy, the loss of centerness, is at least the targets' entropy.
+
+        Empty for ``quality`` ``iou``, whose targets depend on the predictions.
+        """
+        config = self.config
+        if config.quality == "iou":
+            return {}
+        positive = targets.labels > BACKGROUND
+        entropy = torch.special.entr(targets.centerness) + torch.special.entr(1 - targets.centerness)
+        entropy = torch.where(positive, entropy, 0.0)
+        if config.normalizer == "image":
+            return {"bbox_ctrness": (entropy.sum(1) / positive.sum(1).clamp(min=1)).mean()}
+        moving = config.normalizer == "moving_average"
+        num_positive = self.mean_num_positive if moving else targets.num_positive.clamp(min=1)
+        processes = dist.get_world_size() if self._shares_totals() else 1
+        return {"bbox_ctrness": entropy.sum() * processes / num_positive}
+
     def postprocess(self, outputs: HeadOutputs, batch: ImageBatch) -> list[dict[str, Tensor]]:
         """As :meth:`Detector.postprocess`."""
         config, units, levels = self.config, self._units, self.levels(batch.padded_size)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 KEPT_WEIGHTS = 5
 """Kept weights per convolution: one for each of the five levels on which the head runs."""
 
+MIN_TILES = 16
+"""For fewer tiles, reading the kept transformed weight, four times as large, costs more than it saves."""
+
 
 class InferenceConv2d(nn.Conv2d):
     """A convolution by Winograd's method if that is faster, else by oneDNN with a packed weight.
@@ -35,7 +38,7 @@ class InferenceConv2d(nn.Conv2d):
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not _can_keep(x, weight, bias):
             return super()._conv_forward(x, weight, bias)
-        if winograd.gains(self) and winograd.is_worth_it(x):
+        if winograd.gains(self) and winograd.is_worth_it(x, MIN_TILES):
             return winograd.convolve(x, self._keep("winograd", weight, winograd.transform_weight), bias)
         if not _runs_in_onednn(x.dtype):
             return super()._conv_forward(x, weight, bias)

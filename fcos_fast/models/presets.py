@@ -14,13 +14,11 @@ from dataclasses import replace
 
 from fcos_fast.assignment_rule import RULES
 from fcos_fast.models.config import DetectorConfig, FCOSConfig
+from fcos_fast.models.recommended import IMAGENET_MEAN, IMAGENET_STD
 from fcos_fast.models.retinanet_presets import RETINANET_PRESETS
 
 # Of BGR images in 0..255, the means of detectron2 and mmdetection; the default is Caffe2's.
 _DETECTRON_MEAN = (103.53, 116.28, 123.675)
-
-# Of RGB images in 0..1, as in torchvision.
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # tianzhi0549/FCOS, fcos_R_50_FPN_1x. That code adds 1 to both sides of a box before it compares areas. It does not
 # clip again after resizing to the original image, where boxes may end less than a pixel outside.
@@ -124,8 +122,8 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
         batching="pad",
         channel_order="rgb",
         pixel_range=1,
-        image_mean=_IMAGENET_MEAN,
-        image_std=_IMAGENET_STD,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
     ),
     # zgcr/SimpleAICV_pytorch_training_examples, resnet50_fcos. That code pads images to squares of 1024,
     # clamps probabilities to [1e-4, 1 - 1e-4] in the losses, which are 0 for a batch without a positive location, and
@@ -183,8 +181,8 @@ FCOS_PRESETS: dict[str, FCOSConfig] = {
         max_size=1024,
         channel_order="rgb",
         pixel_range=1,
-        image_mean=_IMAGENET_MEAN,
-        image_std=_IMAGENET_STD,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
     ),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +11,9 @@ from fcos_fast.models.backbone import Backbone
 from fcos_fast.models.checkpoint_formats import without_wrapping
 from fcos_fast.models.config import TIMM_PREFIX
 from fcos_fast.models.darknet import DarkNet19, read_in_order
+from fcos_fast.models.downloads import download
 from fcos_fast.models.optional import import_optional
-from fcos_fast.models.timm_backbone import TimmBackbone, check_timm_name
+from fcos_fast.models.timm_backbone import TimmBackbone
 
 CLASSIFIERS = ("fc.", "classifier.", "head.", "features.18.")
 """Prefixes of the layers that classification models have above the backbone."""
@@ -27,7 +27,8 @@ def load_pretrained(backbone: Backbone, source: str | Path) -> None:
         source: a file or the name of weights to download (and cache). Files: ``.safetensors``, or what ``torch.load``
             reads with ``weights_only=True``; a state dict or a checkpoint that contains one. Names: torchvision's, such
             as ``ResNet50_Weights.IMAGENET1K_V1``; timm's, such as ``timm:resnet50.a1_in1k``; ``timm`` for the default
-            weights of a timm backbone. Tensors of a DarkNet19 with other names are read by their order.
+            weights of a timm backbone. Tensors of a DarkNet19 or a timm backbone with other names are read by their
+            order.
 
     Raises:
         FileNotFoundError: neither a file nor a name of weights.
@@ -85,48 +86,18 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 def _by_name(name: str, backbone: Backbone) -> dict[str, Tensor]:
     if name == TIMM_PREFIX.removesuffix(":") and isinstance(backbone, TimmBackbone):
-        return _from_timm(backbone.name)
-    if name.startswith(TIMM_PREFIX):
-        return _from_timm(name)
-    if "_Weights." in name:
-        return _from_torchvision(name)
+        return download(backbone.name)
+    if is_name(name):
+        return download(name)
     raise FileNotFoundError(
         f"no such file: {name}; expected a file of weights, or a name such as ResNet50_Weights.IMAGENET1K_V1 "
         "(torchvision) or timm:resnet50.a1_in1k, or timm for the default weights of a timm backbone"
     )
 
 
-def _from_timm(name: str) -> dict[str, Tensor]:
-    check_timm_name(name)
-    import timm
-
-    model = name.removeprefix(TIMM_PREFIX)
-    if not timm.is_model_pretrained(model):
-        raise ValueError(f"timm has no weights of {name}; timm.list_pretrained() lists all")
-    try:
-        return timm.create_model(model, pretrained=True).state_dict()
-    except Exception as error:  # of any kind, from the hub's client
-        raise ConnectionError(
-            f"{name} could not be downloaded ({error}); on a connected machine, download its model.safetensors from "
-            "https://huggingface.co/timm, then pass the file"
-        ) from error
-
-
-def _from_torchvision(name: str) -> dict[str, Tensor]:
-    models = import_optional("torchvision.models", f"weights {name} need")
-    try:
-        weights = models.get_weight(name)
-    except (ValueError, AttributeError, KeyError) as error:
-        raise ValueError(
-            f"torchvision has no weights {name} ({error}); expected a name such as ResNet50_Weights.IMAGENET1K_V1"
-        ) from error
-    try:
-        return dict(weights.get_state_dict(progress=False, check_hash=True))
-    except (URLError, OSError) as error:
-        raise ConnectionError(
-            f"{name} could not be downloaded ({error}); on a connected machine, download {weights.url}, then pass the "
-            "file"
-        ) from error
+def is_name(source: str) -> bool:
+    """Whether this is a name of torchvision's or timm's weights."""
+    return source.startswith(TIMM_PREFIX) or "_Weights." in source
 
 
 def _some(names: list[str], most: int = 6) -> str:

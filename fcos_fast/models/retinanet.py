@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,6 +43,10 @@ class AnchorTargets:
     matched: Tensor
     boxes: Tensor
     totals: Tensor
+
+    def part(self, images: slice) -> AnchorTargets:
+        """The targets of some of the images, with the totals of all."""
+        return replace(self, labels=self.labels[images], matched=self.matched[images])
 
 
 class RetinaNet(Detector):

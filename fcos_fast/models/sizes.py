@@ -26,6 +26,15 @@ def detection_size(size: Size, config: DetectorConfig) -> Size:
     return size if min_size is None else resized(size, min_size, config.max_size)
 
 
+def largest_size(config: DetectorConfig) -> Size | None:
+    """The padded size of the largest image that ``min_size`` and ``max_size`` allow; None if they are not set."""
+    min_size = config.min_size[-1] if isinstance(config.min_size, tuple) else config.min_size
+    if min_size is None:
+        return None
+    long = config.max_size or min_size
+    return padded((min(min_size, long), long), config.size_divisor)
+
+
 def padded(size: Size, divisor: int) -> Size:
     """``size`` rounded up to multiples of ``divisor``."""
     height, width = (math.ceil(side / divisor) * divisor for side in size)

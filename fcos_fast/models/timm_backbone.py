@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fcos_fast.models.backbone import Backbone
 from fcos_fast.models.config import NUM_STAGES, TIMM_PREFIX
 from fcos_fast.models.optional import import_optional
+from fcos_fast.models.tensor_order import in_order
 from fcos_fast.suggest import did_you_mean
 
 STRIDES = (4, 8, 16, 32)
@@ -85,7 +86,11 @@ class TimmBackbone(Backbone):
     def from_classifier(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename the tensors of the whole classification model to the names in ``features``.
 
-        Layers above the feature maps are dropped. Unknown names are kept.
+        Layers above the feature maps are dropped. Unknown names are kept; if all are unknown, the tensors are those of
+        another implementation and read by their order.
+
+        Raises:
+            ValueError: all names are unknown, and the shapes do not fit in this order.
         """
         import timm
 
@@ -97,7 +102,10 @@ class TimmBackbone(Backbone):
         for key in own:
             first, _, rest = key.partition(".")
             renamed[f"{modules[first]}.{rest}" if first in modules else key.removeprefix("model.")] = key
-        above = whole.state_dict().keys() - renamed.keys() - own
+        theirs = whole.state_dict()
+        if not state.keys() & (theirs.keys() | own):
+            state = in_order(state, theirs, self.name)
+        above = theirs.keys() - renamed.keys() - own
         return {renamed.get(key, key): value for key, value in state.items() if key not in above}
 
     def stages(self) -> list[list[nn.Module]]:

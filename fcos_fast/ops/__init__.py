@@ -1,5 +1,6 @@
 """Operators in C++ and CUDA, with support for autograd, ``torch.compile`` and autocast."""
 
+from fcos_fast.ops import winograd as _winograd  # noqa: F401  # registers internal operators
 from fcos_fast.ops.assign_targets import assign_targets
 from fcos_fast.ops.box_loss import box_loss
 from fcos_fast.ops.centerness import centerness

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +32,24 @@ class Checked:
         root: its folder.
         splits: the splits that could be loaded.
         findings: what was found, most serious first.
+        images: the images of all splits and the groups of duplicates.
     """
 
     root: str
     splits: list[Split]
     findings: list[Finding]
+    images: Collection
 
     def count(self, severity: str) -> int:
         """The number of findings of a severity."""
         return sum(finding.severity == severity for finding in self.findings)
+
+    def groups(self) -> str:
+        """Lines ``image,group`` for ``fcos-fast data split``, which keeps duplicates in one split with them."""
+        paths = [str(split.path(image)) for split, image in self.images.members]
+        common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
+        lines = zip(paths, self.images.groups.tolist(), strict=True)
+        return "".join(f"{os.path.relpath(path, common)},{group}\n" for path, group in lines)
 
     def to_plain(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -74,7 +84,7 @@ def check(config: Config, checkpoint: str | None = None) -> Checked:
         findings += [*find_class_faults(splits), *find_misfits(splits, config)]
     if splits and checkpoint:
         findings += _suspicious(splits, images, checkpoint, config.train.device)
-    return Checked(data.root, splits, ranked(findings))
+    return Checked(data.root, splits, ranked(findings), images)
 
 
 def _load(data: DataConfig) -> tuple[list[Split], list[Finding]]:

@@ -18,6 +18,9 @@ RARE = 10
 IMBALANCE = 50
 """Ratio of the boxes of the most and the least frequent class, without rare ones, that calls for balancing."""
 
+REPEATS = 3
+"""How many times an epoch shows the images of the least frequent class, if that is advised."""
+
 
 def find_class_faults(splits: Sequence[Split]) -> Iterator[Finding]:
     """All findings about classes. The first split is that of the training."""
@@ -52,7 +55,7 @@ def find_class_faults(splits: Sequence[Split]) -> Iterator[Finding]:
                 Example(printable(names[i]), counted(int(train[i]), "box")) for i in rare.tolist()
             ),
         )
-    yield from _imbalance(names, train, splits[0].name)
+    yield from _imbalance(splits[0], train)
 
 
 def _spelling(names: Sequence[str], counts: np.ndarray) -> Iterator[Finding]:
@@ -109,20 +112,29 @@ def _named(names: Sequence[str], rows: np.ndarray, detail: str) -> tuple[Example
     return tuple(Example(printable(names[i]), detail) for i in rows.tolist())
 
 
-def _imbalance(names: Sequence[str], train: np.ndarray, split: str) -> Iterator[Finding]:
-    frequent = train[train >= RARE]
-    if len(frequent) < 2 or frequent.max() < IMBALANCE * frequent.min():
+def _imbalance(split: Split, counts: np.ndarray) -> Iterator[Finding]:
+    """Classes with far fewer boxes than the most frequent one. Rare classes are another finding."""
+    most = int(counts.argmax())
+    few = np.flatnonzero((counts >= RARE) & (counts * IMBALANCE <= counts[most]))
+    if not len(few):
         return
-    most, least = int(train.argmax()), int(np.where(train >= RARE, train, train.max()).argmin())
-    few = np.flatnonzero((train >= RARE) & (train * IMBALANCE <= train.max()))
+    least = int(few[counts[few].argmin()])
+    rare, common = (np.unique(split.owner[(split.labels == c) & ~split.ignore]) for c in (least, most))
+    name, frequent = printable(split.names[least]), printable(split.names[most])
+    if np.isin(rare, common).mean() > 0.5:
+        options = ("--model.class_weights", "balanced")
+        reason = f"Most images with {name} also have {frequent}, so weights of the classes balance them."
+    else:
+        fraction = len(rare) / len(split)
+        options = ("--data.repeat_threshold", f"{min(1.0, REPEATS**2 * fraction):.2g}")
+        reason = f"Images with {name} are then shown about {REPEATS} times per epoch."
     yield Finding(
         "class_imbalance",
         "warning",
         len(few),
-        len(names),
-        f"{counted(len(few), 'class')} with at most 1/{IMBALANCE} of the boxes of {printable(names[most])}",
-        f"In {split}, {printable(names[most])} has {train[most]:,} boxes and {printable(names[least])} has "
-        f"{train[least]:,}. "
-        "Collect more images of the rare classes.",
-        examples=tuple(Example(printable(names[i]), counted(int(train[i]), "box")) for i in few.tolist()),
+        len(split.names),
+        f"{counted(len(few), 'class')} with at most 1/{IMBALANCE} of the boxes of {frequent}",
+        f"In {split.name}, {frequent} has {counts[most]:,} boxes and {name} {counts[least]:,}. {reason}",
+        options,
+        tuple(Example(printable(split.names[i]), counted(int(counts[i]), "box")) for i in few.tolist()),
     )

@@ -20,8 +20,8 @@ is a fact to know."""
 ALL = "all"
 """Name of the split without a name, of all images."""
 
-EXAMPLES = 12
-"""Number of occurrences that a finding describes; it counts the others."""
+EXAMPLES = 1000
+"""Maximum number of occurrences that a finding describes; it counts the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +109,7 @@ class Split:
         labels: (N,) int64.
         ignore: (N,) bool.
         owner: (N,) int64, the index of each box's image.
+        offsets: (I + 1,) int64, the index of each image's first box, and the number of boxes.
         counts: (I,) int64, the number of boxes of each image.
         sizes: (I, 2) int64, (width, height) of each image.
         by_stem: stem of an image's file -> its index.
@@ -117,30 +118,28 @@ class Split:
     def __init__(self, name: str, dataset: DetectionDataset, names: Sequence[str]) -> None:
         self.name, self.dataset, self.names = name or ALL, dataset, tuple(names)
         records = dataset.records
-        self.counts = np.array([len(record.boxes) for record in records], dtype=np.int64)
+        self.sizes, self.boxes, self.ignore = records.sizes, records.boxes, records.ignore
+        self.offsets = records.offsets
+        self.counts = np.diff(self.offsets)
         self.owner = np.repeat(np.arange(len(records)), self.counts)
-        self.sizes = np.array([record.size for record in records], dtype=np.int64).reshape(-1, 2)
-        self.boxes = np.concatenate([np.zeros((0, 4), np.float32), *(record.boxes for record in records)])
-        self.ignore = np.concatenate([np.zeros(0, bool), *(record.ignore for record in records)])
-        own = np.concatenate([np.zeros(0, np.int64), *(record.labels for record in records)])
-        self.by_stem = {composed(PurePath(record.name).stem): i for i, record in enumerate(records)}
-        self.labels = np.array([names.index(n) for n in dataset.categories.names], dtype=np.int64)[own]
+        self.by_stem = {composed(PurePath(name).stem): i for i, name in enumerate(records.names)}
+        self.labels = np.array([names.index(name) for name in dataset.categories.names])[records.labels]
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def file(self, image: int) -> str:
         """The name of an image, with its split."""
-        return f"{self.name}/{self.dataset.records[image].name}"
+        return f"{self.name}/{self.dataset.records.names[image]}"
 
     def path(self, image: int) -> Path | None:
         """The file of an image; None for a generated one."""
-        path = self.dataset.records[image].image
-        return path if isinstance(path, Path) else None
+        path = self.dataset.records.files[image]
+        return Path(path) if path else None
 
     def rows(self, image: int) -> range:
         """The indices of an image's boxes."""
-        return range(*np.searchsorted(self.owner, (image, image + 1)).tolist())
+        return range(*self.offsets[image : image + 2].tolist())
 
     def example(
         self, image: int, boxes: Sequence[int] | np.ndarray = (), detail: str = "", count: int = 1

@@ -50,7 +50,8 @@ def find_misfits(splits: Sequence[Split], config: Config) -> Iterator[Finding]:
         yield from _unassigned(train, model, larger)
     yield from _crowded(splits, model)
     yield from _suppressed(splits, model)
-    if len(train) < config.train.batch_size:
+    batch = config.train.batch_size
+    if batch != "auto" and len(train) < batch:
         yield Finding(
             "few_images",
             "error",
@@ -126,11 +127,10 @@ def round_up(value: float, divisor: int) -> int:
 
 def shorter_sides(split: Split, model: DetectorConfig) -> np.ndarray:
     """(N,) the shorter side of each box in pixels of the network's input."""
-    scale = np.ones(len(split))
-    for size in np.unique(split.sizes, axis=0):
-        height, _ = detection_size((int(size[1]), int(size[0])), model)
-        scale[(split.sizes == size).all(axis=1)] = height / size[1]
-    return (split.boxes[:, 2:] - split.boxes[:, :2]).min(axis=1) * scale[split.owner]
+    sizes, index = np.unique(split.sizes, axis=0, return_inverse=True)
+    scales = np.array([detection_size((h, w), model)[0] / h for w, h in sizes.tolist()])
+    sides = (split.boxes[:, 2:] - split.boxes[:, :2]).min(axis=1)
+    return sides * scales[index.reshape(-1)][split.owner]
 
 
 def _unassigned(train: Split, model: FCOSConfig, larger: DetectorConfig | None) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -33,6 +34,22 @@ class Collection:
 
     def __len__(self) -> int:
         return len(self.members)
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """(I,) int64: identical and nearly identical images have the same number. Damaged and blank ones are alone."""
+        thumbnails = {
+            i: found.thumbnail
+            for i, found in enumerate(self.scanned)
+            if found.thumbnail is not None and not is_blank(found.thumbnail)
+        }
+        groups = np.arange(len(self))
+        if thumbnails:
+            hashes = np.array([self.scanned[i].hash for i in thumbnails], dtype=np.uint64)
+            groups[list(thumbnails)] = len(self) + near_duplicates(
+                hashes, np.stack(list(thumbnails.values()))
+            )
+        return groups
 
     def select(self, rows: Sequence[int] | np.ndarray, details: Sequence[str] = ()) -> tuple[Example, ...]:
         """The first of some images as examples."""
@@ -160,17 +177,8 @@ def _unrotated_in(report: Report | None) -> int:
 
 
 def _duplicates(images: Collection) -> Iterator[Finding]:
-    usable = [
-        i for i, s in enumerate(images.scanned) if s.thumbnail is not None and not is_blank(s.thumbnail)
-    ]
-    if not usable:
-        return
-    hashes = np.array([images.scanned[i].hash for i in usable], dtype=np.uint64)
-    thumbnails = np.stack(
-        [s.thumbnail for s in (images.scanned[i] for i in usable) if s.thumbnail is not None]
-    )
     groups: dict[int, list[int]] = defaultdict(list)
-    for i, number in zip(usable, near_duplicates(hashes, thumbnails).tolist(), strict=True):
+    for i, number in enumerate(images.groups.tolist()):
         groups[number].append(i)
     several = [members for members in groups.values() if len(members) > 1]
     across = [m for m in several if len({images.members[i][0].name for i in m}) > 1]
@@ -198,7 +206,7 @@ def _leak(images: Collection, groups: list[list[int]]) -> Finding:
         total,
         f"{counted(len(pairs), 'image')} of {other} also in {reference.name} ({same} identical, the others nearly)",
         "The model is evaluated on images that it was trained on, so its precision is overestimated. Remove them from "
-        "one split, or split again by group: one group per scene, patient or video.",
+        "one split, or divide the dataset again with fcos-fast data split and the file that --groups writes.",
         examples=tuple(_pair(images, i, j) for i, j in pairs[:EXAMPLES]),
     )
 
@@ -214,17 +222,27 @@ def _repeated(images: Collection, groups: list[list[int]]) -> Finding:
         surplus,
         len(images),
         f"{counted(surplus, 'image')} repeated within a split ({same} identical, the others nearly)",
-        "They count several times in training and in the precision. Keep one of each; its labels may differ from those "
-        "of its copies, so compare them.",
-        examples=tuple(_pair(images, group[1], group[0]) for group in groups[:EXAMPLES]),
+        "They count several times in training and in the precision. Keep one of each, with the better labels.",
+        examples=tuple([_pair(images, i, group[0]) for group in groups for i in group[1:]][:EXAMPLES]),
     )
 
 
 def _pair(images: Collection, i: int, j: int) -> Example:
     (split, image), (other, known) = images.members[i], images.members[j]
     kind = "identical to" if images.scanned[i].digest == images.scanned[j].digest else "nearly the same as"
-    detail = f"{kind} {other.file(known)}"
+    detail = f"{kind} {other.file(known)}" + ("" if _same_labels(images, i, j) else ", with other labels")
     return Example(split.file(image), detail, split.path(image), other=other.path(known))
+
+
+def _same_labels(images: Collection, i: int, j: int) -> bool:
+    """Whether two images have the same boxes and classes, relative to their sizes and within a hundredth of these."""
+    found = []
+    for split, image in (images.members[i], images.members[j]):
+        rows = list(split.rows(image))
+        found.append((split.boxes[rows] / np.tile(split.sizes[image], 2), split.labels[rows]))
+    (a, a_labels), (b, b_labels) = found
+    near = (np.abs(a[:, None] - b[None]) < 0.01).all(axis=-1) & (a_labels[:, None] == b_labels[None])
+    return len(a) == len(b) and bool(near.any(axis=0).all() and near.any(axis=1).all())
 
 
 def counted(number: int, noun: str) -> str:

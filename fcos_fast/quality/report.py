@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import shlex
 import textwrap
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
-from string import Template
 
 import numpy as np
 
-import fcos_fast
 from fcos_fast.data import DataError
 from fcos_fast.data.images import read_pixels
+from fcos_fast.engine.page import figure, folded, html, page, paragraph
 from fcos_fast.text import printable
 from fcos_fast.visualize import draw_boxes
 
@@ -26,6 +21,9 @@ from .image_faults import counted
 
 NAMED = 3
 """Examples that the text names."""
+
+SHOWN = 12
+"""Examples of a finding whose images the page shows; it lists the others."""
 
 INDENT = " " * 9
 
@@ -45,8 +43,12 @@ def to_text(checked: Checked) -> str:
             lines.append(f"{INDENT}  and {more:,} more")
         lines += _indented(printable(finding.advice))
         if finding.options:
-            lines.append(f"{INDENT}fcos-fast train {shlex.join(finding.options)}")
+            lines.append(INDENT + _command(finding))
     return "\n".join([*lines, "", summary(checked)])
+
+
+def _command(finding: Finding) -> str:
+    return f"fcos-fast train {shlex.join(finding.options)}"
 
 
 def _indented(text: str, first: str = INDENT) -> list[str]:
@@ -75,45 +77,34 @@ def to_html(checked: Checked, max_pixels: int) -> str:
         checked: the findings.
         max_pixels: larger images are not shown.
     """
-    template = resources.files("fcos_fast.quality").joinpath("page.html").read_text(encoding="utf-8")
-    return Template(template).substitute(
-        title=_escape(f"Check of {Path(checked.root).name or checked.root}"),
-        summary=_escape(summary(checked)),
-        splits=_escape(_splits(checked)),
-        contents="".join(f'<li><a href="#{f.kind}">{_escape(f.what)}</a></li>' for f in checked.findings),
-        findings="\n".join(_article(finding, max_pixels) for finding in checked.findings),
-        version=_escape(fcos_fast.__version__),
-    )
+    header = paragraph(summary(checked)) + paragraph(_splits(checked))
+    sections = {f"{f.severity.capitalize()}: {f.what}": _section(f, max_pixels) for f in checked.findings}
+    return page(f"Check of {Path(checked.root).name or checked.root}", header, sections)
 
 
-def _escape(text: str) -> str:
-    return html.escape(printable(text))
-
-
-def _article(finding: Finding, max_pixels: int) -> str:
-    options = (
-        f"<code>fcos-fast train {_escape(shlex.join(finding.options))}</code>" if finding.options else ""
-    )
-    shown, listed = [], []
-    for example in finding.examples:
-        images = list(_images(example, max_pixels))
+def _section(finding: Finding, max_pixels: int) -> str:
+    parts = [paragraph(finding.advice)]
+    if finding.options:
+        parts.append(f"<pre>{html(_command(finding))}</pre>")
+    figures, lines = [], []
+    for number, example in enumerate(finding.examples):
+        images = list(_images(example, max_pixels)) if number < SHOWN else []
         if images:
-            pair = ' class="pair"' if len(images) > 1 else ""
-            shown.append(
-                f"<figure><div{pair}>{''.join(images)}</div><figcaption>{_escape(str(example))}</figcaption></figure>"
-            )
+            kind = ' class="pair"' if len(images) > 1 else ""
+            caption = f"<figcaption>{html(str(example))}</figcaption>"
+            figures.append(f"<figure{kind}>{''.join(images)}{caption}</figure>")
         else:
-            listed.append(f"<li>{_escape(str(example))}</li>")
+            lines.append(printable(str(example)))
     more = finding.more(len(finding.examples))
-    return (
-        f'<article class="{finding.severity}" id="{finding.kind}">'
-        f'<h2><span class="severity {finding.severity}">{finding.severity}</span> {_escape(finding.what)}</h2>'
-        f"<p>{_escape(finding.advice)}</p>{options}"
-        + (f'<div class="images">{"".join(shown)}</div>' if shown else "")
-        + (f"<ul>{''.join(listed)}</ul>" if listed else "")
-        + (f'<p class="quiet">and {more:,} more</p>' if finding.examples and more > 0 else "")
-        + "</article>"
-    )
+    if lines and more:
+        lines.append(f"and {more:,} more")
+    if figures:
+        parts.append(f'<div class="grid">{"".join(figures)}</div>')
+    if len(lines) > SHOWN:
+        parts.append(folded(f"{len(lines):,} more", "\n".join(lines)))
+    elif lines:
+        parts.append(f"<ul>{''.join(f'<li>{html(line)}</li>' for line in lines)}</ul>")
+    return "\n".join(parts)
 
 
 def _images(example: Example, max_pixels: int) -> Iterator[str]:
@@ -127,8 +118,4 @@ def _images(example: Example, max_pixels: int) -> Iterator[str]:
         except DataError:
             continue
         scale = min(1.0, THUMBNAIL / max(pixels.shape[:2]))
-        drawn = draw_boxes(pixels, boxes, np.arange(len(boxes)), example.texts, scale=scale)
-        data = io.BytesIO()
-        drawn.save(data, "JPEG", quality=75)
-        source = "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
-        yield f'<img src="{source}" width="{drawn.width}" height="{drawn.height}" alt="{_escape(path.name)}">'
+        yield figure(draw_boxes(pixels, boxes, np.arange(len(boxes)), example.texts, scale=scale), path.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ def augmented_sheet(
     dataset: DetectionDataset, images: Sequence[int], augment: AugmentConfig, seed: int = 0
 ) -> Image.Image:
     """A row for each image: as it is, and as training sees it in the first epochs. Ignored boxes are not trained."""
+    augment = replace(augment, multi_scale=(1.0, 1.0))  # the sheet shows all sizes in one
     loader = train_loader(dataset, 1, augment, seed, workers=0)
     cells, captions = [], []
     for i in images:

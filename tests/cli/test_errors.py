@@ -7,10 +7,8 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from fcos_fast.cli.main import main
-from fcos_fast.engine.checkpoint import save_checkpoint
 
 MISTAKES = {
     "subcommand": (["trian"], "unknown subcommand 'trian'; did you mean 'train'?"),
@@ -25,7 +23,7 @@ MISTAKES = {
     ),
     "option": (["train", "--data.rot", "x"], "unknown option --data.rot; did you mean '--data.root'?"),
     "option=": (["train", "--train.epoch=3"], "unknown option --train.epoch; did you mean '--train.epochs'?"),
-    "no such option": (["train", "--zzzzzz"], "unknown option --zzzzzz; --help lists the choices"),
+    "no such option": (["train", "--qqqqqq"], "unknown option --qqqqqq; --help lists the choices"),
     "last part": (["train", "--lr", "1"], "unknown option --lr; did you mean '--optimizer.lr'?"),
     "dashes": (["train", "--batch-size", "1"], "--batch-size; did you mean '--train.batch_size'?"),
     "two of that name": (["train", "--name", "x"], "did you mean '--optimizer.name' or '--train.name'?"),
@@ -67,7 +65,7 @@ MISTAKES = {
     ),
     "nothing to describe": (
         ["info", "--norm", "batch"],
-        "no model; give a preset or a checkpoint with --model",
+        "give the detector, either with --size or with --model",
     ),
     "no such checkpoint": (["info", "--model", "a/best.pt"], "checkpoint a/best.pt does not exist"),
     "pair": (["train", "--augment.size", "64"], "--augment.size cannot be '64'; expected [int, int] | null"),
@@ -168,17 +166,6 @@ def test_unknown_class_of_another_dataset(capsys, tmp_path, monkeypatch, checkpo
 def test_model_weights_cannot_be_resumed(capsys, checkpoint):
     assert main(["train", "--resume", str(checkpoint)]) == 2
     assert "contains only model weights and cannot be resumed; resume from" in capsys.readouterr().err
-
-
-def test_checkpoint_of_other_classes(capsys, tmp_path, monkeypatch, checkpoint, voc_root):
-    monkeypatch.chdir(tmp_path)
-    saved = torch.load(checkpoint, weights_only=True)
-    saved["categories"] = {"names": ["cat"], "ids": [1]}
-    save_checkpoint(tmp_path / "cats.pt", saved)
-    arguments = ["train", "--data.root", str(voc_root), "--train.batch_size", "1"]
-    assert main([*arguments, "--train.weights", "cats.pt", "--model.backbone", "resnet18"]) == 2
-    assert "cats.pt has 1 classes (cat), the dataset" in capsys.readouterr().err
-    assert [p.name for p in tmp_path.iterdir()] == ["cats.pt"]
 
 
 def test_debugging_shows_the_traceback(monkeypatch):

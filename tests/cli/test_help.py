@@ -11,19 +11,28 @@ import yaml
 from fcos_fast.cli.help import LONG, without_markup
 from fcos_fast.cli.main import SUBCOMMANDS, main
 
-COMMANDS = ["", *SUBCOMMANDS, "data stats", "train --preset torchvision-retinanet"]
 LISTED = r"^  (?:-h TOPIC, )?(--[\w.]+)"
+COMMANDS = [
+    "",
+    *SUBCOMMANDS,
+    "data stats",
+    "data split",
+    "data convert",
+    "train --preset torchvision-retinanet",
+]
 FIRST = {
-    "train": "--config --data.root --data.train --data.val --preset --model.backbone --train.epochs"
-    " --train.batch_size --optimizer.lr --train.device --train.name --resume",
+    "train": "--config --data.root --data.train --data.val --size --preset --model.backbone --train.weights"
+    " --train.epochs --train.batch_size --optimizer.lr --train.device --train.name --resume",
     "evaluate": "--checkpoint --data.root --data.split --batch_size --device",
     "detect": "--checkpoint --score_threshold --classes --save_txt --save_json --save_crops --draw",
     "serve": "--checkpoint --host --port --threads --device",
     "convert": "--checkpoint --output --to",
     "data stats": "--data.root --data.train --preset --model.min_size --model.max_size --images --output --config",
+    "data split": "--data.root --output --fractions --group --group_file --data.split --seed --config",
+    "data convert": "--data.root --to --output --data.split --images --config",
     "benchmark": "--checkpoint --images --preset --backbone",
     "demo": "--images --epochs",
-    "info": "--model --backbone",
+    "info": "--size --model --backbone",
 }
 
 

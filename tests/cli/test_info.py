@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 import fcos_fast
 from fcos_fast.cli.main import main
 
@@ -25,15 +27,36 @@ def test_every_environment_variable_is_shown(capsys, monkeypatch):
 
 
 def test_a_preset_is_printed_with_its_cost(capsys):
-    assert main(["info", "--model", "torchvision", "--size", "[800, 800]"]) == 0
+    assert main(["info", "--model", "torchvision", "--image_size", "[800, 800]"]) == 0
     printed = capsys.readouterr().out
     assert "threshold_on         score" in printed
     assert printed.splitlines()[-1].split() == ["all", "32.270", "128.207", "100.0%"]
 
 
 def test_cost_of_retinanet_is_the_one_torchvision_publishes(capsys):
-    assert main(["info", "--model", "torchvision-retinanet", "--size", "[800, 800]"]) == 0
+    assert main(["info", "--model", "torchvision-retinanet", "--image_size", "[800, 800]"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split() == ["all", "34.015", "151.540", "100.0%"]
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        (["--size", "nano"], "320x320"),
+        (["--size", "large"], "800x1344"),
+        (["--model", "adelaidet-rt"], "512x736"),
+        (["--model", "simpleaicv"], "1024x1024"),
+        (["--size", "nano", "--image_size", "[64, 96]"], "64x96"),
+    ],
+)
+def test_the_image_is_the_largest_of_the_model(options, size, capsys):
+    assert main(["info", *options]) == 0
+    assert f"for one image of {size} pixels" in capsys.readouterr().out
+
+
+def test_one_detector_is_described(capsys):
+    for options in (["--norm", "batch"], ["--size", "nano", "--model", "official"]):
+        assert main(["info", *options]) == 2
+        assert "give the detector, either with --size or with --model" in capsys.readouterr().err
 
 
 def test_a_checkpoint_is_printed_with_its_cost(checkpoint, capsys):
@@ -44,5 +67,5 @@ def test_a_checkpoint_is_printed_with_its_cost(checkpoint, capsys):
 def test_unknown_models_and_sizes_are_errors(capsys):
     assert main(["info", "--model", "torchvison"]) == 2
     assert "unknown preset or checkpoint 'torchvison'; did you mean 'torchvision'" in capsys.readouterr().err
-    assert main(["info", "--model", "torchvision", "--size", "[0, 5]"]) == 2
-    assert "--size is [0, 5]; expected a positive height and width" in capsys.readouterr().err
+    assert main(["info", "--model", "torchvision", "--image_size", "[0, 5]"]) == 2
+    assert "--image_size is [0, 5]; expected a positive height and width" in capsys.readouterr().err

@@ -25,6 +25,7 @@ HELP = [
         ["data", "--help"],
         ["data", "stats", "--help"],
         ["data", "check", "--help"],
+        ["data", "split", "--help"],
         ["benchmark", "--help"],
     ),
     *(
@@ -69,6 +70,8 @@ MISTAKES = [
         ["data", "check"],
         ["data", "check", "--fail_on", "warnings"],
         ["data", "show", "--images", "0"],
+        ["data", "split", "--output", "x", "--fractions", "{a: 0.5}"],
+        ["data", "convert", "--to", "x"],
         ["benchmark", "--sizes", "[8]"],
         ["demo", "--epoch=1"],
     ),

@@ -17,7 +17,9 @@ import torch
 import torch.distributed as dist
 
 from fcos_fast.cli.main import main
-from fcos_fast.engine import distributed, evaluate, train
+from fcos_fast.data import Categories
+from fcos_fast.engine import distributed, evaluate, initial_weights, run, train
+from fcos_fast.engine.callbacks import Callback
 from fcos_fast.engine.config import Config
 from fcos_fast.models import FCOS, Detector, fcos, retinanet
 from fcos_fast.models.presets import RETINANET_PRESETS
@@ -143,11 +145,52 @@ def command_line(*arguments: str) -> int:
     return main(arguments)
 
 
+def in_own_folder(parent: Path, *arguments: str) -> int:
+    """``fcos-fast`` in a folder that no other rank has."""
+    folder = parent / os.environ["RANK"]
+    folder.mkdir(exist_ok=True)
+    os.chdir(folder)
+    return main(arguments)
+
+
 def train_run(config: Config, result: Path) -> None:
     """A whole run; each rank saves its result."""
     outcome = train.train(config)
     ap = None if outcome.result is None else outcome.result.summary()
     torch.save((str(outcome.folder), ap, outcome.detections), result / f"{os.environ['RANK']}.pt")
+
+
+def initial_model(config: Config, categories: Categories, folder: Path) -> None:
+    """Save the state dict of a new model; ``asked`` lists the ranks that load the weights of its backbone, ones."""
+
+    def load(backbone: torch.nn.Module, name: str) -> None:
+        with (folder / "asked").open("a") as file:
+            print(distributed.rank(), file=file)
+        for parameter in backbone.parameters():
+            torch.nn.init.ones_(parameter)
+
+    initial_weights.load_pretrained = load
+    with distributed.processes():
+        state = run.initial_state(config, categories, torch.device("cpu"), is_new=True)
+        torch.save(state.model.state_dict(), folder / f"{distributed.rank()}.pt")
+
+
+class StopAt(Callback):
+    """Stops a run after a step; only rank 0 calls it."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, run: Any, row: dict[str, float]) -> None:
+        assert distributed.rank() == 0
+        if row["step"] == self.step:
+            run.stop("enough")
+
+
+def train_until(config: Config, step: int, result: Path) -> None:
+    """A run that a callback stops; each rank saves why and where."""
+    outcome = train.train(config, [StopAt(step)])
+    torch.save((outcome.stopped, outcome.result.ap), result / f"{os.environ['RANK']}.pt")
 
 
 def with_nan_on(bad: int, step: int, *arguments: str) -> int:

@@ -69,8 +69,13 @@ def test_retinanet(path, tmp_path):
     assert all(torch.equal(x, again.state_dict()[name]) for name, x in model.state_dict().items())
     three = RetinaNet(replace(config, num_classes=3))
     own = three.head.classification_head.cls_logits.bias.clone()
-    load_weights(three, tmp_path / "a.pt", Categories(("cat", "dog", "horse")), new_classes=True)
-    assert torch.equal(three.head.classification_head.cls_logits.bias, own)
+    ours, theirs = own.view(9, 3), model.head.classification_head.cls_logits.bias
+    with torch.no_grad():
+        theirs.copy_(torch.arange(18.0))  # two classes of nine anchors
+    save_checkpoint(tmp_path / "a.pt", {**describe_model(model, CATEGORIES), "model": model.state_dict()})
+    load_weights(three, tmp_path / "a.pt", Categories(("horse", "dog", "cat")))
+    loaded = three.head.classification_head.cls_logits.bias.view(9, 3)
+    assert torch.equal(loaded, torch.stack([ours[:, 0], theirs[1::2], theirs[0::2]], dim=1))
     assert torch.equal(three.backbone.body.conv1.weight, model.backbone.body.conv1.weight)
 
 
@@ -136,23 +141,38 @@ def test_files_that_are_not_checkpoints(tmp_path):
 
 
 def test_weights_for_other_classes(path):
-    three = Categories(("cat", "dog", "horse"))
+    """Classes are matched by name: shared ones keep their rows, new ones get their own."""
     model = FCOS(replace(CONFIG, num_classes=3))
-    with pytest.raises(ValueError, match=r"2 classes \(cat, dog\), the dataset 3 .*--train\.new_classes"):
-        load_weights(model, path, three)
-    own = model.head.classification_head.cls_logits.weight.clone()
-    load_weights(model, path, three, new_classes=True)
-    assert torch.equal(model.head.classification_head.cls_logits.weight, own)
-    taken = load_checkpoint(path)["model"]
-    assert torch.equal(
-        model.state_dict()["head.classification_head.conv.0.weight"],
-        taken["head.classification_head.conv.0.weight"],
-    )
+    own, taken = model.state_dict(), load_checkpoint(path)["model"]
+    own = {name: value.clone() for name, value in own.items()}
+    line = load_weights(model, path, Categories(("dog", "horse", "cat")))
+    assert line.endswith("best.pt; classes with their weights: dog, cat; new: horse")
+    classifier = {
+        name: torch.stack([taken[name][1], own[name][1], taken[name][0]])
+        for name in taken
+        if "cls_logits" in name
+    }
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, (taken | classifier)[name]), name
 
 
-def test_weights_in_another_order_of_classes(path):
-    with pytest.raises(ValueError, match="cat, dog.*dog, cat"):
-        load_weights(FCOS(CONFIG), path, Categories(("dog", "cat")))
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (("cat", "dog"), "best.pt; its 2 classes"),
+        (("dog", "cat"), "classes with their weights: dog, cat; new: none"),
+        (("cat",), "classes with their weights: cat; new: none"),
+        (("cow",), "classes with their weights: none; new: cow"),
+    ],
+)
+def test_weights_for_fewer_or_reordered_classes(names, line, path):
+    model = FCOS(replace(CONFIG, num_classes=len(names)))
+    taken = load_checkpoint(path)["model"]["head.classification_head.cls_logits.weight"]
+    assert line in load_weights(model, path, Categories(names))
+    loaded = model.head.classification_head.cls_logits.weight
+    for row, name in zip(loaded, names, strict=True):
+        if name in CATEGORIES.names:
+            assert torch.equal(row, taken[CATEGORIES.names.index(name)])
 
 
 def test_weights_of_another_architecture(path):

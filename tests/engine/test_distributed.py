@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -152,6 +153,19 @@ def test_losses_and_gradients_are_those_of_one_process(of_two_processes, name):
 
 def test_a_run_is_that_of_one_process(single, double):
     assert_close_runs(single, double[0])
+
+
+def test_parts_of_a_batch_and_a_stop_are_those_of_one_process(config, tmp_path):
+    """Four images in two processes of two parts each; the callback of rank 0 stops all within the epoch."""
+    whole = replace(config, train=replace(config.train, batch_size=4, epochs=2, runs=str(tmp_path)))
+    alone = train(renamed(whole, "alone"), [ranks.StopAt(3)])
+    parts = replace(whole, train=replace(whole.train, accumulate=2, name="parts"))
+    ended = run_ranks(tmp_path, 2, ranks.train_until, parts, 3, tmp_path)
+    assert [e.status for e in ended] == [0, 0], ended
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert found[0] == found[1] == ("enough", found[0][1])
+    assert load_checkpoint(tmp_path / "parts" / "last.pt")["step"] == 3
+    assert_close_runs(tmp_path / "parts", alone.folder)
 
 
 def test_rank_0_alone_writes_and_prints(single, double):
@@ -320,6 +334,10 @@ def test_loss_that_is_not_finite_on_one_rank_ends_all(config, tmp_path):
     lines = (ended[0].err + ended[1].err).splitlines()
     assert len(lines) == 1, lines  # both find it; the first reports it
     assert "epoch 1/2, step 3: the loss is not finite" in lines[0]
+    found = json.loads((tmp_path / "train" / "diagnosis.json").read_text())
+    assert (found["epoch"], found["step"]) == (1, 3)
+    assert [len(process["images"]) for process in found["processes"]] == [1, 1]
+    assert not any("failed" in process for process in found["processes"])
     assert load_checkpoint(tmp_path / "train" / "last.pt")["epoch"] == 0
 
 

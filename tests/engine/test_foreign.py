@@ -198,13 +198,12 @@ def test_weights_of_a_foreign_checkpoint(tmp_path, capsys):
     torch.save(file_of(model, "official"), path)
     own = FCOS(replace(model.config, num_classes=3, norm="batch"))
     before = own.head.classification_head.cls_logits.weight.clone()
-    with pytest.raises(ValueError, match="to train a new classification layer give --train.new_classes true"):
-        load_weights(own, path, Categories(("a", "b", "c")))
-    load_weights(own, path, Categories(("a", "b", "c")), new_classes=True)
-    assert (
-        "its layer for 80 classes is skipped, the layer for 3 keeps its random weights"
-        in capsys.readouterr().out
+    assert load_weights(own, path, Categories(("a", "b", "person"))).endswith(
+        "classes with their weights: person; new: a, b"
     )
+    theirs = model.head.classification_head.cls_logits.weight
+    before[2] = theirs[0]
+    assert "official checkpoint, read as official-improved" in capsys.readouterr().out
     assert torch.equal(own.head.classification_head.cls_logits.weight, before)
     torch.testing.assert_close(own.backbone.body.bn1.running_var, model.backbone.body.bn1.running_var)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fcos_fast.cli.main import main
-from fcos_fast.data import SyntheticConfig, write_voc
+from fcos_fast.data import AugmentConfig, SyntheticConfig, write_voc
 from fcos_fast.engine import train as train_module
 from fcos_fast.engine.checkpoint import load_checkpoint, save_checkpoint
 from fcos_fast.engine.config import Config
@@ -82,6 +82,36 @@ def test_more_steps_continue_within_the_epoch(steady):
     resume(part, lambda run: with_train(run, steps=9))
     assert_same_weights(part, train(with_train(steady, steps=9)).folder)
     assert [row["epoch"] for row in read_metrics(part / "metrics.csv")] == [1, 2, 3]
+
+
+def test_mixed_images_and_repeats_continue_exactly(steady, monkeypatch):
+    """After the first of three epochs; the third has no mosaic."""
+    config = replace(
+        steady,
+        data=replace(steady.data, repeat_threshold=0.5, val=""),
+        model=replace(steady.model, class_weights="balanced"),
+        augment=AugmentConfig(
+            (64, 96), (0.7, 1.5), mosaic=0.5, copy_paste=0.5, close_mosaic=1, multi_scale=(0.7, 1.3)
+        ),
+        train=replace(steady.train, epochs=3),
+    )
+    real = train_module.train_epoch
+
+    def interrupted(run):
+        if run.state.epoch == 1:
+            raise KeyboardInterrupt
+        return real(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "train_epoch", interrupted)
+        with pytest.raises(TrainingInterrupted) as interruption:
+            train(config)
+    part = resume(interruption.value.folder).folder
+    whole = train(config).folder
+    assert_same_weights(part, whole)
+    saved = load_checkpoint(whole / "last.pt")
+    assert saved["step"] > 3 * 4  # images with a rare class came several times
+    assert len(saved["config"]["model"]["class_weights"]) == 6
 
 
 def test_the_step_of_an_old_checkpoint_follows_from_its_configuration(steady):
@@ -159,7 +189,7 @@ def test_a_relative_root_is_found_from_another_folder(steady, voc_root, tmp_path
         (["--preset", "torchvision"], "--model.fpn_channels 32 cannot become 256"),
         (["--data.train", "val"], "--data.train 'train' cannot become 'val'"),
         (["--data.val", "train"], "--data.val 'val' cannot become 'train'"),
-        (["--train.weights", "a.pt"], "--train.weights None cannot become 'a.pt'"),
+        (["--train.weights", "a.pt"], "--train.weights 'auto' cannot become 'a.pt'"),
         (["--train.runs", "elsewhere"], "--train.runs"),
     ],
 )

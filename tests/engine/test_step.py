@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import pickle
+import re
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,8 +21,8 @@ from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.optimizer import OptimizerConfig, build_optimizer, set_learning_rate
 from fcos_fast.engine.prefetch import prefetch
 from fcos_fast.engine.step import TrainStep
-from fcos_fast.engine.train import NonFiniteLossError, check_finite, train
-from fcos_fast.models import FCOS, DetectorConfig, build_detector
+from fcos_fast.engine.train import loss_columns, non_finite_error, train
+from fcos_fast.models import FCOS, BatchPacker, DetectorConfig, build_detector
 from tests.engine.small import MODEL, RETINANET, packed, samples, with_nan
 
 OPTIMIZERS = {
@@ -30,9 +32,12 @@ OPTIMIZERS = {
 each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
-def build(name: str, device: str = "cpu", config: DetectorConfig = MODEL, **options) -> TrainStep:
+def build(
+    name: str, device: str = "cpu", config: DetectorConfig = MODEL, double: bool = False, **options
+) -> TrainStep:
     torch.manual_seed(0)
     model = build_detector(config).to(device).train()
+    model = model.double() if double else model
     optimizer = build_optimizer(model, OPTIMIZERS[name])
     return TrainStep(model, optimizer, ExponentialMovingAverage(model, 0.5), **({"clip_norm": 1.0} | options))
 
@@ -155,17 +160,89 @@ def test_a_step_that_is_not_finite_changes_nothing(name, config, what, before):
     assert (tally.skipped, tally.finite) == (1, before)
     assert all(map(torch.isfinite, torch.tensor(tally.sums))) == (what == "gradient")
 
+    step(*packed(8))  # skipped too, so that the weights are still those of the step before
+    assert_same(state_of(step), after, after)
+    assert (step.tally().skipped, step.tally().finite) == (2, before)
+    step.begin_epoch()
     step(*packed(8))
     undisturbed(*packed(8))
     a, b = state_of(step), state_of(undisturbed)
-    assert_same(a, b, [k for k in a if not k.startswith("ema.")])  # the average counted the skipped step
-    assert (step.tally().skipped, step.tally().finite) == (1, before)
+    assert_same(a, b, [k for k in a if not k.startswith("ema.")])  # the average counted the skipped steps
+    assert (step.tally().skipped, step.tally().finite) == (0, 1)
 
 
 def test_the_message_names_the_step_and_the_kind(tiny):
-    tally = step_module.Tally(sums=(1.0, 1.0, 1.0), skipped=2, finite=4)
-    with pytest.raises(NonFiniteLossError, match=r"epoch 2/9, step 5: the gradient is not finite .*lower"):
-        check_finite(dict.fromkeys(FCOS.LOSSES, 0.5), tally, "epoch 2/9", tiny)
+    tally = step_module.Tally(sums=(1.0, 1.0, 1.0), floors=(0.0, 0.0, 0.0), skipped=2, finite=4)
+    error = non_finite_error(loss_columns(FCOS.LOSSES, tally, 6), tally, "epoch 2/9", tiny, ": because")
+    assert re.match(r"epoch 2/9, step 5: the gradient is not finite .*: because; lower", str(error))
+
+
+EQUAL_IN_PARTS = {
+    "group norm": replace(MODEL, norm="group"),
+    "frozen norm": replace(MODEL, norm="frozen", trainable_stages=3),
+    "per image": replace(MODEL, norm="group", normalizer="image"),
+    "positives": replace(MODEL, norm="group", normalizer="positives", ignore_padding=True),
+    "retinanet": replace(RETINANET, norm="group"),
+    "retinanet, per image": replace(RETINANET, norm="group", normalizer="image"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"), [*((name, 2) for name in EQUAL_IN_PARTS), ("group norm", 4), ("per image", 4)]
+)
+def test_a_batch_in_parts_equals_the_whole_batch(name, parts):
+    """Images of four sizes, one without a box. Clipping, moving average and floors see the sum of the parts."""
+    images, targets = samples(0, ((64, 96), (60, 80), (64, 96), (50, 90)))
+    targets[2] = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    batch = BatchPacker(MODEL).collate(list(zip(images, targets, strict=True)))
+    whole, accumulated = (
+        build("sgd", config=EQUAL_IN_PARTS[name], double=True, accumulate=n) for n in (1, parts)
+    )
+    for step in (whole, accumulated):
+        step(*batch)
+    for sums in ("sums", "floors"):
+        a, b = (torch.tensor(getattr(step.tally(), sums)) for step in (whole, accumulated))
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
+    for (key, a), b in zip(state_of(whole).items(), state_of(accumulated).values(), strict=True):
+        # float64, except the normalizers, which are float32 sums
+        torch.testing.assert_close(b, a, rtol=1e-6, atol=1e-9, msg=key)
+
+
+def test_a_part_that_is_not_finite_skips_the_batch():
+    """The first of two parts; the second is finite."""
+    step = build("adamw", accumulate=2)
+    step(*packed(0))
+    before = state_of(step)
+    step(*nan_batch(step))
+    assert_same(state_of(step), before, before)
+    assert (step.tally().skipped, step.tally().finite) == (1, 1)
+
+
+def test_the_floor_of_centerness_is_its_loss_for_the_best_logits():
+    """Calculated by torch from the targets of each location."""
+    for normalizer in ("weights", "positives", "image", "moving_average"):
+        model = FCOS(replace(MODEL, normalizer=normalizer)).train()
+        images, gt = packed(3)
+        targets = model.assign(images, gt)
+        found = model.losses(model.transform.normalize(images).tensor, targets)["bbox_ctrness"]
+        floor = model.loss_floors(targets)["bbox_ctrness"]
+        positive = targets.labels >= 0
+        centerness = targets.centerness.double()
+        best = F.binary_cross_entropy(centerness, centerness, reduction="none").where(positive, 0.0)
+        expected = {
+            "image": (best.sum(1) / positive.sum(1).clamp(min=1)).mean(),
+            "moving_average": best.sum() / (0.9 * 300 + 0.1 * positive.sum()),
+        }.get(normalizer, best.sum() / positive.sum())
+        torch.testing.assert_close(floor.double(), expected, rtol=1e-5, atol=0)
+        assert 0 < floor < found
+
+
+def test_losses_that_can_reach_0_have_no_floor():
+    model = FCOS(replace(MODEL, quality="iou"))
+    assert model.loss_floors(model.assign(*packed(0))) == {}
+    step = build("sgd", config=RETINANET)
+    step(*packed(0))
+    assert step.tally().floors == (0.0, 0.0)
 
 
 class NeverWaits(TorchDispatchMode):
@@ -311,13 +388,16 @@ def test_graphed_steps_equal_eager_steps(name, monkeypatch):
     eager, graphed = build(name, "cuda"), build(name, "cuda", cuda_graphs=True)
     for t in range(16):
         batch = [part.to("cuda") for part in packed(t, sizes=sizes[t % 2])]
+        if t in (3, 14):
+            eager.begin_epoch()
+            graphed.begin_epoch()
         if t in (1, 13):
             batch[0] = with_nan(batch[0], eager.model)
         for step in (eager, graphed):
             set_learning_rate(step.optimizer, 1 / (1 + t))
             step(*batch)
     assert len(graphed._graphed._graphs._graphs) == 2
-    assert eager.tally().skipped == graphed.tally().skipped == 2
+    assert eager.tally().finite == graphed.tally().finite == 2
     for (key, a), b in zip(state_of(eager).items(), state_of(graphed).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, msg=key)
 

@@ -36,14 +36,32 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoint) -> Path:
-    """The ONNX file that the command line writes."""
-    from fcos_fast.cli.main import main
+def images(checkpoint) -> Path:
+    """A folder of images for the check."""
     from tests.export.models import save_photos
 
     folder = checkpoint.parent / "images"
     folder.mkdir()
     save_photos(folder, (96, 128), (120, 100))
-    command = ["export", "--checkpoint", str(checkpoint), "--images", str(folder), "--max_detections", "40"]
-    assert main(command) == 0
-    return checkpoint.with_suffix(".onnx")
+    return folder
+
+
+def export(checkpoint: Path, images: Path, suffix: str, *options: str) -> Path:
+    """The file that the command line writes."""
+    from fcos_fast.cli.main import main
+
+    command = ["export", "--checkpoint", str(checkpoint), "--images", str(images), "--max_detections", "40"]
+    assert main([*command, *options]) == 0
+    return checkpoint.with_suffix(suffix)
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint, images) -> Path:
+    """The ONNX file."""
+    return export(checkpoint, images, ".onnx")
+
+
+@pytest.fixture(scope="session")
+def program(checkpoint, images) -> Path:
+    """The file of ``torch.export``."""
+    return export(checkpoint, images, ".pt2", "--format", "torch-export")

@@ -120,7 +120,9 @@ print(json.dumps([found.boxes.tolist(), found.scores.tolist(), found.labels.toli
     np.testing.assert_allclose(scores, expected.scores[:40], atol=1e-5)
 
 
-def test_evaluate_detect_and_benchmark_accept_it(exported, checkpoint, tmp_path):
+@pytest.mark.parametrize("file", ["exported", "program"])
+def test_evaluate_detect_and_benchmark_accept_it(file, checkpoint, tmp_path, request):
+    exported = request.getfixturevalue(file)
     root, found = tmp_path / "data", {}
     write_voc(root, {"val": 3}, config=SyntheticConfig((96, 128), (16, 60), max_objects=3))
     for model in (exported, checkpoint):
@@ -132,7 +134,7 @@ def test_evaluate_detect_and_benchmark_accept_it(exported, checkpoint, tmp_path)
     images = {row["image_id"] for row in found[".pt"]}
     assert len(images) == 3
     for image in images:
-        mine, theirs = ([r for r in found[s] if r["image_id"] == image] for s in (".onnx", ".pt"))
+        mine, theirs = ([r for r in found[s] if r["image_id"] == image] for s in (exported.suffix, ".pt"))
         assert [r["category_id"] for r in mine] == [r["category_id"] for r in theirs[:40]]
         boxes, expected = ([r["bbox"] for r in rows] for rows in (mine, theirs[:40]))
         np.testing.assert_allclose(boxes, expected, atol=2e-3)

@@ -108,7 +108,8 @@ def test_options_change_only_rounding(build, option, batch, monkeypatch):
     assert_same_step(train_step(model, batch), expected, 1e-9)
 
 
-def test_winograd_without_a_large_convolution_is_rejected():
+def test_winograd_without_a_large_convolution_is_rejected(monkeypatch):
+    monkeypatch.setattr(winograd, "MIN_CHANNELS", 128)
     model = small_fcos()
     with pytest.raises(ValueError, match="winograd=True, but the model has no 3x3 convolution of stride 1"):
         fcos_fast.accelerate(model, winograd=True)

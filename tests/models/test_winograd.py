@@ -31,18 +31,16 @@ def by_winograd(monkeypatch):
 @pytest.mark.parametrize("at_once", [1, 5, 12, 1000])
 @pytest.mark.parametrize("size", [(1, 4, 4), (3, 13, 18), (2, 16, 20), (2, 1, 1), (5, 6, 3)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_equals_the_convolution(monkeypatch, by_winograd, size, bias, at_once):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_equals_the_convolution(monkeypatch, by_winograd, size, bias, at_once, dtype):
     monkeypatch.setattr(winograd, "TILES_AT_ONCE", at_once)
-    conv = nn.Conv2d(5, 7, 3, padding=1, bias=bias).double()
+    tolerance = {"rtol": 1e-10, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 2e-4}
+    conv = nn.Conv2d(5, 7, 3, padding=1, bias=bias).to(dtype)
     ours = by_winograd(conv)
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        x = (
-            torch.randn(size[0], 5, *size[1:], dtype=torch.float64)
-            .to(memory_format=memory_format)
-            .requires_grad_()
-        )
+        x = torch.randn(size[0], 5, *size[1:], dtype=dtype).to(memory_format=memory_format).requires_grad_()
         out, expected = ours(x), conv(x)
-        torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(out, expected, **tolerance)
         assert out.is_contiguous(memory_format=torch.channels_last)
         assert not ours(x).relu_().isnan().any()  # in-place is allowed
 
@@ -51,7 +49,24 @@ def test_equals_the_convolution(monkeypatch, by_winograd, size, bias, at_once):
         for ours_too, theirs in zip(
             gradients, torch.autograd.grad(expected, [x, *conv.parameters()], upstream), strict=True
         ):
-            torch.testing.assert_close(ours_too, theirs, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(ours_too, theirs, **tolerance)
+
+
+def test_gradcheck(by_winograd):
+    ours = by_winograd(nn.Conv2d(2, 3, 3, padding=1).double())
+    x = torch.randn(2, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(lambda x, *parameters: ours(x), (x, *ours.parameters()))
+
+
+def test_sliced_inputs_and_gradients(by_winograd):
+    conv = nn.Conv2d(5, 7, 3, padding=1)
+    ours = by_winograd(conv)
+    x, upstream = torch.randn(3, 9, 12, 20), torch.randn(2, 14, 9, 10)
+    x, upstream = x[1:, 2:7, 3:, 5:15].requires_grad_(), upstream[:, ::2]
+    for found, expected in zip(
+        *(torch.autograd.grad(c(x), [x, *c.parameters()], upstream) for c in (ours, conv)), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
 
 
 def test_unneeded_gradients_are_not_computed(by_winograd, monkeypatch):
@@ -102,7 +117,7 @@ def test_only_convolutions_that_gain_are_replaced():
     convs = {
         "plain": nn.Conv2d(128, 128, 3, padding=1),
         "strided": nn.Conv2d(128, 128, 3, 2, padding=1),
-        "narrow": nn.Conv2d(128, 64, 3, padding=1),
+        "narrow": nn.Conv2d(128, 63, 3, padding=1),
         "1x1": nn.Conv2d(128, 128, 1),
         "5x5": nn.Conv2d(128, 128, 5, padding=1),
         "dilated": nn.Conv2d(128, 128, 3, padding=1, dilation=2),

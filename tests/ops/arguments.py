@@ -33,7 +33,7 @@ def maps(channels: int) -> list[torch.Tensor]:
 
 
 def valid_arguments() -> dict[str, tuple]:
-    """New tensors each time, since detection_loss_rescale_ writes into its arguments."""
+    """New tensors each time, since some operators write into their arguments."""
     torch.manual_seed(0)
     gt = ground_truth()
     targets = reference.assign_targets(gt, LEVELS, RULE)
@@ -46,6 +46,7 @@ def valid_arguments() -> dict[str, tuple]:
     idxs = torch.randint(0, 2, (BATCH, 7))
     x, weight = torch.randn(BATCH, 8, 3, 3), torch.rand(8)
     _, mean, rstd = torch.ops.fcos_fast.group_norm_relu(x, weight, weight, 2, 1e-5)
+    channels_last = torch.randn(BATCH, 8, 7, 5).to(memory_format=torch.channels_last)
     box = ("giou", True, 0.0, 1e-7)
     loss = (
         *(logits, regression, quality, targets.labels, targets.ltrb, targets.centerness, targets.totals),
@@ -86,6 +87,9 @@ def valid_arguments() -> dict[str, tuple]:
         "detection_loss_rescale_": (maps(CLASSES), maps(4), maps(1), torch.rand(3)),
         "group_norm_relu": (x, weight, weight, 2, 1e-5),
         "group_norm_relu_backward": (torch.rand_like(x), x, mean, rstd, weight, weight),
+        "winograd_input": (channels_last, 3, torch.rand(36, 5, 8)),
+        "winograd_gradient": (channels_last, 3, torch.rand(36, 5, 8)),
+        "winograd_output": (torch.rand(36, 5, 8), weight, 3, channels_last.clone()),
         "nms": (boxes[0], scores[0], idxs[0], 0.5),
         "nms_padded": (boxes, scores, idxs, 0.5, 5),
         "postprocess": (

@@ -90,9 +90,8 @@ def calls() -> Iterator[tuple[str, str, tuple, bool]]:
         names = [a.name for a in getattr(torch.ops.fcos_fast, op).default._schema.arguments]
         for i, (name, value) in enumerate(zip(names, arguments, strict=True)):
             for description, hostile, must_raise in hostile_values(value):
-                others = (
-                    valid_arguments()[op] if op.endswith("_") else arguments
-                )  # it writes into its arguments
+                writes = op.endswith("_") or op.startswith("winograd")  # into its arguments
+                others = valid_arguments()[op] if writes else arguments
                 yield op, f"{name} {description}", (*others[:i], hostile, *others[i + 1 :]), must_raise
 
 

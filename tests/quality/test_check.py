@@ -70,7 +70,7 @@ def test_each_planted_fault_is_found(clean, kind, tmp_path, capsys):
     train[1] = Photo("cut.jpg", train[1].data[: len(train[1].data) * 2 // 3], train[1].boxes)
     train[2] = Photo("blank.jpg", encode(np.full((SIZE[1], SIZE[0], 3), 40, np.uint8)), train[2].boxes)
     train += [
-        Photo("same.jpg", train[20].data, train[20].boxes),
+        Photo("same.jpg", train[20].data, train[20].boxes[1:]),
         again(train[21], "nearly.jpg", 0.7, quality=60),
     ]
     val += [Photo("leak.jpg", train[22].data, train[22].boxes), again(train[23], "small_leak.jpg", 0.5)]
@@ -135,6 +135,11 @@ def test_each_planted_fault_is_found(clean, kind, tmp_path, capsys):
             "reader_box_outside_the_image",
         }
     assert found.keys() - expected.keys() <= extra
+    details = {example["file"]: example["detail"] for example in found["duplicates"]["examples"]}
+    assert details == {
+        "train/same.jpg": f"identical to train/{train[20].name}, with other labels",
+        "train/nearly.jpg": f"nearly the same as train/{train[21].name}",
+    }
     severities = [finding["severity"] for finding in found.values()]
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
 
@@ -206,6 +211,46 @@ def test_every_advised_option_is_one_of_train(tmp_path, capsys):
 
     status, found = run(root, tmp_path, "--data.val", "", *together, "--data.strict", "false")
     assert not found.keys() & {"crowded_images", "overlapping_objects", "few_images"}
+
+    _, found = run(root, tmp_path, "--data.val", "", "--model.min_size", "120", "--model.max_size", "160")
+    options = found["tiny_boxes"]["options"]
+    assert options[-4:] == ["--model.min_size", "256", "--model.max_size", "320"]  # both sides are doubled
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_imbalance(together, tmp_path, capsys):
+    """Classes of the same images are weighted; images of their own are repeated."""
+    pixels = np.random.default_rng(0).integers(0, 255, (20, SIZE[1], SIZE[0], 3), dtype=np.uint8)
+    many = tuple(("cell", (x, y, x + 14, y + 14)) for x in range(0, 140, 20) for y in range(0, 100, 20))
+    one = ("rare", (10.0, 103.0, 150.0, 119.0))
+    train = [
+        Photo(
+            f"{i}.jpg", encode(data), (*many, one) if together and i < 10 else (one,) if i < 10 else many * 2
+        )
+        for i, data in enumerate(pixels)
+    ]
+    train[10] = Photo("10.jpg", encode(pixels[10]), (one, *many * 2)) if not together else train[10]
+    root = write(tmp_path / "data", "yolo", {"train": train})
+    _, found = run(root, tmp_path, "--data.val", "")
+    options = found["class_imbalance"]["options"]
+    assert options == (
+        ["--model.class_weights", "balanced"] if together else ["--data.repeat_threshold", "1"]
+    )
+    parse_train_options(options)
+    assert "In train, cell has" in found["class_imbalance"]["advice"]
+
+
+def test_groups_keep_duplicates_together(clean, tmp_path, capsys):
+    train = clean["train"][:10]
+    train.append(Photo("same.jpg", train[4].data, train[4].boxes))
+    train.append(again(train[4], "nearly.jpg", 0.7))
+    train.append(Photo("broken.bmp", broken_bmp(), ()))
+    root = write(tmp_path / "data", "yolo", {"train": train})
+    run(root, tmp_path, "--data.val", "", "--groups", str(tmp_path / "groups.csv"))
+    group = dict(line.split(",") for line in (tmp_path / "groups.csv").read_text().splitlines())
+    assert group.keys() == {photo.name for photo in train}
+    assert group["same.jpg"] == group["nearly.jpg"] == group[train[4].name]
+    assert len(set(group.values())) == len(train) - 2
 
 
 def test_errors_are_one_line(clean, tmp_path, capsys, monkeypatch):

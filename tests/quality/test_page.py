@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import pytest
 
 from fcos_fast.cli.main import main
+from tests.engine.browser import opened
 from tests.quality.conftest import SMALL, Photo, write
-
-playwright = pytest.importorskip("playwright.sync_api", reason="drives the browser; install fcos_fast[dev]")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH; apt install chromium")
 
 HOSTILE = "<script>document.title='run'</script>&$title"
 LONG = "a" * 200 + ".jpg"
@@ -37,57 +32,47 @@ def html(photos, tmp_path_factory):
     return page
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+@pytest.mark.parametrize(("dark", "width"), [(True, 360), (False, 1200)])
+def test_page(html, dark, width):
+    with opened(html, width, dark) as page:
+        assert page.title() == "Check of data <b>"
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        color = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        light = sum(map(int, re.findall(r"\d+", color)[:3]))
+        assert light < 150 if dark else light > 700
+
+        assert HOSTILE in page.locator("main").inner_text()
+        assert LONG in section(page, "without boxes").inner_text()
+        assert section(page, "also in train").locator("img").count() == 2
+        assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        page.locator("nav a", has_text="also in train").click()
+        assert section(page, "also in train").locator("h2").evaluate("h2 => '#' + h2.id === location.hash")
+        headings = page.locator("h2").all_inner_texts()
+        severities = [heading.split(":")[0] for heading in headings]
+        assert set(severities) == {"Error", "Warning", "Note"}
+        assert severities == sorted(severities, key=["Error", "Warning", "Note"].index)
+        assert page.locator("nav li").all_inner_texts() == headings
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("dark", 360), ("light", 1200)])
-def test_page(browser, html, scheme, width):
-    context = browser.new_context(viewport={"width": width, "height": 640}, color_scheme=scheme)
-    page, problems, requests = context.new_page(), [], []
-    page.on("console", lambda message: message.type in ("error", "warning") and problems.append(message.text))
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto(html.as_uri())
-    assert problems == []
-    assert all(url.startswith(("file:", "data:")) for url in requests)
-    assert page.title() == "Check of data <b>"
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    light = sum(
-        map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3])
-    )
-    assert light < 150 if scheme == "dark" else light > 700
-
-    assert HOSTILE in page.locator("main").inner_text()
-    assert LONG in page.locator("#images_without_boxes").inner_text()
-    pair = page.locator("#duplicates_across_splits img")
-    assert pair.count() == 2
-    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    page.locator("nav a", has_text="also in train").click()
-    assert page.url.endswith("#duplicates_across_splits")
-    articles = page.locator("article").evaluate_all("all => all.map(one => one.className)")
-    assert articles == sorted(articles, key=["error", "warning", "note"].index)
-    assert page.locator("nav li").count() == len(articles)
-    context.close()
+def section(page, text):
+    return page.locator("section").filter(has=page.locator("h2", has_text=text))
 
 
-def test_boxes_are_drawn(browser, html):
+def test_boxes_are_drawn(html):
     """The repeated boxes are visible on their image."""
-    page = browser.new_page()
-    page.goto(html.as_uri())
-    colors = page.locator("#repeated_boxes img").evaluate(
-        """image => {
-            const canvas = document.createElement("canvas");
-            [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
-            const context = canvas.getContext("2d");
-            context.drawImage(image, 0, 0);
-            return [[10, 30], [30, 50]].map(([x, y]) => [...context.getImageData(x, y, 1, 1).data].slice(0, 3));
-        }"""
-    )
-    for color in colors:  # the color of the first box, through JPEG
+    with opened(html, 1200, False) as page:
+        colors = (
+            section(page, "labeled twice")
+            .locator("img")
+            .evaluate(
+                """image => {
+                const canvas = document.createElement("canvas");
+                [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+                const context = canvas.getContext("2d", { willReadFrequently: true });
+                context.drawImage(image, 0, 0);
+                return [[10, 30], [30, 50]].map(([x, y]) => [...context.getImageData(x, y, 1, 1).data].slice(0, 3));
+            }"""
+            )
+        )
+    for color in colors:  # the color of the first box, compressed
         assert color[2] > 150 > color[0] + 40, colors
-    page.close()

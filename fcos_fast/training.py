@@ -1,0 +1,93 @@
+"""``fcos_fast.train``: the command ``fcos-fast train`` as a function."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fcos_fast.cli.train import TrainOptions, run
+from fcos_fast.engine.config import Config
+from fcos_fast.serialize import to_plain
+from fcos_fast.suggest import unknown_name
+
+if TYPE_CHECKING:
+    from fcos_fast.engine.callbacks import Callback
+    from fcos_fast.engine.train import TrainResult
+
+
+def train(
+    data: str | Path | None = None,
+    config: str | Path | Config | None = None,
+    *,
+    callbacks: Sequence[Callback] = (),
+    resume: str | Path | None = None,
+    **options: Any,
+) -> TrainResult:
+    """Train a detector, or resume a run, exactly as ``fcos-fast train`` does; writes the report of the run too.
+
+    Args:
+        data: ``data.root``: folder of the dataset (VOC, COCO or YOLO), ``data.yaml`` or COCO JSON file.
+        config: name of a recipe (``"small"``), path of a YAML file, or a configuration.
+        callbacks: instances of subclasses of :class:`fcos_fast.Callback`.
+        resume: folder of a run to continue.
+        **options: any option of the command line: by its full name, ``**{"optimizer.lr": 0.01}``, as a group,
+            ``optimizer={"lr": 0.01}`` or ``augment=AugmentConfig(...)``, or by its last part, ``epochs=20``, which
+            means ``train.epochs`` if there is one and otherwise the only option that ends so.
+
+    Returns:
+        Folder, model and average precision.
+
+    Raises:
+        ValueError: unknown option, with the nearest names; invalid value or dataset.
+        NonFiniteLossError: a loss or a gradient is not finite; the message names the cause.
+        TrainingInterrupted: Ctrl-C.
+
+    Example:
+        >>> result = fcos_fast.train("DATA", config="small", epochs=20, lr=0.0005)
+        >>> result.folder, result.result.ap
+    """
+    base = config if isinstance(config, Config) else None
+    arguments = [] if config is None or base is not None else [f"--config={config}"]
+    arguments += [f"--resume={resume}"] if resume is not None else []
+    arguments += [f"--data.root={data}"] if data is not None else []
+    for name, value in options.items():
+        arguments += [f"--{full}={_text(v)}" for full, v in _flat(_full_name(name, base), value)]
+    return run(arguments, base, callbacks)
+
+
+def _full_name(name: str, base: Config | None) -> str:
+    """The dotted name of an option that is given by its last part."""
+    top = [f.name for f in fields(TrainOptions)]
+    if "." in name or name in top:
+        return name
+    groups = {f.name: getattr(base or Config(), f.name) for f in fields(Config)}
+    known = {group: [f.name for f in fields(value)] for group, value in groups.items()}
+    if name in known["train"]:
+        return f"train.{name}"
+    found = [f"{group}.{name}" for group, names in known.items() if name in names]
+    if len(found) > 1:
+        raise ValueError(
+            f"option {name} can mean {' or '.join(found)}; give one of them: **{{'{found[0]}': ...}}"
+        )
+    if not found:
+        raise unknown_name("option", name, [*top, *(n for names in known.values() for n in names)])
+    return found[0]
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The options in a group, by dotted name."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = to_plain(value)
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key, item in value.items():
+        yield from _flat(f"{name}.{key}", item)
+
+
+def _text(value: Any) -> str:
+    """A value as the command line has it."""
+    return str(value) if isinstance(value, (str, Path)) else json.dumps(value)
