@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-class Html(str):
-    """Text that is HTML; any other text is escaped."""
-
-
 class Share(NamedTuple):
     """A cell of a table whose background is the darker, the higher its share of 1 is."""
 
@@ -41,7 +37,7 @@ Cell = str | int | float | Share | Bar
 
 def html(text: str) -> str:
     """Text for HTML: escaped, and control characters made visible."""
-    return text if isinstance(text, Html) else escape(printable(text))
+    return escape(printable(text))
 
 
 def page(title: str, header: str, sections: Mapping[str, str]) -> str:
@@ -64,7 +60,7 @@ def page(title: str, header: str, sections: Mapping[str, str]) -> str:
 
 
 def paragraph(text: str) -> str:
-    """A paragraph of text or :class:`Html`."""
+    """A paragraph."""
     return f"<p>{html(text)}</p>"
 
 

@@ -17,7 +17,6 @@ from fcos_fast.engine.files import save_image, write_json, write_text
 from fcos_fast.engine.matching import pairwise_iou
 from fcos_fast.engine.page import (
     Bar,
-    Html,
     Share,
     figure,
     folded,
@@ -33,28 +32,25 @@ from fcos_fast.engine.plots import NAMED, Plot
 from fcos_fast.engine.precision_recall import RECALLS
 from fcos_fast.engine.run_folder import read_metrics
 from fcos_fast.engine.tide import ERRORS
+from fcos_fast.engine.training_curves import plot_curves, training_plots
 from fcos_fast.visualize import FOUND, Mark, detection_marks, draw_marks, labeled, sheet, target_marks
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from fcos_fast.engine.average_precision import AveragePrecision
 
 FIGURE_WIDTH = 480
 """Width in pixels of the images in the page, and largest side of the crops."""
 
-SIZE_COLUMNS = ("ap_small", "ap_medium", "ap_large")
-"""Columns of ``metrics.csv`` that begin like the AP of a class."""
-
 CONFUSED = 15
 """Maximum number of classes in the page's confusion matrix."""
 
-LEGEND = Html(
-    '<ul class="legend"><li><span class="correct"></span>found, correct (solid)</li>'
-    '<li><span class="missed"></span>missed object (dashed)</li>'
-    '<li><span class="false"></span>false positive (dotted)</li>'
-    '<li><span class="labeled"></span>object of a badly placed detection</li></ul>'
-)
+LEGEND = """<ul class="legend">
+<li><span class="correct"></span>found, correct (solid)</li>
+<li><span class="missed"></span>missed object (dashed)</li>
+<li><span class="false"></span>false positive (dotted)</li>
+%s</ul>"""
+
+LABELED = '<li><span class="labeled"></span>object of a badly placed detection (white)</li>\n'
 
 
 def write_report(
@@ -216,7 +212,7 @@ def _images(
             f"<figcaption>{html(f'{name}: {counts}, {wrong}')}</figcaption></figure>"
         )
     text = paragraph("Ground truth and detections at the best thresholds.")
-    return text + LEGEND + "".join(figures)
+    return text + LEGEND % "" + "".join(figures)
 
 
 def _worst(analysis: Analysis, dataset: DetectionDataset, outcome: Outcome) -> str:
@@ -227,7 +223,7 @@ def _worst(analysis: Analysis, dataset: DetectionDataset, outcome: Outcome) -> s
     }
     if not any(lists.values()):
         return paragraph("No object is missed, and no detection is wrong.")
-    parts = [str(LEGEND)]
+    parts = [LEGEND % LABELED]
     for heading, examples in lists.items():
         if examples:
             figures = "".join(_crop(example, dataset, outcome) for example in examples)
@@ -361,60 +357,6 @@ def _range(group: Group) -> str:
     if group.high == float("inf"):
         return f"from {group.low:.3g}"
     return f"below {group.high:.3g}" if group.low == 0 else f"{group.low:.3g} to {group.high:.3g}"
-
-
-def training_plots(rows: Sequence[Mapping[str, float]]) -> list[Plot]:
-    """Losses, average precision and learning rate over the epochs of a ``metrics.csv``.
-
-    The loss of the centerness has a plot of its own: its targets are not 0 or 1, so its minimum is not 0.
-    """
-    columns = dict.fromkeys(name for row in rows for name in row)
-    losses = [name for name in columns if name.startswith("loss")]
-    center = [
-        name for name in losses if "ctrness" in name
-    ]  # with its lowest possible value, if that was recorded
-    classes = [name for name in columns if name.startswith("ap_") and name not in SIZE_COLUMNS]
-    panels = {
-        "Loss": ([n for n in losses if n not in center and not n.endswith("_floor")], ("loss",), (0, None)),
-        "Centerness loss": (center, (), (None, None)),
-        "Average precision": (["ap", "ap50", "ap75"], ("ap",), (0, 1)),
-        "AP per class": (classes, (), (0, 1)),
-        "Learning rate": (["lr"], (), (0, None)),
-    }
-    plotted = []
-    for title, (names, bold, limits) in panels.items():
-        lines = {name: _series(rows, name) for name in names}
-        lines = {_line_name(name): points for name, points in lines.items() if points[0]}
-        if lines:
-            plotted.append(Plot(title, "epoch", "", lines, bold, limits))
-    return plotted
-
-
-def _line_name(column: str) -> str:
-    name = column.removeprefix("loss_").removeprefix("ap_")
-    return f"{name.removesuffix('_floor')} at its lowest" if name.endswith("_floor") else name
-
-
-def _series(rows: Sequence[Mapping[str, float]], column: str) -> tuple[list[float], list[float]]:
-    points = [(row["epoch"], row[column]) for row in rows if column in row]
-    return [x for x, _ in points], [y for _, y in points]
-
-
-def plot_curves(rows: Sequence[Mapping[str, float]]) -> Image.Image:
-    """:func:`training_plots` side by side in an image."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a display
-    from matplotlib.figure import Figure
-    from PIL import Image
-
-    panels = training_plots(rows)
-    drawn = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
-    canvas = FigureCanvasAgg(drawn)
-    with mpl.rc_context({"text.parse_math": False}):
-        for axes, panel in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            panel.draw(axes)
-        canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _training(rows: Sequence[Mapping[str, float]]) -> str:

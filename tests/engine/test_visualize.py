@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fcos_fast.engine.report import plot_curves, training_plots
+from fcos_fast.engine.training_curves import plot_curves, training_plots
 from fcos_fast.visualize import (
     class_color,
     draw_boxes,
