@@ -37,7 +37,7 @@ def test_train_evaluate_detect(tmp_path, voc_root, capsys):
     left = {path.name for path in (tmp_path / "runs" / "train").iterdir()}
     assert left == {
         *("best.pt", "last.pt", "metrics.csv", "config.yaml"),
-        *("report.html", "analysis.json", "curves.png", "sheet.png"),
+        *("report.html", "analysis.json", "curves.png", "sheet.png", "train.log"),
     }
     assert main(["evaluate", "--checkpoint", "runs/train/best.pt", "--precision", "float32"]) == 0
     result = json.loads((tmp_path / "runs" / "evaluate" / "metrics.json").read_text())
