@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fcos_fast.cli.train import TrainOptions, run
+from fcos_fast.cli.train import TrainOptions, parse_train_options
 from fcos_fast.engine.config import Config
 from fcos_fast.serialize import to_plain
 from fcos_fast.suggest import unknown_name
@@ -55,7 +55,11 @@ def train(
     arguments += [f"--data.root={data}"] if data is not None else []
     for name, value in options.items():
         arguments += [f"--{full}={_text(v)}" for full, v in _flat(_full_name(name, base), value)]
-    return run(arguments, base, callbacks)
+    options_of_run = None if resume is not None else parse_train_options(arguments, base).config()
+
+    from fcos_fast.cli.train_run import run  # needs torch, and the options do not
+
+    return run(arguments, options_of_run, callbacks)
 
 
 def _full_name(name: str, base: Config | None) -> str:

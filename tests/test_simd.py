@@ -19,6 +19,7 @@ import sys
 import torch
 from fcos_fast import _C, ops
 from fcos_fast.assignment import GroundTruth, Level
+from fcos_fast.models.winograd import _Convolution
 
 print(_C.simd())
 data, results = torch.load({inputs!r}), {{}}
@@ -49,6 +50,9 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
     results["postprocess", dtype] = tuple(ops.postprocess(*maps, levels, [(152, 424)], units=[8], score_threshold=0.7))
 gt = GroundTruth.pack([data["boxes"][:40].round()], [torch.zeros(40).long()])
 results["match"] = ops.match_anchors(data["boxes"].round(), gt).matched[0]
+images, kernel = data["channels_last"].requires_grad_(), data["kernel"].requires_grad_()
+maps = _Convolution.apply(images, kernel, None)
+results["winograd"] = [maps.detach(), *torch.autograd.grad(maps.square().sum(), (images, kernel))]
 torch.save(results, {outputs!r})
 """
 
@@ -74,6 +78,7 @@ def data():
         "ltrb": random(333, 4) * 50 - 2,
         "nchw": images,
         "channels_last": images.contiguous(memory_format=torch.channels_last),
+        "kernel": random(21, 35, 3, 3) - 0.5,
         "map_classes": torch.randint(-2, 35, (2, 9, 23), generator=generator),
         "boxes": boxes,
         "scores": torch.randperm(1003, generator=generator) / 1003,
@@ -159,6 +164,14 @@ def test_matches_equal_torchvision(results, data, torchvision):
     anchors = data["boxes"].round()
     matcher = torchvision.models.detection._utils.Matcher(0.5, 0.4, allow_low_quality_matches=True)
     assert torch.equal(results["match"].long(), matcher(torchvision.ops.box_iou(anchors[:40], anchors)))
+
+
+def test_winograds_method_equals_the_convolution_in_float64(results, data):
+    images, kernel = (data[name].double().requires_grad_() for name in ("channels_last", "kernel"))
+    maps = torch.nn.functional.conv2d(images, kernel, padding=1)
+    expected = [maps, *torch.autograd.grad(maps.square().sum(), (images, kernel))]
+    for actual, exact in zip(results["winograd"], expected, strict=True):
+        assert (actual - exact).norm() / exact.norm() < 5e-6
 
 
 def instruction_sets_of_functions(binary) -> dict[str, str]:

@@ -9,7 +9,6 @@ import pytest
 pytest.importorskip("jsonargparse")
 pytest.importorskip("torchvision")
 import fcos_fast
-from fcos_fast import training
 from fcos_fast.cli.train import parse_train_options
 from fcos_fast.data import AugmentConfig, SyntheticConfig, write_voc
 from fcos_fast.engine.config import Config, OptimizerConfig
@@ -19,10 +18,7 @@ from fcos_fast.engine.config import Config, OptimizerConfig
 def meant(monkeypatch):
     """The configuration with which ``fcos_fast.train`` would train."""
 
-    def run(arguments, base, callbacks):
-        return parse_train_options(arguments, base).config()
-
-    monkeypatch.setattr(training, "run", run)
+    monkeypatch.setattr("fcos_fast.cli.train_run.run", lambda arguments, config, callbacks: config)
     return fcos_fast.train
 
 
@@ -31,9 +27,9 @@ def of_command(*arguments: str) -> Config:
 
 
 def test_the_same_as_the_command_line(meant):
-    by_name = meant("DATA", config="small", epochs=20, lr=0.5, size=[64, 96], seed=3, val="", steps=None)
+    by_name = meant("DATA", config="small", epochs=20, lr=0.5, hue=0.1, seed=3, val="", steps=None)
     command = ["--config", "small", "--data.root", "DATA", "--train.epochs", "20", "--optimizer.lr", "0.5"]
-    command += ["--augment.size", "[64,96]", "--train.seed", "3", "--data.val", "", "--train.steps", "null"]
+    command += ["--augment.hue", "0.1", "--train.seed", "3", "--data.val", "", "--train.steps", "null"]
     assert by_name == of_command(*command)
 
 
@@ -84,7 +80,7 @@ def test_a_run_with_a_callback(tmp_path, capsys):
         epochs=1,
         batch_size=4,
         val="",
-        size=[64, 96],
+        augment={"size": [64, 96]},
         runs=tmp_path,
         device="cpu",
         model={"fpn_channels": 32, "head_channels": 32, "min_size": None, "max_size": None},

@@ -73,7 +73,7 @@ def whole_step_as_graph(kind, channels_last):
             train = TrainStep(model, optimizer, dtype=DTYPE, cuda_graphs=device.type == "cuda")
         train.begin_epoch()
         train(*batch)
-        of = dict(zip(train.losses, train._tally, strict=False))
+        of = dict(zip(train.losses, train._sums, strict=True))
         return torch.stack([of[name] for name in sorted(of)])
 
     return run

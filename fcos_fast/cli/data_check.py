@@ -10,7 +10,18 @@ from fcos_fast.cli.train import TrainOptions, parse_with_model
 from fcos_fast.fields import check_fields
 
 COMMON = (
-    *("data.root", "data.train", "data.val", "checkpoint", "output", "json", "groups", "fail_on", "preset"),
+    *(
+        "data.root",
+        "data.train",
+        "data.val",
+        "checkpoint",
+        "output",
+        "json",
+        "groups",
+        "fail_on",
+        "size",
+        "preset",
+    ),
     *("model.min_size", "model.max_size", "config"),
 )
 """Options that the help lists first."""

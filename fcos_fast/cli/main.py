@@ -54,7 +54,9 @@ EXTRAS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``fcos-fast`` and return its exit status: 0, 1 (the run failed), 2 (bad input), 130 (Ctrl-C), 143 (SIGTERM).
+    """Run ``fcos-fast`` and return its exit status.
+
+    It is 0, 1 (the run failed, or ``data check`` found faults), 2 (bad input), 130 (Ctrl-C) or 143 (SIGTERM).
 
     Bad input is reported in one line on stderr; the environment variable ``FCOS_FAST_DEBUG=1`` shows the traceback.
     """

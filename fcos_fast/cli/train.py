@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import yaml
 
 import fcos_fast.configs
 from fcos_fast.cli.options import Preset, config_file, parse_options
+from fcos_fast.cli.suggest import did_you_mean
 from fcos_fast.engine.config import Config
 from fcos_fast.models import PRESETS, SIZES, DetectorConfig
 from fcos_fast.models.config import CONFIGS
 from fcos_fast.models.recommended import ModelSize
-
-if TYPE_CHECKING:
-    from fcos_fast.engine.callbacks import Callback
-    from fcos_fast.engine.train import TrainResult
 
 RECIPES = {path.stem: path for path in sorted(Path(fcos_fast.configs.__path__[0]).glob("*.yaml"))}
 """Configurations that come with the package, by the name that ``--config`` accepts."""
@@ -40,6 +37,9 @@ COMMON = (
 
 SHORT = {"--weights": "--train.weights"}
 """Short forms of options on the command line."""
+
+DETECTORS: dict[str, Mapping[str, DetectorConfig]] = {"size": SIZES, "preset": PRESETS}
+"""The options that choose a detector, and their values."""
 
 DEFAULT_SIZE = "small"
 """The detector if neither ``--size`` nor ``--preset`` is given."""
@@ -78,36 +78,17 @@ AnyTrainOptions = TypeVar("AnyTrainOptions", bound=TrainOptions)
 
 def main(arguments: Sequence[str]) -> int:
     """Run ``fcos-fast train``."""
-    run(arguments)
+    config = None if run_to_resume(arguments) else parse_train_options(arguments).config()
+
+    from fcos_fast.cli.train_run import run
+
+    run(arguments, config)
     return 0
 
 
-def run(
-    arguments: Sequence[str], base: Config | None = None, callbacks: Sequence[Callback] = ()
-) -> TrainResult:
-    """Train with the options in ``arguments``, whose defaults are those of ``base``, and present the result."""
-    folder = dict(_choices_in(arguments)).get("resume")
-    if folder is None:
-        config = parse_train_options(arguments, base).config()
-
-    from fcos_fast.cli.outcome import present
-    from fcos_fast.engine.distributed import rank
-    from fcos_fast.engine.output import RunOutput
-    from fcos_fast.engine.restart import run_to_continue
-    from fcos_fast.engine.train import resume, train
-
-    if folder is not None:
-        outcome = resume(folder, lambda run: parse_train_options(arguments, run).config(), callbacks)
-    elif restarted := run_to_continue(config):
-        root = config.data.root
-        outcome = resume(restarted, lambda run: replace(run, data=replace(run.data, root=root)), callbacks)
-    else:
-        outcome = train(config, callbacks)
-    if rank() == 0:
-        with RunOutput(outcome.config.train.output) as output:
-            output.open(outcome.folder, is_start=False)
-            present(outcome)
-    return outcome
+def run_to_resume(arguments: Sequence[str]) -> str | None:
+    """The folder that ``--resume`` names."""
+    return dict(_choices_in(arguments)).get("resume")
 
 
 def parse_train_options(arguments: Sequence[str], run: Config | None = None) -> TrainOptions:
@@ -130,9 +111,8 @@ def parse_with_model(
         run: configuration that replaces the defaults.
     """
     arguments = _in_full(arguments)
-    run = run or Config(model=SIZES[DEFAULT_SIZE])
-    defaults = {field.name: getattr(run, field.name) for field in fields(Config)}
-    defaults["model"] = _default_model(arguments, run.model)
+    defaults = {field.name: getattr(run or Config(), field.name) for field in fields(Config)}
+    defaults["model"] = _default_model(arguments, run.model if run else None)
     return parse_options(kind, subcommand, arguments, common=common, recipes=RECIPES, defaults=defaults)
 
 
@@ -142,12 +122,16 @@ def _in_full(arguments: Sequence[str]) -> list[str]:
     return [SHORT.get(name, name) + equals + value for name, equals, value in parts]
 
 
-def _default_model(arguments: Sequence[str], model: DetectorConfig) -> DetectorConfig:
+def _default_model(arguments: Sequence[str], model: DetectorConfig | None) -> DetectorConfig:
     """The configuration that the options under ``model`` change. Its type decides which options there are, so it must
     be known before they are parsed.
 
+    Args:
+        arguments: the command line.
+        model: configuration of a run; None: that of a checkpoint to start from, or of :data:`DEFAULT_SIZE`.
+
     Raises:
-        ValueError: a size beside a preset, or beside a file whose model has another one.
+        ValueError: an unknown size or preset; both, or a size beside a file whose model has another one.
     """
     choices = _choices_in(arguments)
     given = dict(choices)
@@ -159,13 +143,14 @@ def _default_model(arguments: Sequence[str], model: DetectorConfig) -> DetectorC
         raise ValueError(
             f"--size {given['size']} and a file with {given['fields']} both choose the detector; give one of them"
         )
-    if "weights" in given and not given.keys() & {"size", "preset", "detector", "fields", "resume"}:
-        model = _model_of_checkpoint(given["weights"]) or model
+    if model is None and "weights" in given and not given.keys() & {"size", "preset", "detector", "fields"}:
+        model = _model_of_checkpoint(given["weights"])
+    model = model or SIZES[DEFAULT_SIZE]
     for name, value in choices:
-        if name == "size":
-            model = SIZES.get(value, model)
-        elif name == "preset":
-            model = PRESETS.get(value, model)
+        if name in DETECTORS:
+            if value not in DETECTORS[name]:
+                raise ValueError(f"--{name} cannot be {value!r}{did_you_mean(value, DETECTORS[name])}")
+            model = DETECTORS[name][value]
         elif name == "detector" and value in CONFIGS and not isinstance(model, CONFIGS[value]):
             model = CONFIGS[value]()
     return model
@@ -192,8 +177,8 @@ def _choices_in(arguments: Sequence[str]) -> list[tuple[str, str]]:
             option, dest="choices", action="extend", nargs="?", const=[], default=[], type=read
         )
 
-    add("--size", lambda value: [("size", value)])
-    add("--preset", lambda value: [("preset", value)])
+    add("--size", lambda value: [] if value == "null" else [("size", value)])
+    add("--preset", lambda value: [] if value == "null" else [("preset", value)])
     add("--train.weights", lambda value: [("weights", value)])
     add("--resume", lambda value: [("resume", value)])
     add("--model.detector", lambda value: [("detector", value)])

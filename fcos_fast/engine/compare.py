@@ -14,6 +14,7 @@ import yaml
 from fcos_fast.engine.page import Cell, number, page, paragraph, plots, table
 from fcos_fast.engine.plots import Plot
 from fcos_fast.engine.run_folder import read_metrics
+from fcos_fast.engine.training_curves import series
 from fcos_fast.text import printable
 
 BOOKKEEPING = ("train.runs", "train.name")
@@ -289,8 +290,8 @@ def _table(caption: str, names: Sequence[str], rows: Sequence[Row]) -> str:
 def _plots(runs: Sequence[RunResult], names: Sequence[str]) -> list[Plot]:
     steps = [i / 100 for i in range(101)]
     panels = {
-        "AP over epochs": ("epoch", [_history(run, "ap") for run in runs], (0, None)),
-        "Loss over epochs": ("epoch", [_history(run, "loss") for run in runs], (0, None)),
+        "AP over epochs": ("epoch", [series(run.history, "ap") for run in runs], (0, None)),
+        "Loss over epochs": ("epoch", [series(run.history, "loss") for run in runs], (0, None)),
         "Precision over recall at IoU 0.5": ("recall", [(steps, run.precisions) for run in runs], (0, 1.02)),
         "F1 over score threshold": ("score threshold", [(steps, run.f1s) for run in runs], (0, 1.02)),
     }
@@ -300,8 +301,3 @@ def _plots(runs: Sequence[RunResult], names: Sequence[str]) -> list[Plot]:
         if lines:
             drawn.append(Plot(title, x, "", lines, limits=limits))
     return drawn
-
-
-def _history(run: RunResult, column: str) -> tuple[list[float], list[float]]:
-    points = [(row["epoch"], row[column]) for row in run.history if column in row]
-    return [x for x, _ in points], [y for _, y in points]

@@ -122,8 +122,8 @@ class TrainConfig:
         patience: stop after this many evaluations in a row without a better average precision; 0 or null: never.
         weights: what the run starts from; ``--weights`` for short. ``auto``: the backbone's weights of torchvision or
             timm, pretrained on ImageNet and downloaded once; or random weights, if none fit or the download fails.
-            ``none``: random weights. A file: a checkpoint, whose classes are matched by name, or a backbone's weights
-            (``.pth``, ``.safetensors``). A name: ``ResNet50_Weights.IMAGENET1K_V1`` (torchvision),
+            ``none`` or null: random weights. A file: a checkpoint, whose classes are matched by name, or a backbone's
+            weights (``.pth``, ``.safetensors``). A name: ``ResNet50_Weights.IMAGENET1K_V1`` (torchvision),
             ``timm:resnet50.a1_in1k``.
         runs: parent of the run's folder.
         name: name of the run's folder; a number is appended if it exists.
@@ -151,7 +151,7 @@ class TrainConfig:
     ema_decay: float = checked(0.998, lambda decay: 0 <= decay < 1, "at least 0 and below 1")
     evaluate_every: int = _may_change(positive(1))
     patience: int | None = _may_change(checked(None, lambda n: n is None or n >= 0, "0 or more, or None"))
-    weights: str = "auto"
+    weights: str | None = "auto"
     runs: str = "runs"
     name: str = "train"
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = _may_change(())
@@ -159,8 +159,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "train.")
-        if not self.weights:
+        if self.weights == "":
             raise ValueError("train.weights is empty; expected auto, none, a file or the name of weights")
+        object.__setattr__(self, "weights", self.weights or "none")
 
     @property
     def images_per_step(self) -> int:

@@ -72,7 +72,10 @@ def _find(run: Run, number: int) -> Finding:
 
 
 def batch_again(run: Run, number: int) -> tuple[list[str], ImageBatch, GroundTruth]:
-    """The names of the images of a batch of the current epoch, and the batch on the device of the run."""
+    """The names of the images of a batch of the current epoch, and the batch on the device of the run.
+
+    A mosaic has the name of its first image.
+    """
     loader: Any = run.loader
     keys = list(loader.batch_sampler)[number]
     images, gt = loader.collate_fn([loader.dataset[key] for key in keys])

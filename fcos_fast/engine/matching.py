@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -76,12 +77,12 @@ class Matching:
     match: np.ndarray
     near: tuple[np.ndarray, np.ndarray, np.ndarray]
 
-    @property
+    @cached_property
     def ignored(self) -> np.ndarray:
         """(D,) bool: matched with an object that is ignored, so neither true nor false positive."""
         return (self.match >= 0) & np.append(self.ignore, False)[self.match]
 
-    @property
+    @cached_property
     def true_positive(self) -> np.ndarray:
         """(D,) bool."""
         return (self.match >= 0) & ~self.ignored

@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
-from itertools import zip_longest
 from string import Template
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,10 +16,6 @@ from fcos_fast.text import printable
 
 if TYPE_CHECKING:
     from PIL import Image
-
-
-class Html(str):
-    """Text that is HTML; any other text is escaped."""
 
 
 class Share(NamedTuple):
@@ -42,7 +37,7 @@ Cell = str | int | float | Share | Bar
 
 def html(text: str) -> str:
     """Text for HTML: escaped, and control characters made visible."""
-    return text if isinstance(text, Html) else escape(printable(text))
+    return escape(printable(text))
 
 
 def page(title: str, header: str, sections: Mapping[str, str]) -> str:
@@ -65,7 +60,7 @@ def page(title: str, header: str, sections: Mapping[str, str]) -> str:
 
 
 def paragraph(text: str) -> str:
-    """A paragraph of text or :class:`Html`."""
+    """A paragraph."""
     return f"<p>{html(text)}</p>"
 
 
@@ -75,17 +70,25 @@ def tiles(values: Mapping[str, str]) -> str:
     return f'<ul class="tiles">{items}</ul>'
 
 
-def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
-    """A table, which scrolls in itself if it is wider than the screen; the first cell of a row names it."""
-    rows = list(rows)
-    is_text = [any(type(cell) is str for cell in column) for column in zip(*rows, strict=True)]
+def table(
+    caption: str, header: Sequence[str], rows: Iterable[Sequence[Cell]], text_columns: Sequence[str] = ()
+) -> str:
+    """A table, which scrolls in itself if it is wider than the screen.
+
+    Args:
+        caption: what it shows.
+        header: names of the columns.
+        rows: cells; the first of a row names it.
+        text_columns: columns that are aligned on the left, as is the first.
+    """
+    classes = [' class="text"' if name in text_columns else "" for name in header]
     head = "".join(
-        f'<th scope="col"{" class=text" if left else ""}>{html(name)}</th>'
-        for name, left in zip_longest(header, is_text)
+        f'<th scope="col"{kind}>{html(name)}</th>' for name, kind in zip(header, classes, strict=True)
     )
     body = "\n".join(
-        f'<tr><th scope="row">{html(str(first))}</th>{"".join(map(_cell, cells))}</tr>'
-        for first, *cells in rows
+        f'<tr><th scope="row">{html(str(row[0]))}</th>'
+        f"{''.join(_cell(cell, kind) for cell, kind in zip(row[1:], classes[1:], strict=True))}</tr>"
+        for row in rows
     )
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{html(caption)}"><table>'
@@ -117,14 +120,12 @@ def number(value: float, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Cell, kind: str) -> str:
     if isinstance(cell, Share):
         return f'<td class="share" style="--share: {cell.share:.3f}">{html(cell.text)}</td>'
     if isinstance(cell, Bar):
         return f'<td class="bar-cell"><span class="bar" style="--share: {cell.share:.3f}"></span></td>'
-    if isinstance(cell, str):
-        return f'<td class="text">{html(cell)}</td>'
-    return f"<td>{number(cell) if isinstance(cell, float) else cell}</td>"
+    return f"<td{kind}>{html(number(cell) if isinstance(cell, float) else str(cell))}</td>"
 
 
 def _anchor(heading: str) -> str:

@@ -14,7 +14,7 @@ from fcos_fast.engine.launch import is_rank_0
 if TYPE_CHECKING:
     import torch
 
-BAR = "{desc} {percentage:3.0f}%|{bar:10}| {n}/{total}  {postfix}"
+BAR = "{desc} {percentage:3.0f}%|{bar:10}| {n}/{total}{postfix}"
 RECENT = 100
 """Steps over which speed is averaged."""
 

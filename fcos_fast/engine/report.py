@@ -17,7 +17,6 @@ from fcos_fast.engine.files import save_image, write_json, write_text
 from fcos_fast.engine.matching import pairwise_iou
 from fcos_fast.engine.page import (
     Bar,
-    Html,
     Share,
     figure,
     folded,
@@ -33,11 +32,10 @@ from fcos_fast.engine.plots import NAMED, Plot
 from fcos_fast.engine.precision_recall import RECALLS
 from fcos_fast.engine.run_folder import read_metrics
 from fcos_fast.engine.tide import ERRORS
+from fcos_fast.engine.training_curves import plot_curves, training_plots
 from fcos_fast.visualize import FOUND, Mark, detection_marks, draw_marks, labeled, sheet, target_marks
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from fcos_fast.engine.average_precision import AveragePrecision
 
 FIGURE_WIDTH = 480
@@ -46,12 +44,13 @@ FIGURE_WIDTH = 480
 CONFUSED = 15
 """Maximum number of classes in the page's confusion matrix."""
 
-LEGEND = Html(
-    '<ul class="legend"><li><span class="correct"></span>found, correct (solid)</li>'
-    '<li><span class="missed"></span>missed object (dashed)</li>'
-    '<li><span class="false"></span>false positive (dotted)</li>'
-    '<li><span class="labeled"></span>object of a badly placed detection</li></ul>'
-)
+LEGEND = """<ul class="legend">
+<li><span class="correct"></span>found, correct (solid)</li>
+<li><span class="missed"></span>missed object (dashed)</li>
+<li><span class="false"></span>false positive (dotted)</li>
+%s</ul>"""
+
+LABELED = '<li><span class="labeled"></span>object of a badly placed detection (white)</li>\n'
 
 
 def write_report(
@@ -155,20 +154,19 @@ def score_option(thresholds: Mapping[str, float]) -> str:
 
 def _errors(analysis: Analysis) -> str:
     most = max([*analysis.lost_precision.values(), 1e-9])
+    rows = [
+        (name, lost, Bar(lost / most), analysis.errors[name], ERRORS[name])
+        for name, lost in analysis.lost_precision.items()
+    ]
     return table(
         "What AP50 would gain if all errors of one type were corrected, at any score; and the number of such errors at "
         "the best thresholds",
         ("error", "AP50 lost", "", "number", "meaning"),
-        (
-            (name, lost, Bar(lost / most), analysis.errors[name], meaning)
-            for name, meaning in ERRORS.items()
-            for lost in [analysis.lost_precision[name]]
-        ),
+        rows,
+        text_columns=("meaning",),
     ) + paragraph(
-        Html(
-            "The types are those of TIDE (Bolya et al. 2020). A detection is well placed from IoU 0.5 on, and near an "
-            "object from 0.1 on. The gains do not add up to what AP50 lacks."
-        )
+        "The types are those of TIDE (Bolya et al. 2020). A detection is well placed from IoU 0.5 on, and near an "
+        "object from 0.1 on. The gains do not add up to what AP50 lacks."
     )
 
 
@@ -202,7 +200,8 @@ def _images(
     figures = []
     for i, image, target, detection in zip(rows, images, targets, detections, strict=True):
         counts = f"{target['found'].sum()} of {len(target['found'])} objects found"
-        wrong = f"{(~detection['correct']).sum()} false positives"
+        number_wrong = int((~detection["correct"]).sum())
+        wrong = f"{number_wrong} false positive{'' if number_wrong == 1 else 's'}"
         name = dataset.records[i].name
         scale = min(FIGURE_WIDTH / image.shape[-1], 2 * FIGURE_WIDTH / image.shape[-2])
         left = draw_marks(image, target_marks(target, names), scale)
@@ -213,7 +212,7 @@ def _images(
             f"<figcaption>{html(f'{name}: {counts}, {wrong}')}</figcaption></figure>"
         )
     text = paragraph("Ground truth and detections at the best thresholds.")
-    return text + LEGEND + "".join(figures)
+    return text + LEGEND % "" + "".join(figures)
 
 
 def _worst(analysis: Analysis, dataset: DetectionDataset, outcome: Outcome) -> str:
@@ -224,7 +223,7 @@ def _worst(analysis: Analysis, dataset: DetectionDataset, outcome: Outcome) -> s
     }
     if not any(lists.values()):
         return paragraph("No object is missed, and no detection is wrong.")
-    parts = [str(LEGEND)]
+    parts = [LEGEND % LABELED]
     for heading, examples in lists.items():
         if examples:
             figures = "".join(_crop(example, dataset, outcome) for example in examples)
@@ -358,57 +357,6 @@ def _range(group: Group) -> str:
     if group.high == float("inf"):
         return f"from {group.low:.3g}"
     return f"below {group.high:.3g}" if group.low == 0 else f"{group.low:.3g} to {group.high:.3g}"
-
-
-def training_plots(rows: Sequence[Mapping[str, float]]) -> list[Plot]:
-    """Losses, average precision and learning rate over the epochs of a ``metrics.csv``.
-
-    The loss of the centerness has a plot of its own: its targets are not 0 or 1, so its minimum is not 0.
-    """
-    columns = dict.fromkeys(name for row in rows for name in row)
-    losses = [name for name in columns if name.startswith("loss") and "ctrness" not in name]
-    center = [name for name in columns if name.startswith("loss") and "ctrness" in name]
-    classes = [
-        name
-        for name in columns
-        if name.startswith("ap_") and name not in ("ap_small", "ap_medium", "ap_large")
-    ]
-    panels = {
-        "Loss": (losses, ("loss",), (0, None)),
-        "Centerness loss": (center, (), (None, None)),
-        "Average precision": (["ap", "ap50", "ap75"], ("ap",), (0, 1)),
-        "AP per class": (classes, (), (0, 1)),
-        "Learning rate": (["lr"], (), (0, None)),
-    }
-    plotted = []
-    for title, (names, bold, limits) in panels.items():
-        lines = {name.removeprefix("loss_").removeprefix("ap_"): _series(rows, name) for name in names}
-        lines = {name: points for name, points in lines.items() if points[0]}
-        if lines:
-            plotted.append(Plot(title, "epoch", "", lines, bold, limits))
-    return plotted
-
-
-def _series(rows: Sequence[Mapping[str, float]], column: str) -> tuple[list[float], list[float]]:
-    points = [(row["epoch"], row[column]) for row in rows if column in row]
-    return [x for x, _ in points], [y for _, y in points]
-
-
-def plot_curves(rows: Sequence[Mapping[str, float]]) -> Image.Image:
-    """:func:`training_plots` side by side in an image."""
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # draws without a display
-    from matplotlib.figure import Figure
-    from PIL import Image
-
-    panels = training_plots(rows)
-    drawn = Figure(figsize=(4 * len(panels), 3.6), layout="constrained")
-    canvas = FigureCanvasAgg(drawn)
-    with mpl.rc_context({"text.parse_math": False}):
-        for axes, panel in zip(drawn.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            panel.draw(axes)
-        canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _training(rows: Sequence[Mapping[str, float]]) -> str:

@@ -270,7 +270,7 @@ def initial_state(config: Config, categories: Categories, device: torch.device, 
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if is_new and is_main():  # of several processes only one downloads
         with torch.random.fork_rng(devices=[]):
-            load_initial_weights(model, options.weights, categories)
+            load_initial_weights(model, options.weights or "none", categories)
     model.to(device).to(
         memory_format=torch.channels_last if options.channels_last else torch.contiguous_format
     )

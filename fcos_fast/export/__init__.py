@@ -1,6 +1,6 @@
 """Trained detectors as files for other runtimes: ``export("best.pt", "model.onnx")``.
 
-Needs torch and the extra ``export``. What reads the files needs neither: :mod:`fcos_fast.inference`.
+Needs torch, and for ONNX the extra ``export``. What reads an ONNX file needs neither: :mod:`fcos_fast.inference`.
 """
 
 from typing import TYPE_CHECKING

@@ -14,8 +14,13 @@ BOX_TOLERANCE = 1e-3
 """Pixels of the image by which a coordinate may differ; or :data:`BOX_SIZE_TOLERANCE`, if that is more."""
 
 BOX_SIZE_TOLERANCE = 1e-5
-"""Difference as a fraction of the longer side of the box: networks that predict the logarithm of a distance round the
-distances of large boxes by more pixels."""
+"""Difference as a fraction of the longer side of the box, for networks that predict the logarithm of a distance.
+
+They multiply the rounding of their sums by the distance. Measured for the preset simpleaicv, with sides up to 320
+pixels, on 12 photographs: from the same network in float64, boxes of torch are at most 3.4e-4 pixels away (1.3e-6 of
+the side), of ONNX Runtime 3.8e-4 (1.8e-6) and of OpenVINO 1.1e-3 (3.9e-6). Decoding the same outputs in float64 moves
+them by 1.5e-5 pixels, so another order of operations there would not bring the runtimes closer.
+"""
 
 SCORE_TOLERANCE = 1e-5
 

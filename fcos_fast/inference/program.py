@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ class ProgramEngine(ExportedEngine):
         import torch
 
         from fcos_fast import ops  # noqa: F401  (registers the operators that the program calls)
+
+        with suppress(ModuleNotFoundError):
+            import torchvision.ops  # noqa: F401  (deformable convolutions)
 
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist; give a file of `fcos-fast export`")

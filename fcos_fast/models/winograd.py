@@ -1,10 +1,10 @@
 """3x3 convolutions by Winograd's method (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015).
 
 F(4x4, 3x3): a tile of 4x4 outputs is computed from 6x6 inputs with 36 products per pair of channels instead of 144.
-The products of all tiles are 36 matrix products, which run at peak speed; the transforms cost little if there are many
-channels. The gradient of the input is such a convolution with the flipped weight; the gradient of the weight sums the
-products of transformed inputs and output gradients over all tiles. For CPUs in float32: the transforms need more than
-16 bits.
+The products of all tiles are 36 matrix products, which run at peak speed; the transforms, operators in C++, cost little
+if there are many channels. The gradient of the input is such a convolution with the flipped weight; the gradient of the
+weight sums the products of transformed inputs and output gradients over all tiles. For CPUs in float32: the transforms
+need more than 16 bits.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fcos_fast.ops.winograd import transforms
 from fcos_fast.reference.winograd import WEIGHT, tiles_along
 
 MIN_CHANNELS = 64
-"""With fewer channels, in or out, the transforms cost what the products save."""
+"""With fewer channels, in or out, transforming inputs and gradients costs what the products save."""
 MIN_TILES = 48
 """For fewer tiles, transforming the weight costs more than it saves."""
 TILES_AT_ONCE = 512
-"""Tiles per block: the intermediate results of a block should fit into the caches."""
+"""Tiles per block: few enough for the caches, many enough to make the matrix products efficient."""
 
 
 class WinogradConv2d(nn.Conv2d):

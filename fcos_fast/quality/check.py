@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 
 from fcos_fast.data import IMAGE_SUFFIXES, Categories, DataError
 from fcos_fast.data.files import files_in
+from fcos_fast.data.image_names import paths_in_common_folder
 from fcos_fast.engine.config import Config, DataConfig
+from fcos_fast.engine.progress import Progress
 from fcos_fast.inference import load
 from fcos_fast.inference.detections import Detections
 
@@ -47,9 +48,9 @@ class Checked:
     def groups(self) -> str:
         """Lines ``image,group`` for ``fcos-fast data split``, which keeps duplicates in one split with them."""
         paths = [str(split.path(image)) for split, image in self.images.members]
-        common = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else ""
-        lines = zip(paths, self.images.groups.tolist(), strict=True)
-        return "".join(f"{os.path.relpath(path, common)},{group}\n" for path, group in lines)
+        names = paths_in_common_folder(paths) if paths else []
+        lines = zip(names, self.images.groups.tolist(), strict=True)
+        return "".join(f"{name},{group}\n" for name, group in lines)
 
     def to_plain(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -147,6 +148,9 @@ def _suspicious(splits: list[Split], images: Collection, checkpoint: str, device
     }
 
     def detect(paths: list[Path]) -> Iterator[Detections]:
-        return predictor.stream(paths, score_threshold=0.0) if paths else iter(())
+        with Progress(len(paths), "detect") as progress:
+            for found in predictor.stream(paths, score_threshold=0.0) if paths else ():
+                yield found
+                progress.update()
 
     yield from find_suspicious_labels(splits, lambda *member: member in readable, detect, known)

@@ -34,6 +34,7 @@ class Example:
         image: file to show; None if there is nothing to see.
         boxes: (N, 4) float32 xyxy, the boxes to draw on it.
         texts: the text of each box.
+        labels: (M, 4) float32 xyxy, boxes to draw without text.
         other: a second image to show beside it, of a duplicate.
         count: how many occurrences it describes.
     """
@@ -43,6 +44,7 @@ class Example:
     image: Path | None = None
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     texts: tuple[str, ...] = ()
+    labels: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     other: Path | None = None
     count: int = 1
 

@@ -204,9 +204,10 @@ def _leak(images: Collection, groups: list[list[int]]) -> Finding:
         "error",
         len(pairs),
         total,
-        f"{counted(len(pairs), 'image')} of {other} also in {reference.name} ({same} identical, the others nearly)",
-        "The model is evaluated on images that it was trained on, so its precision is overestimated. Remove them from "
-        "one split, or divide the dataset again with fcos-fast data split and the file that --groups writes.",
+        f"{counted(len(pairs), 'image')} of {other} {_copies(len(pairs), same)} to images of {reference.name}",
+        "The model is evaluated on images that it was trained on, or on other frames of the same scene, so its "
+        "precision is overestimated. Remove them from one split, or divide the dataset again with "
+        "fcos-fast data split and the file that --groups writes.",
         examples=tuple(_pair(images, i, j) for i, j in pairs[:EXAMPLES]),
     )
 
@@ -221,15 +222,22 @@ def _repeated(images: Collection, groups: list[list[int]]) -> Finding:
         severity,
         surplus,
         len(images),
-        f"{counted(surplus, 'image')} repeated within a split ({same} identical, the others nearly)",
+        f"{counted(surplus, 'image')} {_copies(surplus, same)} to others of the split",
         "They count several times in training and in the precision. Keep one of each, with the better labels.",
         examples=tuple([_pair(images, i, group[0]) for group in groups for i in group[1:]][:EXAMPLES]),
     )
 
 
+def _copies(count: int, same: int) -> str:
+    """How ``count`` images, ``same`` of which have equal files, resemble others."""
+    if 0 < same < count:
+        return f"identical ({same:,}) or nearly identical"
+    return "identical" if same else "nearly identical"
+
+
 def _pair(images: Collection, i: int, j: int) -> Example:
     (split, image), (other, known) = images.members[i], images.members[j]
-    kind = "identical to" if images.scanned[i].digest == images.scanned[j].digest else "nearly the same as"
+    kind = "identical to" if images.scanned[i].digest == images.scanned[j].digest else "nearly identical to"
     detail = f"{kind} {other.file(known)}" + ("" if _same_labels(images, i, j) else ", with other labels")
     return Example(split.file(image), detail, split.path(image), other=other.path(known))
 

@@ -7,13 +7,11 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from fcos_fast.data import DataError
 from fcos_fast.data.images import read_pixels
 from fcos_fast.engine.page import figure, folded, html, page, paragraph
 from fcos_fast.text import printable
-from fcos_fast.visualize import draw_boxes
+from fcos_fast.visualize import Mark, class_color, draw_marks
 
 from .check import Checked
 from .finding import SEVERITIES, Example, Finding
@@ -24,6 +22,8 @@ NAMED = 3
 
 SHOWN = 12
 """Examples of a finding whose images the page shows; it lists the others."""
+
+WHITE = (255, 255, 255)
 
 INDENT = " " * 9
 
@@ -109,8 +109,12 @@ def _section(finding: Finding, max_pixels: int) -> str:
 
 def _images(example: Example, max_pixels: int) -> Iterator[str]:
     """The images of an example as HTML; none that cannot be read."""
-    empty = np.zeros((0, 4), np.float32)
-    for path, boxes in ((example.image, example.boxes), (example.other, empty)):
+    marks = [Mark(box, "", WHITE) for box in example.labels.tolist()]
+    marks += [
+        Mark(box, text, class_color(i))
+        for i, (box, text) in enumerate(zip(example.boxes.tolist(), example.texts, strict=True))
+    ]
+    for path, drawn in ((example.image, marks), (example.other, [])):
         if path is None:
             continue
         try:
@@ -118,4 +122,4 @@ def _images(example: Example, max_pixels: int) -> Iterator[str]:
         except DataError:
             continue
         scale = min(1.0, THUMBNAIL / max(pixels.shape[:2]))
-        yield figure(draw_boxes(pixels, boxes, np.arange(len(boxes)), example.texts, scale=scale), path.name)
+        yield figure(draw_marks(pixels, drawn, scale), path.name)

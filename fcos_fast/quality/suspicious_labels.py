@@ -51,9 +51,10 @@ class _Image:
         return self.labels[:, None] == self.split.labels[self.rows][None]
 
     def example(self, box: np.ndarray, text: str, detail: str) -> Example:
-        """The image with one box."""
+        """The image with its labels and one box."""
         split = self.split
-        return Example(split.file(self.image), detail, split.path(self.image), box[None], (text,))
+        labels = split.boxes[split.rows(self.image)]
+        return Example(split.file(self.image), detail, split.path(self.image), box[None], (text,), labels)
 
 
 def find_suspicious_labels(
@@ -82,7 +83,8 @@ def find_suspicious_labels(
             total,
             f"{counted(len(missing), 'confident detection')} without a label",
             "Probably forgotten labels: training punishes the model for finding these objects. Add the labels that are "
-            "missing, highest scores first.",
+            "missing, highest scores first. "
+            "White boxes are the labels that exist.",
             examples=tuple(example for _, example in missing[:EXAMPLES]),
         )
     swapped = sorted(_swapped(images, typical), key=lambda pair: -pair[0])

@@ -95,6 +95,8 @@ def test_page_in_a_browser(tmp_path):
     with opened(tmp_path / "c.html", width=360, dark=True) as page:
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         assert page.locator("svg").count() == 4
+        names = page.locator("thead").first.locator("th").all_inner_texts()[1:]
+        assert names == [str(run) for run in runs]
         headings = ["Results", "Configuration", "Classes", "Where precision is lost", "Curves"]
         assert page.locator("h2").all_inner_texts() == headings
 

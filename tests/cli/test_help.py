@@ -134,7 +134,7 @@ def test_defaults_and_types(capsys):
     text = " ".join(help_of("train", capsys, "all").split())
     for shown in (
         "--optimizer.betas BETAS decay rates of AdamW's two moving averages. ([float, float], default: [0.9, 0.999])",
-        "pixels of the longer side. null (None in Python): no maximum. (int | null, default: 1333)",
+        "pixels of the longer side. null (None in Python): no maximum. (int | null, default: 480)",
         "at most 1000. (int | null)",  # null is not shown
         "(Loshchilov and Hutter, 2019): --optimizer.name {sgd,adamw} which of the two. (default: adamw)",
         "--data.strict {true,false}",

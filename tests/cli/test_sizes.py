@@ -83,6 +83,7 @@ def test_contradictions(arguments, values, message, file, capsys):
 
 def test_weights_for_short(file):
     assert parse("--weights", "none").train.weights == "none"
+    assert parse("--weights", "null").train.weights == "none"
     assert parse("--weights=a=b.pt", "--config", "bccd").train.weights == "none"  # the later one
     assert parse("--config", "bccd", "--weights=a=b.pt").train.weights == "a=b.pt"
 

@@ -37,12 +37,16 @@ def test_train_evaluate_detect(tmp_path, voc_root, capsys):
     left = {path.name for path in (tmp_path / "runs" / "train").iterdir()}
     assert left == {
         *("best.pt", "last.pt", "metrics.csv", "config.yaml"),
-        *("report.html", "analysis.json", "curves.png", "sheet.png"),
+        *("report.html", "analysis.json", "curves.png", "sheet.png", "train.log"),
     }
     assert main(["evaluate", "--checkpoint", "runs/train/best.pt", "--precision", "float32"]) == 0
     result = json.loads((tmp_path / "runs" / "evaluate" / "metrics.json").read_text())
     row = read_metrics(tmp_path / "runs" / "train" / "metrics.csv")[-1]
     assert result["ap"] == pytest.approx(row["ap"], abs=1e-6)
+    report = (tmp_path / "runs" / "evaluate" / "report.html").read_text()
+    assert "images/s, reading included" in report
+    assert "FCOS on resnet18; cpu, float32" in report
+    assert main(["compare", "runs/train", "runs/evaluate"]) == 0
     assert main(["detect", "--checkpoint", "runs/train/best.pt", str(voc_root / "JPEGImages")]) == 0
     assert len(json.loads((tmp_path / "runs" / "detect" / "detections.json").read_text())) == 12
     assert main(["train", "--resume", "runs/train"]) == 0  # a finished run is evaluated again

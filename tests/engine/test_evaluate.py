@@ -33,6 +33,8 @@ def test_detections_and_images_stay_in_order(voc_root):
     ]
     result, detections = evaluate(Perfect(answers), dataset, batch_size=3)
     assert result.ap == result.ap50 == 1
+    assert result.images_per_second > 0
+    assert "images_per_second" not in result.summary()  # metrics.csv has that of training
     for detection, target in zip(detections, targets, strict=True):
         assert torch.equal(detection["boxes"], target["boxes"])
 

@@ -155,6 +155,10 @@ def test_a_typing_error(capsys):
         TrainConfig(weights="")
 
 
+def test_none_is_none():
+    assert TrainConfig(weights=None) == TrainConfig(weights="none")
+
+
 def test_random_numbers_after_loading_do_not_depend_on_the_weights(published):
     config = Config(model=NANO, train=TrainConfig(weights="auto", device="cpu"))
     drawn = []

@@ -21,7 +21,7 @@ from fcos_fast.engine.run_folder import read_metrics
 from tests.engine import ranks
 from tests.engine.ranks import run_ranks
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 # The second machine is a process that holds a network namespace; both are in one user namespace, whose root may
 # configure them. A pair of virtual devices is the cable.

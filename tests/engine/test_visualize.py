@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fcos_fast.engine.report import plot_curves, training_plots
+from fcos_fast.engine.training_curves import plot_curves, training_plots
 from fcos_fast.visualize import (
     class_color,
     draw_boxes,
@@ -150,9 +150,10 @@ def test_centerness_has_curves_of_its_own():
             "ap_small": 0,
         }
     ]
+    rows[0]["loss_bbox_ctrness_floor"] = 0.6
     panels = {panel.title: list(panel.lines) for panel in training_plots(rows)}
     assert panels == {
         "Loss": ["loss", "classification"],
-        "Centerness loss": ["bbox_ctrness"],
+        "Centerness loss": ["bbox_ctrness", "bbox_ctrness at its lowest"],
         "AP per class": ["cat"],
     }

@@ -138,7 +138,7 @@ def test_each_planted_fault_is_found(clean, kind, tmp_path, capsys):
     details = {example["file"]: example["detail"] for example in found["duplicates"]["examples"]}
     assert details == {
         "train/same.jpg": f"identical to train/{train[20].name}, with other labels",
-        "train/nearly.jpg": f"nearly the same as train/{train[21].name}",
+        "train/nearly.jpg": f"nearly identical to train/{train[21].name}",
     }
     severities = [finding["severity"] for finding in found.values()]
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
@@ -251,6 +251,21 @@ def test_groups_keep_duplicates_together(clean, tmp_path, capsys):
     assert group.keys() == {photo.name for photo in train}
     assert group["same.jpg"] == group["nearly.jpg"] == group[train[4].name]
     assert len(set(group.values())) == len(train) - 2
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_divided_by_groups_no_duplicate_is_in_two_splits(clean, kind, tmp_path, capsys):
+    train = clean["train"][:12]
+    train += [Photo(f"copy{i}.jpg", train[i].data, train[i].boxes) for i in range(6)]
+    root, new = write(tmp_path / "data", kind, {"train": train}), tmp_path / "new"
+    _, found = run(root, tmp_path, "--data.val", "", "--groups", str(tmp_path / "groups.csv"))
+    assert found["duplicates"]["count"] == 6
+    divide = ["--data.split", "train", "--output", str(new), "--group_file", str(tmp_path / "groups.csv")]
+    fractions = ["--fractions", "{train: 0.5, val: 0.5}"]
+    assert main(["data", "split", "--data.root", str(root), *divide, *fractions]) == 0
+    _, found = run(new, tmp_path)
+    assert "duplicates_across_splits" not in found
+    assert found["duplicates"]["count"] == 6
 
 
 def test_errors_are_one_line(clean, tmp_path, capsys, monkeypatch):

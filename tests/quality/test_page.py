@@ -43,10 +43,12 @@ def test_page(html, dark, width):
 
         assert HOSTILE in page.locator("main").inner_text()
         assert LONG in section(page, "without boxes").inner_text()
-        assert section(page, "also in train").locator("img").count() == 2
+        assert section(page, "to images of train").locator("img").count() == 2
         assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-        page.locator("nav a", has_text="also in train").click()
-        assert section(page, "also in train").locator("h2").evaluate("h2 => '#' + h2.id === location.hash")
+        page.locator("nav a", has_text="to images of train").click()
+        assert (
+            section(page, "to images of train").locator("h2").evaluate("h2 => '#' + h2.id === location.hash")
+        )
         headings = page.locator("h2").all_inner_texts()
         severities = [heading.split(":")[0] for heading in headings]
         assert set(severities) == {"Error", "Warning", "Note"}

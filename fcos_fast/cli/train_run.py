@@ -1,0 +1,32 @@
+"""What ``fcos-fast train`` does with its options. It needs torch, which they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fcos_fast.cli.outcome import present
+from fcos_fast.cli.train import parse_train_options, run_to_resume
+from fcos_fast.engine.callbacks import Callback
+from fcos_fast.engine.config import Config
+from fcos_fast.engine.distributed import rank
+from fcos_fast.engine.output import RunOutput
+from fcos_fast.engine.restart import run_to_continue
+from fcos_fast.engine.train import TrainResult, resume, train
+
+
+def run(arguments: Sequence[str], config: Config | None, callbacks: Sequence[Callback] = ()) -> TrainResult:
+    """Train with ``config``, or resume the run that ``arguments`` name if it is None; present the result."""
+    if config is None:
+        folder = run_to_resume(arguments) or ""
+        outcome = resume(folder, lambda run: parse_train_options(arguments, run).config(), callbacks)
+    elif restarted := run_to_continue(config):
+        root = config.data.root
+        outcome = resume(restarted, lambda run: replace(run, data=replace(run.data, root=root)), callbacks)
+    else:
+        outcome = train(config, callbacks)
+    if rank() == 0:
+        with RunOutput(outcome.config.train.output) as output:
+            output.open(outcome.folder, is_start=False)
+            present(outcome)
+    return outcome
