@@ -51,7 +51,6 @@ def main(arguments: Sequence[str]) -> int:
     splits = {name: options.data.load(name) for name in names}
     for line in convert(splits, options.to, options.output, options.images):
         print(line)
-    print(
-        f"{printable(options.output)}: {options.to.upper()}, {', '.join(filter(None, names)) or 'all images'}"
-    )
+    written = ", ".join(dataset_splits(options.output)) or "no splits"
+    print(f"{printable(options.output)}: {options.to.upper()}, {printable(written)}")
     return 0

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fcos_fast.data import DataError, load_dataset, load_voc, read_image
+from fcos_fast.data import DataError, Report, jpeg, load_dataset, load_voc, read_image
 
 RAMP = np.linspace(0, 255, 20 * 30, dtype=np.uint8).reshape(20, 30)
 NOISE = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -84,6 +84,20 @@ def cut(file: Path, missing: int, progressive: bool = False) -> None:
     """Write a JPEG of NOISE without its last bytes."""
     Image.fromarray(NOISE).save(file, progressive=progressive)
     file.write_bytes(file.read_bytes()[:-missing])
+
+
+@pytest.mark.parametrize("slow", [-1, 1000])
+def test_truncated_files_are_counted_in_order_on_any_disk(tmp_path, monkeypatch, slow):
+    monkeypatch.setattr(jpeg, "SLOW", slow)
+    files = [tmp_path / f"{i:03}.jpg" for i in range(200)]
+    for file in files:
+        file.write_bytes(b"\xff\xd8\xff\xff\xd9")
+    for i in (3, 70, 199):
+        files[i].write_bytes(b"\xff\xd8\xff")
+    report = Report("x")
+    jpeg.count_truncated(files, report)
+    examples = report.examples["truncated JPEG, the missing part is gray"]
+    assert examples == [f"{files[i]}: save it again" for i in (3, 70, 199)]
 
 
 @pytest.mark.parametrize("progressive", [False, True])
