@@ -131,8 +131,10 @@ def _timm_config(name: str) -> Any:
     import timm
 
     model = name.removeprefix(TIMM_PREFIX)
-    config = timm.get_pretrained_cfg(model)
-    if config is None or not timm.is_model_pretrained(model) or not config.hf_hub_id:
+    config = (
+        timm.get_pretrained_cfg(model, allow_unregistered=True) if timm.is_model_pretrained(model) else None
+    )
+    if config is None or not config.hf_hub_id:
         raise ValueError(f"timm has no weights of {name}; timm.list_pretrained() lists all")
     return config
 

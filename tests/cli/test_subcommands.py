@@ -81,7 +81,7 @@ def test_options_are_those_of_the_presets_detector(capsys):
     options = parse_train_options(["--preset=retinanet-tutorial", "--model.num_classes", "3"])
     assert options.config().model == replace(PRESETS["retinanet-tutorial"], num_classes=3)
     with pytest.raises(SystemExit):
-        main(["train", "--preset", "torchvision-retinanet", "--help"])
+        main(["train", "--preset", "torchvision-retinanet", "--help", "all"])
     text = " ".join(capsys.readouterr().out.split())
     assert "--model.anchor_size" in text
     assert "default: torchvision)" in text  # of the anchors' rule

@@ -65,4 +65,4 @@ def test_a_name_depends_on_the_subcommand():
 
 def test_misspelled():
     assert did_you_mean_option("--train.epoch", TRAIN) == "; did you mean '--train.epochs'?"
-    assert did_you_mean_option("--zzzzzz", TRAIN) == "; --help lists the choices"
+    assert did_you_mean_option("--qqqqqq", TRAIN) == "; --help lists the choices"

@@ -24,6 +24,7 @@ from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.run_folder import read_metrics
 from fcos_fast.engine.splits import load_splits
 from fcos_fast.engine.train import resume, train
+from fcos_fast.models.winograd import use_winograd
 from tests.engine import ranks
 from tests.engine.ranks import Ranks, run_ranks
 
@@ -223,8 +224,9 @@ def test_evaluation_uses_the_batch_norms_of_rank_0(config, tmp_path):
     assert [e.status for e in ended] == [0, 0], ended
     _, _, detections = torch.load(tmp_path / "0.pt")
     saved, _ = model_from_checkpoint(load_checkpoint(tmp_path / "train" / "last.pt"))
-    # as in training; the memory format changes the last bits
+    # as in training; memory format and Winograd's method change the last bits
     saved.to(memory_format=torch.channels_last)
+    use_winograd(saved)
     _, expected = evaluate(saved, load_splits(config)[1], batch_size=2)
     assert sum(len(found["boxes"]) for found in expected) > 100
     for a, b in zip(detections, expected, strict=True):

