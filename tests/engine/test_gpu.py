@@ -51,7 +51,10 @@ def batch(seed: int, device: str):
 
 
 def assert_same_training(model: nn.Module, other: nn.Module, wrapped: nn.Module, device: str) -> None:
-    """Train ``model``, and ``other`` through ``wrapped``, for six steps and compare them. The fifth is not finite, and so it and the last are skipped."""
+    """Train ``model``, and ``other`` through ``wrapped``, for six steps and compare them.
+
+    The fifth is not finite: it and the last are skipped.
+    """
     steps = [TrainStep(m, build_optimizer(m, SGD), clip_norm=1.0) for m in (model, wrapped)]
     for t in range(6):
         images, targets = batch(t, device)
