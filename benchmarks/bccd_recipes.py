@@ -3,6 +3,8 @@
     OMP_NUM_THREADS=2 python -m benchmarks.bccd_recipes BCCD --epochs 30 --recipes bccd
     python -m benchmarks.bccd_recipes BCCD --recipes bccd --epochs 12 \\
         --options "--weights FILE --model.backbone timm:tf_efficientnet_lite0" --options "--weights none"
+    python -m benchmarks.bccd_recipes BCCD --recipes --sizes nano small --torchvision-epochs 0 --epochs 15 \\
+        --options "--data.train trainval --data.val test --weights none --optimizer.name adamw --optimizer.lr 0.001"
 
 After every epoch it is the turn of the run that has trained for the least time, so that other programs disturb all
 equally. Time is the wall time of training, without evaluation. torchvision's run has the optimizer, schedule,
@@ -61,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="folder of BCCD_Dataset's BCCD")
     parser.add_argument("--recipes", nargs="*", default=["bccd"], help="values of --config")
+    parser.add_argument("--sizes", nargs="*", default=[], help="values of --size")
     parser.add_argument(
-        "--options", action="append", help="options of fcos-fast train; each makes a run per recipe"
+        "--options", action="append", help="options of fcos-fast train; each makes a run per recipe and size"
     )
     parser.add_argument("--epochs", type=int, help="for the recipes; by default each recipe's own")
     parser.add_argument("--torchvision-epochs", type=int, default=30, help="0: without torchvision")
@@ -85,10 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs: dict[str, Iterator[Evaluate]] = {}
         if options.torchvision_epochs:
             runs["torchvision"] = theirs(options.data, options.torchvision_epochs, options.seed)
-        for recipe in options.recipes:
+        detectors = [["--config", name] for name in options.recipes]
+        detectors += [["--size", name] for name in options.sizes]
+        for detector in detectors:
             for given in options.options or [""]:
-                words = ["--config", recipe, *common, *shlex.split(given)]
-                runs[" ".join([recipe, given]).strip()] = ours(words, stack)
+                words = [*detector, *common, *shlex.split(given)]
+                runs[" ".join([*detector, given]).strip()] = ours(words, stack)
         curves = alternate(runs, options.evaluate_every, lambda curves: save(options.output, curves))
     print(table_of(curves))
 
