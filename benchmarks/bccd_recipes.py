@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import accuracy
-from benchmarks.report import table, write_json
+from benchmarks.report import curve_table, write_json
 from fcos_fast.cli.train import parse_train_options
 from fcos_fast.data import load_dataset
 from fcos_fast.engine.average_precision import AveragePrecision
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 words = [*detector, *common, *shlex.split(given)]
                 runs[" ".join([*detector, given]).strip()] = ours(words, stack)
         curves = alternate(runs, options.evaluate_every, lambda curves: save(options.output, curves))
-    print(table_of(curves))
+    print(curve_table(curves))
 
 
 def alternate(
@@ -138,17 +138,6 @@ def alternate(
 def save(path: Path, curves: dict[str, list[dict[str, float]]]) -> None:
     """Write the curves as JSON."""
     write_json(path, {"machine": machine(), "size": list(SIZE), "curves": curves})
-
-
-def table_of(curves: dict[str, list[dict[str, float]]], target: float = 0.56) -> str:
-    """One line per run: its best AP, and when it first reached ``target``."""
-    lines = []
-    for name, points in curves.items():
-        best = max(points, key=lambda point: point["ap"])
-        reached = next((f"{p['seconds'] / 60:.1f}" for p in points if p["ap"] >= target), "")
-        minutes = points[-1]["seconds"] / 60
-        lines.append([name, f"{best['ap']:.3f}", f"{best['ap50']:.3f}", f"{minutes:.1f}", reached])
-    return table(["run", "best AP", "AP50", "minutes in all", f"minutes to AP {target}"], lines, left=1)
 
 
 if __name__ == "__main__":

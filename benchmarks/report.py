@@ -190,6 +190,17 @@ def size_table(sizes: list[Result]) -> str:
     return table(["`--size`", "backbone", *measured], lines, left=2)
 
 
+def curve_table(curves: dict[str, list[Result]], target: float = 0.56) -> str:
+    """One line per training: its best AP, and the minutes until it first reached ``target``."""
+    lines = []
+    for name, points in curves.items():
+        best = max(points, key=lambda point: point["ap"])
+        reached = next((f"{p['seconds'] / 60:.1f}" for p in points if p["ap"] >= target), "")
+        minutes = points[-1]["seconds"] / 60
+        lines.append([name, f"{best['ap']:.3f}", f"{best['ap50']:.3f}", f"{minutes:.1f}", reached])
+    return table(["training", "best AP", "AP50", "minutes in all", f"minutes to AP {target}"], lines, left=1)
+
+
 def describe(machine: dict[str, Any]) -> str:
     """Device, versions and commit."""
     device = machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']} ({machine['simd']})"
@@ -204,6 +215,9 @@ def generate(options: argparse.Namespace) -> str:
         content = json.loads((file if file.exists() else ROOT / file).read_text())
         if "sizes" in content:
             tables.append(size_table(content["sizes"]))
+            continue
+        if "curves" in content:
+            tables.append(curve_table(content["curves"]))
             continue
         found = comparisons(content["results"])
         if options.rows:

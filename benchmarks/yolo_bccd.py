@@ -4,7 +4,7 @@ Ultralytics is AGPL: no dependency of this project, and nothing else here import
 
     python -m benchmarks.yolo_bccd prepare BCCD build/yolo                  # in this project's environment
     build/yolo/venv/bin/python benchmarks/yolo_bccd.py train build/yolo --minutes 5    # pip install ultralytics
-    python -m benchmarks.yolo_bccd evaluate BCCD build/yolo                 # COCO's average precision, as of our runs
+    python -m benchmarks.yolo_bccd evaluate BCCD build/yolo                 # adds it to the file of bccd_recipes
 
 ``train`` needs no other file of this project.
 """
@@ -12,6 +12,7 @@ Ultralytics is AGPL: no dependency of this project, and nothing else here import
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 from pathlib import Path
@@ -45,13 +46,16 @@ def train(folder: Path, minutes: float, size: int, batch: int, threads: int) -> 
     """Train, then detect in the test images: ``detections.json``."""
     os.environ["YOLO_OFFLINE"] = "true"  # it reports to its authors otherwise
     import torch
-    from ultralytics import YOLO
+    from ultralytics import YOLO, __version__
 
     torch.set_num_threads(threads)
     common = {"imgsz": size, "device": "cpu", "plots": False}
     model = YOLO("yolo11n.yaml")
     data = str(folder / "data.yaml")
     model.train(data=data, time=minutes / 60, batch=batch, pretrained=False, workers=0, val=False, **common)
+    with open(model.trainer.csv) as file:
+        last = list(csv.DictReader(file))[-1]
+    about = {"version": __version__, "seconds": float(last["time"]), "epoch": int(last["epoch"])}
     found = []
     for image in sorted((folder / "images" / "test").iterdir()):
         (result,) = model.predict(str(image), conf=0.001, iou=0.7, max_det=100, verbose=False, imgsz=size)
@@ -62,18 +66,20 @@ def train(folder: Path, minutes: float, size: int, batch: int, threads: int) -> 
             "scores": boxes.conf.tolist(),
         }
         found.append({"name": image.name, **values})
-    (folder / "detections.json").write_text(json.dumps(found))
+    (folder / "detections.json").write_text(json.dumps(about | {"images": found}))
 
 
-def evaluate(data: Path, folder: Path) -> None:
-    """Print the average precision of ``detections.json``."""
+def evaluate(data: Path, folder: Path, output: Path) -> None:
+    """Add COCO's average precision of ``detections.json`` to ``output``, a file of ``bccd_recipes``."""
     import torch
 
+    from benchmarks.report import curve_table, write_json
     from fcos_fast.data import load_dataset
     from fcos_fast.engine.average_precision import average_precision
 
     dataset = load_dataset(data, "test", load_dataset(data, "trainval").categories)
-    found = {one["name"]: one for one in json.loads((folder / "detections.json").read_text())}
+    about = json.loads((folder / "detections.json").read_text())
+    found = {one["name"]: one for one in about["images"]}
     detections = [
         {
             "boxes": torch.tensor(found[record.name]["boxes"]).reshape(-1, 4),
@@ -83,7 +89,11 @@ def evaluate(data: Path, folder: Path) -> None:
         for record in dataset.records
     ]
     result = average_precision(dataset.coco_ground_truth(), detections, dataset.categories)
-    print(json.dumps(result.summary()))
+    content = json.loads(output.read_text())
+    point = {"epoch": about["epoch"], "seconds": about["seconds"], "ap": result.ap, "ap50": result.ap50}
+    content["curves"][f"YOLO11n of Ultralytics {about['version']}"] = [point]
+    write_json(output, content)
+    print(curve_table(content["curves"]))
 
 
 def main() -> None:
@@ -98,6 +108,9 @@ def main() -> None:
         command = commands.add_parser(name)
         for argument in arguments:
             command.add_argument(argument, type=Path)
+        if name == "evaluate":
+            default = Path("benchmarks/results/bccd-recipes.json")
+            command.add_argument("--output", type=Path, default=default)
         if name == "train":
             command.add_argument("--minutes", type=float, required=True)
             command.add_argument("--size", type=int, default=320)

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("torchvision")
 
 from benchmarks import bccd_recipes
+from benchmarks.report import curve_table
 
 
 def test_the_run_with_the_least_time_is_next(monkeypatch):
@@ -27,4 +28,4 @@ def test_the_run_with_the_least_time_is_next(monkeypatch):
     assert [point["epoch"] for point in curves["fast"]] == [2, 4, 5]
     assert [point["seconds"] for point in curves["slow"]] == [6]
     assert len(saved) == 4
-    assert bccd_recipes.table_of(curves, 0.4).splitlines()[-1] == "| fast | 0.500 | 0.500 | 0.1 | 0.1 |"
+    assert curve_table(curves, 0.4).splitlines()[-1] == "| fast | 0.500 | 0.500 | 0.1 | 0.1 |"
