@@ -49,7 +49,7 @@ def train(folder: Path, minutes: float, size: int, batch: int, threads: int) -> 
     from ultralytics import YOLO, __version__
 
     torch.set_num_threads(threads)
-    common = {"imgsz": size, "device": "cpu", "plots": False}
+    common = {"imgsz": size, "device": "cpu", "plots": False, "project": str(folder / "runs")}
     model = YOLO("yolo11n.yaml")
     data = str(folder / "data.yaml")
     model.train(data=data, time=minutes / 60, batch=batch, pretrained=False, workers=0, val=False, **common)
