@@ -65,6 +65,18 @@ def test_other_entries_of_a_coco_file_are_kept(roots, tmp_path):
         assert both == sorted(content[key], key=lambda entry: entry["id"])
 
 
+def test_keypoints_of_a_yolo_dataset_are_kept(roots, tmp_path):
+    root = tmp_path / "yolo"
+    shutil.copytree(roots["yolo"], root)
+    with open(root / "data.yaml", "a") as file:
+        file.write("kpt_shape: [2, 2]\n")
+    for label in (root / "labels" / "train").iterdir():
+        label.write_text("".join(f"{line} 0.1 0.1 0.9 0.9\n" for line in label.read_text().splitlines()))
+    assert split(root, tmp_path / "out") == 0
+    parts = files(tmp_path / "out", "train") | files(tmp_path / "out", "val")
+    assert parts == files(root, "train")
+
+
 def test_groups(voc_root, tmp_path, capsys):
     names = [record.name for record in load_dataset(voc_root).records]
     group_of = {name: f"patient {i // 3}" for i, name in enumerate(names)}
