@@ -262,6 +262,8 @@ def _read_annotation(file: Path, image: Path, max_pixels: int, report: Report) -
     if stated not in (("", ""), ("0", "0"), tuple(map(str, size))):
         value = f"{stated[0]}x{stated[1]}, but {image.name} has {size[0]}x{size[1]} pixels"
         report.add("annotation for another image size, used unchanged", file, value)
+        if stated == tuple(map(str, size[::-1])):
+            report.unrotated.append(str(image))
     return _Annotation(
         file,
         image,

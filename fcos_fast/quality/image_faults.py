@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 
 import numpy as np
-
-from fcos_fast.data import Report
 
 from .duplicates import near_duplicates
 from .finding import EXAMPLES, Example, Finding, Severity, Split
@@ -107,6 +104,10 @@ def is_blank(thumbnail: np.ndarray) -> bool:
 
 def _sizes(images: Collection) -> Iterator[Finding]:
     """Images whose stored or upright size is not the annotated one."""
+    splits = dict.fromkeys(split for split, _ in images.members)
+    reports = [split.dataset.report for split in splits if split.dataset.report is not None]
+    # VOC: the sizes in the XML files are only compared with those of the images
+    unrotated = set(chain.from_iterable(report.unrotated for report in reports))
     turned: list[int] = []
     wrong: list[int] = []
     rotated: list[int] = []
@@ -117,10 +118,7 @@ def _sizes(images: Collection) -> Iterator[Finding]:
         if annotated != found.upright_size:
             (turned if annotated == found.size else wrong).append(i)
         elif found.orientation != 1:
-            rotated.append(i)
-    stated = sum(_unrotated_in(split.dataset.report) for split in dict.fromkeys(s for s, _ in images.members))
-    if stated and rotated:  # VOC: the sizes in the XML files are only compared with those of the images
-        turned, rotated = turned + rotated, []
+            (turned if split.dataset.records.files[image] in unrotated else rotated).append(i)
     if turned:
         yield Finding(
             "exif_rotation",
@@ -166,14 +164,6 @@ def _sizes(images: Collection) -> Iterator[Finding]:
 
 def _orientation(found: ScannedImage) -> str:
     return f"EXIF orientation {found.orientation}, stored as {found.size[0]}x{found.size[1]}"
-
-
-def _unrotated_in(report: Report | None) -> int:
-    """The number of annotations that state the size of the image with its sides exchanged, among the examples of the
-    reader's report."""
-    lines = [] if report is None else chain.from_iterable(report.examples.values())
-    sizes = [re.search(r": (\d+)x(\d+), but .* has (\d+)x(\d+) pixels$", line) for line in lines]
-    return sum(found is not None and found.groups()[:2] == found.groups()[:1:-1] for found in sizes)
 
 
 def _duplicates(images: Collection) -> Iterator[Finding]:

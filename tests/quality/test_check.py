@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -142,6 +143,29 @@ def test_each_planted_fault_is_found(clean, kind, tmp_path, capsys):
     }
     severities = [finding["severity"] for finding in found.values()]
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco"])
+def test_only_images_labeled_unrotated_are_errors(clean, kind, tmp_path, capsys):
+    """Of images that EXIF rotates, some are labeled for the stored image and others for the upright one."""
+    for i in range(5):
+        clean["train"][i] = turned(clean["train"][i], f"stored{i}.jpg")
+        upright = turned(clean["train"][i + 5], f"upright{i}.jpg")
+        clean["train"][i + 5] = replace(upright, stated=SIZE[::-1], boxes=(("circle", (10, 20, 60, 90)),))
+    status, found = run(write(tmp_path / "data", kind, clean), tmp_path)
+    assert status == 1
+    assert files(found["exif_rotation"]) == {f"train/stored{i}.jpg" for i in range(5)}
+    assert files(found["exif_orientation"]) == {f"train/upright{i}.jpg" for i in range(5)}
+
+
+def test_rotated_tiff(clean, tmp_path, capsys):
+    """Pillow gives the upright size of such a file, not that of the stored image."""
+    photo, exif = clean["train"][3], Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.open(io.BytesIO(photo.data)), "TIFF", exif=exif)
+    clean["train"][3] = Photo("a.tif", data, (("circle", (10, 20, 60, 90)),), SIZE[::-1])
+    _, found = run(write(tmp_path / "data", "coco", clean), tmp_path)
+    assert found.keys() & {"image_sizes", "exif_rotation", "exif_orientation"} == {"exif_orientation"}
 
 
 def test_exit_status(clean, tmp_path, capsys):
