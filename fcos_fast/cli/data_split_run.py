@@ -67,18 +67,15 @@ def _units(dataset: DetectionDataset, options: SplitOptions) -> np.ndarray:
 
 
 def _near_duplicates(dataset: DetectionDataset) -> np.ndarray:
-    from fcos_fast.quality.duplicates import near_duplicates
+    from fcos_fast.quality.duplicates import duplicate_groups
     from fcos_fast.quality.images import scan_all
 
     files = [Path(file) for file in dataset.records.files]
     scanned = scan_all(files, dataset.max_pixels)
-    thumbnails = []
     for file, found in zip(files, scanned, strict=True):
-        if found.thumbnail is None:
-            raise DataError(f"{file}: {found.error}; correct or remove it")
-        thumbnails.append(found.thumbnail)
-    hashes = np.array([found.hash for found in scanned], dtype=np.uint64)
-    numbers: np.ndarray = np.unique(near_duplicates(hashes, np.stack(thumbnails)), return_inverse=True)[1]
+        if found.error:
+            raise DataError(f"{file}: {found.error}")
+    numbers: np.ndarray = np.unique(duplicate_groups(scanned), return_inverse=True)[1]
     return numbers
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from fcos_fast.models.optional import import_optional
+
+from .images import ScannedImage
 
 MAX_DISTANCE = 6
 """Perceptual hashes of near-duplicates differ in at most so many of their 64 bits."""
@@ -15,7 +17,29 @@ MAX_DISTANCE = 6
 MIN_CORRELATION = 0.95
 """Smallest correlation of the thumbnails of near-duplicates."""
 
+BLANK = 2.0
+"""Largest standard deviation of the thumbnail of a blank image, of 255."""
+
 _AT_ONCE = 1 << 13  # thumbnails that are compared at once
+
+
+def duplicate_groups(scanned: Sequence[ScannedImage]) -> np.ndarray:
+    """(I,) int64: identical and nearly identical images have the same number. Damaged and blank ones are alone."""
+    thumbnails = {
+        i: found.thumbnail
+        for i, found in enumerate(scanned)
+        if found.thumbnail is not None and not is_blank(found.thumbnail)
+    }
+    groups = np.arange(len(scanned))
+    if thumbnails:
+        hashes = np.array([scanned[i].hash for i in thumbnails], dtype=np.uint64)
+        groups[list(thumbnails)] = len(scanned) + near_duplicates(hashes, np.stack(list(thumbnails.values())))
+    return groups
+
+
+def is_blank(thumbnail: np.ndarray) -> bool:
+    """Whether nothing can be seen on the image of a thumbnail (H, W, 3)."""
+    return float(thumbnail.reshape(-1, 3).std(axis=0).max()) < BLANK
 
 
 def near_duplicates(hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:

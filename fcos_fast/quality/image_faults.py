@@ -9,12 +9,9 @@ from itertools import chain
 
 import numpy as np
 
-from .duplicates import near_duplicates
+from .duplicates import duplicate_groups, is_blank
 from .finding import EXAMPLES, Example, Finding, Severity, Split
 from .images import ScannedImage
-
-BLANK = 2.0
-"""Largest standard deviation of the thumbnail of a blank image, of 255."""
 
 Member = tuple[Split, int]
 """An image: its split, and its index there."""
@@ -34,19 +31,8 @@ class Collection:
 
     @cached_property
     def groups(self) -> np.ndarray:
-        """(I,) int64: identical and nearly identical images have the same number. Damaged and blank ones are alone."""
-        thumbnails = {
-            i: found.thumbnail
-            for i, found in enumerate(self.scanned)
-            if found.thumbnail is not None and not is_blank(found.thumbnail)
-        }
-        groups = np.arange(len(self))
-        if thumbnails:
-            hashes = np.array([self.scanned[i].hash for i in thumbnails], dtype=np.uint64)
-            groups[list(thumbnails)] = len(self) + near_duplicates(
-                hashes, np.stack(list(thumbnails.values()))
-            )
-        return groups
+        """(I,) int64, the group of each image; see :func:`.duplicates.duplicate_groups`."""
+        return duplicate_groups(self.scanned)
 
     def select(self, rows: Sequence[int] | np.ndarray, details: Sequence[str] = ()) -> tuple[Example, ...]:
         """The first of some images as examples."""
@@ -95,11 +81,6 @@ def _blank(images: Collection) -> Iterator[Finding]:
             "Nothing can be seen on them. Export them again, or remove them and their labels.",
             examples=images.select(rows),
         )
-
-
-def is_blank(thumbnail: np.ndarray) -> bool:
-    """Whether nothing can be seen on the image of a thumbnail (H, W, 3)."""
-    return float(thumbnail.reshape(-1, 3).std(axis=0).max()) < BLANK
 
 
 def _sizes(images: Collection) -> Iterator[Finding]:

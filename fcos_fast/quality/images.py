@@ -63,7 +63,7 @@ def scan(path: Path, max_pixels: int) -> ScannedImage:
     except DataError as error:
         return ScannedImage(str(error).removeprefix(f"{path}: "))
     except OSError as error:
-        return ScannedImage(f"cannot be read ({error.strerror or error})")
+        return ScannedImage(f"cannot be read ({error.strerror or error}); replace or remove it")
     bits = np.packbits(phash(small).hash)
     thumbnail = small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     return ScannedImage(

@@ -115,6 +115,18 @@ def test_near_duplicates_stay_together(voc_root, tmp_path):
         assert len(found) == 12
 
 
+def test_damaged_image_among_near_duplicates(voc_root, tmp_path, capsys):
+    pytest.importorskip("imagehash", reason="finds near-duplicates; install fcos_fast[check]")
+    root = tmp_path / "voc"
+    shutil.copytree(voc_root, root)
+    image = next((root / "JPEGImages").iterdir())
+    image.write_bytes(image.read_bytes()[:400] + b"\xff\xd9")  # its header is intact
+    assert split(root, tmp_path / "out", "--group", "duplicates") == 2
+    error = capsys.readouterr().err
+    assert f"{image}: cannot be read (" in error
+    assert error.endswith("); replace or remove it\n")
+
+
 def test_the_seed_decides(voc_root, tmp_path):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert split(voc_root, tmp_path / name, "--seed", seed) == 0
