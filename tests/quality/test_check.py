@@ -168,6 +168,17 @@ def test_rotated_tiff(clean, tmp_path, capsys):
     assert found.keys() & {"image_sizes", "exif_rotation", "exif_orientation"} == {"exif_orientation"}
 
 
+@pytest.mark.parametrize("kind", ["coco", "yolo"])
+def test_faults_are_shown_on_the_image_of_their_folder(clean, kind, tmp_path, capsys):
+    clean["train"] = [replace(photo, name=f"{i % 2}/{i // 2}.jpg") for i, photo in enumerate(clean["train"])]
+    clean["train"][6] = replace(
+        clean["train"][6], boxes=(("circle", (1, 1, 20, 20)), ("circle", (100, 20, 170, 80)))
+    )
+    _, found = run(write(tmp_path / "data", kind, clean), tmp_path)
+    (example,) = found["reader_box_partly_outside_the_image"]["examples"]
+    assert example["boxes"][0] == pytest.approx([1, 1, 20, 20], abs=1e-3)
+
+
 def test_exit_status(clean, tmp_path, capsys):
     clean["train"][3] = Photo("empty.jpg", clean["train"][3].data, ())
     clean["train"].append(Photo("copy.jpg", clean["train"][7].data, clean["train"][7].boxes))
