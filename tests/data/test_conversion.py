@@ -265,6 +265,36 @@ def test_one_image_in_two_splits(tmp_path, make_voc):
         convert(different, "voc", tmp_path / "out")
 
 
+def test_one_image_in_two_entries_of_a_coco_file(tmp_path):
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [1 + i, 2, 10, 9]} for i in range(2)]
+    write_coco(tmp_path / "coco", ("a.jpg", "a.jpg"), annotations=boxes)
+    (tmp_path / "coco" / "images").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "coco" / "images" / "a.jpg")
+    with pytest.raises(
+        DataError, match=r"a\.jpg: split train lists this image twice with different boxes; merge"
+    ):
+        convert(loaded(tmp_path / "coco"), "voc", tmp_path / "out")
+    assert convert(loaded(tmp_path / "coco"), "yolo", tmp_path / "yolo")[0].startswith("1 images renamed")
+    boxes = [record.boxes.tolist() for record in load_dataset(tmp_path / "yolo").records]
+    assert boxes == [[[1, 2, 11, 11]], [[2, 2, 12, 11]]]
+
+
+def test_class_ids_that_differ_between_splits(tmp_path, make_voc):
+    root = tmp_path / "coco"
+    for split, number in (("train", 1), ("val", 2)):
+        category = {"id": number, "name": "cat"}
+        box = {"id": 0, "image_id": 0, "category_id": number, "bbox": [1, 2, 10, 9]}
+        file = f"annotations/{split}.json"
+        write_coco(root, file=file, annotations=[box], categories=[category])
+        (root / split).mkdir()
+        Image.new("RGB", (40, 30)).save(root / split / "a.jpg")
+    lines = convert(loaded(root), "coco", tmp_path / "out")
+    assert lines == ["1 class ids not kept: the splits number the classes differently"]
+    cat, dog = ("cat", (1, 2, 30, 20)), ("dog", (1, 2, 30, 20))
+    voc = make_voc({"a": [cat, dog], "b": [dog]}, train=["a"], val=["b"])  # has no ids
+    assert convert(loaded(voc), "coco", tmp_path / "voc") == []
+
+
 def test_splits_without_a_name_in_yolo(tmp_path, make_voc):
     root = make_voc({"a": [("cat", (1, 2, 30, 20))], "b": [("cat", (1, 2, 3, 4))]}, fold1=["a"], fold2=["b"])
     with pytest.raises(DataError, match="split fold1: a YOLO dataset has one each of train, val, test"):
