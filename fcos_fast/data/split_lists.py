@@ -109,9 +109,13 @@ def _write_yolo(
         raise DataError(f"split {unknown[0]}: a YOLO dataset has only {', '.join(SPLITS)}; rename it")
     file = find_yaml(root)
     assert file is not None  # the reader has found it
-    links.add("data", file.parent)
+    images = [os.path.abspath(image) for image in dataset.records.files]
+    top = os.path.commonpath(
+        [os.path.abspath(file.parent), *images]
+    )  # images may be beside the folder of the file
+    links.add("data", top)
     for name, indices in members.items():
-        paths = [os.path.relpath(dataset.records.files[i], file.parent) for i in indices]
+        paths = [os.path.relpath(images[i], top) for i in indices]
         lines = "".join(f"./data/{path}\n" for path in paths)
         (links.folder / f"{name}.txt").write_text(lines, encoding="utf-8")
     content: dict[str, object] = {name: f"{name}.txt" for name in members}

@@ -65,6 +65,17 @@ def test_other_entries_of_a_coco_file_are_kept(roots, tmp_path):
         assert both == sorted(content[key], key=lambda entry: entry["id"])
 
 
+def test_images_outside_the_folder_of_a_yolo_file(roots, tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "yolo").symlink_to(roots["yolo"])
+    text = (roots["yolo"] / "data.yaml").read_text()
+    (tmp_path / "configs" / "data.yaml").write_text(f"path: ../yolo\n{text}")
+    allow = ("--data.allow_outside", "true")
+    assert split(tmp_path / "configs", tmp_path / "out", *allow) == 0
+    parts = files(tmp_path / "out", "train") | files(tmp_path / "out", "val")
+    assert parts == files(roots["yolo"], "train")
+
+
 def test_keypoints_of_a_yolo_dataset_are_kept(roots, tmp_path):
     root = tmp_path / "yolo"
     shutil.copytree(roots["yolo"], root)
