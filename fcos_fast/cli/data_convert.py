@@ -21,7 +21,7 @@ class ConvertDataOptions:
       fcos-fast data convert --data.root cells --to yolo --output cells-yolo
 
     Boxes, classes and splits are kept, and read back exactly as they were. A line each says what the format does not
-    hold, such as crowds in YOLO. Segmentations are not carried over.
+    hold, such as crowds in YOLO. What training does not use is lost, such as segmentations and keypoints.
 
     Attributes:
         to: format to write: coco, voc or yolo.
