@@ -92,7 +92,8 @@ def _in_one_split(splits: Sequence[Split], train: np.ndarray, others: np.ndarray
             len(never),
             len(names),
             f"{counted(len(never), 'class')} in {there} without a box in {here}",
-            "They cannot be learned, and their average precision is 0. Move images with them into the training split.",
+            f"They cannot be learned. Their average precision is 0, or training stops if the classes of {here} do not "
+            "include them. Move images with them into the training split.",
             examples=_named(names, never, f"no box in {here}"),
         )
     unmeasured = np.flatnonzero((train > 0) & (others == 0))

@@ -107,8 +107,9 @@ def _sizes(images: Collection) -> Iterator[Finding]:
             len(turned),
             len(images),
             f"{counted(len(turned), 'image')} rotated by EXIF, but annotated for the stored, unrotated image",
-            "Images are read upright, as viewers show them, so these boxes are in wrong places. Rotate the pixels and "
-            "remove the EXIF orientation (exiftran -ai, jhead -autorot), or label the upright image.",
+            "Images are read upright, as viewers show them, so these boxes are in wrong places. Remove the EXIF "
+            "orientation without rotating the pixels (exiftool -Orientation=1 -n, jhead -norot): then they are read as "
+            "they were labeled. Or label the upright images.",
             examples=images.select(turned, [_orientation(images.scanned[i]) for i in turned]),
         )
     if wrong:

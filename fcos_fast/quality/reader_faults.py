@@ -16,7 +16,8 @@ _KINDS: tuple[tuple[str, Severity, str, tuple[str, ...]], ...] = (
     (
         "annotation for another image size",
         "error",
-        "The boxes are in pixels of another image and are used unchanged. Restore the images, or scale the labels.",
+        "The boxes are in pixels of another image and are used unchanged. Restore the images, or scale the labels. If "
+        "the sides are exchanged, the EXIF rotation is the cause, or the images were rotated after labeling.",
         (),
     ),
     (

@@ -157,6 +157,16 @@ def test_only_images_labeled_unrotated_are_errors(clean, kind, tmp_path, capsys)
     assert files(found["exif_rotation"]) == {f"train/stored{i}.jpg" for i in range(5)}
     assert files(found["exif_orientation"]) == {f"train/upright{i}.jpg" for i in range(5)}
 
+    assert "Remove the EXIF orientation without rotating the pixels" in found["exif_rotation"]["advice"]
+    for i in range(5):
+        photo = clean["train"][i]
+        pixels = Image.open(io.BytesIO(photo.data))
+        pixels.info.pop("exif")
+        clean["train"][i] = replace(photo, data=encode(pixels, quality=92))
+    _, found = run(write(tmp_path / "followed", kind, clean), tmp_path)
+    assert "exif_rotation" not in found
+    assert not [name for name in found if name.startswith(("reader_", "image_sizes"))]
+
 
 def test_rotated_tiff(clean, tmp_path, capsys):
     """Pillow gives the upright size of such a file, not that of the stored image."""
