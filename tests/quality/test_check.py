@@ -282,7 +282,9 @@ def test_imbalance(together, tmp_path, capsys):
         ["--model.class_weights", "balanced"] if together else ["--data.repeat_threshold", "1"]
     )
     parse_train_options(options)
-    assert "In train, cell has" in found["class_imbalance"]["advice"]
+    advice = found["class_imbalance"]["advice"]
+    assert "In train, cell has" in advice
+    assert ("shown about 1.3 times per epoch" in advice) == (not together)  # 11 of 20 images
 
 
 def test_groups_keep_duplicates_together(clean, tmp_path, capsys):
