@@ -94,14 +94,18 @@ def _matched(paths: Sequence[str], pattern: str) -> list[str]:
 
 def _listed(paths: Sequence[str], file: Path) -> list[str]:
     """The group of each image in a file of lines ``image,group``."""
-    group_of = {}
+    group_of: dict[str, str] = {}
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():
             continue
         image, separator, group = line.rpartition(",")
         if not separator or not image.strip() or not group.strip():
             raise DataError(f"{file}:{number}: is {line!r}; expected image,group")
-        group_of[image.strip()] = group.strip()
+        known = group_of.setdefault(image.strip(), group.strip())
+        if known != group.strip():
+            raise DataError(
+                f"{file}:{number}: {image.strip()} is in group {known} before; keep one of the lines"
+            )
     missing = [path for path in paths if path not in group_of]
     if missing:
         raise DataError(f"{file}: has no line for {len(missing)} images, the first is {missing[0]}; add them")

@@ -149,6 +149,7 @@ def test_errors_are_one_line(roots, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     (tmp_path / "groups.csv").write_text("a.jpg,1\n")
+    (tmp_path / "twice.csv").write_text("a.jpg,1\na.jpg,2\n")
     for kind, options, message in (
         (
             "voc",
@@ -171,6 +172,11 @@ def test_errors_are_one_line(roots, tmp_path, capsys):
         ("voc", ["--group", "("], "--group '(': is not a regular expression"),
         ("voc", ["--group", "zebra"], "--group 'zebra': does not match the image "),
         ("voc", ["--group_file", str(tmp_path / "groups.csv")], "has no line for 12 images, the first is "),
+        (
+            "voc",
+            ["--group_file", str(tmp_path / "twice.csv")],
+            "twice.csv:2: a.jpg is in group 1 before; keep one of the lines",
+        ),
         ("voc", ["--group", "a", "--group_file", "b"], "--group and --group_file: give only one of them"),
         ("voc", ["--data.split", "trian"], "trian.txt: unknown split; this dataset has train, val"),
     ):
