@@ -74,9 +74,9 @@ def _images(records: Records, names: list[str]) -> list[dict[str, Any]]:
 def _annotations(records: Records, labels: np.ndarray, categories: Categories) -> list[dict[str, Any]]:
     owners = np.repeat(np.arange(len(records)), np.diff(records.offsets)).tolist()
     ids = _image_ids(records)
-    starts = exact.corners(records.boxes[:, :2])
+    starts = exact.shortest(records.boxes[:, :2])
     bboxes = np.concatenate((starts, exact.sides(starts, records.boxes[:, 2:])), axis=1)
-    columns = (bboxes, exact.corners(records.areas), records.ignore)
+    columns = (bboxes, exact.shortest(records.areas), records.ignore)
     rows = zip(owners, labels.tolist(), *(column.tolist() for column in columns), strict=True)
     return [
         {

@@ -53,7 +53,7 @@ def to_xml(record: Record, class_names: Sequence[str], file_name: str) -> Elemen
     size = add(root, "size")
     for tag, value in zip(("width", "height", "depth"), (*record.size, 3), strict=True):
         add(size, tag, value)
-    boxes = exact.corners(record.boxes).tolist()
+    boxes = exact.shortest(record.boxes).tolist()
     for box, label, ignore in zip(boxes, record.labels.tolist(), record.ignore.tolist(), strict=True):
         item = add(root, "object")
         add(item, "name", class_names[label])
