@@ -83,11 +83,12 @@ def load_yolo(
     if not images:
         suffixes = ", ".join(IMAGE_SUFFIXES)
         raise DataError(f"{file}: split {split} has no images ({suffixes}); add some")
-    labels = [finder.present(label_file(image)) for image in images]
+    paths = [label_file(image, file.parent) for image in images]
+    labels = [finder.present(path) for path in paths]
     if not any(labels):
         raise DataError(
             f"{file}: none of the {len(images)} images of split {split} has a label file; the first would be "
-            f"{label_file(images[0])}. Add the label files (an empty one if the image is empty)"
+            f"{paths[0]}. Add the label files (an empty one if the image is empty)"
         )
     count_truncated(images, report)
     records = [
@@ -204,10 +205,15 @@ def _listed(listing: Path, folders: Sequence[Path], finder: PathFinder, report: 
         yield found[1]
 
 
-def label_file(image: Path) -> Path:
-    """The path with its last folder ``images`` replaced by ``labels``; without one, the text file beside the image."""
+def label_file(image: Path, root: Path = Path()) -> Path:
+    """The path with its last folder ``images`` replaced by ``labels``; without one, the text file beside the image.
+
+    A dataset may itself lie in a folder ``images``: only folders below its ``root`` count for images in it.
+    """
     parts = list(image.parts)
-    for i in range(len(parts) - 2, -1, -1):
+    path, top = os.path.abspath(image), os.path.abspath(root)
+    inside = Path(path).relative_to(top).parts if Path(path).is_relative_to(top) else parts
+    for i in range(len(parts) - 2, len(parts) - len(inside) - 1, -1):
         if parts[i] == "images":
             parts[i] = "labels"
             break

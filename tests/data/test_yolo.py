@@ -96,6 +96,16 @@ def test_other_folders_of_labels(tmp_path):
     assert [load_dataset(root).records[0].labels.tolist() for root in (first, second)] == [[1], [1]]
 
 
+@pytest.mark.parametrize("folder", ["train", "train/images"])
+def test_dataset_in_a_folder_of_images(tmp_path, folder):
+    """Only the dataset's own folders ``images`` have folders of labels beside them."""
+    rows = {"a": "1 0.5 0.5 0.5 0.5"}
+    root = tmp_path / "images" / "pets"
+    root.parent.mkdir()
+    write(root, rows, {"names": ["cat", "dog"], "train": folder}, folder, folder.replace("images", "labels"))
+    assert load_dataset(root).records[0].labels.tolist() == [1]
+
+
 def test_validation_has_the_classes_of_training_by_name(tmp_path):
     root = write(tmp_path, {"a": "0 0.5 0.5 0.5 0.5"}, {"names": ["dog", "cat"], "train": "images/train"})
     assert load_dataset(root, "train", Categories(("cat", "dog"))).records[0].labels.tolist() == [1]
