@@ -104,7 +104,7 @@ def _listed(paths: Sequence[str], file: Path) -> list[str]:
         known = group_of.setdefault(image.strip(), group.strip())
         if known != group.strip():
             raise DataError(
-                f"{file}:{number}: {image.strip()} is in group {known} before; keep one of the lines"
+                f"{file}:{number}: a line before has {image.strip()} in group {known}; keep one of the two"
             )
     missing = [path for path in paths if path not in group_of]
     if missing:

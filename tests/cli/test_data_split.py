@@ -175,7 +175,7 @@ def test_errors_are_one_line(roots, tmp_path, capsys):
         (
             "voc",
             ["--group_file", str(tmp_path / "twice.csv")],
-            "twice.csv:2: a.jpg is in group 1 before; keep one of the lines",
+            "twice.csv:2: a line before has a.jpg in group 1; keep one of the two",
         ),
         ("voc", ["--group", "a", "--group_file", "b"], "--group and --group_file: give only one of them"),
         ("voc", ["--data.split", "trian"], "trian.txt: unknown split; this dataset has train, val"),
