@@ -159,6 +159,18 @@ def _find_split(root: Path, split: str | None, report: Report) -> tuple[_Place, 
     raise DataError(f"{root / _LISTS / split}.txt: unknown split; this dataset has {known}")
 
 
+def count_unlisted(root: Path, splits: Collection[str]) -> int:
+    """The number of images of a VOC folder that are in none of these ``splits``; an empty name means all images."""
+    report = Report(root.name)
+    listed: dict[Path, set[str]] = {}
+    known: dict[Path, set[str]] = {}
+    for split in splits:
+        place, lines = _find_split(root, split or None, report)
+        stems = known.setdefault(place.images, set(_by_stem(files_in(place.images, IMAGE_SUFFIXES))))
+        listed.setdefault(place.images, set()).update(stems if lines is None else _listed(lines, stems))
+    return sum(len(stems - listed[folder]) for folder, stems in known.items())
+
+
 def folders_of_split(root: Path, split: str | None) -> tuple[Path, Path]:
     """The folders of the XML files and of the images, which may be the same.
 
