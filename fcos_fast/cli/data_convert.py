@@ -21,7 +21,7 @@ class ConvertDataOptions:
       fcos-fast data convert --data.root cells --to yolo --output cells-yolo
 
     Boxes, classes and splits are kept, and read back exactly as they were. A line each says what the format does not
-    hold, such as crowds in YOLO. Segmentations are not carried over.
+    hold, such as crowds in YOLO. What training does not use is lost, such as segmentations and keypoints.
 
     Attributes:
         to: format to write: coco, voc or yolo.
@@ -45,12 +45,18 @@ def main(arguments: Sequence[str]) -> int:
 
     from fcos_fast.data import convert, dataset_splits
     from fcos_fast.data.files import check_is_new
+    from fcos_fast.data.readers import find_reader
+    from fcos_fast.data.voc import count_unlisted
 
     check_is_new(options.output)
     names = [options.data.split] if options.data.split else dataset_splits(options.data.root) or [""]
     splits = {name: options.data.load(name) for name in names}
     for line in convert(splits, options.to, options.output, options.images):
         print(line)
+    reader, root = find_reader(options.data.root)
+    unlisted = count_unlisted(root, names) if reader.name == "VOC" and not options.data.split else 0
+    if unlisted:
+        print(f"{unlisted} images omitted, which are in no split; add them to a list in ImageSets/Main")
     written = ", ".join(dataset_splits(options.output)) or "no splits"
     print(f"{printable(options.output)}: {options.to.upper()}, {printable(written)}")
     return 0

@@ -67,18 +67,15 @@ def _units(dataset: DetectionDataset, options: SplitOptions) -> np.ndarray:
 
 
 def _near_duplicates(dataset: DetectionDataset) -> np.ndarray:
-    from fcos_fast.quality.duplicates import near_duplicates
+    from fcos_fast.quality.duplicates import duplicate_groups
     from fcos_fast.quality.images import scan_all
 
     files = [Path(file) for file in dataset.records.files]
     scanned = scan_all(files, dataset.max_pixels)
-    thumbnails = []
     for file, found in zip(files, scanned, strict=True):
-        if found.thumbnail is None:
-            raise DataError(f"{file}: {found.error}; correct or remove it")
-        thumbnails.append(found.thumbnail)
-    hashes = np.array([found.hash for found in scanned], dtype=np.uint64)
-    numbers: np.ndarray = np.unique(near_duplicates(hashes, np.stack(thumbnails)), return_inverse=True)[1]
+        if found.error:
+            raise DataError(f"{file}: {found.error}")
+    numbers: np.ndarray = np.unique(duplicate_groups(scanned), return_inverse=True)[1]
     return numbers
 
 
@@ -97,14 +94,18 @@ def _matched(paths: Sequence[str], pattern: str) -> list[str]:
 
 def _listed(paths: Sequence[str], file: Path) -> list[str]:
     """The group of each image in a file of lines ``image,group``."""
-    group_of = {}
+    group_of: dict[str, str] = {}
     for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():
             continue
         image, separator, group = line.rpartition(",")
         if not separator or not image.strip() or not group.strip():
             raise DataError(f"{file}:{number}: is {line!r}; expected image,group")
-        group_of[image.strip()] = group.strip()
+        known = group_of.setdefault(image.strip(), group.strip())
+        if known != group.strip():
+            raise DataError(
+                f"{file}:{number}: a line before has {image.strip()} in group {known}; keep one of the two"
+            )
     missing = [path for path in paths if path not in group_of]
     if missing:
         raise DataError(f"{file}: has no line for {len(missing)} images, the first is {missing[0]}; add them")

@@ -53,6 +53,8 @@ class Report:
         ignored: number of boxes that are VOC's difficult objects or COCO's crowds.
         faults: fault -> number of occurrences.
         examples: fault -> its first occurrences, each ``file: value``.
+        unrotated: image files whose annotation states the upright size with its sides exchanged, as for an image
+            without its EXIF rotation.
     """
 
     source: str
@@ -63,6 +65,7 @@ class Report:
     ignored: int = 0
     faults: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    unrotated: list[str] = field(default_factory=list)
 
     @classmethod
     def of_split(cls, root: Path, split: str | None, strict: bool) -> Report:

@@ -40,7 +40,24 @@ def write(
         file.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         for source, name in zip(dataset.records.files, names, strict=True):
             put(source, folder / split / name)
-    return note(renamed, "images renamed, so that their names differ")
+    return [
+        *note(renamed, "images renamed, so that their names differ"),
+        *note(
+            _changed_ids(splits, categories), "class ids not kept: the splits number the classes differently"
+        ),
+    ]
+
+
+def _changed_ids(splits: Mapping[str, DetectionDataset], categories: Categories) -> int:
+    """The number of classes that have another id than in one of the splits; only COCO files have ids."""
+    ids = set(zip(categories.ids, categories.names, strict=True))
+    changed = {
+        name
+        for dataset in splits.values()
+        for i, name in zip(dataset.categories.ids, dataset.categories.names, strict=True)
+        if dataset.records.image_ids is not None and (i, name) not in ids
+    }
+    return len(changed)
 
 
 def _image_ids(records: Records) -> list[int | str]:
@@ -57,9 +74,9 @@ def _images(records: Records, names: list[str]) -> list[dict[str, Any]]:
 def _annotations(records: Records, labels: np.ndarray, categories: Categories) -> list[dict[str, Any]]:
     owners = np.repeat(np.arange(len(records)), np.diff(records.offsets)).tolist()
     ids = _image_ids(records)
-    starts = exact.corners(records.boxes[:, :2])
+    starts = exact.shortest(records.boxes[:, :2])
     bboxes = np.concatenate((starts, exact.sides(starts, records.boxes[:, 2:])), axis=1)
-    columns = (bboxes, exact.corners(records.areas), records.ignore)
+    columns = (bboxes, exact.shortest(records.areas), records.ignore)
     rows = zip(owners, labels.tolist(), *(column.tolist() for column in columns), strict=True)
     return [
         {

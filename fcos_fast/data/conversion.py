@@ -11,8 +11,9 @@ from .categories import Categories
 from .checks import DataError
 from .dataset import DetectionDataset
 from .files import new_folder
+from .image_names import count_unsafe
 from .images import image_size
-from .writing import ImageFiles, Put, placing
+from .writing import ImageFiles, Put, note, placing
 
 Format: TypeAlias = Literal["coco", "voc", "yolo"]
 
@@ -51,7 +52,12 @@ def convert(
     with new_folder(output) as folder:
         for dataset in splits.values():
             _check_sizes(dataset)
-        return _WRITERS[to](folder, splits, categories, placing(images))
+        lines = _WRITERS[to](folder, splits, categories, placing(images))
+    unsafe = sum(count_unsafe(dataset.records.files[:]) for dataset in splits.values())
+    return [
+        *note(unsafe, "images renamed: readers skip hidden names, and lists do not keep all characters"),
+        *lines,
+    ]
 
 
 def common_categories(several: Sequence[Categories]) -> Categories:

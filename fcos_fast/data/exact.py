@@ -9,11 +9,11 @@ import numpy as np
 _MOST_DECIMALS = 16
 
 
-def corners(boxes: np.ndarray) -> np.ndarray:
-    """(N, 4) float64 for (N, 4) float32 boxes, xyxy: the shortest numbers that round to the same float32."""
+def shortest(values: np.ndarray) -> np.ndarray:
+    """float64 for float32 corners or areas: each the shortest number that rounds to the same float32."""
     return _shortest(
-        lambda decimals: _rounded(boxes.astype(np.float64), decimals),
-        lambda numbers: numbers.astype(np.float32) == boxes,
+        lambda decimals: _rounded(values.astype(np.float64), decimals),
+        lambda numbers: numbers.astype(np.float32) == values,
     )
 
 

@@ -48,8 +48,15 @@ def stem(name: str) -> str:
     return composed(os.path.splitext(name)[0])
 
 
+def count_unsafe(files: Sequence[str]) -> int:
+    """The number of files whose names :func:`relative_names` changes."""
+    pairs = zip(paths_in_common_folder(files), relative_names(files), strict=True)
+    return sum(path != name for path, name in pairs)
+
+
 def _safe(part: str) -> str:
-    """A file or folder name that readers do not skip, and that is unchanged on a line of a text file."""
-    printable = "".join(letter if letter.isprintable() else "_" for letter in part)
-    visible = f"_{printable[1:]}" if printable.startswith(".") else printable
-    return visible.strip().replace("\\", "_") or "_"
+    """A file or folder name that readers do not skip, and that is unchanged on a line of a text file, also without its
+    suffix."""
+    printable = "".join(letter if letter.isprintable() else "_" for letter in part).replace("\\", "_")
+    name = "".join(piece.strip() for piece in os.path.splitext(printable.strip()))
+    return f"_{name[1:]}" if name.startswith(".") else name or "_"

@@ -84,11 +84,16 @@ _without_pillows_limit = _WithoutPillowsLimit()
 def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Read (width, height) of the upright image from its header; errors as for :func:`open_image`."""
     with open_image(path, max_pixels) as image:
-        width, height = image.size
-        if isinstance(image, TiffImageFile):  # whose size is the upright one in some versions of Pillow
-            width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+        width, height = stored_size(image)
         turned = image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
         return (height, width) if turned else (width, height)
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an image that :func:`open_image` opened, as stored: before the rotation by EXIF."""
+    if isinstance(image, TiffImageFile):  # whose size is the upright one in some versions of Pillow
+        return image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+    return image.size
 
 
 def read_pixels(

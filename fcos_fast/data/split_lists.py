@@ -18,9 +18,9 @@ from .dataset import DetectionDataset
 from .files import new_folder
 from .paths import composed
 from .readers import find_reader
-from .text_files import read_json
+from .text_files import read_json, read_yaml
 from .voc import folders_of_split
-from .yolo import SPLITS, find_yaml
+from .yolo import SPLITS, find_yaml, keypoint_shape
 
 Members = Mapping[str, list[int]]
 """Split -> the indices of its images."""
@@ -109,13 +109,19 @@ def _write_yolo(
         raise DataError(f"split {unknown[0]}: a YOLO dataset has only {', '.join(SPLITS)}; rename it")
     file = find_yaml(root)
     assert file is not None  # the reader has found it
-    links.add("data", file.parent)
+    images = [os.path.abspath(image) for image in dataset.records.files]
+    top = os.path.commonpath(
+        [os.path.abspath(file.parent), *images]
+    )  # images may be beside the folder of the file
+    links.add("data", top)
     for name, indices in members.items():
-        paths = [os.path.relpath(dataset.records.files[i], file.parent) for i in indices]
+        paths = [os.path.relpath(images[i], top) for i in indices]
         lines = "".join(f"./data/{path}\n" for path in paths)
         (links.folder / f"{name}.txt").write_text(lines, encoding="utf-8")
     content: dict[str, object] = {name: f"{name}.txt" for name in members}
     content["names"] = dict(enumerate(dataset.categories.names))
+    if keypoints := keypoint_shape(read_yaml(file), file):  # without it, label files read as polygons
+        content["kpt_shape"] = list(keypoints)
     text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
     (links.folder / "data.yaml").write_text(text, encoding="utf-8")
 

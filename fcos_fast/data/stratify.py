@@ -39,11 +39,12 @@ def stratified(
     room = _quotas(int(images.sum()), fractions)
     result = np.full(len(counts), -1)
     order = rng.permutation(len(counts))
+    totals = counts.sum(axis=0)  # of the units that are in no split yet
     while len(order):
-        totals = counts[order].sum(axis=0)
         rarest = int(np.where(totals > 0, totals, np.inf).argmin())
         has = counts[order, rarest] > 0
         units, order = order[has], order[~has]
+        totals -= counts[units].sum(axis=0)
         for unit in units[np.argsort(-counts[units, rarest], kind="stable")].tolist():
             fits = room >= images[unit]
             fits = fits if fits.any() else room == room.max()

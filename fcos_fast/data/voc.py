@@ -9,7 +9,7 @@ Paths inside an XML file are ignored: the annotation of ``JPEGImages/a.jpg`` is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from xml.etree import ElementTree
@@ -45,8 +45,10 @@ def is_loose_voc(root: Path) -> bool:
 def voc_splits(root: Path) -> list[str]:
     """The names of the splits: those of the lists in ``ImageSets/Main`` or of the folders."""
     places = _places(root)
-    lists = [name for name, file in _lists(root).items() if not _is_of_one_class(file)]
-    return [name for name in places if name is not None] + (lists if None in places else [])
+    folders = [name for name in places if name is not None]
+    if None not in places:
+        return folders
+    return folders + [name for name, file in _lists(root).items() if not _is_of_one_class(file, places[None])]
 
 
 def load_voc(
@@ -157,6 +159,18 @@ def _find_split(root: Path, split: str | None, report: Report) -> tuple[_Place, 
     raise DataError(f"{root / _LISTS / split}.txt: unknown split; this dataset has {known}")
 
 
+def count_unlisted(root: Path, splits: Collection[str]) -> int:
+    """The number of images of a VOC folder that are in none of these ``splits``; an empty name means all images."""
+    report = Report(root.name)
+    listed: dict[Path, set[str]] = {}
+    known: dict[Path, set[str]] = {}
+    for split in splits:
+        place, lines = _find_split(root, split or None, report)
+        stems = known.setdefault(place.images, set(_by_stem(files_in(place.images, IMAGE_SUFFIXES))))
+        listed.setdefault(place.images, set()).update(stems if lines is None else _listed(lines, stems))
+    return sum(len(stems - listed[folder]) for folder, stems in known.items())
+
+
 def folders_of_split(root: Path, split: str | None) -> tuple[Path, Path]:
     """The folders of the XML files and of the images, which may be the same.
 
@@ -173,10 +187,14 @@ def _lists(root: Path) -> dict[str, Path]:
     return {path.stem: path for path in files_in(folder, [".txt"])} if folder.is_dir() else {}
 
 
-def _is_of_one_class(file: Path) -> bool:
-    """Whether a list is one of PASCAL's of one class, which have a second column."""
-    lines = [line.split() for line in read_text(file).split("\n") if line.strip()]
-    return bool(lines) and all(len(line) > 1 and line[-1] in _FLAGS_OF_A_CLASS for line in lines)
+def _is_of_one_class(file: Path, place: _Place) -> bool:
+    """Whether a list is one of PASCAL's of one class, which have a second column. Images may have names of this form,
+    too: ``frame 1``."""
+    lines = [line.strip() for line in read_text(file).split("\n") if line.strip()]
+    columns = [line.split() for line in lines]
+    if not lines or not all(len(line) > 1 and line[-1] in _FLAGS_OF_A_CLASS for line in columns):
+        return False
+    return not (place.annotations / f"{lines[0]}.xml").exists()
 
 
 def _lines(file: Path, report: Report) -> list[str]:
@@ -259,9 +277,12 @@ def _read_annotation(file: Path, image: Path, max_pixels: int, report: Report) -
 
     size = image_size(image, max_pixels)
     stated = _text(tree, "size/width"), _text(tree, "size/height")
-    if stated not in (("", ""), ("0", "0"), tuple(map(str, size))):
+    numbers = _numbers(stated)
+    if numbers not in ((0, 0), size):
         value = f"{stated[0]}x{stated[1]}, but {image.name} has {size[0]}x{size[1]} pixels"
         report.add("annotation for another image size, used unchanged", file, value)
+        if numbers == size[::-1]:
+            report.unrotated.append(str(image))
     return _Annotation(
         file,
         image,
@@ -270,6 +291,14 @@ def _read_annotation(file: Path, image: Path, max_pixels: int, report: Report) -
         boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
         difficult=np.array(difficult, dtype=bool),
     )
+
+
+def _numbers(texts: Sequence[str]) -> tuple[float, ...] | None:
+    """The numbers, 0 for an empty text; None if one is no number."""
+    try:
+        return tuple(float(text or 0) for text in texts)
+    except ValueError:
+        return None
 
 
 def _text(element: ElementTree.Element, path: str) -> str:

@@ -53,7 +53,7 @@ def to_xml(record: Record, class_names: Sequence[str], file_name: str) -> Elemen
     size = add(root, "size")
     for tag, value in zip(("width", "height", "depth"), (*record.size, 3), strict=True):
         add(size, tag, value)
-    boxes = exact.corners(record.boxes).tolist()
+    boxes = exact.shortest(record.boxes).tolist()
     for box, label, ignore in zip(boxes, record.labels.tolist(), record.ignore.tolist(), strict=True):
         item = add(root, "object")
         add(item, "name", class_names[label])
@@ -75,17 +75,22 @@ def _by_file(splits: Mapping[str, DetectionDataset]) -> dict[str, tuple[Record, 
     """The image files of all splits, each with its record and a dataset that has it.
 
     Raises:
-        DataError: two splits have an image with different boxes; a VOC dataset has one annotation per image.
+        DataError: an image has different boxes in two splits or entries; a VOC dataset has one annotation per image.
     """
     found: dict[str, tuple[Record, DetectionDataset]] = {}
     for split, dataset in splits.items():
         for file, record in zip(dataset.records.files, dataset.records, strict=True):
             known = found.setdefault(file, (record, dataset))
-            if _objects(*known) != _objects(record, dataset):
+            if _objects(*known) == _objects(record, dataset):
+                continue
+            if known[1] is dataset:
                 raise DataError(
-                    f"{file}: split {split} has other boxes for this image than another split; convert the splits one "
-                    "by one with --data.split"
+                    f"{file}: split {split} lists this image twice with different boxes; merge the entries"
                 )
+            raise DataError(
+                f"{file}: split {split} has other boxes for this image than another split; convert the splits one by "
+                "one with --data.split"
+            )
     return found
 
 

@@ -1,8 +1,9 @@
 """YOLO: a ``data.yaml`` that names classes and splits, and a text file of boxes per image.
 
 A line is ``class cx cy width height`` relative to the image's size, or a polygon ``class x1 y1 x2 y2 x3 y3 ...``, whose
-bounding box is used. The labels of ``.../images/a/b.jpg`` are ``.../labels/a/b.txt``, as in Ultralytics. An image whose
-label file is missing or empty has no boxes; a split without any label file is an error.
+bounding box is used. If ``data.yaml`` has ``kpt_shape``, the numbers after the box are keypoints, which are not read.
+The labels of ``.../images/a/b.jpg`` are ``.../labels/a/b.txt``, as in Ultralytics. An image whose label file is missing
+or empty has no boxes; a split without any label file is an error.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .text_files import read_list, read_text, read_yaml
 SPLIT_ALIASES = {"valid": "val", "validation": "val"}
 SPLITS = ("train", "val", "test")
 _YAML_SUFFIXES = (".yaml", ".yml")
+_NULL = ("", "~", "null")
 
 LARGEST = 2.0
 """Coordinates are fractions of the image's size, 0 to 1 or slightly more; larger ones must be pixels."""
@@ -71,6 +73,7 @@ def load_yolo(
     report = Report.of_split(root, split, strict)
     content = read_yaml(file, report)
     names = _names(content, file)
+    keypoints = keypoint_shape(content, file)
     try:
         categories = categories or Categories(tuple(names))
     except ValueError as error:
@@ -80,15 +83,16 @@ def load_yolo(
     if not images:
         suffixes = ", ".join(IMAGE_SUFFIXES)
         raise DataError(f"{file}: split {split} has no images ({suffixes}); add some")
-    labels = [finder.present(label_file(image)) for image in images]
+    paths = [label_file(image, file.parent) for image in images]
+    labels = [finder.present(path) for path in paths]
     if not any(labels):
         raise DataError(
             f"{file}: none of the {len(images)} images of split {split} has a label file; the first would be "
-            f"{label_file(images[0])}. Add the label files (an empty one if the image is empty)"
+            f"{paths[0]}. Add the label files (an empty one if the image is empty)"
         )
     count_truncated(images, report)
     records = [
-        _record(image, label, names, categories, report, max_pixels)
+        _record(image, label, names, math.prod(keypoints or (0,)), categories, report, max_pixels)
         for image, label in zip(images, labels, strict=True)
     ]
     return DetectionDataset(records, categories, report, max_pixels)
@@ -129,6 +133,22 @@ def _names(content: dict[str, Any], file: Path) -> list[str]:
     return names
 
 
+def keypoint_shape(content: dict[str, Any], file: Path) -> tuple[int, int] | None:
+    """The numbers of keypoints of an object and of values of a keypoint; None for a dataset without keypoints."""
+    shape = content.get("kpt_shape") or "null"
+    if isinstance(shape, str) and shape.lower() in _NULL:
+        return None
+    try:
+        number, values = map(int, shape if isinstance(shape, list) else ())
+    except (TypeError, ValueError):
+        number = values = 0
+    if number < 1 or values not in (2, 3):
+        raise DataError(
+            f"{file}: kpt_shape is {brief(shape)}; expected the number of keypoints, and 2 or 3 values of each"
+        )
+    return number, values
+
+
 def _images(
     file: Path, content: dict[str, Any], split: str | None, finder: PathFinder, report: Report
 ) -> Iterator[Path]:
@@ -159,7 +179,7 @@ def _named_splits(content: dict[str, Any], file: Path) -> list[str]:
 def _paths(value: Any) -> list[str]:
     """The paths of an entry of the YAML file; none if it is null."""
     values = value if isinstance(value, list) else [value]
-    return [text for text in values if isinstance(text, str) and text.lower() not in ("", "~", "null")]
+    return [text for text in values if isinstance(text, str) and text.lower() not in _NULL]
 
 
 def _place(file: Path, base: Path, entry: str, finder: PathFinder) -> Path:
@@ -185,10 +205,15 @@ def _listed(listing: Path, folders: Sequence[Path], finder: PathFinder, report: 
         yield found[1]
 
 
-def label_file(image: Path) -> Path:
-    """The path with its last folder ``images`` replaced by ``labels``; without one, the text file beside the image."""
+def label_file(image: Path, root: Path = Path()) -> Path:
+    """The path with its last folder ``images`` replaced by ``labels``; without one, the text file beside the image.
+
+    A dataset may itself lie in a folder ``images``: only folders below its ``root`` count for images in it.
+    """
     parts = list(image.parts)
-    for i in range(len(parts) - 2, -1, -1):
+    path, top = os.path.abspath(image), os.path.abspath(root)
+    inside = Path(path).relative_to(top).parts if Path(path).is_relative_to(top) else parts
+    for i in range(len(parts) - 2, len(parts) - len(inside) - 1, -1):
         if parts[i] == "images":
             parts[i] = "labels"
             break
@@ -199,12 +224,13 @@ def _record(
     image: Path,
     labels_file: Path | None,
     names: list[str],
+    keypoints: int,
     categories: Categories,
     report: Report,
     max_pixels: int,
 ) -> Record:
     size = image_size(image, max_pixels)
-    classes, boxes = ([], []) if labels_file is None else _rows(labels_file, len(names), report)
+    classes, boxes = ([], []) if labels_file is None else _rows(labels_file, len(names), keypoints, report)
     own_names = [names[i] for i in classes]
     try:
         labels = np.array([categories.label_of(name) for name in own_names], dtype=np.int64)
@@ -215,8 +241,10 @@ def _record(
     return Record(image.name, size, kept, labels[rows], np.zeros(len(rows), dtype=bool), image)
 
 
-def _rows(file: Path, num_classes: int, report: Report) -> tuple[list[int], list[list[float]]]:
-    """Classes and relative xyxy boxes of a text file."""
+def _rows(
+    file: Path, num_classes: int, keypoints: int, report: Report
+) -> tuple[list[int], list[list[float]]]:
+    """Classes and relative xyxy boxes of a text file, whose lines may end with ``keypoints`` more numbers."""
     lines = read_text(file, report).split("\n")
     classes, boxes = [], []
     for number, line in enumerate(lines, start=1):
@@ -231,6 +259,13 @@ def _rows(file: Path, num_classes: int, report: Report) -> tuple[list[int], list
                 f"{file}:{number}: has class {line.split()[0]}; data.yaml names 0 to {num_classes - 1}"
             )
         classes.append(int(kind))
+        if keypoints and len(values) == 4 + keypoints:
+            del values[4:]
+        elif keypoints and len(values) != 4:
+            raise DataError(
+                f"{file}:{number}: has {len(values)} numbers after the class; expected a box of 4, and {keypoints} "
+                "for the keypoints (kpt_shape in data.yaml)"
+            )
         boxes.append(_box(values, f"{file}:{number}"))
     return classes, boxes
 

@@ -23,7 +23,10 @@ LONG = 15.0
 def find_box_faults(splits: Sequence[Split]) -> Iterator[Finding]:
     """Repeated, very large and very long boxes; images without boxes."""
     pairs = [overlapping_pairs(split, SAME) for split in splits]
-    same = [i[split.labels[i] == split.labels[j]] for split, (i, j, _) in zip(splits, pairs, strict=True)]
+    same = [
+        np.unique(i[split.labels[i] == split.labels[j]])
+        for split, (i, j, _) in zip(splits, pairs, strict=True)
+    ]  # all but one of each group
     if any(map(len, same)):
         yield _of_boxes(
             splits,

@@ -14,6 +14,7 @@ from fcos_fast.engine.config import Config, DataConfig
 from fcos_fast.engine.progress import Progress
 from fcos_fast.inference import load
 from fcos_fast.inference.detections import Detections
+from fcos_fast.inference.loading import is_exported
 
 from .box_faults import find_box_faults
 from .class_faults import find_class_faults
@@ -23,6 +24,9 @@ from .image_faults import Collection, counted, find_image_faults
 from .images import scan_all
 from .reader_faults import find_reader_faults
 from .suspicious_labels import find_suspicious_labels
+
+LOWEST_SCORE = 0.05
+"""Labels that nothing with this score detects are suspicious. Some detectors have a higher threshold of their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +88,7 @@ def check(config: Config, checkpoint: str | None = None) -> Checked:
     if splits and splits[0].name == (data.train or ALL):  # the others are compared with the training split
         findings += [*find_class_faults(splits), *find_misfits(splits, config)]
     if splits and checkpoint:
-        findings += _suspicious(splits, images, checkpoint, config.train.device)
+        findings += _suspicious(splits, images, checkpoint, config)
     return Checked(data.root, splits, ranked(findings), images)
 
 
@@ -135,8 +139,16 @@ def _damaged_files(data: DataConfig, known: set[Path]) -> Iterator[Finding]:
         )
 
 
-def _suspicious(splits: list[Split], images: Collection, checkpoint: str, device: str) -> Iterator[Finding]:
-    predictor = load(checkpoint, device)
+def _suspicious(
+    splits: list[Split], images: Collection, checkpoint: str, config: Config
+) -> Iterator[Finding]:
+    options: dict[str, Any] = {}
+    if not is_exported(checkpoint):  # which cannot change them
+        options["lowest_score"] = LOWEST_SCORE
+        enough = 2 * max(int(split.counts.max(initial=0)) for split in splits)
+        if enough > config.model.max_detections:
+            options["max_detections"] = enough
+    predictor = load(checkpoint, config.train.device, **options)
     known = predictor.categories.names
     if not set(known) & set(splits[0].names):
         raise ValueError(
@@ -149,7 +161,8 @@ def _suspicious(splits: list[Split], images: Collection, checkpoint: str, device
 
     def detect(paths: list[Path]) -> Iterator[Detections]:
         with Progress(len(paths), "detect") as progress:
-            for found in predictor.stream(paths, score_threshold=0.0) if paths else ():
+            pixels = config.data.max_pixels
+            for found in predictor.stream(paths, score_threshold=0.0, max_pixels=pixels) if paths else ():
                 yield found
                 progress.update()
 

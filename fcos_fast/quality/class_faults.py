@@ -19,7 +19,7 @@ IMBALANCE = 50
 """Ratio of the boxes of the most and the least frequent class, without rare ones, that calls for balancing."""
 
 REPEATS = 3
-"""How many times an epoch shows the images of the least frequent class, if that is advised."""
+"""How many times an epoch shows the images of the least frequent class at most, if that is advised."""
 
 
 def find_class_faults(splits: Sequence[Split]) -> Iterator[Finding]:
@@ -92,7 +92,8 @@ def _in_one_split(splits: Sequence[Split], train: np.ndarray, others: np.ndarray
             len(never),
             len(names),
             f"{counted(len(never), 'class')} in {there} without a box in {here}",
-            "They cannot be learned, and their average precision is 0. Move images with them into the training split.",
+            f"They cannot be learned. Their average precision is 0, or training stops if the classes of {here} do not "
+            "include them. Move images with them into the training split.",
             examples=_named(names, never, f"no box in {here}"),
         )
     unmeasured = np.flatnonzero((train > 0) & (others == 0))
@@ -126,8 +127,11 @@ def _imbalance(split: Split, counts: np.ndarray) -> Iterator[Finding]:
         reason = f"Most images with {name} also have {frequent}, so weights of the classes balance them."
     else:
         fraction = len(rare) / len(split)
-        options = ("--data.repeat_threshold", f"{min(1.0, REPEATS**2 * fraction):.2g}")
-        reason = f"Images with {name} are then shown about {REPEATS} times per epoch."
+        threshold = min(1.0, REPEATS**2 * fraction)
+        options = ("--data.repeat_threshold", f"{threshold:.2g}")
+        reason = (
+            f"Images with {name} are then shown about {(threshold / fraction) ** 0.5:.2g} times per epoch."
+        )
     yield Finding(
         "class_imbalance",
         "warning",

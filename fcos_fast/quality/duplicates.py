@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from fcos_fast.models.optional import import_optional
+
+from .images import ScannedImage
 
 MAX_DISTANCE = 6
 """Perceptual hashes of near-duplicates differ in at most so many of their 64 bits."""
@@ -15,8 +17,29 @@ MAX_DISTANCE = 6
 MIN_CORRELATION = 0.95
 """Smallest correlation of the thumbnails of near-duplicates."""
 
-_PAIRS = 1 << 20  # whose hashes are compared at once
-_SIMILAR = 1 << 13  # whose thumbnails are compared at once
+BLANK = 2.0
+"""Largest standard deviation of the thumbnail of a blank image, of 255."""
+
+_AT_ONCE = 1 << 13  # thumbnails that are compared at once
+
+
+def duplicate_groups(scanned: Sequence[ScannedImage]) -> np.ndarray:
+    """(I,) int64: identical and nearly identical images have the same number. Damaged and blank ones are alone."""
+    thumbnails = {
+        i: found.thumbnail
+        for i, found in enumerate(scanned)
+        if found.thumbnail is not None and not is_blank(found.thumbnail)
+    }
+    groups = np.arange(len(scanned))
+    if thumbnails:
+        hashes = np.array([scanned[i].hash for i in thumbnails], dtype=np.uint64)
+        groups[list(thumbnails)] = len(scanned) + near_duplicates(hashes, np.stack(list(thumbnails.values())))
+    return groups
+
+
+def is_blank(thumbnail: np.ndarray) -> bool:
+    """Whether nothing can be seen on the image of a thumbnail (H, W, 3)."""
+    return float(thumbnail.reshape(-1, 3).std(axis=0).max()) < BLANK
 
 
 def near_duplicates(hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
@@ -32,52 +55,46 @@ def near_duplicates(hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
     Returns:
         (N,) int64, the number of each image's group.
     """
+    sparse = import_optional("scipy.sparse", "finding duplicate images needs", "check")
+    graph = import_optional("scipy.sparse.csgraph", "finding duplicate images needs", "check")
     labels = np.arange(len(hashes))
     ends = np.linspace(0, 64, MAX_DISTANCE + 2).round().astype(int).tolist()
     for low, high in pairwise(ends):
-        band = hashes >> np.uint64(low) & np.uint64((1 << (high - low)) - 1)
-        order = np.lexsort((hashes, labels, band))
-        for first, second in _pairs(band[order], labels[order]):
-            i, j = order[first], order[second]
-            near = count_bits(hashes[i] ^ hashes[j]) <= MAX_DISTANCE
-            labels = _connect(labels, i[near], j[near], thumbnails)
+        edges = [np.zeros((0, 2), np.int64)]
+        for members in _members_of_bands(hashes >> np.uint64(low) & np.uint64((1 << (high - low)) - 1)):
+            if (labels[members] != labels[members[0]]).any():
+                edges += _edges(members, hashes, thumbnails)
+        first, second = labels[np.concatenate(edges)].T
+        matrix = sparse.coo_matrix((np.ones(len(first)), (first, second)), shape=(len(labels), len(labels)))
+        labels = graph.connected_components(matrix, directed=False)[1][labels]
     return labels
 
 
-def _pairs(band: np.ndarray, labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All pairs of positions with equal bands and different labels, in parts of about :data:`_PAIRS`. Both arrays are
-    sorted by band, then label."""
-    positions = np.arange(len(band))
-    changes = np.flatnonzero((band[1:] != band[:-1]) | (labels[1:] != labels[:-1])) + 1
-    ends = np.append(changes, len(band))
-    begin = ends[np.searchsorted(ends, positions, side="right")]  # of each position's partners
-    partners = np.searchsorted(band, band, side="right") - begin
-    before = np.concatenate(([0], np.cumsum(partners)))
-    start = 0
-    while start < len(band):
-        stop = max(start + 1, int(np.searchsorted(before, before[start] + _PAIRS, side="right")) - 1)
-        counts = partners[start:stop]
-        first = np.repeat(positions[start:stop], counts)
-        number = np.arange(len(first)) - np.repeat(before[start:stop] - before[start], counts)
-        yield first, begin[first] + number
-        start = stop
+def _members_of_bands(band: np.ndarray) -> list[np.ndarray]:
+    """The indices of the images that share each value of a band, if they are several."""
+    order = np.argsort(band, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(band[order])) + 1)
+    return [members for members in parts if len(members) > 1]
 
 
-def _connect(labels: np.ndarray, i: np.ndarray, j: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
-    """The labels after joining those of the pairs (i, j) with similar thumbnails."""
-    sparse = import_optional("scipy.sparse", "finding duplicate images needs", "check")
-    graph = import_optional("scipy.sparse.csgraph", "finding duplicate images needs", "check")
-    while len(i):
-        a, b = i[:_SIMILAR], j[:_SIMILAR]
-        same = _similar(thumbnails[a], thumbnails[b])
-        if same.any():
-            edges = (np.ones(np.count_nonzero(same)), (labels[a[same]], labels[b[same]]))
-            matrix = sparse.coo_matrix(edges, shape=(len(labels), len(labels)))
-            labels = graph.connected_components(matrix, directed=False)[1][labels]
-        i, j = i[_SIMILAR:], j[_SIMILAR:]
-        apart = labels[i] != labels[j]  # a video has millions of pairs in one group
-        i, j = i[apart], j[apart]
-    return labels
+def _edges(members: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray) -> Iterator[np.ndarray]:
+    """(E, 2): pairs of near-duplicates that connect all near-duplicates among ``members``.
+
+    An image that is reached from another leaves the rest, with which the next ones are compared: a scene of K frames
+    that resemble the first one costs K comparisons, not K squared.
+    """
+    rest, rest_hashes, reached = members, hashes[members], []
+    while len(rest):
+        if not reached:
+            reached, rest, rest_hashes = [int(rest[0])], rest[1:], rest_hashes[1:]
+        image = reached.pop()
+        near = np.flatnonzero(count_bits(rest_hashes ^ hashes[image]) <= MAX_DISTANCE)
+        if len(near):
+            near = near[_similar(thumbnails, image, rest[near])]
+            found = rest[near]
+            yield np.stack((np.full_like(found, image), found), axis=1)
+            reached += found.tolist()
+            rest, rest_hashes = np.delete(rest, near), np.delete(rest_hashes, near)
 
 
 def count_bits(values: np.ndarray) -> np.ndarray:
@@ -87,10 +104,12 @@ def count_bits(values: np.ndarray) -> np.ndarray:
     return np.unpackbits(values[:, None].view(np.uint8), axis=1).sum(axis=1)
 
 
-def _similar(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N,) bool: whether the thumbnails of each pair correlate; brightness and contrast do not matter."""
-    a, b = _standardized(a), _standardized(b)
-    return (a * b).sum(axis=1) >= MIN_CORRELATION
+def _similar(thumbnails: np.ndarray, image: int, others: np.ndarray) -> np.ndarray:
+    """(N,) bool: whether the thumbnails of ``others`` (N,) correlate with that of an image; brightness and contrast do
+    not matter."""
+    wanted = _standardized(thumbnails[image : image + 1])[0]
+    parts = [others[i : i + _AT_ONCE] for i in range(0, len(others), _AT_ONCE)]
+    return np.concatenate([_standardized(thumbnails[part]) @ wanted for part in parts]) >= MIN_CORRELATION
 
 
 def _standardized(thumbnails: np.ndarray) -> np.ndarray:

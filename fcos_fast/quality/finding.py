@@ -114,7 +114,7 @@ class Split:
         offsets: (I + 1,) int64, the index of each image's first box, and the number of boxes.
         counts: (I,) int64, the number of boxes of each image.
         sizes: (I, 2) int64, (width, height) of each image.
-        by_stem: stem of an image's file -> its index.
+        by_stem: stem of a file -> the indices of the images that have it.
     """
 
     def __init__(self, name: str, dataset: DetectionDataset, names: Sequence[str]) -> None:
@@ -124,7 +124,9 @@ class Split:
         self.offsets = records.offsets
         self.counts = np.diff(self.offsets)
         self.owner = np.repeat(np.arange(len(records)), self.counts)
-        self.by_stem = {composed(PurePath(name).stem): i for i, name in enumerate(records.names)}
+        self.by_stem: dict[str, list[int]] = {}
+        for i, file_name in enumerate(records.names):
+            self.by_stem.setdefault(composed(PurePath(file_name).stem), []).append(i)
         self.labels = np.array([names.index(name) for name in dataset.categories.names])[records.labels]
 
     def __len__(self) -> int:

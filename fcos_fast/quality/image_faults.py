@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -10,14 +9,9 @@ from itertools import chain
 
 import numpy as np
 
-from fcos_fast.data import Report
-
-from .duplicates import near_duplicates
+from .duplicates import duplicate_groups, is_blank
 from .finding import EXAMPLES, Example, Finding, Severity, Split
 from .images import ScannedImage
-
-BLANK = 2.0
-"""Largest standard deviation of the thumbnail of a blank image, of 255."""
 
 Member = tuple[Split, int]
 """An image: its split, and its index there."""
@@ -37,19 +31,8 @@ class Collection:
 
     @cached_property
     def groups(self) -> np.ndarray:
-        """(I,) int64: identical and nearly identical images have the same number. Damaged and blank ones are alone."""
-        thumbnails = {
-            i: found.thumbnail
-            for i, found in enumerate(self.scanned)
-            if found.thumbnail is not None and not is_blank(found.thumbnail)
-        }
-        groups = np.arange(len(self))
-        if thumbnails:
-            hashes = np.array([self.scanned[i].hash for i in thumbnails], dtype=np.uint64)
-            groups[list(thumbnails)] = len(self) + near_duplicates(
-                hashes, np.stack(list(thumbnails.values()))
-            )
-        return groups
+        """(I,) int64, the group of each image; see :func:`.duplicates.duplicate_groups`."""
+        return duplicate_groups(self.scanned)
 
     def select(self, rows: Sequence[int] | np.ndarray, details: Sequence[str] = ()) -> tuple[Example, ...]:
         """The first of some images as examples."""
@@ -100,13 +83,12 @@ def _blank(images: Collection) -> Iterator[Finding]:
         )
 
 
-def is_blank(thumbnail: np.ndarray) -> bool:
-    """Whether nothing can be seen on the image of a thumbnail (H, W, 3)."""
-    return float(thumbnail.reshape(-1, 3).std(axis=0).max()) < BLANK
-
-
 def _sizes(images: Collection) -> Iterator[Finding]:
     """Images whose stored or upright size is not the annotated one."""
+    splits = dict.fromkeys(split for split, _ in images.members)
+    reports = [split.dataset.report for split in splits if split.dataset.report is not None]
+    # VOC: the sizes in the XML files are only compared with those of the images
+    unrotated = set(chain.from_iterable(report.unrotated for report in reports))
     turned: list[int] = []
     wrong: list[int] = []
     rotated: list[int] = []
@@ -117,10 +99,7 @@ def _sizes(images: Collection) -> Iterator[Finding]:
         if annotated != found.upright_size:
             (turned if annotated == found.size else wrong).append(i)
         elif found.orientation != 1:
-            rotated.append(i)
-    stated = sum(_unrotated_in(split.dataset.report) for split in dict.fromkeys(s for s, _ in images.members))
-    if stated and rotated:  # VOC: the sizes in the XML files are only compared with those of the images
-        turned, rotated = turned + rotated, []
+            (turned if split.dataset.records.files[image] in unrotated else rotated).append(i)
     if turned:
         yield Finding(
             "exif_rotation",
@@ -128,8 +107,9 @@ def _sizes(images: Collection) -> Iterator[Finding]:
             len(turned),
             len(images),
             f"{counted(len(turned), 'image')} rotated by EXIF, but annotated for the stored, unrotated image",
-            "Images are read upright, as viewers show them, so these boxes are in wrong places. Rotate the pixels and "
-            "remove the EXIF orientation (exiftran -ai, jhead -autorot), or label the upright image.",
+            "Images are read upright, as viewers show them, so these boxes are in wrong places. Remove the EXIF "
+            "orientation without rotating the pixels (exiftool -Orientation=1 -n, jhead -norot): then they are read as "
+            "they were labeled. Or label the upright images.",
             examples=images.select(turned, [_orientation(images.scanned[i]) for i in turned]),
         )
     if wrong:
@@ -166,14 +146,6 @@ def _sizes(images: Collection) -> Iterator[Finding]:
 
 def _orientation(found: ScannedImage) -> str:
     return f"EXIF orientation {found.orientation}, stored as {found.size[0]}x{found.size[1]}"
-
-
-def _unrotated_in(report: Report | None) -> int:
-    """The number of annotations that state the size of the image with its sides exchanged, among the examples of the
-    reader's report."""
-    lines = [] if report is None else chain.from_iterable(report.examples.values())
-    sizes = [re.search(r": (\d+)x(\d+), but .* has (\d+)x(\d+) pixels$", line) for line in lines]
-    return sum(found is not None and found.groups()[:2] == found.groups()[:1:-1] for found in sizes)
 
 
 def _duplicates(images: Collection) -> Iterator[Finding]:

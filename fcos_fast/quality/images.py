@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 from fcos_fast.data import DataError
 from fcos_fast.data.files import open_regular
-from fcos_fast.data.images import open_image, to_rgb, upright
+from fcos_fast.data.images import open_image, stored_size, to_rgb, upright
 from fcos_fast.engine.progress import Progress
 from fcos_fast.models.optional import import_optional
 
@@ -58,12 +58,12 @@ def scan(path: Path, max_pixels: int) -> ScannedImage:
         with open_regular(path) as file:
             data = file.read()
         with open_image(data, max_pixels, str(path)) as image:
-            size, orientation = image.size, image.getexif().get(ExifTags.Base.Orientation, 1)
+            size, orientation = stored_size(image), image.getexif().get(ExifTags.Base.Orientation, 1)
             small = Image.fromarray(to_rgb(upright(image))).resize((_REDUCED, _REDUCED), Image.Resampling.BOX)
     except DataError as error:
         return ScannedImage(str(error).removeprefix(f"{path}: "))
     except OSError as error:
-        return ScannedImage(f"cannot be read ({error.strerror or error})")
+        return ScannedImage(f"cannot be read ({error.strerror or error}); replace or remove it")
     bits = np.packbits(phash(small).hash)
     thumbnail = small.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     return ScannedImage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import PurePath
 
 from fcos_fast.data.files import LEFTOVER
@@ -15,7 +16,8 @@ _KINDS: tuple[tuple[str, Severity, str, tuple[str, ...]], ...] = (
     (
         "annotation for another image size",
         "error",
-        "The boxes are in pixels of another image and are used unchanged. Restore the images, or scale the labels.",
+        "The boxes are in pixels of another image and are used unchanged. Restore the images, or scale the labels. If "
+        "the sides are exchanged, the EXIF rotation is the cause, or the images were rotated after labeling.",
         (),
     ),
     (
@@ -72,8 +74,20 @@ def find_reader_faults(splits: Sequence[Split]) -> Iterator[Finding]:
 def _example(split: Split, line: str) -> Example:
     """``folder/a.xml: value`` as an example that shows the image."""
     where, _, value = line.partition(": ")
-    stem = composed(PurePath(where.rpartition(", ")[2]).stem)
-    image = split.by_stem.get(stem)
+    image = _image_of(split, PurePath(where.rpartition(".json, ")[2]))
     if image is None:
         return Example(f"{split.name}/{PurePath(where).name}", value)
     return split.example(image, split.rows(image), value)
+
+
+def _image_of(split: Split, label: PurePath) -> int | None:
+    """The index of the image that a label file, or a name in a COCO file, is for. Of several with its stem, the one
+    with most folders in common."""
+    records = split.dataset.records
+
+    def in_common(image: int) -> tuple[bool, int]:
+        pairs = zip(label.parts[-2::-1], PurePath(records.files[image]).parts[-2::-1], strict=False)
+        folders = takewhile(lambda pair: pair[0] == pair[1], pairs)
+        return records.names[image] == str(label), len(list(folders))
+
+    return max(split.by_stem.get(composed(label.stem), ()), key=in_common, default=None)

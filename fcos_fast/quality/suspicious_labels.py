@@ -60,10 +60,11 @@ class _Image:
 def find_suspicious_labels(
     splits: Sequence[Split], readable: Callable[[Split, int], bool], detect: Detect, names: Sequence[str]
 ) -> Iterator[Finding]:
-    """Missing labels, labels of the wrong class and labels of nothing, most suspicious first.
+    """Missing labels, labels of the wrong class and labels of nothing.
 
     A detection is confident if its score is at least the median score of the correct detections of its class: that
-    adapts to detectors whose scores are low.
+    adapts to detectors whose scores are low. Findings are sorted by the score of the detection that contradicts the
+    label, labels of nothing by their area; the loss is not computed.
 
     Args:
         splits: splits to check.
@@ -83,8 +84,7 @@ def find_suspicious_labels(
             total,
             f"{counted(len(missing), 'confident detection')} without a label",
             "Probably forgotten labels: training punishes the model for finding these objects. Add the labels that are "
-            "missing, highest scores first. "
-            "White boxes are the labels that exist.",
+            "missing, highest scores first. White boxes are the labels that exist.",
             examples=tuple(example for _, example in missing[:EXAMPLES]),
         )
     swapped = sorted(_swapped(images, typical), key=lambda pair: -pair[0])
@@ -105,9 +105,9 @@ def find_suspicious_labels(
             "warning" if len(lost) < 0.2 * total else "note",
             len(lost),
             total,
-            f"{counted(len(lost), 'label')} not detected with any score",
-            "Boxes of nothing, badly placed boxes, or objects that cannot be seen. Largest boxes first: small ones are "
-            "often just too hard."
+            f"{counted(len(lost), 'label')} without a detection of any class",
+            f"No detection has an IoU of {NEAR:g} with them, not even of a low score: boxes of nothing, badly placed "
+            "boxes, or objects that cannot be seen. Largest boxes first: small ones are often just too hard."
             + ("" if len(lost) < 0.2 * total else " The detector misses many; train it longer."),
             examples=tuple(example for _, example in lost[:EXAMPLES]),
         )
@@ -140,7 +140,7 @@ def _share_inside(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _typical_scores(images: Sequence[_Image], num_classes: int) -> np.ndarray:
     """(C,) the median score of the correct detections of each class; 1 without any, so that none is confident."""
-    scores, labels = [], []
+    scores, labels = [np.zeros(0)], [np.zeros(0, np.int64)]
     for found in images:
         correct = np.where(found.same, found.overlaps, 0) >= FOUND  # (D, N)
         best = np.where(correct, found.scores[:, None], 0).max(axis=0, initial=0)  # of each label

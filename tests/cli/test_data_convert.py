@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from fcos_fast.cli.main import main
@@ -20,6 +22,20 @@ def test_all_splits_or_one(voc_root, tmp_path, capsys, kind):
     assert f"all: {kind.upper()}, train, val" in capsys.readouterr().out
     assert convert(voc_root, tmp_path / "one", "--to", kind, "--data.split", "val", "--images", "copy") == 0
     assert dataset_splits(tmp_path / "one") == ["val"]
+
+
+def test_images_in_no_split_are_reported(voc_root, tmp_path, capsys):
+    root = tmp_path / "voc"
+    shutil.copytree(voc_root, root)
+    lists = root / "ImageSets" / "Main"
+    lines = (lists / "train.txt").read_text().splitlines()
+    (lists / "train.txt").write_text("\n".join(lines[3:]))
+    omitted = "3 images omitted, which are in no split; add them to a list in ImageSets/Main\n"
+    assert convert(root, tmp_path / "all", "--to", "coco") == 0
+    assert omitted in capsys.readouterr().out
+    for options in (["--data.split", "val"], ["--data.root", str(voc_root)]):
+        assert convert(root, tmp_path / options[0][7:], "--to", "coco", *options) == 0
+        assert "omitted" not in capsys.readouterr().out
 
 
 def test_errors_are_one_line(voc_root, tmp_path, capsys):

@@ -65,6 +65,29 @@ def test_other_entries_of_a_coco_file_are_kept(roots, tmp_path):
         assert both == sorted(content[key], key=lambda entry: entry["id"])
 
 
+def test_images_outside_the_folder_of_a_yolo_file(roots, tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "yolo").symlink_to(roots["yolo"])
+    text = (roots["yolo"] / "data.yaml").read_text()
+    (tmp_path / "configs" / "data.yaml").write_text(f"path: ../yolo\n{text}")
+    allow = ("--data.allow_outside", "true")
+    assert split(tmp_path / "configs", tmp_path / "out", *allow) == 0
+    parts = files(tmp_path / "out", "train") | files(tmp_path / "out", "val")
+    assert parts == files(roots["yolo"], "train")
+
+
+def test_keypoints_of_a_yolo_dataset_are_kept(roots, tmp_path):
+    root = tmp_path / "yolo"
+    shutil.copytree(roots["yolo"], root)
+    with open(root / "data.yaml", "a") as file:
+        file.write("kpt_shape: [2, 2]\n")
+    for label in (root / "labels" / "train").iterdir():
+        label.write_text("".join(f"{line} 0.1 0.1 0.9 0.9\n" for line in label.read_text().splitlines()))
+    assert split(root, tmp_path / "out") == 0
+    parts = files(tmp_path / "out", "train") | files(tmp_path / "out", "val")
+    assert parts == files(root, "train")
+
+
 def test_groups(voc_root, tmp_path, capsys):
     names = [record.name for record in load_dataset(voc_root).records]
     group_of = {name: f"patient {i // 3}" for i, name in enumerate(names)}
@@ -103,6 +126,18 @@ def test_near_duplicates_stay_together(voc_root, tmp_path):
         assert len(found) == 12
 
 
+def test_damaged_image_among_near_duplicates(voc_root, tmp_path, capsys):
+    pytest.importorskip("imagehash", reason="finds near-duplicates; install fcos_fast[check]")
+    root = tmp_path / "voc"
+    shutil.copytree(voc_root, root)
+    image = next((root / "JPEGImages").iterdir())
+    image.write_bytes(image.read_bytes()[:400] + b"\xff\xd9")  # its header is intact
+    assert split(root, tmp_path / "out", "--group", "duplicates") == 2
+    error = capsys.readouterr().err
+    assert f"{image}: cannot be read (" in error
+    assert error.endswith("); replace or remove it\n")
+
+
 def test_the_seed_decides(voc_root, tmp_path):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert split(voc_root, tmp_path / name, "--seed", seed) == 0
@@ -114,6 +149,7 @@ def test_errors_are_one_line(roots, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     (tmp_path / "groups.csv").write_text("a.jpg,1\n")
+    (tmp_path / "twice.csv").write_text("a.jpg,1\na.jpg,2\n")
     for kind, options, message in (
         (
             "voc",
@@ -136,6 +172,11 @@ def test_errors_are_one_line(roots, tmp_path, capsys):
         ("voc", ["--group", "("], "--group '(': is not a regular expression"),
         ("voc", ["--group", "zebra"], "--group 'zebra': does not match the image "),
         ("voc", ["--group_file", str(tmp_path / "groups.csv")], "has no line for 12 images, the first is "),
+        (
+            "voc",
+            ["--group_file", str(tmp_path / "twice.csv")],
+            "twice.csv:2: a line before has a.jpg in group 1; keep one of the two",
+        ),
         ("voc", ["--group", "a", "--group_file", "b"], "--group and --group_file: give only one of them"),
         ("voc", ["--data.split", "trian"], "trian.txt: unknown split; this dataset has train, val"),
     ):

@@ -34,13 +34,23 @@ TURNED = 6  # EXIF's orientation: the file has 40x30 pixels, the image is 30x40
 @pytest.fixture(scope="module")
 def hard(tmp_path_factory) -> Path:
     """A COCO dataset of two splits with hard cases: fractions of pixels, boxes along every edge, equal stems in
-    subfolders, a rotated image, accents, an image without boxes, a crowd, a hidden image, ids with gaps."""
+    subfolders, a rotated image, accents, spaces at the ends of a stem, an image without boxes, a crowd, hidden images,
+    ids with gaps."""
     root = tmp_path_factory.mktemp("hard")
     rng = np.random.default_rng(0)
     (root / "annotations").mkdir()
     for split, start in (("train2017", 100), ("val2017", 500)):
         images, annotations = [], []
-        names = ("a/x.png", "b/x.jpg", "b/cafe\u0301 1.jpg", "turned.jpg", ".empty.jpg", "b/images/größe.jpg")
+        names = (
+            "a/x.png",
+            "b/x.jpg",
+            "b/cafe\u0301 1.jpg",
+            "turned.jpg",
+            ".empty.jpg",
+            "b/images/größe.jpg",
+            " .x .jpg",
+            "turned .jpg",
+        )
         for i, name in enumerate(names):
             file = root / split / name
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +120,10 @@ def test_two_conversions_change_nothing(hard, tmp_path, first, second):
 
 
 def test_coco_files_keep_ids_and_areas(hard, tmp_path):
-    assert convert(loaded(hard), "coco", tmp_path / "out") == []
+    assert convert(loaded(hard), "coco", tmp_path / "out") == [
+        "6 images renamed: readers skip hidden names, and lists do not keep all characters",
+        "2 images renamed, so that their names differ",
+    ]
     for split in ("train2017", "val2017"):
         old = COCO(hard / "annotations" / f"instances_{split}.json")
         new = COCO(tmp_path / "out" / "annotations" / f"instances_{split}.json")
@@ -129,11 +142,11 @@ def test_coco_files_keep_ids_and_areas(hard, tmp_path):
 def test_voc_files(hard, tmp_path):
     lines = convert(loaded(hard), "voc", tmp_path / "out")
     boxes = sum(len(dataset.records.boxes) for dataset in loaded(hard).values())
-    assert boxes == 240
+    assert boxes == 336
     assert any("category ids not kept" in line for line in lines)
-    assert "7 images renamed: VOC has one folder for all, and an XML file per stem" in lines
+    assert "10 images renamed: VOC has one folder for all, and an XML file per stem" in lines
     stems = sorted(path.stem for path in (tmp_path / "out" / "Annotations").iterdir())
-    assert len(stems) == len(set(stems)) == 12
+    assert len(stems) == len(set(stems)) == 16
     assert {"x", "b_x"} <= {stem.removeprefix("train2017_") for stem in stems}
     tree = ElementTree.parse(tmp_path / "out" / "Annotations" / "x.xml")
     assert [float(e.text) for e in tree.find("object/bndbox")] == [0, 0, 41, 30]
@@ -250,6 +263,36 @@ def test_one_image_in_two_splits(tmp_path, make_voc):
         DataError, match=r"a\.jpg: split train has other boxes for this image than another split"
     ):
         convert(different, "voc", tmp_path / "out")
+
+
+def test_one_image_in_two_entries_of_a_coco_file(tmp_path):
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [1 + i, 2, 10, 9]} for i in range(2)]
+    write_coco(tmp_path / "coco", ("a.jpg", "a.jpg"), annotations=boxes)
+    (tmp_path / "coco" / "images").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "coco" / "images" / "a.jpg")
+    with pytest.raises(
+        DataError, match=r"a\.jpg: split train lists this image twice with different boxes; merge"
+    ):
+        convert(loaded(tmp_path / "coco"), "voc", tmp_path / "out")
+    assert convert(loaded(tmp_path / "coco"), "yolo", tmp_path / "yolo")[0].startswith("1 images renamed")
+    boxes = [record.boxes.tolist() for record in load_dataset(tmp_path / "yolo").records]
+    assert boxes == [[[1, 2, 11, 11]], [[2, 2, 12, 11]]]
+
+
+def test_class_ids_that_differ_between_splits(tmp_path, make_voc):
+    root = tmp_path / "coco"
+    for split, number in (("train", 1), ("val", 2)):
+        category = {"id": number, "name": "cat"}
+        box = {"id": 0, "image_id": 0, "category_id": number, "bbox": [1, 2, 10, 9]}
+        file = f"annotations/{split}.json"
+        write_coco(root, file=file, annotations=[box], categories=[category])
+        (root / split).mkdir()
+        Image.new("RGB", (40, 30)).save(root / split / "a.jpg")
+    lines = convert(loaded(root), "coco", tmp_path / "out")
+    assert lines == ["1 class ids not kept: the splits number the classes differently"]
+    cat, dog = ("cat", (1, 2, 30, 20)), ("dog", (1, 2, 30, 20))
+    voc = make_voc({"a": [cat, dog], "b": [dog]}, train=["a"], val=["b"])  # has no ids
+    assert convert(loaded(voc), "coco", tmp_path / "voc") == []
 
 
 def test_splits_without_a_name_in_yolo(tmp_path, make_voc):

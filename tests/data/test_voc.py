@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fcos_fast.data import Categories, DataError, load_dataset, load_voc
+from fcos_fast.data import Categories, DataError, dataset_splits, load_dataset, load_voc
 
 CAT = ("cat", (1, 2, 30, 20))
 DOG = ("dog", (0, 0, 40, 30))
@@ -85,6 +85,33 @@ def test_difficult_that_is_neither_yes_nor_no_is_counted(make_voc, text):
     assert data.report.faults == {"difficult that is neither yes nor no, read as no": 1}
     assert f"a.xml: '{text}'" in str(data.report)
     assert "difficult that is neither" in error_line(lambda: load_voc(root, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "fits"),
+    [
+        *((width, height, True) for width, height in (("40", "30"), ("40.0", "30.0"), ("0", "0"), ("", ""))),
+        *(
+            (width, height, False)
+            for width, height in (("30", "40"), ("40", ""), ("40.5", "30"), ("wide", "30"))
+        ),
+    ],
+)
+def test_stated_size(make_voc, width, height, fits):
+    root = make_voc({"a": [CAT]})
+    file = root / "Annotations" / "a.xml"
+    text = file.read_text().replace("<width>40", f"<width>{width}").replace("<height>30", f"<height>{height}")
+    file.write_text(text)
+    report = load_voc(root).report
+    assert report.faults == ({} if fits else {"annotation for another image size, used unchanged": 1})
+    assert bool(report.unrotated) == (width == "30")
+
+
+def test_images_that_are_named_like_lines_of_a_list_of_one_class(make_voc):
+    images = {"frame 0": [CAT], "frame 1": [DOG], "a": [], "b": []}
+    root = make_voc(images, train=["frame 0", "frame 1"], val=["a", "b"], cat_val=["a 1", "b -1"])
+    assert dataset_splits(root) == ["train", "val"]
+    assert [record.name for record in load_voc(root, "train").records] == ["frame 0.jpg", "frame 1.jpg"]
 
 
 def test_without_split_all_images_are_read_by_name(make_voc):

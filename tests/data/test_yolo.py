@@ -42,6 +42,29 @@ def test_boxes_polygons_and_images_without_any(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("shape", "points"), [([2, 3], "0.45 0.5 2 0.55 0.5 0"), ([2, 2], "0.45 0.5 0.55 0.5")]
+)
+def test_keypoints_are_no_polygon(tmp_path, shape, points):
+    content = {"names": ["cat"], "train": "images/train", "kpt_shape": shape}
+    root = write(tmp_path, {"a": f"0 0.5 0.5 0.25 0.5 {points}\n0 0.5 0.5 0.25 0.5\n"}, content)
+    assert load_dataset(root).records[0].boxes.tolist() == [[30, 10, 50, 30]] * 2
+    (root / "labels" / "train" / "a.txt").write_text("0 0.1 0.1 0.2 0.1 0.2 0.2 0.3 0.3\n" * 2)
+    if shape == [2, 3]:
+        with pytest.raises(
+            DataError, match=r"a\.txt:1: has 8 numbers .*; expected a box of 4, and 6 for the"
+        ):
+            load_dataset(root)
+
+
+@pytest.mark.parametrize("shape", ["17", "12", "[17]", "[17, 4]", "[a, 3]", "[0, 3]", "{x: 1}"])
+def test_invalid_shape_of_keypoints(tmp_path, shape):
+    root = write(tmp_path, {"a": "0 0.5 0.5 0.5 0.5"})
+    (root / "data.yaml").write_text(f"names: [cat]\ntrain: images/train\nkpt_shape: {shape}\n")
+    with pytest.raises(DataError, match=r"data\.yaml: kpt_shape is .*; expected the number of keypoints"):
+        load_dataset(root)
+
+
+@pytest.mark.parametrize(
     ("content", "split"),
     [
         ({"names": {0: "cat", 1: "dog"}, "train": "images/train"}, "train"),
@@ -71,6 +94,16 @@ def test_other_folders_of_labels(tmp_path):
     )
     second = write(tmp_path / "second", rows, {"names": ["cat", "dog"], "train": "all"}, "all", "all")
     assert [load_dataset(root).records[0].labels.tolist() for root in (first, second)] == [[1], [1]]
+
+
+@pytest.mark.parametrize("folder", ["train", "train/images"])
+def test_dataset_in_a_folder_of_images(tmp_path, folder):
+    """Only the dataset's own folders ``images`` have folders of labels beside them."""
+    rows = {"a": "1 0.5 0.5 0.5 0.5"}
+    root = tmp_path / "images" / "pets"
+    root.parent.mkdir()
+    write(root, rows, {"names": ["cat", "dog"], "train": folder}, folder, folder.replace("images", "labels"))
+    assert load_dataset(root).records[0].labels.tolist() == [1]
 
 
 def test_validation_has_the_classes_of_training_by_name(tmp_path):
@@ -144,7 +177,7 @@ def test_invalid_names_are_errors(tmp_path, text, message):
 def test_null_splits_are_ignored(tmp_path, nothing):
     root = write(tmp_path, {"a": "0 0.5 0.5 0.5 0.5"})
     (root / "data.yaml").write_text(
-        f"names: [cat]\ntrain: images/train\nval: {nothing}\ntest: {nothing}\npath: {nothing}\n"
+        f"names: [cat]\ntrain: images/train\nval: {nothing}\ntest: {nothing}\npath: {nothing}\nkpt_shape: {nothing}\n"
     )
     assert len(load_dataset(root)) == 1
 

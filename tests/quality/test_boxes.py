@@ -8,7 +8,7 @@ import torch
 
 from fcos_fast.data import Categories, DetectionDataset, Record
 from fcos_fast.models import FCOSConfig
-from fcos_fast.quality.box_faults import overlapping_pairs
+from fcos_fast.quality.box_faults import find_box_faults, overlapping_pairs
 from fcos_fast.quality.finding import Split
 from fcos_fast.quality.fit import shorter_sides
 
@@ -46,6 +46,13 @@ def test_overlapping_pairs(above, torchvision):
     assert len(expected) > 5
     assert found.keys() == expected.keys()
     assert all(found[pair] == pytest.approx(expected[pair], abs=1e-5) for pair in found)
+
+
+def test_a_box_that_is_labeled_three_times_is_two_too_many():
+    box = (10, 10, 40, 40)
+    (finding,) = find_box_faults([split_of([box, (1, 1, 9, 9), box, box], [box])])
+    assert (finding.kind, finding.count) == ("repeated_boxes", 2)
+    assert finding.examples[0].boxes.tolist() == [[*box], [*box]]
 
 
 def test_shorter_sides_are_those_of_the_input():

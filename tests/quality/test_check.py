@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -144,6 +145,50 @@ def test_each_planted_fault_is_found(clean, kind, tmp_path, capsys):
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
 
 
+@pytest.mark.parametrize("kind", ["voc", "coco"])
+def test_only_images_labeled_unrotated_are_errors(clean, kind, tmp_path, capsys):
+    """Of images that EXIF rotates, some are labeled for the stored image and others for the upright one."""
+    for i in range(5):
+        clean["train"][i] = turned(clean["train"][i], f"stored{i}.jpg")
+        upright = turned(clean["train"][i + 5], f"upright{i}.jpg")
+        clean["train"][i + 5] = replace(upright, stated=SIZE[::-1], boxes=(("circle", (10, 20, 60, 90)),))
+    status, found = run(write(tmp_path / "data", kind, clean), tmp_path)
+    assert status == 1
+    assert files(found["exif_rotation"]) == {f"train/stored{i}.jpg" for i in range(5)}
+    assert files(found["exif_orientation"]) == {f"train/upright{i}.jpg" for i in range(5)}
+
+    assert "Remove the EXIF orientation without rotating the pixels" in found["exif_rotation"]["advice"]
+    for i in range(5):
+        photo = clean["train"][i]
+        pixels = Image.open(io.BytesIO(photo.data))
+        pixels.info.pop("exif")
+        clean["train"][i] = replace(photo, data=encode(pixels, quality=92))
+    _, found = run(write(tmp_path / "followed", kind, clean), tmp_path)
+    assert "exif_rotation" not in found
+    assert not [name for name in found if name.startswith(("reader_", "image_sizes"))]
+
+
+def test_rotated_tiff(clean, tmp_path, capsys):
+    """Pillow gives the upright size of such a file, not that of the stored image."""
+    photo, exif = clean["train"][3], Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.open(io.BytesIO(photo.data)), "TIFF", exif=exif)
+    clean["train"][3] = Photo("a.tif", data, (("circle", (10, 20, 60, 90)),), SIZE[::-1])
+    _, found = run(write(tmp_path / "data", "coco", clean), tmp_path)
+    assert found.keys() & {"image_sizes", "exif_rotation", "exif_orientation"} == {"exif_orientation"}
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo"])
+def test_faults_are_shown_on_the_image_of_their_folder(clean, kind, tmp_path, capsys):
+    clean["train"] = [replace(photo, name=f"{i % 2}/{i // 2}.jpg") for i, photo in enumerate(clean["train"])]
+    clean["train"][6] = replace(
+        clean["train"][6], boxes=(("circle", (1, 1, 20, 20)), ("circle", (100, 20, 170, 80)))
+    )
+    _, found = run(write(tmp_path / "data", kind, clean), tmp_path)
+    (example,) = found["reader_box_partly_outside_the_image"]["examples"]
+    assert example["boxes"][0] == pytest.approx([1, 1, 20, 20], abs=1e-3)
+
+
 def test_exit_status(clean, tmp_path, capsys):
     clean["train"][3] = Photo("empty.jpg", clean["train"][3].data, ())
     clean["train"].append(Photo("copy.jpg", clean["train"][7].data, clean["train"][7].boxes))
@@ -237,7 +282,9 @@ def test_imbalance(together, tmp_path, capsys):
         ["--model.class_weights", "balanced"] if together else ["--data.repeat_threshold", "1"]
     )
     parse_train_options(options)
-    assert "In train, cell has" in found["class_imbalance"]["advice"]
+    advice = found["class_imbalance"]["advice"]
+    assert "In train, cell has" in advice
+    assert ("shown about 1.3 times per epoch" in advice) == (not together)  # 11 of 20 images
 
 
 def test_groups_keep_duplicates_together(clean, tmp_path, capsys):

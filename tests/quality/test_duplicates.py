@@ -31,10 +31,9 @@ def first_members(labels) -> list[int]:
     return [int(np.flatnonzero(labels == label)[0]) for label in labels]
 
 
-@pytest.mark.parametrize("pairs", [7, 1 << 20])
-def test_groups_are_those_of_all_pairs(pairs, monkeypatch):
-    monkeypatch.setattr(duplicates, "_PAIRS", pairs)
-    monkeypatch.setattr(duplicates, "_SIMILAR", 3)
+@pytest.mark.parametrize("at_once", [3, 1 << 13])
+def test_groups_are_those_of_all_pairs(at_once, monkeypatch):
+    monkeypatch.setattr(duplicates, "_AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 1 << 63, 40, dtype=np.uint64)
     flipped = [hashes]
@@ -61,6 +60,20 @@ def test_few_pairs_are_compared(monkeypatch):
     assert len(np.unique(found)) == count - 100
     assert (found[-100:] == found[:100]).all()
     assert sum(compared) < 0.03 * count**2 / 2
+
+
+def test_frames_of_one_scene_are_not_compared_in_pairs(monkeypatch):
+    compared = []
+    monkeypatch.setattr(duplicates, "count_bits", lambda x: compared.append(len(x)) or count_bits(x))
+    rng = np.random.default_rng(0)
+    count = 5000
+    bits = np.uint64(1) << rng.integers(
+        64, size=(3, count), dtype=np.uint64
+    )  # each frame has up to 3 of its own
+    hashes = rng.integers(1 << 63, dtype=np.uint64) ^ bits[0] ^ bits[1] ^ bits[2]
+    found = near_duplicates(hashes, np.broadcast_to(np.arange(12, dtype=np.uint8), (count, 12)))
+    assert len(np.unique(found)) == 1
+    assert sum(compared) < 50 * count
 
 
 def test_bits_are_counted_without_numpy_2(monkeypatch):

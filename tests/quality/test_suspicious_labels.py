@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partialmethod
+
 import numpy as np
 import pytest
 
 from fcos_fast.cli.main import main
 from fcos_fast.data import load_dataset
+from fcos_fast.inference import Predictor, load
 from fcos_fast.inference.detections import Detections
+from fcos_fast.quality import check as check_module
 from fcos_fast.quality.finding import Split
 from fcos_fast.quality.suspicious_labels import find_suspicious_labels
 from tests.cli.conftest import checkpoint, voc_root  # noqa: F401  # fixtures
-from tests.quality.conftest import write
+from tests.quality.conftest import SIZE, Photo, write
 
 SCORES = (0.9, 0.7, 0.5)
 
@@ -90,6 +94,37 @@ def test_planted_faults_are_found(truth, clean, tmp_path):
     assert disagreement.detail == f"labeled {wrong}, detected {right} with score 0.90"
     undetected = {example.file for example in found["labels_never_detected"].examples}
     assert undetected == {f"train/{photos[invented].name}", f"train/{photos[lost].name}"}
+
+
+def test_no_image_can_be_read(truth):
+    split = Split("train", truth, truth.categories.names)
+    names = truth.categories.names
+    assert list(find_suspicious_labels([split], lambda *_: False, detector(truth, names), names)) == []
+
+
+def test_the_detector_reports_low_scores_and_enough_detections(
+    clean,
+    checkpoint,  # noqa: F811
+    tmp_path,
+    capsys,
+    monkeypatch,
+):
+    """A label is only suspicious if the detector could have found it."""
+    made = []
+    monkeypatch.setattr(check_module, "load", lambda *a, **k: made.append((k, load(*a, **k))) or made[0][1])
+    crowd = tuple(("circle", (x, 10, x + 9, 20)) for x in range(0, 150, 2))
+    clean["train"][0] = Photo("crowd.jpg", clean["train"][0].data, crowd)
+    root = write(tmp_path / "data", "yolo", clean)
+    options = ["--train.device", "cpu", "--fail_on", "never", "--data.max_pixels", str(SIZE[0] * SIZE[1])]
+    command = ["data", "check", "--data.root", str(root), "--checkpoint", str(checkpoint), *options]
+    monkeypatch.setattr(Predictor, "stream", partialmethod(_checked_stream, Predictor.stream))
+    assert main(command) == 0
+    assert made[0][0] == {"lowest_score": 0.05, "max_detections": 150}
+
+
+def _checked_stream(predictor, stream, *args, **options):
+    assert options == {"score_threshold": 0.0, "max_pixels": SIZE[0] * SIZE[1]}
+    return stream(predictor, *args, **options)
 
 
 def test_with_a_checkpoint(voc_root, checkpoint, tmp_path, capsys, clean):  # noqa: F811
