@@ -90,15 +90,7 @@ class Run:
         output: RunOutput | None = None,
     ) -> None:
         options = config.train
-        if options.patience and val_set is None:
-            raise ValueError(
-                f"train.patience={options.patience} needs a validation split; give --data.val, or omit train.patience"
-            )
-        if options.accumulate > 1 and getattr(config.model, "normalizer", None) == "moving_average":
-            raise ValueError(
-                "train.accumulate needs model.normalizer weights, positives or image: every part of a batch would "
-                "update the moving_average"
-            )
+        _check_options(config, val_set)
         self.output = output or RunOutput()
         self.callbacks = Callbacks(callbacks)
         own = [*build_loggers(options.loggers), JsonEvents(self.output)]
@@ -257,6 +249,28 @@ class Run:
                 f"--train.epochs {self.total_epochs + 1} or more{steps}",
                 flush=True,
             )
+
+
+def _check_options(config: Config, val_set: DetectionDataset | None) -> None:
+    """Raise a ValueError for options that do not go together."""
+    options = config.train
+    if options.patience and val_set is None:
+        raise ValueError(
+            f"train.patience={options.patience} needs a validation split; give --data.val, or omit train.patience"
+        )
+    if options.accumulate == 1:
+        return
+    if getattr(config.model, "normalizer", None) == "moving_average":
+        raise ValueError(
+            "train.accumulate needs model.normalizer weights, positives or image: every part of a batch would "
+            "update the moving_average"
+        )
+    if options.images_per_step % (unit := world_size() * options.accumulate):
+        count = f", in each of {world_size()} processes" if world_size() > 1 else ""
+        raise ValueError(
+            f"train.batch_size={options.batch_size} cannot be split into train.accumulate={options.accumulate} equal "
+            f"parts{count}; use a multiple of {unit}"
+        )
 
 
 def initial_state(config: Config, categories: Categories, device: torch.device, is_new: bool) -> TrainState:

@@ -379,6 +379,10 @@ def test_process_that_does_not_answer(tmp_path):
 
 MISTAKES: dict[str, tuple[Callable[[Config], Config], str]] = {
     "batch size": (lambda c: replace(c, train=replace(c.train, batch_size=3)), "use a multiple of 2"),
+    "parts": (
+        lambda c: replace(c, train=replace(c.train, batch_size=2, accumulate=2)),
+        "train.accumulate=2 equal parts, in each of 2 processes; use a multiple of 4",
+    ),
     "sync": (
         lambda c: replace(c, train=replace(c.train, sync_batch_norm=True)),
         "sync_batch_norm needs GPUs",
