@@ -132,8 +132,8 @@ class Run:
             folder = new_run_folder(self.config.train.runs, self.config.train.name)
             stack.enter_context(locked(folder))
             self.save_start(folder)
-        record_agents(folder)
         self.folder = broadcast(folder)
+        record_agents(self.folder)
 
     def save_start(self, folder: Path) -> None:
         """Write what resuming needs, even after an interruption in the first epoch."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import fcos_fast
 from fcos_fast.cli.main import main
 from fcos_fast.data import Categories
 from fcos_fast.engine import distributed, evaluate, initial_weights, run, train
@@ -160,6 +161,12 @@ def train_run(config: Config, result: Path) -> None:
     torch.save((str(outcome.folder), ap, outcome.detections), result / f"{os.environ['RANK']}.pt")
 
 
+def as_a_function(config: Config, times: int) -> None:
+    """``fcos_fast.train``, several times."""
+    for _ in range(times):
+        fcos_fast.train(config=config)
+
+
 def initial_model(config: Config, categories: Categories, folder: Path) -> None:
     """Save the state dict of a new model; ``asked`` lists the ranks that load the weights of its backbone, ones."""
 
@@ -265,6 +272,16 @@ def fails_on(bad: int) -> None:
         if distributed.rank() == bad:
             raise ValueError("7 is\nno box")
         dist.all_reduce(torch.zeros(1))
+
+
+def two_groups() -> None:
+    """A rank comes late to the second."""
+    for _ in range(2):
+        with distributed.processes():
+            total = torch.ones(1)
+            dist.all_reduce(total)
+            assert total.item() == distributed.world_size()
+        time.sleep(float(os.environ["RANK"]))
 
 
 def silent_on(bad: int, timeout: float) -> None:

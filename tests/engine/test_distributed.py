@@ -185,6 +185,17 @@ def test_every_rank_has_the_result(double):
     assert nothing == []
 
 
+def test_two_runs_of_a_script(config, tmp_path):
+    """``fcos_fast.train`` twice: rank 0 alone writes the reports, of its detections."""
+    config = replace(config, train=replace(config.train, epochs=1, runs=str(tmp_path / "runs")))
+    ended = run_ranks(tmp_path, 2, ranks.as_a_function, config, 2)
+    assert [e.status for e in ended] == [0, 0], ended
+    folders = [tmp_path / "runs" / name for name in ("train", "train2")]
+    assert sorted((tmp_path / "runs").iterdir()) == folders
+    assert [ended[0].out.count(f"report   {folder / 'report.html'}") for folder in folders] == [1, 1]
+    assert ended[1].out == ended[1].err == ""
+
+
 @pytest.mark.parametrize("function", ["train_run", "command_line", "with_nan_on"])
 def test_no_thread_of_gloo_is_left_running(config, tmp_path, function):
     """One that releases a tensor while the interpreter exits aborts the process."""
@@ -365,6 +376,11 @@ def test_other_ranks_report_the_first_failure(tmp_path):
     ended = run_ranks(tmp_path, 2, ranks.fails_on, 1, seconds=20)
     assert "ValueError: 7 is\nno box" in ended[1].err
     assert ended[0].err.splitlines()[-1].endswith("ProcessLostError: rank 0 ends: rank 1 failed: 7 is no box")
+
+
+def test_processes_can_form_a_second_group(tmp_path):
+    ended = run_ranks(tmp_path, 2, ranks.two_groups, seconds=20)
+    assert [e.status for e in ended] == [0, 0], ended
 
 
 def test_process_that_does_not_answer(tmp_path):

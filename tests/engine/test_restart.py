@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fcos_fast
 from fcos_fast.cli.main import main
 from fcos_fast.engine import restart, train
 from fcos_fast.engine.checkpoint import load_checkpoint
@@ -39,6 +40,12 @@ def command(small, tmp_path) -> list[str]:
     return ["train", "--config", str(tmp_path / "given.yaml"), "--model.class_weights", "balanced"]
 
 
+@pytest.fixture
+def new_process(monkeypatch):
+    """Forget what this process has trained, as a restarted one does."""
+    return lambda: monkeypatch.setattr(restart, "_own", set())
+
+
 def interrupt_second_epoch(monkeypatch) -> None:
     real = train.train_epoch
 
@@ -50,7 +57,7 @@ def interrupt_second_epoch(monkeypatch) -> None:
     monkeypatch.setattr(train, "train_epoch", interrupted)
 
 
-def test_a_restarted_process_continues_its_run(command, small, monkeypatch, capsys):
+def test_a_restarted_process_continues_its_run(command, small, monkeypatch, capsys, new_process):
     runs = Path(small.train.runs)
     assert main(command) == 0  # without torchrun
     assert agent() is None
@@ -62,12 +69,36 @@ def test_a_restarted_process_continues_its_run(command, small, monkeypatch, caps
         interrupt_second_epoch(patch)
         assert main(command) == 1
     capsys.readouterr()
+    new_process()
     assert main(command) == 0
     assert f"restarted by torchrun; the run in {runs / 'train2'} continues" in capsys.readouterr().out
     assert sorted(path.name for path in runs.iterdir()) == ["train", "train2"]
     assert [row["epoch"] for row in read_metrics(runs / "train2" / "metrics.csv")] == [1, 2]
     expected, found = (load_checkpoint(folder / "last.pt")["model"] for folder in (whole, runs / "train2"))
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_every_run_of_a_script_continues(small, monkeypatch, new_process, capsys):
+    """Of two runs, the second is interrupted; a name that starts like theirs is another one."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    small = replace(small, train=replace(small.train, epochs=1, name="a[b"))
+    longer = replace(small, train=replace(small.train, epochs=2))
+    other = replace(small, train=replace(small.train, name="a[bc"))
+    fcos_fast.train(config=other)
+    assert fcos_fast.train(config=small).folder.name == "a[b"
+    with monkeypatch.context() as patch:
+        interrupt_second_epoch(patch)
+        with pytest.raises(FloatingPointError):
+            fcos_fast.train(config=longer)
+    capsys.readouterr()
+    new_process()
+    assert fcos_fast.train(config=small).folder.name == "a[b"
+    found = fcos_fast.train(config=longer)
+    assert (found.folder.name, found.config.train.epochs) == ("a[b2", 2)
+    assert capsys.readouterr().out.count("restarted by torchrun; ") == 2
+    assert "restarted by torchrun; " in (found.folder / "train.log").read_text()
+    assert [row["epoch"] for row in read_metrics(found.folder / "metrics.csv")] == [1, 2]
+    assert fcos_fast.train(config=small).folder.name == "a[b3"
 
 
 def test_another_torchrun_starts_a_new_run(small, tmp_path, monkeypatch):
