@@ -197,7 +197,16 @@ class Run:
         return evaluate(model, self.val_set, self.dtype, batch_size, self.config.data.workers)
 
     def record(self, row: dict[str, float]) -> None:
-        """Write the metrics and checkpoints of the epoch that has just ended."""
+        """Write the metrics and checkpoints of the epoch that has just ended, and tell of it."""
+        self.save(row)
+        if not is_main():
+            return
+        if self.config.train.output != "json":  # which has the row as an event
+            print(_epoch_line(row, self.total_epochs), flush=True)
+        self.callbacks.on_epoch_end(self, row)
+
+    def save(self, row: dict[str, float]) -> None:
+        """Write the metrics and checkpoints of the epoch that has just ended, in place of those without evaluation."""
         score = self._score(row)
         is_best = score >= self.state.best
         if "ap" in row:  # patience begins with the first detection that is right
@@ -212,9 +221,6 @@ class Run:
             best = {"model": self.state.averaged.state_dict(), "epoch": self.state.epoch, "metrics": row}
             save_checkpoint(self.folder / "best.pt", self.about | best)
         save_checkpoint(self.folder / "last.pt", self.about | self.state.state_dict())
-        if self.config.train.output != "json":  # which has the row as an event
-            print(_epoch_line(row, self.total_epochs), flush=True)
-        self.callbacks.on_epoch_end(self, row)
 
     def _check_patience(self) -> None:
         patience = self.config.train.patience

@@ -141,13 +141,14 @@ def _train(run: Run) -> TrainResult:
 
 
 def _train_epochs(run: Run) -> TrainResult:
-    state, result, detections = run.state, None, None
+    state, row, result, detections = run.state, None, None, None
     run.open()
     try:
         while state.epoch < run.total_epochs and not run.stops():
             start = time.perf_counter()
             row = train_epoch(run)
             state.epoch += 1
+            result = detections = None
             if run.evaluates_now():
                 begin = time.perf_counter()
                 result, detections = run.evaluate()
@@ -155,15 +156,17 @@ def _train_epochs(run: Run) -> TrainResult:
                 row |= metrics_columns(result)
             row["seconds"] = time.perf_counter() - start
             run.record(row)
+        if run.stops() and is_main():
+            print(f"stopped after epoch {state.epoch}: {run.stop_reason}", flush=True)
+        if result is None and run.val_set is not None:
+            result, detections = run.evaluate()
+            if row is not None:  # stopped after an epoch without evaluation, not resumed after its end
+                run.save(row | metrics_columns(result))
     except KeyboardInterrupt:
         raise TrainingInterrupted(run.folder) from None
     except WriteError as error:
         advice = f"; {how_to_continue(run.folder)}" if run.folder.is_dir() else ""
         raise WriteError(f"{error}{advice}") from error
-    if run.stops() and is_main():
-        print(f"stopped after epoch {state.epoch}: {run.stop_reason}", flush=True)
-    if result is None and run.val_set is not None:  # resumed after its end
-        result, detections = run.evaluate()
     model = state.averaged.eval()
     return TrainResult(run.folder, run.config, model, run.val_set, detections, result, run.stop_reason)
 

@@ -10,6 +10,7 @@ import pytest
 from fcos_fast.engine import train as train_module
 from fcos_fast.engine.callbacks import Callback
 from fcos_fast.engine.checkpoint import load_checkpoint
+from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.run import Run
 from fcos_fast.engine.run_folder import read_metrics
 from fcos_fast.engine.schedule import ScheduleConfig
@@ -77,6 +78,36 @@ def test_a_callback_stops_within_an_epoch_and_the_run_resumes_to_the_bit(small, 
     again = load_checkpoint(resume(stopped.folder).folder / "last.pt")
     for name, value in load_checkpoint(whole.folder / "last.pt")["model"].items():
         assert again["model"][name].equal(value), name
+
+
+class StopAfter(Recorder):
+    """Stops after an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_end(self, run, row):
+        super().on_epoch_end(run, row)
+        if row["epoch"] == self.epoch:
+            run.stop("enough")
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_stop_after_an_epoch_without_evaluation_evaluates_it(small, epoch):
+    """Every second of five is evaluated. The result is that of the weights in best.pt and last.pt."""
+    recorder = StopAfter(epoch)
+    options = replace(small.train, epochs=5, evaluate_every=2, precision="float32")
+    result = train(replace(small, model=replace(small.model, prior=0.5), train=options), [recorder])
+    rows = read_metrics(result.folder / "metrics.csv")
+    assert [row["epoch"] for row in rows] == list(range(1, epoch + 1))
+    assert ["ap" in row for row in rows] == [e % 2 == 0 or e == epoch for e in range(1, epoch + 1)]
+    assert len([kind for kind, _ in recorder.calls if kind == "epoch"]) == epoch
+    assert load_checkpoint(result.folder / "best.pt")["epoch"] == epoch
+    _, expected = evaluate(result.model, result.val_set, batch_size=4)
+    for found, own in zip(result.detections, expected, strict=True):
+        assert found["boxes"].equal(own["boxes"])
+        assert len(own["boxes"]) > 0
 
 
 def test_an_error_in_a_callback_ends_the_run(small):
