@@ -212,7 +212,8 @@ def train_epoch(run: Run) -> dict[str, float]:
                 tally = step.tally()
                 row = loss_columns(step.losses, tally, i)
                 if tally.skipped:
-                    raise non_finite_error(row, tally, title, run.config, diagnose(run, first + tally.finite))
+                    batch = first + tally.finite
+                    raise non_finite_error(row, batch + 1, title, run.config, diagnose(run, batch))
                 latest = loss_columns(step.losses, tally if before is None else tally - before, i - done)
                 lr = float(state.optimizer.param_groups[0]["lr"])
                 run.report_step({"step": state.step, "epoch": state.epoch + 1, "lr": lr, **latest})
@@ -246,15 +247,23 @@ def _shown(row: dict[str, float], device: torch.device) -> dict[str, float | str
 
 
 def non_finite_error(
-    row: dict[str, float], tally: Tally, title: str, config: Config, cause: str = ""
+    row: dict[str, float], step: int, title: str, config: Config, cause: str = ""
 ) -> NonFiniteLossError:
-    """The error for a skipped step; ``title`` names the epoch, ``cause`` what is not finite, in words."""
+    """The error for a skipped step.
+
+    Args:
+        row: columns of the losses.
+        step: number of the step in its epoch, counted from 1.
+        title: the epoch, in words.
+        config: configuration of the run.
+        cause: what is not finite, in words.
+    """
     what = "gradient" if math.isfinite(row["loss"]) else "loss"
     values = ", ".join(f"{name} {loss}" for name, loss in losses_in_words(row).items())
+    precision = "" if config.train.precision == "float32" else ", or use train.precision float32"
     return NonFiniteLossError(
-        f"{title}, step {tally.finite + 1}: the {what} is not finite ({values}){cause}; lower optimizer.lr "
-        f"({config.optimizer.lr:g}) or optimizer.clip_norm ({config.optimizer.clip_norm:g}), or use "
-        "train.precision float32"
+        f"{title}, step {step}: the {what} is not finite ({values}){cause}; lower optimizer.lr "
+        f"({config.optimizer.lr:g}) or optimizer.clip_norm ({config.optimizer.clip_norm:g}){precision}"
     )
 
 
