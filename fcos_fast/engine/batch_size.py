@@ -50,7 +50,8 @@ def with_batch_size(config: Config, train_set: DetectionDataset) -> Config:
             f"on a {device.type.upper()} a larger batch is not faster",
         )
     if share == most:
-        why = f"an epoch of {len(train_set)} images has at least {STEPS} steps then"
+        steps = len(train_set) // (share * unit)
+        why = f"an epoch of {len(train_set)} images has {steps} step{'s' if steps != 1 else ''} then"
     if is_main():
         print(f"train.batch_size auto: {share * unit} ({why}); it is in config.yaml", flush=True)
     return replace(config, train=replace(options, batch_size=share * unit))

@@ -130,7 +130,7 @@ def test_a_run_on_a_cpu_has_the_number_in_its_config(tiny, capsys):
     )
     folder = train(config).folder
     assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["batch_size"] == 2
-    line = "train.batch_size auto: 2 (an epoch of 8 images has at least 16 steps then); it is in config.yaml"
+    line = "train.batch_size auto: 2 (an epoch of 8 images has 4 steps then); it is in config.yaml"
     assert line in capsys.readouterr().out
     assert with_batch_size(config, range(1000)).train.batch_size == 8
     assert "8 (on a CPU a larger batch is not faster)" in capsys.readouterr().out
