@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fcos_fast.cli.outcome import present
+from fcos_fast.cli.outcome import in_log_of, present
 from fcos_fast.cli.train import parse_train_options, run_to_resume
 from fcos_fast.engine.callbacks import Callback
 from fcos_fast.engine.config import Config
 from fcos_fast.engine.distributed import is_main, processes
-from fcos_fast.engine.output import RunOutput
 from fcos_fast.engine.restart import Restarted, run_to_continue
 from fcos_fast.engine.train import TrainResult, resume, train
 
@@ -20,8 +19,7 @@ def run(arguments: Sequence[str], config: Config | None, callbacks: Sequence[Cal
     with processes():
         outcome = _train_or_resume(arguments, config, callbacks)
         if is_main():
-            with RunOutput(outcome.config.train.output) as output:
-                output.open(outcome.folder, is_start=False)
+            with in_log_of(outcome):
                 present(outcome)
     return outcome
 
