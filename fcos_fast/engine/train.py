@@ -29,7 +29,7 @@ from fcos_fast.engine.progress import Progress, memory_in_use, readable_time
 from fcos_fast.engine.resume import check_resumable, open_run, restore
 from fcos_fast.engine.run import Run, how_to_continue, losses_in_words, metrics_columns
 from fcos_fast.engine.schedule import learning_rate_factor
-from fcos_fast.engine.splits import load_splits, with_absolute_root, with_classes_of
+from fcos_fast.engine.splits import load_splits, with_absolute_root, with_classes_of, with_options_of_rank_0
 from fcos_fast.engine.step import Tally
 from fcos_fast.models import Detector
 
@@ -76,7 +76,8 @@ class TrainResult:
 def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Train from the beginning, in a new folder ``config.train.runs/config.train.name``.
 
-    Processes started by ``torchrun`` train together; rank 0 prints and writes, and calls the callbacks.
+    Processes started by ``torchrun`` train together, with the options of rank 0 except ``data.root``, ``data.workers``
+    and ``train.device``; rank 0 prints and writes, and calls the callbacks.
 
     Raises:
         ValueError: the dataset, the device or a value is invalid.
@@ -85,6 +86,7 @@ def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
         ProcessLostError: another process failed or was killed.
     """
     with processes(), ExitStack() as stack:
+        config = with_options_of_rank_0(config)
         output = stack.enter_context(RunOutput(config.train.output))
         config = with_absolute_root(config)
         train_set, val_set = load_splits(config)
@@ -123,7 +125,7 @@ def resume(
         folder, saved, before = open_run(Path(path), stack)
         config = before if revise is None else revise(before)
         config = replace(config, model=replace(config.model, num_classes=before.model.num_classes))
-        config = with_absolute_root(config)
+        config = with_absolute_root(with_options_of_rank_0(config))
         check_resumable(before, config)
         output = stack.enter_context(RunOutput(config.train.output))
         train_set, val_set = load_splits(config, Categories.from_dict(saved["categories"]))

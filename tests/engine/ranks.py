@@ -19,6 +19,7 @@ import torch.distributed as dist
 import fcos_fast
 from fcos_fast.cli.main import main
 from fcos_fast.data import Categories
+from fcos_fast.data.transforms import AugmentedDataset
 from fcos_fast.engine import distributed, evaluate, initial_weights, run, train
 from fcos_fast.engine.callbacks import Callback
 from fcos_fast.engine.config import Config
@@ -147,11 +148,11 @@ def command_line(*arguments: str) -> int:
 
 
 def in_own_folder(parent: Path, *arguments: str) -> int:
-    """``fcos-fast`` in a folder that no other rank has."""
+    """``fcos-fast`` in a folder that no other rank has; ``{RANK}`` in an argument is the rank."""
     folder = parent / os.environ["RANK"]
     folder.mkdir(exist_ok=True)
     os.chdir(folder)
-    return main(arguments)
+    return main([argument.replace("{RANK}", os.environ["RANK"]) for argument in arguments])
 
 
 def train_run(config: Config, result: Path) -> None:
@@ -211,6 +212,18 @@ def with_nan_on(bad: int, step: int, *arguments: str) -> int:
         return losses
 
     FCOS.forward = broken
+    return main(arguments)
+
+
+def with_nan_image(index: int, *arguments: str) -> int:
+    """``fcos-fast``, with NaN pixels in one image of the training split."""
+    real = AugmentedDataset.__getitem__
+
+    def broken(self, key):
+        image, target = real(self, key)
+        return (image * torch.nan if key.image == index else image), target
+
+    AugmentedDataset.__getitem__ = broken
     return main(arguments)
 
 

@@ -354,6 +354,24 @@ def test_loss_that_is_not_finite_on_one_rank_ends_all(config, tmp_path):
     assert load_checkpoint(tmp_path / "train" / "last.pt")["epoch"] == 0
 
 
+@pytest.mark.parametrize("index", range(4))
+def test_the_image_whose_loss_is_not_finite(config, tmp_path, index):
+    """In any part of any rank, in bfloat16 and with a moving average."""
+    config = replace(
+        config, train=replace(config.train, batch_size=8, accumulate=2, precision="bfloat16", epochs=1)
+    )
+    name = load_splits(config)[0].records[index].name
+    ended = run_ranks(tmp_path, 2, ranks.with_nan_image, index, *options(config, tmp_path), seconds=30)
+    assert [e.status for e in ended] == [1, 1], ended
+    (line,) = (ended[0].err + ended[1].err).splitlines()
+    assert f"for image {name} (" in line
+    found = json.loads((tmp_path / "train" / "diagnosis.json").read_text())["processes"]
+    assert [{place["image"] for place in process["places"]} for process in found] == [
+        {name} if name in process["images"] else set() for process in found
+    ]
+    assert sum(len(process["images"]) for process in found) == 8
+
+
 @pytest.mark.parametrize("interrupted", [(0, 1), (1,)])
 def test_ctrl_c(config, tmp_path, interrupted):
     """In all processes, as from torchrun, or in one of them."""

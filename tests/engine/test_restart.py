@@ -170,3 +170,18 @@ def test_only_rank_0_needs_the_weights_and_the_run(small, tmp_path):
     assert [e.status for e in ended] == [0, 0], ended
     assert load_checkpoint(tmp_path / "0" / "here" / "train" / "last.pt")["epoch"] == 2
     assert list((tmp_path / "1").iterdir()) == []
+
+
+def test_the_detector_of_a_checkpoint_that_rank_0_alone_has(small, tmp_path):
+    """It is the detector of all ranks; other options of rank 1 do not count either."""
+    weights = train.train(replace(small, train=replace(small.train, epochs=1, name="weights"))).folder
+    (tmp_path / "0").mkdir()
+    shutil.copy(weights / "best.pt", tmp_path / "0")
+    given = ["--data.root", small.data.root, "--data.val", "", "--train.weights", "best.pt"]
+    given += ["--train.runs", "here", "--train.batch_size", "2", "--train.device", "cpu"]
+    given += ["--train.steps", "1{RANK}"]  # 10 and 11
+    ended = run_ranks(tmp_path, 2, ranks.in_own_folder, tmp_path, "train", *given)
+    assert [e.status for e in ended] == [0, 0], ended
+    saved = load_checkpoint(tmp_path / "0" / "here" / "train" / "last.pt")
+    assert saved["step"] == 10
+    assert saved["model_config"]["backbone"] == "mobilenet_v2"
