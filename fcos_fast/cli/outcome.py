@@ -29,7 +29,10 @@ def in_log_of(outcome: TrainResult) -> Iterator[None]:
 def present(outcome: TrainResult) -> None:
     """Write the report of a finished run; print its average precision and the files to look at."""
     folder = outcome.folder
-    checkpoint = shlex.quote(str(folder / "best.pt"))
+    best = folder / "best.pt"
+    checkpoint = shlex.quote(
+        str(best if best.exists() else folder / "last.pt")
+    )  # stopped before the first epoch
     if outcome.result is not None and outcome.val_set is not None and outcome.detections is not None:
         config = (folder / "config.yaml").read_text(encoding="utf-8")
         title = f"{type(outcome.model).__name__} on {outcome.config.data.root}"

@@ -144,8 +144,8 @@ def _train(run: Run) -> TrainResult:
 
 def _train_epochs(run: Run) -> TrainResult:
     state, row, result, detections = run.state, None, None, None
-    run.open()
     try:
+        run.open()
         while state.epoch < run.total_epochs and not run.stops():
             start = time.perf_counter()
             row = train_epoch(run)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import fcos_fast
 from fcos_fast.engine import train as train_module
 from fcos_fast.engine.callbacks import Callback
 from fcos_fast.engine.checkpoint import load_checkpoint
@@ -119,6 +120,25 @@ def test_an_error_in_a_callback_ends_the_run(small):
     with pytest.raises(RuntimeError, match="no such column"):
         train(small, [broken])
     assert broken.calls[-1] == ("end", None)
+
+
+def test_ctrl_c_before_the_first_step_names_the_run(small):
+    class Interrupted(Recorder):
+        def on_start(self, run):
+            raise KeyboardInterrupt
+
+    with pytest.raises(TrainingInterrupted, match=r"continue with: fcos-fast train --resume .*train"):
+        train(small, [Interrupted()])
+
+
+def test_a_stop_before_the_first_step(small, capsys):
+    class Stop(Recorder):
+        def on_start(self, run):
+            run.stop("the queue is empty")
+
+    result = fcos_fast.train(config=small, callbacks=[Stop()])
+    assert result.stopped == "the queue is empty"
+    assert f"--checkpoint {result.folder / 'last.pt'} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("given", "message"), [(Recorder, "the class Recorder"), (print, "of type builtin")])
