@@ -8,10 +8,13 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fcos_fast.cli.option_list import options_of
+from fcos_fast.cli.suggest import meant_by, with_last_part
 from fcos_fast.cli.train import TrainOptions, parse_train_options
-from fcos_fast.engine.config import Config
+from fcos_fast.engine.config import Config, DataConfig
+from fcos_fast.models.config import CONFIGS
 from fcos_fast.serialize import to_plain
-from fcos_fast.suggest import unknown_name
+from fcos_fast.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from fcos_fast.engine.callbacks import Callback
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    data: str | Path | None = None,
+    data: str | Path | DataConfig | dict[str, Any] | None = None,
     config: str | Path | Config | None = None,
     *,
     callbacks: Sequence[Callback] = (),
@@ -29,7 +32,8 @@ def train(
     """Train a detector, or resume a run, exactly as ``fcos-fast train`` does; writes the report of the run too.
 
     Args:
-        data: ``data.root``: folder of the dataset (VOC, COCO or YOLO), ``data.yaml`` or COCO JSON file.
+        data: ``data.root``: folder of the dataset (VOC, COCO or YOLO), ``data.yaml`` or COCO JSON file; or the whole
+            group ``data``.
         config: name of a recipe (``"small"``), path of a YAML file, or a configuration.
         callbacks: instances of subclasses of :class:`fcos_fast.Callback`.
         resume: folder of a run to continue.
@@ -50,11 +54,16 @@ def train(
         >>> result.folder, result.result.ap
     """
     base = config if isinstance(config, Config) else None
+    if base is not None and resume is not None:
+        raise ValueError(
+            f"config is a Config, but the run in {resume} keeps its own; give the options that change, such as epochs"
+        )
     arguments = [] if config is None or base is not None else [f"--config={config}"]
     arguments += [f"--resume={resume}"] if resume is not None else []
-    arguments += [f"--data.root={data}"] if data is not None else []
+    if data is not None:
+        options["data.root" if isinstance(data, (str, Path)) else "data"] = data
     for name, value in options.items():
-        arguments += [f"--{full}={_text(v)}" for full, v in _flat(_full_name(name, base), value)]
+        arguments += [f"--{full}={_text(full, v)}" for full, v in _flat(_full_name(name, base), value)]
     options_of_run = None if resume is not None else parse_train_options(arguments, base).config()
 
     from fcos_fast.cli.train_run import run  # needs torch, and the options do not
@@ -64,20 +73,21 @@ def train(
 
 def _full_name(name: str, base: Config | None) -> str:
     """The dotted name of an option that is given by its last part."""
-    top = [f.name for f in fields(TrainOptions)]
-    if "." in name or name in top:
+    if "." in name or name in (f.name for f in fields(TrainOptions)):
         return name
-    groups = {f.name: getattr(base or Config(), f.name) for f in fields(Config)}
-    known = {group: [f.name for f in fields(value)] for group, value in groups.items()}
-    if name in known["train"]:
+    models = [detector() for detector in CONFIGS.values()] if base is None else [base.model]
+    known = {option.name: None for model in models for option in options_of(TrainOptions, {"model": model})}
+    if f"train.{name}" in known:
         return f"train.{name}"
-    found = [f"{group}.{name}" for group, names in known.items() if name in names]
+    found = with_last_part(name, list(known))
     if len(found) > 1:
         raise ValueError(
             f"option {name} can mean {' or '.join(found)}; give one of them: **{{'{found[0]}': ...}}"
         )
     if not found:
-        raise unknown_name("option", name, [*top, *(n for names in known.values() for n in names)])
+        near = " or ".join(map(repr, meant_by(name, list(known))))
+        hint = f"did you mean {near}?" if near else did_you_mean(name, known)
+        raise ValueError(f"unknown option {name}; {hint or 'fcos-fast train --help all lists the options'}")
     return found[0]
 
 
@@ -92,6 +102,17 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from _flat(f"{name}.{key}", item)
 
 
-def _text(value: Any) -> str:
-    """A value as the command line has it."""
-    return str(value) if isinstance(value, (str, Path)) else json.dumps(value)
+def _text(name: str, value: Any) -> str:
+    """A value as the command line has it.
+
+    Raises:
+        ValueError: it is no number, string, path, list or None.
+    """
+    if isinstance(value, (str, Path)):
+        return str(value)
+    try:
+        return json.dumps(value, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(Path(v)))
+    except TypeError:
+        raise ValueError(
+            f"{name} cannot be {value!r}; expected a number, string, path, list, dict, dataclass or None"
+        ) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 pytest.importorskip("jsonargparse")
@@ -38,7 +39,19 @@ def test_options_by_full_name_and_as_groups(meant):
     assert meant(**{"optimizer.name": "sgd", "optimizer.lr": 0.5, "augment.hue": 0.1}) == expected
     assert meant(optimizer={"name": "sgd", "lr": 0.5}, augment={"hue": 0.1}) == expected
     assert meant(optimizer=OptimizerConfig(name="sgd", lr=0.5), augment=AugmentConfig(hue=0.1)) == expected
+    assert meant({"root": "DATA", "val": ""}) == of_command("--data.root", "DATA", "--data.val", "")
     assert meant(preset="retinanet") == of_command("--preset", "retinanet")
+
+
+def test_options_of_inner_groups_and_of_another_detector(meant):
+    assert meant(radius=2.0) == of_command("--model.rule.radius", "2")
+    assert meant(preset="retinanet", anchor_size=2.0) == of_command(
+        "--preset", "retinanet", "--model.anchor_size", "2"
+    )
+
+
+def test_numbers_of_numpy(meant):
+    assert meant(lr=np.float32(0.5), epochs=np.int64(3)) == meant(lr=0.5, epochs=3)
 
 
 def test_a_configuration_is_the_base(meant):
@@ -57,6 +70,12 @@ def test_a_configuration_is_the_base(meant):
         ({"kindd": 3}, r"kindd"),
         ({"epochs": "many"}, r"--train.epochs cannot be 'many'"),
         ({"config": "smal"}, r"smal.*small"),
+        ({"imgsz": 640}, r"unknown option imgsz; did you mean 'model.min_size'"),
+        ({"qqqq": 1}, r"unknown option qqqq; fcos-fast train --help all lists the options"),
+        ({"scale": 2}, r"scale can mean model.scale or augment.scale"),
+        ({"lr": 1j}, r"optimizer.lr cannot be 1j"),
+        ({"seed": object}, r"train.seed cannot be <class 'object'>"),
+        ({"config": Config(), "resume": "runs/train"}, r"config is a Config.*keeps its own"),
     ],
 )
 def test_mistakes_are_named(meant, options, message):

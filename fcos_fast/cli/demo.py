@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run ``fcos-fast demo``."""
     options = parse_options(DemoOptions, "demo", arguments)
 
-    from fcos_fast.cli.outcome import present
+    from fcos_fast.cli.outcome import in_log_of, present
     from fcos_fast.data import SyntheticConfig, write_voc
     from fcos_fast.engine.run_folder import new_run_folder
     from fcos_fast.engine.train import train
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str]) -> int:
             train=replace(config.train, epochs=options.epochs, seed=options.seed, runs=str(folder)),
         )
     )
-    present(outcome)
-    print(f"images {root / 'JPEGImages'}\n{OWN_DATA}\n\n{time.perf_counter() - start:.0f} s in total")
+    with in_log_of(outcome):
+        present(outcome)
+        print(f"images   {root / 'JPEGImages'}\n{OWN_DATA}\n\n{time.perf_counter() - start:.0f} s in total")
     return 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,14 +13,26 @@ from torch import Tensor
 from fcos_fast.data import DetectionDataset
 from fcos_fast.engine.average_precision import AveragePrecision, coco_results
 from fcos_fast.engine.files import write_json
+from fcos_fast.engine.output import RunOutput
 from fcos_fast.engine.report import write_report
 from fcos_fast.engine.train import TrainResult
+
+
+@contextmanager
+def in_log_of(outcome: TrainResult) -> Iterator[None]:
+    """Write what is printed in the block to the log of a finished run too."""
+    with RunOutput(outcome.config.train.output) as output:
+        output.open(outcome.folder, is_start=False)
+        yield
 
 
 def present(outcome: TrainResult) -> None:
     """Write the report of a finished run; print its average precision and the files to look at."""
     folder = outcome.folder
-    checkpoint = shlex.quote(str(folder / "best.pt"))
+    best = folder / "best.pt"
+    checkpoint = shlex.quote(
+        str(best if best.exists() else folder / "last.pt")
+    )  # stopped before the first epoch
     if outcome.result is not None and outcome.val_set is not None and outcome.detections is not None:
         config = (folder / "config.yaml").read_text(encoding="utf-8")
         title = f"{type(outcome.model).__name__} on {outcome.config.data.root}"

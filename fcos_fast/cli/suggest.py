@@ -88,10 +88,10 @@ def meant_by(name: str, known: Sequence[str]) -> list[str]:
     """The options with that last part or that meaning; often none. The arguments are as for
     :func:`did_you_mean_option`."""
     last = name.lstrip("-").replace("-", "_").rpartition(".")[2].lower()
-    return _with_last_part(last, known) or _with_meaning(last, known)
+    return with_last_part(last, known) or _with_meaning(last, known)
 
 
-def _with_last_part(name: str, known: Sequence[str]) -> list[str]:
+def with_last_part(name: str, known: Sequence[str]) -> list[str]:
     """The options called ``name`` in some group; those of the shallowest group if there are several depths."""
     found = [option for option in known if option == name or option.endswith(f".{name}")]
     depth = min((option.count(".") for option in found), default=0)
@@ -101,5 +101,5 @@ def _with_last_part(name: str, known: Sequence[str]) -> list[str]:
 def _with_meaning(name: str, known: Sequence[str]) -> list[str]:
     for option, names in ELSEWHERE.items():
         if name in names:
-            return [option] if option in known else _with_last_part(option.rpartition(".")[2], known)
+            return [option] if option in known else with_last_part(option.rpartition(".")[2], known)
     return []

@@ -5,28 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fcos_fast.cli.outcome import present
+from fcos_fast.cli.outcome import in_log_of, present
 from fcos_fast.cli.train import parse_train_options, run_to_resume
 from fcos_fast.engine.callbacks import Callback
 from fcos_fast.engine.config import Config
-from fcos_fast.engine.distributed import rank
-from fcos_fast.engine.output import RunOutput
-from fcos_fast.engine.restart import run_to_continue
+from fcos_fast.engine.distributed import is_main, processes
+from fcos_fast.engine.restart import Restarted, run_to_continue
 from fcos_fast.engine.train import TrainResult, resume, train
 
 
 def run(arguments: Sequence[str], config: Config | None, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Train with ``config``, or resume the run that ``arguments`` name if it is None; present the result."""
+    with processes():
+        outcome = _train_or_resume(arguments, config, callbacks)
+        if is_main():
+            with in_log_of(outcome):
+                present(outcome)
+    return outcome
+
+
+def _train_or_resume(
+    arguments: Sequence[str], config: Config | None, callbacks: Sequence[Callback]
+) -> TrainResult:
     if config is None:
         folder = run_to_resume(arguments) or ""
-        outcome = resume(folder, lambda run: parse_train_options(arguments, run).config(), callbacks)
-    elif restarted := run_to_continue(config):
-        root = config.data.root
-        outcome = resume(restarted, lambda run: replace(run, data=replace(run.data, root=root)), callbacks)
-    else:
-        outcome = train(config, callbacks)
-    if rank() == 0:
-        with RunOutput(outcome.config.train.output) as output:
-            output.open(outcome.folder, is_start=False)
-            present(outcome)
-    return outcome
+        return resume(folder, lambda run: parse_train_options(arguments, run).config(), callbacks)
+    restarted = run_to_continue(config)
+    if restarted is None:
+        return train(config, callbacks)
+    root = config.data.root
+    return resume(
+        restarted, lambda run: replace(run, data=replace(run.data, root=root)), [*callbacks, Restarted()]
+    )

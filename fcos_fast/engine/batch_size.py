@@ -16,7 +16,7 @@ from fcos_fast.engine.ema import ExponentialMovingAverage
 from fcos_fast.engine.optimizer import build_optimizer
 from fcos_fast.engine.step import TrainStep
 from fcos_fast.models import ImageBatch, build_detector
-from fcos_fast.models.sizes import Size, padded, resized
+from fcos_fast.models.sizes import Size, batch_size, resized
 from fcos_fast.precision import choose_precision
 
 SHARE = 0.8
@@ -50,7 +50,8 @@ def with_batch_size(config: Config, train_set: DetectionDataset) -> Config:
             f"on a {device.type.upper()} a larger batch is not faster",
         )
     if share == most:
-        why = f"an epoch of {len(train_set)} images has at least {STEPS} steps then"
+        steps = len(train_set) // (share * unit)
+        why = f"an epoch of {len(train_set)} images has {steps} step{'s' if steps != 1 else ''} then"
     if is_main():
         print(f"train.batch_size auto: {share * unit} ({why}); it is in config.yaml", flush=True)
     return replace(config, train=replace(options, batch_size=share * unit))
@@ -62,7 +63,7 @@ def largest_share(
     """The largest number of images, at most ``most``, with which a step fits every process; and the reason in words."""
     free, _ = torch.cuda.mem_get_info(device)
     limit = SHARE * free
-    size = largest_image(config, train_set)
+    size = largest_batch(config, train_set)
 
     def fits(count: int) -> bool:
         try:
@@ -75,7 +76,7 @@ def largest_share(
     share = largest(fits, most)
     if not share:
         raise ValueError(
-            f"train.batch_size auto: a step with one image of {size[0]}x{size[1]} pixels does not fit "
+            f"train.batch_size auto: a step with one image, padded to {size[0]}x{size[1]} pixels, does not fit "
             f"{limit / 1e9:.1f} GB; use a smaller augment.size, model.min_size or backbone"
         )
     return share, f"the largest whose step fits {SHARE:.0%} of {free / 1e9:.1f} GB free"
@@ -126,8 +127,8 @@ def clean_up(device: torch.device) -> None:
     torch.cuda.reset_peak_memory_stats(device)
 
 
-def largest_image(config: Config, train_set: DetectionDataset) -> Size:
-    """(height, width) of the largest padded training image."""
+def largest_batch(config: Config, train_set: DetectionDataset) -> Size:
+    """(height, width) of the largest padded batch: an upright and a wide image in one need the longer sides of both."""
     model = config.model
     if config.augment.size is not None:
         sizes = {config.augment.size}
@@ -137,5 +138,4 @@ def largest_image(config: Config, train_set: DetectionDataset) -> Size:
     if min_size is not None:
         sizes = {resized(size, min_size, model.max_size) for size in sizes}
     scale = config.augment.multi_scale[1]
-    sizes = {(round(height * scale), round(width * scale)) for height, width in sizes}
-    return max((padded(size, model.size_divisor) for size in sizes), key=lambda size: size[0] * size[1])
+    return batch_size([(round(h * scale), round(w * scale)) for h, w in sizes], model.size_divisor)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch
@@ -165,6 +166,9 @@ def advise(text: str) -> None:
         _failure.advice = text
 
 
+_groups = count()  # number of the next process group, the same in all processes
+
+
 def _join() -> Store:
     """Initialize the default process group; returns torchrun's store."""
     # DistributedDataParallel imports this module. Imported after the group exists, its functions have the group as a
@@ -175,9 +179,8 @@ def _join() -> Store:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
-        store = PrefixStore(
-            f"attempt {attempt()}", store
-        )  # torchrun keeps the store when it restarts processes
+        # torchrun keeps the store when it restarts processes, and a script can train several times
+        store = PrefixStore(f"attempt {attempt()} group {next(_groups)}", store)
         dist.init_process_group(
             backend, store=PrefixStore("group", store), rank=rank, world_size=size, timeout=TIMEOUT
         )

@@ -24,6 +24,10 @@ PROJECT = "fcos_fast"
 """Project of W&B and experiment of MLflow, unless their environment variables name another."""
 
 
+MOST_METRICS = 1000
+"""MLflow rejects more at once, and a dataset can have more classes."""
+
+
 class Logger(Callback):
     """Logs losses while training (``train/...``, at most once per second) and the row of each epoch.
 
@@ -127,10 +131,9 @@ class MLflow(Logger):
         """As :meth:`Logger.log`."""
         now = int(time.time() * 1000)
         metric = self.mlflow.entities.Metric
-        metrics = [
-            metric(re.sub(r"[^\w\-. /]", "_", k, flags=re.ASCII), v, now, step) for k, v in values.items()
-        ]
-        self.client.log_batch(self.id, metrics=metrics)
+        metrics = [metric(_ascii(name), value, now, step) for name, value in values.items()]
+        for start in range(0, len(metrics), MOST_METRICS):
+            self.client.log_batch(self.id, metrics=metrics[start : start + MOST_METRICS])
 
     def on_end(self, run: Run, result: TrainResult | None) -> None:
         """Finish the run of MLflow, as failed without a ``result``."""
@@ -155,6 +158,11 @@ def _kept(path: Path, make: Callable[[], str]) -> str:
     if not path.exists():
         write_text(path, make())
     return path.read_text(encoding="utf-8")
+
+
+def _ascii(name: str) -> str:
+    """A name that MLflow accepts; names of classes that differ in letters of other alphabets stay different."""
+    return re.sub(r"[^\w\-. /]", lambda c: "_" if c[0].isascii() else f"u{ord(c[0]):x}", name, flags=re.ASCII)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -36,11 +36,13 @@ class RunOutput:
     def __init__(self, mode: Mode = "normal") -> None:
         self.mode = mode
         self._log: TextIO | None = None
+        self._is_opened = False
         self._before: list[str] = []
 
     def __enter__(self) -> RunOutput:
         self._real = sys.stdout, sys.stderr
-        show = {"normal": sys.stdout.write, "quiet": lambda _: None, "json": _Lines(self._message)}[self.mode]
+        self._messages = _Lines(self._message)
+        show = {"normal": sys.stdout.write, "quiet": lambda _: None, "json": self._messages}[self.mode]
         sys.stdout = _Stream(sys.stdout, show, self._write_log)
         sys.stderr = _Stream(sys.stderr, sys.stderr.write, self._write_log)
         sys.stderr.shows_progress = self.mode == "normal"
@@ -48,6 +50,7 @@ class RunOutput:
 
     def open(self, folder: Path, is_start: bool = True) -> None:
         """Start writing ``folder/train.log``, after what is in it, with the time if a run starts or resumes."""
+        self._is_opened = True
         if not is_rank_0():
             return
         self._log = open(folder / LOG, "a", encoding="utf-8", errors="backslashreplace", buffering=1)  # noqa: SIM115
@@ -69,12 +72,14 @@ class RunOutput:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         sys.stdout.flush()
+        self._messages("\n")  # the end of a line that has none
         sys.stdout, sys.stderr = self._real
         if error is not None:
             self._write_log("".join(traceback.format_exception(error)))
             self.event("error", message=str(error) or type(error).__name__)
         if self._log is not None:
             self._log.close()
+            self._log = None
 
     def _message(self, line: str) -> None:
         if line.strip():
@@ -84,7 +89,8 @@ class RunOutput:
         if "\r" in text:  # redraws a progress bar
             return
         if self._log is None:
-            self._before.append(text)
+            if not self._is_opened:  # otherwise the run has ended, or the disk is full
+                self._before.append(text)
             return
         try:
             self._log.write(text)

@@ -90,15 +90,7 @@ class Run:
         output: RunOutput | None = None,
     ) -> None:
         options = config.train
-        if options.patience and val_set is None:
-            raise ValueError(
-                f"train.patience={options.patience} needs a validation split; give --data.val, or omit train.patience"
-            )
-        if options.accumulate > 1 and getattr(config.model, "normalizer", None) == "moving_average":
-            raise ValueError(
-                "train.accumulate needs model.normalizer weights, positives or image: every part of a batch would "
-                "update the moving_average"
-            )
+        _check_options(config, val_set)
         self.output = output or RunOutput()
         self.callbacks = Callbacks(callbacks)
         own = [*build_loggers(options.loggers), JsonEvents(self.output)]
@@ -140,8 +132,8 @@ class Run:
             folder = new_run_folder(self.config.train.runs, self.config.train.name)
             stack.enter_context(locked(folder))
             self.save_start(folder)
-        record_agents(folder)
         self.folder = broadcast(folder)
+        record_agents(self.folder)
 
     def save_start(self, folder: Path) -> None:
         """Write what resuming needs, even after an interruption in the first epoch."""
@@ -205,7 +197,16 @@ class Run:
         return evaluate(model, self.val_set, self.dtype, batch_size, self.config.data.workers)
 
     def record(self, row: dict[str, float]) -> None:
-        """Write the metrics and checkpoints of the epoch that has just ended."""
+        """Write the metrics and checkpoints of the epoch that has just ended, and tell of it."""
+        self.save(row)
+        if not is_main():
+            return
+        if self.config.train.output != "json":  # which has the row as an event
+            print(_epoch_line(row, self.total_epochs), flush=True)
+        self.callbacks.on_epoch_end(self, row)
+
+    def save(self, row: dict[str, float]) -> None:
+        """Write the metrics and checkpoints of the epoch that has just ended, in place of those without evaluation."""
         score = self._score(row)
         is_best = score >= self.state.best
         if "ap" in row:  # patience begins with the first detection that is right
@@ -220,9 +221,6 @@ class Run:
             best = {"model": self.state.averaged.state_dict(), "epoch": self.state.epoch, "metrics": row}
             save_checkpoint(self.folder / "best.pt", self.about | best)
         save_checkpoint(self.folder / "last.pt", self.about | self.state.state_dict())
-        if self.config.train.output != "json":  # which has the row as an event
-            print(_epoch_line(row, self.total_epochs), flush=True)
-        self.callbacks.on_epoch_end(self, row)
 
     def _check_patience(self) -> None:
         patience = self.config.train.patience
@@ -257,6 +255,28 @@ class Run:
                 f"--train.epochs {self.total_epochs + 1} or more{steps}",
                 flush=True,
             )
+
+
+def _check_options(config: Config, val_set: DetectionDataset | None) -> None:
+    """Raise a ValueError for options that do not go together."""
+    options = config.train
+    if options.patience and val_set is None:
+        raise ValueError(
+            f"train.patience={options.patience} needs a validation split; give --data.val, or omit train.patience"
+        )
+    if options.accumulate == 1:
+        return
+    if getattr(config.model, "normalizer", None) == "moving_average":
+        raise ValueError(
+            "train.accumulate needs model.normalizer weights, positives or image: every part of a batch would "
+            "update the moving_average"
+        )
+    if options.images_per_step % (unit := world_size() * options.accumulate):
+        count = f", in each of {world_size()} processes" if world_size() > 1 else ""
+        raise ValueError(
+            f"train.batch_size={options.batch_size} cannot be split into train.accumulate={options.accumulate} equal "
+            f"parts{count}; use a multiple of {unit}"
+        )
 
 
 def initial_state(config: Config, categories: Categories, device: torch.device, is_new: bool) -> TrainState:

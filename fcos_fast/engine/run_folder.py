@@ -111,7 +111,8 @@ class MetricsTable:
             self.rows = [row for row in read_metrics(self.path) if row["epoch"] <= epochs]
 
     def append(self, row: dict[str, float]) -> None:
-        """Append the row of an epoch and write the file; NaN is written as an empty cell."""
+        """Append the row of an epoch, or replace it, and write the file; NaN is written as an empty cell."""
+        self.rows = [other for other in self.rows if other["epoch"] != row["epoch"]]
         self.rows.append({name: value for name, value in row.items() if not math.isnan(value)})
         text = io.StringIO()
         columns = dict.fromkeys(name for row in self.rows for name in row)

@@ -16,6 +16,17 @@ from fcos_fast.engine.distributed import broadcast
 from fcos_fast.models.class_weights import balanced
 
 
+def with_options_of_rank_0(config: Config) -> Config:
+    """The configuration of rank 0, except for what differs from machine to machine: ``data.root``, ``data.workers``
+    and ``train.device``.
+
+    Rank 0 alone may have a checkpoint whose detector is trained.
+    """
+    main: Config = broadcast(config)
+    data = replace(main.data, root=config.data.root, workers=config.data.workers)
+    return replace(main, data=data, train=replace(main.train, device=config.train.device))
+
+
 def with_absolute_root(config: Config) -> Config:
     """The configuration with an absolute ``data.root``, so that a resumed run finds it from any working folder.
 

@@ -29,7 +29,7 @@ from fcos_fast.engine.progress import Progress, memory_in_use, readable_time
 from fcos_fast.engine.resume import check_resumable, open_run, restore
 from fcos_fast.engine.run import Run, how_to_continue, losses_in_words, metrics_columns
 from fcos_fast.engine.schedule import learning_rate_factor
-from fcos_fast.engine.splits import load_splits, with_absolute_root, with_classes_of
+from fcos_fast.engine.splits import load_splits, with_absolute_root, with_classes_of, with_options_of_rank_0
 from fcos_fast.engine.step import Tally
 from fcos_fast.models import Detector
 
@@ -76,7 +76,8 @@ class TrainResult:
 def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
     """Train from the beginning, in a new folder ``config.train.runs/config.train.name``.
 
-    Processes started by ``torchrun`` train together; rank 0 prints and writes, and calls the callbacks.
+    Processes started by ``torchrun`` train together, with the options of rank 0 except ``data.root``, ``data.workers``
+    and ``train.device``; rank 0 prints and writes, and calls the callbacks.
 
     Raises:
         ValueError: the dataset, the device or a value is invalid.
@@ -85,6 +86,7 @@ def train(config: Config, callbacks: Sequence[Callback] = ()) -> TrainResult:
         ProcessLostError: another process failed or was killed.
     """
     with processes(), ExitStack() as stack:
+        config = with_options_of_rank_0(config)
         output = stack.enter_context(RunOutput(config.train.output))
         config = with_absolute_root(config)
         train_set, val_set = load_splits(config)
@@ -123,7 +125,7 @@ def resume(
         folder, saved, before = open_run(Path(path), stack)
         config = before if revise is None else revise(before)
         config = replace(config, model=replace(config.model, num_classes=before.model.num_classes))
-        config = with_absolute_root(config)
+        config = with_absolute_root(with_options_of_rank_0(config))
         check_resumable(before, config)
         output = stack.enter_context(RunOutput(config.train.output))
         train_set, val_set = load_splits(config, Categories.from_dict(saved["categories"]))
@@ -141,13 +143,14 @@ def _train(run: Run) -> TrainResult:
 
 
 def _train_epochs(run: Run) -> TrainResult:
-    state, result, detections = run.state, None, None
-    run.open()
+    state, row, result, detections = run.state, None, None, None
     try:
+        run.open()
         while state.epoch < run.total_epochs and not run.stops():
             start = time.perf_counter()
             row = train_epoch(run)
             state.epoch += 1
+            result = detections = None
             if run.evaluates_now():
                 begin = time.perf_counter()
                 result, detections = run.evaluate()
@@ -155,15 +158,17 @@ def _train_epochs(run: Run) -> TrainResult:
                 row |= metrics_columns(result)
             row["seconds"] = time.perf_counter() - start
             run.record(row)
+        if run.stops() and is_main():
+            print(f"stopped after epoch {state.epoch}: {run.stop_reason}", flush=True)
+        if result is None and run.val_set is not None:
+            result, detections = run.evaluate()
+            if row is not None:  # stopped after an epoch without evaluation, not resumed after its end
+                run.save(row | metrics_columns(result))
     except KeyboardInterrupt:
         raise TrainingInterrupted(run.folder) from None
     except WriteError as error:
         advice = f"; {how_to_continue(run.folder)}" if run.folder.is_dir() else ""
         raise WriteError(f"{error}{advice}") from error
-    if run.stops() and is_main():
-        print(f"stopped after epoch {state.epoch}: {run.stop_reason}", flush=True)
-    if result is None and run.val_set is not None:  # resumed after its end
-        result, detections = run.evaluate()
     model = state.averaged.eval()
     return TrainResult(run.folder, run.config, model, run.val_set, detections, result, run.stop_reason)
 
@@ -209,7 +214,8 @@ def train_epoch(run: Run) -> dict[str, float]:
                 tally = step.tally()
                 row = loss_columns(step.losses, tally, i)
                 if tally.skipped:
-                    raise non_finite_error(row, tally, title, run.config, diagnose(run, first + tally.finite))
+                    batch = first + tally.finite
+                    raise non_finite_error(row, batch + 1, title, run.config, diagnose(run, batch))
                 latest = loss_columns(step.losses, tally if before is None else tally - before, i - done)
                 lr = float(state.optimizer.param_groups[0]["lr"])
                 run.report_step({"step": state.step, "epoch": state.epoch + 1, "lr": lr, **latest})
@@ -243,15 +249,23 @@ def _shown(row: dict[str, float], device: torch.device) -> dict[str, float | str
 
 
 def non_finite_error(
-    row: dict[str, float], tally: Tally, title: str, config: Config, cause: str = ""
+    row: dict[str, float], step: int, title: str, config: Config, cause: str = ""
 ) -> NonFiniteLossError:
-    """The error for a skipped step; ``title`` names the epoch, ``cause`` what is not finite, in words."""
+    """The error for a skipped step.
+
+    Args:
+        row: columns of the losses.
+        step: number of the step in its epoch, counted from 1.
+        title: the epoch, in words.
+        config: configuration of the run.
+        cause: what is not finite, in words.
+    """
     what = "gradient" if math.isfinite(row["loss"]) else "loss"
     values = ", ".join(f"{name} {loss}" for name, loss in losses_in_words(row).items())
+    precision = "" if config.train.precision == "float32" else ", or use train.precision float32"
     return NonFiniteLossError(
-        f"{title}, step {tally.finite + 1}: the {what} is not finite ({values}){cause}; lower optimizer.lr "
-        f"({config.optimizer.lr:g}) or optimizer.clip_norm ({config.optimizer.clip_norm:g}), or use "
-        "train.precision float32"
+        f"{title}, step {step}: the {what} is not finite ({values}){cause}; lower optimizer.lr "
+        f"({config.optimizer.lr:g}) or optimizer.clip_norm ({config.optimizer.clip_norm:g}){precision}"
     )
 
 

@@ -44,7 +44,7 @@ def split(
     rows = [slice(start, start + share) for start in range(0, count, share)]
     return [
         (
-            ImageBatch(tensor[part], images.sizes[part], extents[part]),
+            ImageBatch(tensor[part], images.sizes[part], extents[part], images.is_padded),
             replace(assigned, targets=assigned.targets.part(part), parts=parts),
         )
         for part in rows

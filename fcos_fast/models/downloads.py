@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -87,12 +88,12 @@ def _from_torchvision(name: str) -> dict[str, Tensor]:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(weights.url).path).name
     try:
         if cached.is_file() and not _sha256(cached).startswith(cached.stem.rpartition("-")[2]):
-            cached.unlink()  # damaged
+            cached.unlink(missing_ok=True)  # damaged; another process may have removed it
         if not cached.is_file():
             check_connection(weights.url)
         with _socket_timeout():
             return dict(weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True))
-    except (OSError, RuntimeError) as error:  # RuntimeError: torch.hub found another hash
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: torch.hub found another hash
         raise ConnectionError(
             f"{name} could not be downloaded ({error}); on a connected machine, download {weights.url}, then give the "
             "file"
@@ -144,14 +145,28 @@ def _timm_file(repository: str, filename: str) -> Path:
     import huggingface_hub as hub
 
     cached = hub.try_to_load_from_cache(repository, filename)
-    if not isinstance(cached, str):
+    damaged = ""
+    if isinstance(cached, str):
+        if not _remove_damaged(cached):
+            return Path(cached)
+        damaged = f"{cached} was damaged and is removed; "
+    try:
         check_connection(hub.constants.ENDPOINT)
         cached = hub.hf_hub_download(repository, filename)
-    blob = Path(cached).resolve()  # large files are stored under their SHA-256
-    if len(blob.name) == 64 and _sha256(blob) != blob.name:
-        blob.unlink()
+    except Exception as error:  # of any kind, from the hub's client
+        raise ConnectionError(f"{damaged}{error}") from error
+    if _remove_damaged(cached):
         raise ConnectionError(f"{cached} was damaged and is removed; start again")
     return Path(cached)
+
+
+def _remove_damaged(cached: str) -> bool:
+    """Remove a file of huggingface_hub's cache if it is damaged, and return whether it was."""
+    blob = Path(cached).resolve()  # large files are stored under their SHA-256
+    if len(blob.name) != 64 or _sha256(blob) == blob.name:
+        return False
+    blob.unlink(missing_ok=True)
+    return True
 
 
 def check_connection(url: str) -> None:

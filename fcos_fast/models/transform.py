@@ -22,11 +22,14 @@ class ImageBatch:
             decoded; :meth:`Transform.normalize` normalizes it on the tensor's device.
         sizes: (height, width) of each image without padding.
         extents: (B, 2) int64, ``sizes`` on the tensor's device; None: copied there when needed.
+        of_padded: part of a padded batch. It counts as padded, even if its images are not: a CUDA graph of the step is
+            replayed with other batches, in which they are.
     """
 
     tensor: Tensor
     sizes: list[Size]
     extents: Tensor | None = None
+    of_padded: bool = False
 
     @property
     def padded_size(self) -> Size:
@@ -36,7 +39,7 @@ class ImageBatch:
     @property
     def is_padded(self) -> bool:
         """Whether any image is smaller than the batch."""
-        return any(size != self.padded_size for size in self.sizes)
+        return self.of_padded or any(size != self.padded_size for size in self.sizes)
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Images and extents; copies the extents to the device if they are not there yet."""
@@ -50,7 +53,7 @@ class ImageBatch:
     def map(self, function: Callable[[Tensor], Tensor]) -> ImageBatch:
         """``function`` of each tensor."""
         tensor, extents = map(function, self.tensors())
-        return ImageBatch(tensor, self.sizes, extents)
+        return replace(self, tensor=tensor, extents=extents)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageBatch:
         """Copy to ``device``."""

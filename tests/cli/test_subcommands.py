@@ -198,6 +198,8 @@ def test_demo(tmp_path, capsys):
     assert main(["demo", "--images", "20", "--epochs", "1"]) == 0
     output = capsys.readouterr().out
     assert "fcos-fast train --config small --data.root" in output
+    log = (tmp_path / "runs" / "demo" / "train" / "train.log").read_text()
+    assert log.endswith(output[output.index("report   ") :])
     assert (tmp_path / "runs" / "demo" / "train" / "sheet.png").is_file()
     assert (tmp_path / "runs" / "demo" / "train" / "report.html").is_file()
     assert len(list((tmp_path / "runs" / "demo" / "images" / "JPEGImages").iterdir())) == 22

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import fcos_fast
 from fcos_fast.cli.main import main
 from fcos_fast.data import Categories
+from fcos_fast.data.transforms import AugmentedDataset
 from fcos_fast.engine import distributed, evaluate, initial_weights, run, train
 from fcos_fast.engine.callbacks import Callback
 from fcos_fast.engine.config import Config
@@ -146,11 +148,11 @@ def command_line(*arguments: str) -> int:
 
 
 def in_own_folder(parent: Path, *arguments: str) -> int:
-    """``fcos-fast`` in a folder that no other rank has."""
+    """``fcos-fast`` in a folder that no other rank has; ``{RANK}`` in an argument is the rank."""
     folder = parent / os.environ["RANK"]
     folder.mkdir(exist_ok=True)
     os.chdir(folder)
-    return main(arguments)
+    return main([argument.replace("{RANK}", os.environ["RANK"]) for argument in arguments])
 
 
 def train_run(config: Config, result: Path) -> None:
@@ -158,6 +160,12 @@ def train_run(config: Config, result: Path) -> None:
     outcome = train.train(config)
     ap = None if outcome.result is None else outcome.result.summary()
     torch.save((str(outcome.folder), ap, outcome.detections), result / f"{os.environ['RANK']}.pt")
+
+
+def as_a_function(config: Config, times: int) -> None:
+    """``fcos_fast.train``, several times."""
+    for _ in range(times):
+        fcos_fast.train(config=config)
 
 
 def initial_model(config: Config, categories: Categories, folder: Path) -> None:
@@ -204,6 +212,18 @@ def with_nan_on(bad: int, step: int, *arguments: str) -> int:
         return losses
 
     FCOS.forward = broken
+    return main(arguments)
+
+
+def with_nan_image(index: int, *arguments: str) -> int:
+    """``fcos-fast``, with NaN pixels in one image of the training split."""
+    real = AugmentedDataset.__getitem__
+
+    def broken(self, key):
+        image, target = real(self, key)
+        return (image * torch.nan if key.image == index else image), target
+
+    AugmentedDataset.__getitem__ = broken
     return main(arguments)
 
 
@@ -265,6 +285,16 @@ def fails_on(bad: int) -> None:
         if distributed.rank() == bad:
             raise ValueError("7 is\nno box")
         dist.all_reduce(torch.zeros(1))
+
+
+def two_groups() -> None:
+    """A rank comes late to the second."""
+    for _ in range(2):
+        with distributed.processes():
+            total = torch.ones(1)
+            dist.all_reduce(total)
+            assert total.item() == distributed.world_size()
+        time.sleep(float(os.environ["RANK"]))
 
 
 def silent_on(bad: int, timeout: float) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from fcos_fast.data import load_dataset
 from fcos_fast.engine import batch_size as module
-from fcos_fast.engine.batch_size import largest, largest_image, largest_share, with_batch_size
+from fcos_fast.engine.batch_size import largest, largest_batch, largest_share, with_batch_size
 from fcos_fast.engine.step import TrainStep
 from fcos_fast.engine.train import train
 
@@ -83,7 +83,9 @@ def test_running_out_of_memory_ends_the_search(tiny, train_set, monkeypatch):
     assert largest_share(tiny, train_set, CPU, 64)[0] == 3
     assert gpu.cleaned == 4
     Gpu(monkeypatch, per_image=1e6, broken_from=1)
-    with pytest.raises(ValueError, match=r"one image of 64x96 pixels does not fit 8.0 GB; use a smaller"):
+    with pytest.raises(
+        ValueError, match=r"one image, padded to 64x96 pixels, does not fit 8.0 GB; use a smaller"
+    ):
         largest_share(tiny, train_set, CPU, 64)
 
 
@@ -118,10 +120,16 @@ def test_an_epoch_keeps_its_steps(tiny, monkeypatch):
         (None, None, 1.5, (96, 160)),
     ],
 )
-def test_the_largest_image(tiny, train_set, size, min_size, scale, expected):
+def test_the_largest_batch(tiny, train_set, size, min_size, scale, expected):
     augment = replace(tiny.augment, size=size, multi_scale=(1.0, scale))
     model = replace(tiny.model, min_size=min_size, size_divisor=32)
-    assert largest_image(replace(tiny, augment=augment, model=model), train_set) == expected
+    assert largest_batch(replace(tiny, augment=augment, model=model), train_set) == expected
+
+
+def test_an_upright_and_a_wide_image_in_one_batch(tiny):
+    images = SimpleNamespace(records=SimpleNamespace(sizes=torch.tensor([[90, 50], [50, 90], [60, 60]])))
+    model = replace(tiny.model, size_divisor=32)
+    assert largest_batch(replace(tiny, model=model), images) == (96, 96)
 
 
 def test_a_run_on_a_cpu_has_the_number_in_its_config(tiny, capsys):
@@ -130,7 +138,7 @@ def test_a_run_on_a_cpu_has_the_number_in_its_config(tiny, capsys):
     )
     folder = train(config).folder
     assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["batch_size"] == 2
-    line = "train.batch_size auto: 2 (an epoch of 8 images has at least 16 steps then); it is in config.yaml"
+    line = "train.batch_size auto: 2 (an epoch of 8 images has 4 steps then); it is in config.yaml"
     assert line in capsys.readouterr().out
     assert with_batch_size(config, range(1000)).train.batch_size == 8
     assert "8 (on a CPU a larger batch is not faster)" in capsys.readouterr().out

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+import fcos_fast
 from fcos_fast.engine import train as train_module
 from fcos_fast.engine.callbacks import Callback
 from fcos_fast.engine.checkpoint import load_checkpoint
+from fcos_fast.engine.evaluate import evaluate
 from fcos_fast.engine.run import Run
 from fcos_fast.engine.run_folder import read_metrics
 from fcos_fast.engine.schedule import ScheduleConfig
@@ -79,6 +81,36 @@ def test_a_callback_stops_within_an_epoch_and_the_run_resumes_to_the_bit(small, 
         assert again["model"][name].equal(value), name
 
 
+class StopAfter(Recorder):
+    """Stops after an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_end(self, run, row):
+        super().on_epoch_end(run, row)
+        if row["epoch"] == self.epoch:
+            run.stop("enough")
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_stop_after_an_epoch_without_evaluation_evaluates_it(small, epoch):
+    """Every second of five is evaluated. The result is that of the weights in best.pt and last.pt."""
+    recorder = StopAfter(epoch)
+    options = replace(small.train, epochs=5, evaluate_every=2, precision="float32")
+    result = train(replace(small, model=replace(small.model, prior=0.5), train=options), [recorder])
+    rows = read_metrics(result.folder / "metrics.csv")
+    assert [row["epoch"] for row in rows] == list(range(1, epoch + 1))
+    assert ["ap" in row for row in rows] == [e % 2 == 0 or e == epoch for e in range(1, epoch + 1)]
+    assert len([kind for kind, _ in recorder.calls if kind == "epoch"]) == epoch
+    assert load_checkpoint(result.folder / "best.pt")["epoch"] == epoch
+    _, expected = evaluate(result.model, result.val_set, batch_size=4)
+    for found, own in zip(result.detections, expected, strict=True):
+        assert found["boxes"].equal(own["boxes"])
+        assert len(own["boxes"]) > 0
+
+
 def test_an_error_in_a_callback_ends_the_run(small):
     class Broken(Recorder):
         def on_step(self, run, row):
@@ -88,6 +120,25 @@ def test_an_error_in_a_callback_ends_the_run(small):
     with pytest.raises(RuntimeError, match="no such column"):
         train(small, [broken])
     assert broken.calls[-1] == ("end", None)
+
+
+def test_ctrl_c_before_the_first_step_names_the_run(small):
+    class Interrupted(Recorder):
+        def on_start(self, run):
+            raise KeyboardInterrupt
+
+    with pytest.raises(TrainingInterrupted, match=r"continue with: fcos-fast train --resume .*train"):
+        train(small, [Interrupted()])
+
+
+def test_a_stop_before_the_first_step(small, capsys):
+    class Stop(Recorder):
+        def on_start(self, run):
+            run.stop("the queue is empty")
+
+    result = fcos_fast.train(config=small, callbacks=[Stop()])
+    assert result.stopped == "the queue is empty"
+    assert f"--checkpoint {result.folder / 'last.pt'} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("given", "message"), [(Recorder, "the class Recorder"), (print, "of type builtin")])

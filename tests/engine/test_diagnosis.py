@@ -12,7 +12,8 @@ import torch
 from fcos_fast.data import load_dataset
 from fcos_fast.data.transforms import AugmentedDataset
 from fcos_fast.engine.diagnosis import find_cause, in_words
-from fcos_fast.engine.train import NonFiniteLossError, train
+from fcos_fast.engine.step import TrainStep
+from fcos_fast.engine.train import NonFiniteLossError, resume, train
 from fcos_fast.models import build_detector
 from tests.engine.small import MODEL, RETINANET, packed, with_nan
 
@@ -116,6 +117,21 @@ def test_a_run_names_the_image(tiny, monkeypatch):
     assert len(found["images"]) == 2
     assert {place["image"] for place in found["places"]} == {name}
     assert found["places"][0]["boxes"]
+
+
+def test_the_step_of_an_epoch_that_was_resumed_in_its_middle(tiny, monkeypatch):
+    """Two of four batches of the second epoch were trained on before; the second of the others is not finite."""
+    folder = train(replace(tiny, train=replace(tiny.train, steps=6))).folder
+    real, calls = TrainStep.__call__, iter(range(1, 3))
+
+    def broken(step, images, targets):
+        images = with_nan(images, step.model) if next(calls) == 2 else images
+        real(step, images, targets)
+
+    monkeypatch.setattr(TrainStep, "__call__", broken)
+    with pytest.raises(NonFiniteLossError, match=r"epoch 2/2, step 4: the loss is not finite"):
+        resume(folder, lambda run: replace(run, train=replace(run.train, steps=8)))
+    assert json.loads((folder / "diagnosis.json").read_text())["step"] == 8
 
 
 def test_a_search_that_fails_hides_nothing(tiny, monkeypatch):

@@ -185,6 +185,17 @@ def test_every_rank_has_the_result(double):
     assert nothing == []
 
 
+def test_two_runs_of_a_script(config, tmp_path):
+    """``fcos_fast.train`` twice: rank 0 alone writes the reports, of its detections."""
+    config = replace(config, train=replace(config.train, epochs=1, runs=str(tmp_path / "runs")))
+    ended = run_ranks(tmp_path, 2, ranks.as_a_function, config, 2)
+    assert [e.status for e in ended] == [0, 0], ended
+    folders = [tmp_path / "runs" / name for name in ("train", "train2")]
+    assert sorted((tmp_path / "runs").iterdir()) == folders
+    assert [ended[0].out.count(f"report   {folder / 'report.html'}") for folder in folders] == [1, 1]
+    assert ended[1].out == ended[1].err == ""
+
+
 @pytest.mark.parametrize("function", ["train_run", "command_line", "with_nan_on"])
 def test_no_thread_of_gloo_is_left_running(config, tmp_path, function):
     """One that releases a tensor while the interpreter exits aborts the process."""
@@ -343,6 +354,24 @@ def test_loss_that_is_not_finite_on_one_rank_ends_all(config, tmp_path):
     assert load_checkpoint(tmp_path / "train" / "last.pt")["epoch"] == 0
 
 
+@pytest.mark.parametrize("index", range(4))
+def test_the_image_whose_loss_is_not_finite(config, tmp_path, index):
+    """In any part of any rank, in bfloat16 and with a moving average."""
+    config = replace(
+        config, train=replace(config.train, batch_size=8, accumulate=2, precision="bfloat16", epochs=1)
+    )
+    name = load_splits(config)[0].records[index].name
+    ended = run_ranks(tmp_path, 2, ranks.with_nan_image, index, *options(config, tmp_path), seconds=30)
+    assert [e.status for e in ended] == [1, 1], ended
+    (line,) = (ended[0].err + ended[1].err).splitlines()
+    assert f"for image {name} (" in line
+    found = json.loads((tmp_path / "train" / "diagnosis.json").read_text())["processes"]
+    assert [{place["image"] for place in process["places"]} for process in found] == [
+        {name} if name in process["images"] else set() for process in found
+    ]
+    assert sum(len(process["images"]) for process in found) == 8
+
+
 @pytest.mark.parametrize("interrupted", [(0, 1), (1,)])
 def test_ctrl_c(config, tmp_path, interrupted):
     """In all processes, as from torchrun, or in one of them."""
@@ -367,6 +396,11 @@ def test_other_ranks_report_the_first_failure(tmp_path):
     assert ended[0].err.splitlines()[-1].endswith("ProcessLostError: rank 0 ends: rank 1 failed: 7 is no box")
 
 
+def test_processes_can_form_a_second_group(tmp_path):
+    ended = run_ranks(tmp_path, 2, ranks.two_groups, seconds=20)
+    assert [e.status for e in ended] == [0, 0], ended
+
+
 def test_process_that_does_not_answer(tmp_path):
     with Ranks(tmp_path, 2, ranks.silent_on, 1, 2.0) as processes:
         processes.processes[0].join(30)
@@ -379,6 +413,10 @@ def test_process_that_does_not_answer(tmp_path):
 
 MISTAKES: dict[str, tuple[Callable[[Config], Config], str]] = {
     "batch size": (lambda c: replace(c, train=replace(c.train, batch_size=3)), "use a multiple of 2"),
+    "parts": (
+        lambda c: replace(c, train=replace(c.train, batch_size=2, accumulate=2)),
+        "train.accumulate=2 equal parts, in each of 2 processes; use a multiple of 4",
+    ),
     "sync": (
         lambda c: replace(c, train=replace(c.train, sync_batch_norm=True)),
         "sync_batch_norm needs GPUs",

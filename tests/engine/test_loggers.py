@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from fcos_fast.engine.loggers import build_loggers
+from fcos_fast.engine.loggers import MLflow, build_loggers
 from fcos_fast.engine.run_folder import read_metrics
 from fcos_fast.engine.train import resume, train
 
@@ -60,6 +61,19 @@ def test_mlflow(short, tmp_path, monkeypatch):
         (2, pytest.approx(rows[0]["loss"], rel=1e-4)),
         (4, pytest.approx(rows[1]["loss"], rel=1e-4)),
     ]
+
+
+def test_mlflow_with_many_classes_of_any_name():
+    logger, batches = MLflow.__new__(MLflow), []
+    logger.id, logger.mlflow = "1", SimpleNamespace(entities=SimpleNamespace(Metric=lambda *m: m))
+    logger.client = SimpleNamespace(log_batch=lambda _, metrics: batches.append(metrics))
+    values = {f"ap_{n}": n / 1203 for n in range(1203)} | {"ap_汽车": 0.25, "ap_行人": 0.5, "ap_a:b": 0.75}
+    logger.log(values, 7)
+    assert [len(batch) for batch in batches] == [1000, 206]
+    found = {name: value for batch in batches for name, value, _, step in batch if step == 7}
+    assert list(found.values()) == list(values.values())
+    assert list(found)[-1] == "ap_a_b"
+    assert all(name.isascii() for name in found)
 
 
 def test_wandb(short, monkeypatch):

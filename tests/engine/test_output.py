@@ -71,6 +71,23 @@ def test_the_log_has_everything_but_the_bar(tmp_path, mode):
     assert not any("50%" in line for line in lines)
 
 
+def test_the_end_of_a_line_that_has_none_is_a_message(capsys, tmp_path):
+    with RunOutput("json") as output:
+        output.open(tmp_path)
+        print("the last", end="")
+    assert json.loads(capsys.readouterr().out) == {"event": "message", "text": "the last"}
+
+
+def test_a_stream_that_outlives_the_run_writes_to_the_terminal(capsys, tmp_path):
+    """As that of a logging handler which a library made during the run."""
+    with RunOutput() as output:
+        output.open(tmp_path)
+        kept = sys.stderr
+    print("late", file=kept)
+    assert capsys.readouterr().err == "late\n"
+    assert "late" not in (tmp_path / "train.log").read_text()
+
+
 def test_an_error_is_in_the_log(capsys, tmp_path):
     def fail():
         with RunOutput("json") as output:

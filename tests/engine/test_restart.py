@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fcos_fast
 from fcos_fast.cli.main import main
 from fcos_fast.engine import restart, train
 from fcos_fast.engine.checkpoint import load_checkpoint
@@ -39,6 +40,12 @@ def command(small, tmp_path) -> list[str]:
     return ["train", "--config", str(tmp_path / "given.yaml"), "--model.class_weights", "balanced"]
 
 
+@pytest.fixture
+def new_process(monkeypatch):
+    """Forget what this process has trained, as a restarted one does."""
+    return lambda: monkeypatch.setattr(restart, "_own", set())
+
+
 def interrupt_second_epoch(monkeypatch) -> None:
     real = train.train_epoch
 
@@ -50,7 +57,7 @@ def interrupt_second_epoch(monkeypatch) -> None:
     monkeypatch.setattr(train, "train_epoch", interrupted)
 
 
-def test_a_restarted_process_continues_its_run(command, small, monkeypatch, capsys):
+def test_a_restarted_process_continues_its_run(command, small, monkeypatch, capsys, new_process):
     runs = Path(small.train.runs)
     assert main(command) == 0  # without torchrun
     assert agent() is None
@@ -62,12 +69,36 @@ def test_a_restarted_process_continues_its_run(command, small, monkeypatch, caps
         interrupt_second_epoch(patch)
         assert main(command) == 1
     capsys.readouterr()
+    new_process()
     assert main(command) == 0
     assert f"restarted by torchrun; the run in {runs / 'train2'} continues" in capsys.readouterr().out
     assert sorted(path.name for path in runs.iterdir()) == ["train", "train2"]
     assert [row["epoch"] for row in read_metrics(runs / "train2" / "metrics.csv")] == [1, 2]
     expected, found = (load_checkpoint(folder / "last.pt")["model"] for folder in (whole, runs / "train2"))
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_every_run_of_a_script_continues(small, monkeypatch, new_process, capsys):
+    """Of two runs, the second is interrupted; a name that starts like theirs is another one."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    small = replace(small, train=replace(small.train, epochs=1, name="a[b"))
+    longer = replace(small, train=replace(small.train, epochs=2))
+    other = replace(small, train=replace(small.train, name="a[bc"))
+    fcos_fast.train(config=other)
+    assert fcos_fast.train(config=small).folder.name == "a[b"
+    with monkeypatch.context() as patch:
+        interrupt_second_epoch(patch)
+        with pytest.raises(FloatingPointError):
+            fcos_fast.train(config=longer)
+    capsys.readouterr()
+    new_process()
+    assert fcos_fast.train(config=small).folder.name == "a[b"
+    found = fcos_fast.train(config=longer)
+    assert (found.folder.name, found.config.train.epochs) == ("a[b2", 2)
+    assert capsys.readouterr().out.count("restarted by torchrun; ") == 2
+    assert "restarted by torchrun; " in (found.folder / "train.log").read_text()
+    assert [row["epoch"] for row in read_metrics(found.folder / "metrics.csv")] == [1, 2]
+    assert fcos_fast.train(config=small).folder.name == "a[b3"
 
 
 def test_another_torchrun_starts_a_new_run(small, tmp_path, monkeypatch):
@@ -139,3 +170,18 @@ def test_only_rank_0_needs_the_weights_and_the_run(small, tmp_path):
     assert [e.status for e in ended] == [0, 0], ended
     assert load_checkpoint(tmp_path / "0" / "here" / "train" / "last.pt")["epoch"] == 2
     assert list((tmp_path / "1").iterdir()) == []
+
+
+def test_the_detector_of_a_checkpoint_that_rank_0_alone_has(small, tmp_path):
+    """It is the detector of all ranks; other options of rank 1 do not count either."""
+    weights = train.train(replace(small, train=replace(small.train, epochs=1, name="weights"))).folder
+    (tmp_path / "0").mkdir()
+    shutil.copy(weights / "best.pt", tmp_path / "0")
+    given = ["--data.root", small.data.root, "--data.val", "", "--train.weights", "best.pt"]
+    given += ["--train.runs", "here", "--train.batch_size", "2", "--train.device", "cpu"]
+    given += ["--train.steps", "1{RANK}"]  # 10 and 11
+    ended = run_ranks(tmp_path, 2, ranks.in_own_folder, tmp_path, "train", *given)
+    assert [e.status for e in ended] == [0, 0], ended
+    saved = load_checkpoint(tmp_path / "0" / "here" / "train" / "last.pt")
+    assert saved["step"] == 10
+    assert saved["model_config"]["backbone"] == "mobilenet_v2"

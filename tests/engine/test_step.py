@@ -173,7 +173,7 @@ def test_a_step_that_is_not_finite_changes_nothing(name, config, what, before):
 
 def test_the_message_names_the_step_and_the_kind(tiny):
     tally = step_module.Tally(sums=(1.0, 1.0, 1.0), floors=(0.0, 0.0, 0.0), skipped=2, finite=4)
-    error = non_finite_error(loss_columns(FCOS.LOSSES, tally, 6), tally, "epoch 2/9", tiny, ": because")
+    error = non_finite_error(loss_columns(FCOS.LOSSES, tally, 6), 5, "epoch 2/9", tiny, ": because")
     assert re.match(r"epoch 2/9, step 5: the gradient is not finite .*: because; lower", str(error))
 
 

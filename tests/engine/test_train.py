@@ -257,6 +257,21 @@ def test_missing_root(tiny):
     assert not Path(tiny.train.runs).exists()
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "normalizer", "message"),
+    [
+        (3, "weights", r"train.batch_size=3 cannot be split into train.accumulate=2 .*; use a multiple of 2"),
+        (2, "moving_average", "train.accumulate needs model.normalizer weights, positives or image"),
+    ],
+)
+def test_batches_that_cannot_be_split(tiny, batch_size, normalizer, message):
+    model = replace(tiny.model, normalizer=normalizer)
+    options = replace(tiny.train, batch_size=batch_size, accumulate=2)
+    with pytest.raises(ValueError, match=message):
+        train(replace(tiny, model=model, train=options))
+    assert not Path(tiny.train.runs).exists()
+
+
 @pytest.mark.parametrize("asked", [True, False])
 def test_training_uses_winograds_method(tiny, monkeypatch, asked):
     monkeypatch.setattr("fcos_fast.models.winograd.MIN_CHANNELS", 32)

@@ -20,6 +20,17 @@ NAME = "MobileNet_V2_Weights.IMAGENET1K_V1"
 
 
 class Handler(SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        if not self.server.is_broken:
+            return super().do_GET()
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.wfile.write(b"100\r\nhalf")
+        self.close_connection = True
+
     def log_message(self, *_):
         self.server.asked.append(self.command)
 
@@ -30,7 +41,7 @@ def server(tmp_path):
     folder = tmp_path / "server"
     folder.mkdir()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=folder)) as server:
-        server.asked, server.folder = [], folder
+        server.asked, server.folder, server.is_broken = [], folder, False
         server.address = f"http://127.0.0.1:{server.server_address[1]}"
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server
@@ -76,6 +87,23 @@ def test_a_damaged_download_is_rejected(published, tmp_path):
     with pytest.raises(ConnectionError, match=r"could not be downloaded \(invalid hash"):
         download(NAME)
     assert not list((tmp_path / "cache/hub/checkpoints").iterdir())
+
+
+def test_a_download_that_breaks_off(published, server, tmp_path):
+    """Between the parts of a message whose length is not known before."""
+    server.is_broken = True
+    with pytest.raises(ConnectionError, match=r"could not be downloaded \(.*then give the file"):
+        download(NAME)
+    assert not list((tmp_path / "cache/hub/checkpoints").iterdir())
+
+
+def test_another_process_removes_the_damaged_file_first(published, server, tmp_path, monkeypatch):
+    cached = tmp_path / "cache/hub/checkpoints" / published.name
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"damaged")
+    monkeypatch.setattr(downloads, "_sha256", lambda path: path.unlink() or "")
+    download(NAME)
+    assert cached.read_bytes() == published.read_bytes()
 
 
 def test_a_missing_file(published):
@@ -152,6 +180,23 @@ def test_a_damaged_file_of_timm(hub):
         ConnectionError, match="is set.*https://huggingface.co/timm/mobilenetv3_small_050.lamb_in1k, then"
     ):
         download("timm:mobilenetv3_small_050")
+
+
+def test_a_damaged_file_of_timm_is_downloaded_again(hub, monkeypatch):
+    import huggingface_hub
+
+    content = hub.read_bytes()
+    hub.write_bytes(content[:-1] + b"x")
+
+    def again(repository, filename):
+        assert not hub.exists()
+        hub.write_bytes(content)
+        return huggingface_hub.try_to_load_from_cache(repository, filename)
+
+    monkeypatch.setattr(downloads, "check_connection", lambda _: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", again)
+    assert download("timm:mobilenetv3_small_050")
+    assert hub.read_bytes() == content
 
 
 @pytest.mark.parametrize(
