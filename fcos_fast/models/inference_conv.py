@@ -38,7 +38,7 @@ class InferenceConv2d(nn.Conv2d):
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not _can_keep(x, weight, bias):
             return super()._conv_forward(x, weight, bias)
-        if winograd.gains(self) and winograd.is_worth_it(x, MIN_TILES):
+        if winograd.gains(self) and winograd.is_worth_it(x, weight, MIN_TILES):
             return winograd.convolve(x, self._keep("winograd", weight, winograd.transform_weight), bias)
         if not _runs_in_onednn(x.dtype):
             return super()._conv_forward(x, weight, bias)
@@ -83,7 +83,7 @@ def use_inference_convolutions(module: nn.Module) -> None:
 def _can_keep(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     tensors = [t for t in (x, weight, bias) if t is not None]
     return (
-        not torch.compiler.is_compiling()
+        not (torch.compiler.is_compiling() or torch.jit.is_tracing())
         and x.device.type == "cpu"
         and x.ndim == 4
         and x.numel() > 0
