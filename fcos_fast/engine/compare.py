@@ -14,7 +14,7 @@ import yaml
 from fcos_fast.engine.page import Cell, number, page, paragraph, plots, table
 from fcos_fast.engine.plots import Plot
 from fcos_fast.engine.run_folder import read_metrics
-from fcos_fast.engine.training_curves import series
+from fcos_fast.engine.training_curves import class_columns, series
 from fcos_fast.text import printable
 
 BOOKKEEPING = ("train.runs", "train.name")
@@ -134,14 +134,9 @@ def _read_analysis(file: Path) -> dict[str, Any]:
 def _of_history(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """The metrics of the last epoch that was evaluated."""
     last = next((row for row in reversed(history) if "ap" in row), {})
-    classes = {
-        name.removeprefix("ap_").removesuffix(" (class)"): ap
-        for name, ap in last.items()
-        if name.startswith("ap_") and name not in MEASURES
-    }
     return {
         "average_precision": {name: last.get(name, math.nan) for name in MEASURES},
-        "per_class": classes,
+        "per_class": {name: last[column] for column, name in class_columns(last).items()},
     }
 
 

@@ -139,6 +139,20 @@ def test_curves_of_missing_values():
     assert plot_curves(rows).size == (1200, 360)
 
 
+def test_any_class_name_is_that_of_its_curve():
+    row = {
+        "epoch": 1,
+        "ap": 0.5,
+        "ap_small": 0.4,
+        "ap_wet_floor": 0.3,
+        "ap_small (class)": 0.2,
+        "ap_loss_ap_x": 0.1,
+    }
+    panels = {panel.title: panel.lines for panel in training_plots([row])}
+    values = {name: y for name, (_, (y,)) in panels["AP per class"].items()}
+    assert values == {"wet_floor": 0.3, "small": 0.2, "loss_ap_x": 0.1}
+
+
 def test_centerness_has_curves_of_its_own():
     rows = [
         {
