@@ -130,7 +130,7 @@ def test_precision_recall_curve_is_that_of_pycocotools(seed):
     truth.createIndex()
     from fcos_fast.engine.average_precision import coco_results
 
-    evaluation = cocoeval.COCOeval(truth, truth.loadRes(coco_results(dataset, detections)), "bbox")
+    evaluation = cocoeval.COCOeval(truth, truth.loadRes([*coco_results(dataset, detections)]), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
     analysis, _ = evaluated(dataset, detections)
