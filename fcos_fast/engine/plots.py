@@ -97,6 +97,8 @@ def _inline(file: str, title: str) -> str:
     )
     body = re.sub(r"<svg[^>]*>", "", body, count=1)
     body = re.sub(r'(?<=<g) id="[^"]*"| font-family:[^;"]*;', "", body)  # not unique in a page
+    # tenths of a pixel suffice; hundreds of classes have a curve each
+    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), body)
     body = re.sub(r"\s*\n\s*", " ", body.replace("#000000", "currentColor"))
     return f'<svg role="img" aria-label="{escape(title)}" {box[0] if box else ""}>{body.strip()}'
 
