@@ -100,7 +100,15 @@ def _read(file: Path, read: Callable[[Path], Any]) -> Any:
         return None
     try:
         return read(file)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error, yaml.YAMLError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        csv.Error,
+        yaml.YAMLError,
+    ) as error:
         why = " ".join(repr(error).split())
         raise ValueError(
             f"{file}: is not a file of fcos-fast train or evaluate ({why}); write it again"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -80,7 +81,9 @@ class Plot:
         from matplotlib.figure import Figure
 
         # text stays text; a class name with dollar signs is no formula
-        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.title, "text.parse_math": False}):
+        options = {"svg.fonttype": "none", "svg.hashsalt": self.title, "text.parse_math": False}
+        with mpl.rc_context(options), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has other fonts
             figure = Figure(figsize=(4.6, 3.4), layout="constrained")
             FigureCanvasSVG(figure)
             self.draw(figure.subplots())

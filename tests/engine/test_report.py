@@ -147,6 +147,11 @@ def test_legend_shows_names_as_they_are():
     assert {"_a", "$b_1$", "&lt;c&gt;"} <= set(texts)
 
 
+@pytest.mark.filterwarnings("error")
+def test_names_in_any_script_stay_text():
+    assert "猫" in Plot("t", "x", "y", {"猫": ([0, 1], [0, 1]), "собака": ([0, 1], [1, 0])}).svg()
+
+
 def test_detect_accepts_the_thresholds_of_the_page(report):
     """The command of the page, read as a shell and the subcommand read it."""
     text = report.read_text(encoding="utf-8")
