@@ -75,8 +75,9 @@ class InferenceConv2d(nn.Conv2d):
 
 def use_inference_convolutions(module: nn.Module) -> None:
     """Change the class of every plain convolution of ``module``; parameters and keys stay."""
+    plain = (nn.Conv2d, winograd.WinogradConv2d)  # the second in a model that was trained
     for conv in module.modules():
-        if type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+        if type(conv) in plain and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
             conv.__class__ = InferenceConv2d
 
 

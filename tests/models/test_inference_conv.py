@@ -62,6 +62,13 @@ def test_a_trace_computes_the_same_for_another_size(keeping):
     assert "aten::_convolution" in str(traced.inlined_graph)
 
 
+def test_the_convolutions_of_a_trained_model_are_replaced_too():
+    conv = nn.Conv2d(64, 64, 3, padding=1)
+    winograd.use_winograd(conv)
+    assert type(conv) is winograd.WinogradConv2d
+    inference_conv(conv)
+
+
 def test_other_convolutions_stay():
     module = nn.ModuleList([nn.Conv2d(2, 2, 3, padding="same"), nn.Conv2d(2, 2, 3, padding_mode="circular")])
     use_inference_convolutions(module)
