@@ -8,6 +8,7 @@ import torch
 
 from fcos_fast.engine.training_curves import plot_curves, training_plots
 from fcos_fast.visualize import (
+    _font_file,
     class_color,
     draw_boxes,
     draw_marks,
@@ -104,6 +105,25 @@ def test_a_label_is_above_its_box_unless_there_is_no_space():
     )
     assert above.tolist() == [50, 29]
     assert inside.tolist() == [50, 0]
+
+
+def drawn_label(text: str) -> np.ndarray:
+    return np.asarray(draw_marks(np.zeros((60, 200, 3), np.uint8), [true_positive([5, 20, 190, 55], text)]))
+
+
+def test_labels_beyond_ascii_can_be_read():
+    pytest.importorskip("matplotlib")  # contains a font of Latin, Greek and Cyrillic
+    texts = ("ä", "ß", "é", "ж", "ω")
+    assert len({drawn_label(text).tobytes() for text in texts}) == len(texts)
+
+
+def test_labels_without_a_font_are_drawn_all_the_same(monkeypatch):
+    monkeypatch.setattr("fcos_fast.visualize._fonts", list)
+    _font_file.cache_clear()
+    try:
+        assert drawn_label("ä").any()
+    finally:
+        _font_file.cache_clear()
 
 
 def test_outcomes_differ_in_color_and_line_style():
