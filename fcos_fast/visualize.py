@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -12,9 +16,16 @@ from fcos_fast.inference.images import ImageLike, as_array
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
 LineStyle: TypeAlias = Literal["solid", "dashed", "dotted"]
+
+
+FONTS = (
+    *("DejaVuSans.ttf", "NotoSans-Regular.ttf", "arial.ttf"),  # Latin, Greek, Cyrillic
+    *("NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc", "Arial Unicode.ttf", "msyh.ttc", "malgun.ttf"),
+)
+"""Fonts, if they are installed, for what Pillow's own lacks: most characters beyond ASCII."""
 
 
 def class_color(label: int) -> tuple[int, int, int]:
@@ -105,12 +116,12 @@ def draw_marks(image: ImageLike, marks: Sequence[Mark], scale: float = 1.0) -> I
         marks: the boxes.
         scale: factor by which the image is resized first; the size of lines and text depends on the result.
     """
-    from PIL import ImageDraw, ImageFont
+    from PIL import ImageDraw
 
     canvas = to_pil(image)
     canvas = canvas.resize([max(1, round(side * scale)) for side in canvas.size])
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=max(11, min(canvas.size) // 28))
+    font = font_for("".join(mark.text for mark in marks), max(11, min(canvas.size) // 28))
     thickness = max(2, min(canvas.size) // 160)
     boxes = np.array([mark.box for mark in marks], np.float64).reshape(-1, 4) * scale
     boxes[:, 2:] = np.maximum(boxes[:, :2], boxes[:, 2:])
@@ -157,6 +168,37 @@ def _places(box: np.ndarray, size: np.ndarray) -> np.ndarray:
     steps = np.arange(y1 + height, y2 - 2 * height, height)[:20]  # along the left and right side
     along = [(x, y) for y in steps.tolist() for x in columns[:2]]
     return np.array([*((x, y) for y in rows for x in columns), *along])
+
+
+def font_for(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """A font that can draw ``text``, or most of it: Pillow's own for ASCII, otherwise one of :data:`FONTS`."""
+    from PIL import ImageFont
+
+    file = None if text.isascii() else _font_file("".join(sorted({c for c in text if not c.isascii()})))
+    return ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
+
+
+@lru_cache
+def _font_file(characters: str) -> str | None:
+    """The font that has the most of some characters, the first of several; None if no font has any."""
+    counts = [sum(bytes(font.getmask(c)) != missing for c in characters) for font, missing in _fonts()]
+    best = max(counts, default=0)
+    return str(_fonts()[counts.index(best)][0].path) if best else None
+
+
+@lru_cache
+def _fonts() -> list[tuple[ImageFont.FreeTypeFont, bytes]]:
+    """Those of :data:`FONTS` that are installed, and what each draws for a character that it lacks."""
+    from PIL import ImageFont
+
+    matplotlib = find_spec("matplotlib")  # it contains the first one; it is not imported
+    folders = matplotlib.submodule_search_locations or [] if matplotlib else []
+    fonts = []
+    for name in [*(str(Path(folder, "mpl-data/fonts/ttf", FONTS[0])) for folder in folders), *FONTS]:
+        with suppress(OSError):
+            font = ImageFont.truetype(name, 16)
+            fonts.append((font, bytes(font.getmask("\U0010ffff"))))
+    return fonts
 
 
 def _outline(draw: ImageDraw.ImageDraw, box: Sequence[float], mark: Mark, thickness: int) -> None:

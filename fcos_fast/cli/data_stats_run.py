@@ -26,9 +26,12 @@ def statistics(dataset: DetectionDataset, config: FCOSConfig, images: int) -> di
     """Everything that the subcommand reports, in plain values."""
     records = sample(dataset, images)
     names = dataset.categories.names
-    counts = Counter(names[label] for record in records for label in record.labels.tolist())
+    counts = Counter(names[label] for record in records for label in record.labels[~record.ignore].tolist())
     if not counts:
-        raise ValueError("the images have no boxes; give a split with labeled images as --data.train")
+        raise ValueError(
+            "the images have no boxes, or only difficult ones and crowds, which training ignores; give a split with "
+            "labeled images as --data.train"
+        )
     better = suggest_ranges(records, config)
     sizes = size_statistics(records, better)
     best = best_size(sizes)
@@ -36,7 +39,7 @@ def statistics(dataset: DetectionDataset, config: FCOSConfig, images: int) -> di
     return {
         "images": len(records),
         "of": len(dataset),
-        "without_boxes": sum(len(record.boxes) == 0 for record in records),
+        "without_boxes": sum(bool(record.ignore.all()) for record in records),
         "boxes_per_class": {name: counts[name] for name in names},
         "box_sizes": box_sizes(records, config),
         "strides": config.strides,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fcos_fast.cli.options import parse_options
@@ -98,11 +99,16 @@ def main(arguments: Sequence[str]) -> int:
     if is_main():
         print(printable(str(dataset.report)))
         print(about)
+        # what cannot be written fails before the evaluation, not after
+        output = _create_parent(options.output)
+        folder = new_run_folder(options.runs, options.name)
     result, detections = evaluate(dataset, batch_size=options.batch_size, workers=options.data.workers)
     if is_main():
-        title = f"{options.checkpoint} on {data.root}, split {data.val}"
-        folder = new_run_folder(options.runs, options.name)
-        present_evaluation(folder, title, dataset, detections, result, options.output, about)
+        part = f"split {data.val}" if data.val else "all images"
+        title = f"{options.checkpoint} on {data.root}, {part}"
+        present_evaluation(
+            folder, title, dataset, detections, result, output or folder / "results.json", about
+        )
     return 0
 
 
@@ -143,6 +149,17 @@ def data_config(checkpoint: str, options: EvaluateDataConfig, saved: dict[str, A
             f"{checkpoint} does not name the dataset it was trained on; give one with --data.root"
         )
     return data
+
+
+def _create_parent(output: str | None) -> Path | None:
+    """The file that ``--output`` names, in a folder that exists."""
+    if output is None:
+        return None
+    try:
+        Path(output).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output={output}: its folder cannot be created: {error.strerror}") from error
+    return Path(output)
 
 
 def _current_name(word: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fcos_fast.data import DetectionDataset
 from fcos_fast.engine.average_precision import AveragePrecision, coco_results
-from fcos_fast.engine.files import write_json
+from fcos_fast.engine.files import json_list, write_json
 from fcos_fast.engine.output import RunOutput
 from fcos_fast.engine.report import write_report
 from fcos_fast.engine.train import TrainResult
@@ -30,9 +30,8 @@ def present(outcome: TrainResult) -> None:
     """Write the report of a finished run; print its average precision and the files to look at."""
     folder = outcome.folder
     best = folder / "best.pt"
-    checkpoint = shlex.quote(
-        str(best if best.exists() else folder / "last.pt")
-    )  # stopped before the first epoch
+    # without best.pt the run was stopped before its first evaluation
+    checkpoint = shlex.quote(str(best if best.exists() else folder / "last.pt"))
     if outcome.result is not None and outcome.val_set is not None and outcome.detections is not None:
         config = (folder / "config.yaml").read_text(encoding="utf-8")
         title = f"{type(outcome.model).__name__} on {outcome.config.data.root}"
@@ -51,7 +50,7 @@ def present_evaluation(
     dataset: DetectionDataset,
     detections: Sequence[dict[str, Tensor]],
     result: AveragePrecision,
-    output: str | None,
+    output: Path,
     about: str = "",
 ) -> None:
     """Write metrics, report and detections of an evaluation; print its average precision and the files.
@@ -62,11 +61,12 @@ def present_evaluation(
         dataset: evaluated dataset.
         detections: detections of each of its images.
         result: average precision of the detections.
-        output: file for the detections; by default ``results.json`` in ``folder``.
+        output: file for the detections, in COCO's result format.
         about: the model and what it ran on, in words.
     """
     write_json(folder / "metrics.json", asdict(result))
-    results = Path(output or folder / "results.json")
-    write_json(results, coco_results(dataset, detections))
+    with json_list(output) as append:
+        for annotation in coco_results(dataset, detections):
+            append(annotation)
     page = write_report(folder, title, dataset, detections, result, {}, about=about)
-    print(f"\n{result.table()}\n\nreport   {page}\nsheet    {folder / 'sheet.png'}\nresults  {results}")
+    print(f"\n{result.table()}\n\nreport   {page}\nsheet    {folder / 'sheet.png'}\nresults  {output}")

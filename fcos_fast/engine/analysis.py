@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fcos_fast.data import DetectionDataset
 from fcos_fast.engine.average_precision import AveragePrecision
-from fcos_fast.engine.matching import IOU, Matching, match_detections
+from fcos_fast.engine.matching import IOU, Matching, match_detections, rows_by_class
 from fcos_fast.engine.precision_recall import Curves, count, curves
 from fcos_fast.engine.tide import CLS, ERRORS, LOC, NO_ERROR, error_types, lost_precision
 
@@ -148,7 +148,13 @@ def analyze(
     """
     classes = dataset.categories.names
     m = match_detections(dataset.records, detections, len(classes))
-    counts = {classes[label]: _count(m, label) for label in np.unique(m.objects.labels[~m.ignore]).tolist()}
+    objects = np.bincount(m.objects.labels[~m.ignore], minlength=len(classes)).tolist()
+    rows = rows_by_class(m.found.labels, ~m.ignored, len(classes))
+    counts = {
+        name: count(m.scores[of_class], m.true_positive[of_class], number)
+        for name, of_class, number in zip(classes, rows, objects, strict=True)
+        if number
+    }
     per_class = {name: curves([counts[name]] if name in counts else []) for name in classes}
     overall = curves(list(counts.values()))
     thresholds = _thresholds(per_class, overall)
@@ -195,12 +201,6 @@ def confusion_matrix(outcome: Outcome) -> np.ndarray:
     matrix[-1, :-1] = np.bincount(m.found.labels[open_det], minlength=size)
     matrix[:-1, -1] = np.bincount(m.objects.labels[open_obj], minlength=size)
     return matrix
-
-
-def _count(m: Matching, label: int) -> Any:
-    rows = (m.found.labels == label) & ~m.ignored
-    objects = int(((m.objects.labels == label) & ~m.ignore).sum())
-    return count(m.scores[rows], m.true_positive[rows], objects)
 
 
 def _thresholds(per_class: dict[str, Curves], overall: Curves) -> dict[str, float]:
@@ -303,4 +303,6 @@ def _rounded(value: Any) -> Any:
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_rounded(item) for item in value]
-    return round(value, 5) if isinstance(value, float) and math.isfinite(value) else value
+    if isinstance(value, float):
+        return round(value, 5) if math.isfinite(value) else None
+    return value

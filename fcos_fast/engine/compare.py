@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ import yaml
 from fcos_fast.engine.page import Cell, number, page, paragraph, plots, table
 from fcos_fast.engine.plots import Plot
 from fcos_fast.engine.run_folder import read_metrics
-from fcos_fast.engine.training_curves import series
+from fcos_fast.engine.training_curves import class_columns, series
 from fcos_fast.text import printable
 
 BOOKKEEPING = ("train.runs", "train.name")
@@ -99,7 +100,15 @@ def _read(file: Path, read: Callable[[Path], Any]) -> Any:
         return None
     try:
         return read(file)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        csv.Error,
+        yaml.YAMLError,
+    ) as error:
         why = " ".join(repr(error).split())
         raise ValueError(
             f"{file}: is not a file of fcos-fast train or evaluate ({why}); write it again"
@@ -134,14 +143,9 @@ def _read_analysis(file: Path) -> dict[str, Any]:
 def _of_history(history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """The metrics of the last epoch that was evaluated."""
     last = next((row for row in reversed(history) if "ap" in row), {})
-    classes = {
-        name.removeprefix("ap_").removesuffix(" (class)"): ap
-        for name, ap in last.items()
-        if name.startswith("ap_") and name not in MEASURES
-    }
     return {
         "average_precision": {name: last.get(name, math.nan) for name in MEASURES},
-        "per_class": classes,
+        "per_class": {name: last[column] for column, name in class_columns(last).items()},
     }
 
 

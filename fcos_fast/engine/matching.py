@@ -128,6 +128,13 @@ def match_detections(
     )
 
 
+def rows_by_class(labels: np.ndarray, rows: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """The indices of ``rows`` (N,), bool, of each class, in their order; one pass for any number of classes."""
+    chosen = np.flatnonzero(rows)
+    chosen = chosen[np.argsort(labels[chosen], kind="stable")]
+    return np.split(chosen, np.searchsorted(labels[chosen], np.arange(1, num_classes)))
+
+
 def pairwise_iou(boxes: np.ndarray, others: np.ndarray, over_first: ArrayLike = False) -> np.ndarray:
     """IoU of boxes (N, 4) with others (M, 4), (N, M).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -80,7 +81,9 @@ class Plot:
         from matplotlib.figure import Figure
 
         # text stays text; a class name with dollar signs is no formula
-        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.title, "text.parse_math": False}):
+        options = {"svg.fonttype": "none", "svg.hashsalt": self.title, "text.parse_math": False}
+        with mpl.rc_context(options), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has other fonts
             figure = Figure(figsize=(4.6, 3.4), layout="constrained")
             FigureCanvasSVG(figure)
             self.draw(figure.subplots())
@@ -97,6 +100,8 @@ def _inline(file: str, title: str) -> str:
     )
     body = re.sub(r"<svg[^>]*>", "", body, count=1)
     body = re.sub(r'(?<=<g) id="[^"]*"| font-family:[^;"]*;', "", body)  # not unique in a page
+    # tenths of a pixel suffice; hundreds of classes have a curve each
+    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]), body)
     body = re.sub(r"\s*\n\s*", " ", body.replace("#000000", "currentColor"))
     return f'<svg role="img" aria-label="{escape(title)}" {box[0] if box else ""}>{body.strip()}'
 

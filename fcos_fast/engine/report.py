@@ -42,7 +42,8 @@ FIGURE_WIDTH = 480
 """Width in pixels of the images in the page, and largest side of the crops."""
 
 CONFUSED = 15
-"""Maximum number of classes in the page's confusion matrix."""
+"""Maximum number of classes in the page's confusion matrix; with more, the command with a threshold for each class is
+folded away."""
 
 LEGEND = """<ul class="legend">
 <li><span class="correct"></span>found, correct (solid)</li>
@@ -133,17 +134,15 @@ def _classes(analysis: Analysis) -> str:
         for name, curve in analysis.per_class.items()
     ]
     command = f"fcos-fast detect --score_threshold {shlex.quote(score_option(analysis.thresholds))} ..."
-    return (
-        table(
-            "Precision, recall and F1 at IoU 0.5 and the score threshold with the highest F1",
-            ("class", "AP", "AP50", "threshold", "precision", "recall", "F1", "objects"),
-            (
-                (name, ap, ap50, c.threshold, c.precision, c.recall, c.f1, c.objects)
-                for name, ap, ap50, c in rows
-            ),
-        )
-        + paragraph("To detect with these thresholds:")
-        + f"<pre>{html(command)}</pre>"
+    what = "To detect with these thresholds"
+    return table(
+        "Precision, recall and F1 at IoU 0.5 and the score threshold with the highest F1",
+        ("class", "AP", "AP50", "threshold", "precision", "recall", "F1", "objects"),
+        ((name, ap, ap50, c.threshold, c.precision, c.recall, c.f1, c.objects) for name, ap, ap50, c in rows),
+    ) + (
+        folded(what, command)
+        if len(analysis.classes) > CONFUSED
+        else f"{paragraph(f'{what}:')}<pre>{html(command)}</pre>"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fcos_fast.engine.matching import IOU, Matching
+from fcos_fast.engine.matching import IOU, Matching, rows_by_class
 from fcos_fast.engine.precision_recall import ap50
 
 ERRORS = {
@@ -87,9 +87,6 @@ def _nearest(size: int, det: np.ndarray, obj: np.ndarray, iou: np.ndarray) -> tu
 
 
 def _mean_ap(m: Matching, kept: np.ndarray, true: np.ndarray, labels: np.ndarray, count: np.ndarray) -> float:
-    values = [
-        ap50(m.scores[rows], true[rows], int(count[label]))
-        for label in np.flatnonzero(count).tolist()
-        for rows in [kept & (labels == label)]
-    ]
+    per_class = zip(rows_by_class(labels, kept, m.num_classes), count.tolist(), strict=True)
+    values = [ap50(m.scores[rows], true[rows], objects) for rows, objects in per_class if objects]
     return float(np.mean(values)) if values else 0.0

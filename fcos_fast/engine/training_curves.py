@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SIZE_COLUMNS = ("ap_small", "ap_medium", "ap_large")
-"""Columns of ``metrics.csv`` that begin like the AP of a class."""
+"""Columns of ``metrics.csv`` that begin like the AP of a class; that of a class ``small`` is ``ap_small (class)``."""
 
 
 def training_plots(rows: Sequence[Mapping[str, float]]) -> list[Plot]:
@@ -23,29 +23,41 @@ def training_plots(rows: Sequence[Mapping[str, float]]) -> list[Plot]:
     """
     columns = dict.fromkeys(name for row in rows for name in row)
     losses = [name for name in columns if name.startswith("loss")]
-    center = [
-        name for name in losses if "ctrness" in name
-    ]  # with its lowest possible value, if that was recorded
-    classes = [name for name in columns if name.startswith("ap_") and name not in SIZE_COLUMNS]
+    center = [name for name in losses if "ctrness" in name]  # and its lowest possible value, if recorded
+    plain = [name for name in losses if name not in center and not name.endswith("_floor")]
     panels = {
-        "Loss": ([n for n in losses if n not in center and not n.endswith("_floor")], ("loss",), (0, None)),
-        "Centerness loss": (center, (), (None, None)),
-        "Average precision": (["ap", "ap50", "ap75"], ("ap",), (0, 1)),
-        "AP per class": (classes, (), (0, 1)),
-        "Learning rate": (["lr"], (), (0, None)),
+        "Loss": (_loss_names(plain), ("loss",), (0, None)),
+        "Centerness loss": (_loss_names(center), (), (None, None)),
+        "Average precision": ({name: name for name in ("ap", "ap50", "ap75")}, ("ap",), (0, 1)),
+        "AP per class": (class_columns(columns), (), (0, 1)),
+        "Learning rate": ({"lr": "lr"}, (), (0, None)),
     }
     plotted = []
     for title, (names, bold, limits) in panels.items():
-        lines = {name: series(rows, name) for name in names}
-        lines = {_line_name(name): points for name, points in lines.items() if points[0]}
+        lines = {name: series(rows, column) for column, name in names.items()}
+        lines = {name: points for name, points in lines.items() if points[0]}
         if lines:
             plotted.append(Plot(title, "epoch", "", lines, bold, limits))
     return plotted
 
 
-def _line_name(column: str) -> str:
-    name = column.removeprefix("loss_").removeprefix("ap_")
-    return f"{name.removesuffix('_floor')} at its lowest" if name.endswith("_floor") else name
+def class_columns(columns: Iterable[str]) -> dict[str, str]:
+    """Of the columns of a ``metrics.csv``, those of the AP of a class: column to class name."""
+    by_size = {f"{column} (class)": column for column in SIZE_COLUMNS}
+    return {
+        column: by_size.get(column, column).removeprefix("ap_")
+        for column in columns
+        if column.startswith("ap_") and column not in SIZE_COLUMNS
+    }
+
+
+def _loss_names(columns: Iterable[str]) -> dict[str, str]:
+    """Column to the name of its line."""
+    names = {column: column.removeprefix("loss_") for column in columns}
+    return {
+        column: f"{name.removesuffix('_floor')} at its lowest" if name.endswith("_floor") else name
+        for column, name in names.items()
+    }
 
 
 def series(rows: Sequence[Mapping[str, float]], column: str) -> tuple[list[float], list[float]]:

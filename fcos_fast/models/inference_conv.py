@@ -38,7 +38,7 @@ class InferenceConv2d(nn.Conv2d):
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not _can_keep(x, weight, bias):
             return super()._conv_forward(x, weight, bias)
-        if winograd.gains(self) and winograd.is_worth_it(x, MIN_TILES):
+        if winograd.gains(self) and winograd.is_worth_it(x, weight, MIN_TILES):
             return winograd.convolve(x, self._keep("winograd", weight, winograd.transform_weight), bias)
         if not _runs_in_onednn(x.dtype):
             return super()._conv_forward(x, weight, bias)
@@ -75,15 +75,16 @@ class InferenceConv2d(nn.Conv2d):
 
 def use_inference_convolutions(module: nn.Module) -> None:
     """Change the class of every plain convolution of ``module``; parameters and keys stay."""
+    plain = (nn.Conv2d, winograd.WinogradConv2d)  # the second in a model that was trained
     for conv in module.modules():
-        if type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+        if type(conv) in plain and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
             conv.__class__ = InferenceConv2d
 
 
 def _can_keep(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     tensors = [t for t in (x, weight, bias) if t is not None]
     return (
-        not torch.compiler.is_compiling()
+        not (torch.compiler.is_compiling() or torch.jit.is_tracing())
         and x.device.type == "cpu"
         and x.ndim == 4
         and x.numel() > 0

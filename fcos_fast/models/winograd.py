@@ -34,7 +34,7 @@ class WinogradConv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not is_worth_it(x, MIN_TILES):
+        if not is_worth_it(x, weight, MIN_TILES):
             return super()._conv_forward(x, weight, bias)
         return _Convolution.apply(x, weight, bias)
 
@@ -61,14 +61,18 @@ def gains(conv: nn.Conv2d) -> bool:
     )
 
 
-def is_worth_it(x: Tensor, min_tiles: int) -> bool:
-    """Whether an input has at least this number of tiles, and its dtype and device fit."""
+def is_worth_it(x: Tensor, weight: Tensor, min_tiles: int) -> bool:
+    """Whether an input has at least this number of tiles and fits the weight; otherwise PyTorch computes or raises.
+
+    Exported programs and traces need operators that PyTorch knows; besides, a trace would keep the number of tiles.
+    """
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
         and x.ndim == 4
+        and (x.dtype, x.shape[1]) == (weight.dtype, weight.shape[1])
         and _tiles(x) >= min_tiles
     )
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from fcos_fast.data import AugmentConfig, DetectionDataset, train_loader
 from fcos_fast.text import printable
-from fcos_fast.visualize import draw_boxes
+from fcos_fast.visualize import draw_boxes, font_for
 
 COLUMNS = 4
 """Images in a row of the sheet."""
@@ -84,7 +84,7 @@ def _grid(cells: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
     heights = [max(cell.height for cell in row) + _CAPTION + _GAP for row in rows]
     columns = min(COLUMNS, len(cells))
     sheet = Image.new("RGB", (columns * (WIDTH + _GAP) + _GAP, sum(heights) + _GAP), (255, 255, 255))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+    draw, font = ImageDraw.Draw(sheet), font_for("".join(captions), 13)
     y = _GAP
     for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
         for column, cell in enumerate(row):

@@ -112,6 +112,7 @@ def test_page_in_a_browser(tmp_path):
         (lambda run: (run / "analysis.json").write_text("[1]"), "analysis.json: is not a file of fcos-fast"),
         (lambda run: (run / "metrics.csv").write_text("epoch\nx\n"), "metrics.csv: is not a file of fcos-fast train"),
         (lambda run: (run / "metrics.csv").write_text("a,b\n1,2\n"), "metrics.csv: is not a file of fcos-fast train"),
+        (lambda run: (run / "metrics.csv").write_text("a" * 200_000), "metrics.csv: is not a file of fcos-fast train"),
         (lambda run: (run / "config.yaml").write_text("a: [\n"), "config.yaml: is not a file of fcos-fast train"),
         (lambda run: (run / "config.yaml").write_text("- a\n"), "config.yaml: is not a file of fcos-fast train"),
     ],

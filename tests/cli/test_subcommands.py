@@ -73,6 +73,21 @@ def test_train_evaluate_detect_retinanet(tmp_path, voc_root, capsys):
     assert main(["train", "--resume", "runs/train"]) == 0
 
 
+def test_evaluate_writes_where_it_is_told_or_fails_at_once(
+    tmp_path, voc_root, checkpoint, capsys, monkeypatch
+):
+    evaluate = ["evaluate", "--checkpoint", str(checkpoint), "--data.root", str(voc_root), "--output"]
+    assert main([*evaluate, "new/folder/mine.json", "--data.split", "val"]) == 0
+    results = json.loads((tmp_path / "new" / "folder" / "mine.json").read_text())
+    assert {result["image_id"] for result in results} == {0, 1}
+    assert set(results[0]) == {"image_id", "category_id", "bbox", "score"}
+
+    monkeypatch.setattr("fcos_fast.engine.evaluate.evaluate", pytest.fail)  # not reached
+    Path("file").touch()
+    assert main([*evaluate, "file/mine.json"]) == 2
+    assert "--output=file/mine.json: its folder cannot be created: File exists" in capsys.readouterr().err
+
+
 def test_options_are_those_of_the_presets_detector(capsys):
     assert main(["train", "--model.anchor_size", "3"]) == 2
     assert "unknown option --model.anchor_size" in capsys.readouterr().err

@@ -13,7 +13,6 @@ from fcos_fast.data import Categories, DetectionDataset
 from fcos_fast.data.dataset import Record
 from fcos_fast.engine.analysis import analyze, confusion_matrix
 from fcos_fast.engine.average_precision import average_precision
-from fcos_fast.engine.files import write_json
 from fcos_fast.engine.matching import match_detections, pairwise_iou
 from fcos_fast.engine.precision_recall import count as count_curves
 from fcos_fast.engine.precision_recall import curves
@@ -131,7 +130,7 @@ def test_precision_recall_curve_is_that_of_pycocotools(seed):
     truth.createIndex()
     from fcos_fast.engine.average_precision import coco_results
 
-    evaluation = cocoeval.COCOeval(truth, truth.loadRes(coco_results(dataset, detections)), "bbox")
+    evaluation = cocoeval.COCOeval(truth, truth.loadRes([*coco_results(dataset, detections)]), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
     analysis, _ = evaluated(dataset, detections)
@@ -336,7 +335,7 @@ def test_examples_name_what_is_wrong():
 
 
 @pytest.mark.parametrize("case", ["no detections", "no objects", "neither", "nothing right"])
-def test_empty_cases(case, tmp_path):
+def test_empty_cases(case):
     box = [[10, 10, 50, 50]]
     objects = ([], [], []) if case in ("no objects", "neither") else (box, [0], [False])
     detections = found([], [], []) if case in ("no detections", "neither") else found(box, [1], [0.9])
@@ -345,8 +344,7 @@ def test_empty_cases(case, tmp_path):
     assert sum(map(sum, analysis.confusion)) == {"neither": 0}.get(case, 1)
     assert all(value == 0 for name, value in analysis.lost_precision.items() if name not in ("Cls", "Miss"))
     assert outcome.missed.sum() == (case in ("no detections", "nothing right"))
-    write_json(tmp_path / "a.json", analysis.to_dict())
-    assert json.loads((tmp_path / "a.json").read_text())["classes"] == list(NAMES)
+    assert json.loads(json.dumps(analysis.to_dict(), allow_nan=False))["classes"] == list(NAMES)
 
 
 def test_iou_of_crowds_and_empty_boxes():

@@ -134,10 +134,22 @@ def test_curves_have_contrast_in_both_modes():
             assert (high + 0.05) / (low + 0.05) >= 3, (color, background)
 
 
+def test_curves_have_no_more_digits_than_a_screen_shows():
+    svg = Plot("t", "x", "y", {"a": ([0, 1 / 3, 1], [0, 1 / 7, 1])}).svg()
+    paths = re.findall(r' d="([^"]*)"', svg)
+    assert any(re.search(r"\d\.\d L ", path) for path in paths)
+    assert not re.search(r"\.\d\d", "".join(paths))
+
+
 def test_legend_shows_names_as_they_are():
     svg = Plot("t", "x", "y", {"_a": ([0, 1], [0, 1]), "$b_1$": ([0, 1], [1, 0]), "<c>": ([0], [1])}).svg()
     texts = [text.strip() for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
     assert {"_a", "$b_1$", "&lt;c&gt;"} <= set(texts)
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_in_any_script_stay_text():
+    assert "猫" in Plot("t", "x", "y", {"猫": ([0, 1], [0, 1]), "собака": ([0, 1], [1, 0])}).svg()
 
 
 def test_detect_accepts_the_thresholds_of_the_page(report):
@@ -165,6 +177,7 @@ def test_confusion_matrix_of_many_classes_shows_the_most_confused(report):
     matrix = text[text.index('id="confusion-matrix"') : text.index('id="sizes-and-shapes"')]
     assert matrix.count("<tr>") == 1 + 15 + 1
     assert "The 15 of 20 classes with the most errors." in matrix
+    assert "<details><summary>To detect with these thresholds</summary><pre>fcos-fast detect" in text
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 
 from fcos_fast.engine.training_curves import plot_curves, training_plots
 from fcos_fast.visualize import (
+    _font_file,
     class_color,
     draw_boxes,
     draw_marks,
@@ -106,6 +107,25 @@ def test_a_label_is_above_its_box_unless_there_is_no_space():
     assert inside.tolist() == [50, 0]
 
 
+def drawn_label(text: str) -> np.ndarray:
+    return np.asarray(draw_marks(np.zeros((60, 200, 3), np.uint8), [true_positive([5, 20, 190, 55], text)]))
+
+
+def test_labels_beyond_ascii_can_be_read():
+    pytest.importorskip("matplotlib")  # contains a font of Latin, Greek and Cyrillic
+    texts = ("ä", "ß", "é", "ж", "ω")
+    assert len({drawn_label(text).tobytes() for text in texts}) == len(texts)
+
+
+def test_labels_without_a_font_are_drawn_all_the_same(monkeypatch):
+    monkeypatch.setattr("fcos_fast.visualize._fonts", list)
+    _font_file.cache_clear()
+    try:
+        assert drawn_label("ä").any()
+    finally:
+        _font_file.cache_clear()
+
+
 def test_outcomes_differ_in_color_and_line_style():
     image, box = np.full((120, 160, 3), 128, np.uint8), [20, 30, 140, 110]
     colors, shares = [], []
@@ -137,6 +157,20 @@ def test_sheet_of_outcomes():
 def test_curves_of_missing_values():
     rows = [{"epoch": 1, "loss": 2.0, "lr": 0.1}, {"epoch": 2, "loss": 1.0, "ap": 0.5, "lr": 0.1}]
     assert plot_curves(rows).size == (1200, 360)
+
+
+def test_any_class_name_is_that_of_its_curve():
+    row = {
+        "epoch": 1,
+        "ap": 0.5,
+        "ap_small": 0.4,
+        "ap_wet_floor": 0.3,
+        "ap_small (class)": 0.2,
+        "ap_loss_ap_x": 0.1,
+    }
+    panels = {panel.title: panel.lines for panel in training_plots([row])}
+    values = {name: y for name, (_, (y,)) in panels["AP per class"].items()}
+    assert values == {"wet_floor": 0.3, "small": 0.2, "loss_ap_x": 0.1}
 
 
 def test_centerness_has_curves_of_its_own():

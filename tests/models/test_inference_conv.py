@@ -52,6 +52,23 @@ def test_a_compiled_copy_computes_the_same():
     torch.testing.assert_close(compiled(x), conv(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace")
+def test_a_trace_computes_the_same_for_another_size(keeping):
+    """Not the number of tiles and the packed weight of the size that was traced."""
+    keeping.requires_grad_(False)
+    traced = torch.jit.trace(keeping, (torch.randn(1, 5, 9, 9),))
+    x = torch.randn(2, 5, 40, 50)
+    torch.testing.assert_close(traced(x), by_torch(keeping, x), rtol=1e-5, atol=1e-5)
+    assert "aten::_convolution" in str(traced.inlined_graph)
+
+
+def test_the_convolutions_of_a_trained_model_are_replaced_too():
+    conv = nn.Conv2d(64, 64, 3, padding=1)
+    winograd.use_winograd(conv)
+    assert type(conv) is winograd.WinogradConv2d
+    inference_conv(conv)
+
+
 def test_other_convolutions_stay():
     module = nn.ModuleList([nn.Conv2d(2, 2, 3, padding="same"), nn.Conv2d(2, 2, 3, padding_mode="circular")])
     use_inference_convolutions(module)

@@ -104,6 +104,37 @@ def test_float32_error(by_winograd):
             assert (out - exact).norm() / exact.norm() < 5e-6
 
 
+def test_a_second_derivative_raises(by_winograd):
+    ours = by_winograd(nn.Conv2d(5, 7, 3, padding=1))
+    x = torch.randn(1, 5, 9, 9, requires_grad=True)
+    (grad,) = torch.autograd.grad(ours(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda x: x[:, :4], "to have 5 channels, but got 4"), (torch.Tensor.double, "should be the same")],
+    ids=["channels", "dtype"],
+)
+def test_inputs_that_do_not_fit_raise_as_in_the_plain_convolution(by_winograd, change, message):
+    with pytest.raises(RuntimeError, match=message):
+        by_winograd(nn.Conv2d(5, 7, 3, padding=1))(change(torch.randn(1, 5, 9, 9)))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace")
+def test_exported_and_traced_modules_contain_the_plain_convolution(by_winograd):
+    conv = nn.Conv2d(5, 7, 3, padding=1)
+    ours = by_winograd(conv)
+    x, larger = torch.randn(1, 5, 9, 9), torch.randn(2, 5, 14, 10)
+    exported = torch.export.export(ours, (x,))
+    assert {n.target for n in exported.graph.nodes if n.op == "call_function"} == {
+        torch.ops.aten.conv2d.default
+    }
+    assert torch.equal(exported.module()(x), conv(x))
+    assert torch.equal(torch.jit.trace(ours, (x,))(larger), conv(larger))
+
+
 def test_small_maps_use_the_plain_convolution(monkeypatch, by_winograd):
     conv = nn.Conv2d(4, 4, 3, padding=1)
     ours = by_winograd(conv)
