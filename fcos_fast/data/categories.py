@@ -42,7 +42,7 @@ class Categories:
                 f"Categories: got {len(self.names)} names but {len(self.ids)} ids; expected one id each"
             )
         for what, values in (("name", self.names), ("id", self.ids)):
-            repeated = sorted(value for value, count in Counter(values).items() if count > 1)
+            repeated = [value for value, count in Counter[int | str](values).items() if count > 1]
             if repeated:
                 raise ValueError(
                     f"Categories: the {what} {repeated[0]!r} occurs more than once; make each unique"

@@ -83,7 +83,8 @@ def _edges(members: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray) -> I
     An image that is reached from another leaves the rest, with which the next ones are compared: a scene of K frames
     that resemble the first one costs K comparisons, not K squared.
     """
-    rest, rest_hashes, reached = members, hashes[members], []
+    rest, rest_hashes = members, hashes[members]
+    reached: list[int] = []
     while len(rest):
         if not reached:
             reached, rest, rest_hashes = [int(rest[0])], rest[1:], rest_hashes[1:]
