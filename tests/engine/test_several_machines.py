@@ -23,6 +23,8 @@ from tests.engine.ranks import run_ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
+EPOCHS = 8
+
 # The second machine is a process that holds a network namespace; both are in one user namespace, whose root may
 # configure them. A pair of virtual devices is the cable.
 NETWORK = """
@@ -163,13 +165,13 @@ def start() -> Iterator:
 
 @pytest.fixture
 def config(tiny_config) -> Config:
-    """Three epochs of a small model."""
+    """Epochs of a third of a second of a small model: enough for a kill in the middle."""
     config: Config = tiny_config(Path("runs"))
     return replace(
         config,
         model=replace(config.model, backbone="mobilenet_v2"),
         data=replace(config.data, root="", val=""),
-        train=replace(config.train, epochs=3, batch_size=4, precision="float32"),
+        train=replace(config.train, epochs=EPOCHS, batch_size=4, precision="float32"),
     )
 
 
@@ -183,7 +185,7 @@ def test_restart_after_a_kill_gives_the_same_bits(machines, config, start, tmp_p
     save_config(config, tmp_path / "config.yaml")
     options = ("train", "--config", str(tmp_path / "config.yaml"), "--data.root")
     running = start(*(machine.command(*options, f"$HERE/data{machine.rank}") for machine in machines))
-    machines[0].wait_for("epoch 1/3  loss")
+    machines[0].wait_for(f"epoch 1/{EPOCHS}  loss")
     machines[1].kill_worker()
     assert running.wait() == "ended 0 0", machines[0].read("err")
     assert "restarted by torchrun; the run in runs/train continues" in machines[0].read("out")
@@ -191,7 +193,7 @@ def test_restart_after_a_kill_gives_the_same_bits(machines, config, start, tmp_p
     assert not (machines[1].folder / "runs").exists()
     assert [path.name for path in (machines[0].folder / "runs").iterdir()] == ["train"]
     folder = machines[0].folder / "runs" / "train"
-    assert [row["epoch"] for row in read_metrics(folder / "metrics.csv")] == [1, 2, 3]
+    assert [row["epoch"] for row in read_metrics(folder / "metrics.csv")] == list(range(1, EPOCHS + 1))
     expected, found = (load_checkpoint(path / "last.pt") for path in (tmp_path / "whole" / "train", folder))
     assert all(torch.equal(value, found["model"][name]) for name, value in expected["model"].items())
     assert all(torch.equal(v, found["ema"]["model"][k]) for k, v in expected["ema"]["model"].items())
