@@ -81,8 +81,10 @@ class Plot:
         from matplotlib.figure import Figure
 
         # text stays text; a class name with dollar signs is no formula
-        options = {"svg.fonttype": "none", "svg.hashsalt": self.title, "text.parse_math": False}
-        with mpl.rc_context(options), warnings.catch_warnings():
+        with (
+            mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.title, "text.parse_math": False}),
+            warnings.catch_warnings(),
+        ):
             warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has other fonts
             figure = Figure(figsize=(4.6, 3.4), layout="constrained")
             FigureCanvasSVG(figure)

@@ -84,7 +84,7 @@ def use_inference_convolutions(module: nn.Module) -> None:
 def _can_keep(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     tensors = [t for t in (x, weight, bias) if t is not None]
     return (
-        not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        not winograd.is_recorded()
         and x.device.type == "cpu"
         and x.ndim == 4
         and x.numel() > 0

@@ -62,19 +62,21 @@ def gains(conv: nn.Conv2d) -> bool:
 
 
 def is_worth_it(x: Tensor, weight: Tensor, min_tiles: int) -> bool:
-    """Whether an input has at least this number of tiles and fits the weight; otherwise PyTorch computes or raises.
-
-    Exported programs and traces need operators that PyTorch knows; besides, a trace would keep the number of tiles.
-    """
+    """Whether an input has at least this number of tiles and fits the weight; otherwise PyTorch computes or raises."""
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
-        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        and not is_recorded()
         and x.ndim == 4
         and (x.dtype, x.shape[1]) == (weight.dtype, weight.shape[1])
         and _tiles(x) >= min_tiles
     )
+
+
+def is_recorded() -> bool:
+    """Whether PyTorch records this call, to compile, export or trace it: with its own operators, for any image size."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 class _Convolution(torch.autograd.Function):

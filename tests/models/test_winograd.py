@@ -79,6 +79,10 @@ def test_unneeded_gradients_are_not_computed(by_winograd, monkeypatch):
     assert ours.bias.grad is not None
     assert x.grad is not None
 
+    out = ours(x.detach())
+    monkeypatch.setattr(winograd, "convolve", None)
+    out.sum().backward()
+
 
 def test_autocast_and_other_dtypes_use_the_plain_convolution(by_winograd):
     conv = nn.Conv2d(5, 7, 3, padding=1)
@@ -144,10 +148,18 @@ def test_small_maps_use_the_plain_convolution(monkeypatch, by_winograd):
         assert torch.equal(ours(x), conv(x)) is same
 
 
+def test_an_image_without_a_batch(by_winograd):
+    conv = nn.Conv2d(4, 4, 3, padding=1)
+    x = torch.randn(4, 4, 9)  # as high as it has channels
+    assert torch.equal(by_winograd(conv)(x), conv(x))
+
+
 def test_only_convolutions_that_gain_are_replaced():
     convs = {
         "plain": nn.Conv2d(128, 128, 3, padding=1),
         "strided": nn.Conv2d(128, 128, 3, 2, padding=1),
+        "narrowest": nn.Conv2d(64, 64, 3, padding=1),
+        "subclass": type("Other", (nn.Conv2d,), {})(128, 128, 3, padding=1),
         "narrow": nn.Conv2d(128, 63, 3, padding=1),
         "1x1": nn.Conv2d(128, 128, 1),
         "5x5": nn.Conv2d(128, 128, 5, padding=1),
@@ -161,5 +173,5 @@ def test_only_convolutions_that_gain_are_replaced():
     keys = module.state_dict().keys()
     use_winograd(module)
     replaced = {name for name, layer in module["inner"].items() if isinstance(layer, WinogradConv2d)}
-    assert replaced == {"plain"}
+    assert replaced == {"plain", "narrowest"}
     assert module.state_dict().keys() == keys
