@@ -27,7 +27,7 @@ class DetectOptions:
         sources: image and video files, folders of them, patterns such as ``'a/*.jpg'``, a webcam such as /dev/video0.
         checkpoint: ``best.pt`` or ``last.pt`` of a run, a checkpoint that ``fcos-fast convert`` reads, or a file of
             ``fcos-fast export``.
-        score_threshold: only detections with a higher score are kept; or class name to threshold, such as
+        score_threshold: only detections with at least this score are kept; or class name to threshold, such as
             ``'{cat: 0.5, dog: 0.2}'``, and 0.3 for other classes.
         classes: class names to keep, such as ``[cat, dog]``; by default all.
         save_txt: write the detections of each image in YOLO's text format, with scores, into labels.
