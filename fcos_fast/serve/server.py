@@ -42,10 +42,6 @@ def run(options: ServeOptions) -> int:
         with closing(Batcher(detector.predict, options, metrics)) as batcher:
             warm_up(batcher)
             classes = detector.categories.names
-            print(
-                f"{address(listener)} serves {options.checkpoint}: {printable(', '.join(classes))}",
-                flush=True,
-            )
             if not is_loopback(options.host):
                 print(
                     f"fcos-fast serve: warning: --host {options.host} lets other machines use this server, without a "
@@ -58,10 +54,24 @@ def run(options: ServeOptions) -> int:
                 access_log=False,
                 timeout_graceful_shutdown=math.ceil(options.timeout) + 1,
             )
+            ready = f"{address(listener)} serves {options.checkpoint}: {printable(', '.join(classes))}"
             with suppress(KeyboardInterrupt):  # uvicorn answers what is in progress, then repeats the signal
-                uvicorn.Server(config).run(sockets=[listener])
+                Server(config, ready).run(sockets=[listener])
     print("stopped")
     return 0
+
+
+class Server(uvicorn.Server):
+    """Prints a line when it answers, and from when a signal stops it in order."""
+
+    def __init__(self, config: uvicorn.Config, ready: str) -> None:
+        super().__init__(config)
+        self.ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to answer."""
+        await super().startup(sockets)
+        print(self.ready, flush=True)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -129,6 +129,12 @@ def stopped_during_a_request(server, photo: bytes) -> tuple[int, str, httpx.Resp
         return *server.stop(), answer.result()
 
 
+def test_stopped_as_soon_as_it_is_ready(serve, checkpoint):
+    """The line is printed when signals are handled, not before."""
+    with serve("--checkpoint", str(checkpoint)) as server:
+        assert server.stop() == (0, "stopped\n")
+
+
 def test_answers_are_not_delayed():
     """With Nagle's algorithm, the body of an answer would wait 40 ms for the client's acknowledgment."""
     with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
