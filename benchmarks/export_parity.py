@@ -50,10 +50,14 @@ def detect(engine: Engine, images: Sequence[np.ndarray], batch: int) -> Iterator
 
 def compare(
     expected: Sequence[RawDetections], found: Sequence[RawDetections], max_detections: int
-) -> dict[str, float]:
-    """Images with the same detections, those without exchanged equal scores, and the largest differences in these."""
+) -> dict[str, object]:
+    """Images with the same detections, those without exchanged equal scores, and the largest differences in these.
+
+    The others are described in words, by the index of the image.
+    """
     pairs = list(zip(expected, found, strict=True))
-    same = [(a, b) for a, b in pairs if difference(a, b, max_detections) is None]
+    differences = [difference(a, b, max_detections) for a, b in pairs]
+    same = [pair for pair, what in zip(pairs, differences, strict=True) if what is None]
     in_order = [(a, b) for a, b in same if np.abs(a.boxes - b.boxes).max(initial=0) <= 0.1]
     return {
         "images": len(pairs),
@@ -62,6 +66,7 @@ def compare(
         "box_px": max((float(np.abs(a.boxes - b.boxes).max(initial=0)) for a, b in in_order), default=0.0),
         "score": max((float(np.abs(a.scores - b.scores).max(initial=0)) for a, b in in_order), default=0.0),
         "detections": sum(len(a.labels) for a, _ in pairs),
+        "different": {i: what for i, what in enumerate(differences) if what is not None},
     }
 
 

@@ -16,7 +16,7 @@ from importlib import import_module
 import fcos_fast
 from fcos_fast.cli.suggest import did_you_mean
 from fcos_fast.engine.files import WriteError
-from fcos_fast.engine.launch import ProcessLostError, launched
+from fcos_fast.engine.launch import ProcessLostError, launched, with_contexts
 from fcos_fast.errors import ExportError, ExtensionError
 from fcos_fast.memory import keep_memory
 from fcos_fast.text import printable
@@ -82,12 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             with _processes(subcommand):
                 return import_module(f"fcos_fast.cli.{subcommand}").main(rest)
-        except KeyboardInterrupt as interruption:
+        except (KeyboardInterrupt, ProcessLostError) as error:
+            lost = next((e for e in with_contexts(error) if isinstance(e, ProcessLostError)), None)
+            if lost is not None:
+                # the process that failed first has reported it
+                return 1 if lost.repeated else _fail(f"fcos-fast {subcommand}", str(lost), status=1)
             status = 128 + (signal.SIGTERM if received else signal.SIGINT)
-            return _fail(f"fcos-fast {subcommand}", str(interruption) or "interrupted", status)
-        except ProcessLostError as error:
-            # the process that failed first has reported it
-            return 1 if error.repeated else _fail(f"fcos-fast {subcommand}", str(error), status=1)
+            return _fail(f"fcos-fast {subcommand}", str(error) or "interrupted", status)
         except ModuleNotFoundError as error:
             if _debugging() or (error.name or "fcos_fast").startswith("fcos_fast"):
                 raise

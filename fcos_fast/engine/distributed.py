@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from fcos_fast.engine.launch import ProcessLostError, attempt, launched
+from fcos_fast.engine.launch import ProcessLostError, attempt, launched, with_contexts
 from fcos_fast.precision import choose_device
 
 TIMEOUT = timedelta(minutes=10)
@@ -199,11 +199,13 @@ class _FirstFailure:
 
     def raise_if_lost(self, error: BaseException) -> None:
         """Raise a ProcessLostError unless ``error`` is this process's own and the first failure of all."""
-        lost = _is_lost_connection(error)
-        if isinstance(error, KeyboardInterrupt):
+        lost = any(_is_lost_connection(e) for e in with_contexts(error))
+        if lost:
+            what = LOST
+        elif isinstance(error, KeyboardInterrupt):
             what = "was interrupted"
         else:
-            what = LOST if lost else f"failed: {_one_line(error)}"
+            what = f"failed: {_one_line(error)}"
         first_rank, first = self._record(what)
         if first_rank != self.rank or lost:
             who = f"rank {first_rank}" if first_rank != self.rank else "it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -16,6 +17,16 @@ class ProcessLostError(RuntimeError):
     def __init__(self, message: str, repeated: bool = False) -> None:
         super().__init__(message)
         self.repeated = repeated
+
+
+def with_contexts(error: BaseException | None) -> Iterator[BaseException]:
+    """``error``, the one during whose handling it was raised, and so on.
+
+    torchrun ends the others just after a process was lost: its SIGTERM can come while they still handle that.
+    """
+    while error is not None:
+        yield error
+        error = error.__context__
 
 
 def attempt() -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from fcos_fast.cli.main import main
+from fcos_fast.engine.launch import ProcessLostError
 
 MISTAKES = {
     "subcommand": (["trian"], "unknown subcommand 'trian'; did you mean 'train'?"),
@@ -198,3 +200,19 @@ def test_as_a_process():
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr == "fcos-fast: unknown subcommand 'trian'; did you mean 'train'?\n"
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_sigterm_after_a_process_was_lost_does_not_hide_that(repeated, monkeypatch, capsys):
+    """torchrun sends it while the process group is destroyed."""
+
+    def train(_: list[str]) -> int:
+        try:
+            raise ProcessLostError("rank 0 ends: rank 1 was killed; continue with ...", repeated)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("fcos_fast.cli.train.main", train)
+    assert main(["train"]) == 1
+    expected = "" if repeated else "fcos-fast train: rank 0 ends: rank 1 was killed; continue with ...\n"
+    assert capsys.readouterr().err == expected

@@ -21,6 +21,7 @@ from fcos_fast.engine import distributed
 from fcos_fast.engine.checkpoint import load_checkpoint, model_from_checkpoint
 from fcos_fast.engine.config import Config, save_config
 from fcos_fast.engine.evaluate import evaluate
+from fcos_fast.engine.launch import ProcessLostError
 from fcos_fast.engine.run_folder import read_metrics
 from fcos_fast.engine.splits import load_splits
 from fcos_fast.engine.train import resume, train
@@ -394,6 +395,16 @@ def test_other_ranks_report_the_first_failure(tmp_path):
     ended = run_ranks(tmp_path, 2, ranks.fails_on, 1, seconds=20)
     assert "ValueError: 7 is\nno box" in ended[1].err
     assert ended[0].err.splitlines()[-1].endswith("ProcessLostError: rank 0 ends: rank 1 failed: 7 is no box")
+
+
+def test_sigterm_while_a_lost_connection_is_handled_does_not_hide_it():
+    """torchrun sends it within a tenth of a second."""
+    failure = distributed._FirstFailure(torch.distributed.HashStore())
+    failure.advice = "continue"
+    interruption = KeyboardInterrupt()
+    interruption.__context__ = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
+    with pytest.raises(ProcessLostError, match="it lost the connection .*; continue"):
+        failure.raise_if_lost(interruption)
 
 
 def test_processes_can_form_a_second_group(tmp_path):
