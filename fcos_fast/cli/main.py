@@ -83,12 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with _processes(subcommand):
                 return import_module(f"fcos_fast.cli.{subcommand}").main(rest)
         except (KeyboardInterrupt, ProcessLostError) as error:
-            lost = next((e for e in with_contexts(error) if isinstance(e, ProcessLostError)), None)
-            if lost is not None:
-                # the process that failed first has reported it
-                return 1 if lost.repeated else _fail(f"fcos-fast {subcommand}", str(lost), status=1)
-            status = 128 + (signal.SIGTERM if received else signal.SIGINT)
-            return _fail(f"fcos-fast {subcommand}", str(error) or "interrupted", status)
+            status, message = _ended_from_outside(error, received)
+            return _fail(f"fcos-fast {subcommand}", message, status) if message else status
         except ModuleNotFoundError as error:
             if _debugging() or (error.name or "fcos_fast").startswith("fcos_fast"):
                 raise
@@ -143,6 +139,14 @@ def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
         yield received
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _ended_from_outside(error: BaseException, received: list[int]) -> tuple[int, str]:
+    """Exit status and message after a signal or the loss of another process; no message if that one reports it."""
+    for cause in with_contexts(error):
+        if isinstance(cause, ProcessLostError):
+            return 1, "" if cause.repeated else str(cause)
+    return 128 + (signal.SIGTERM if received else signal.SIGINT), str(error) or "interrupted"
 
 
 def _usage() -> str:
